@@ -1,0 +1,35 @@
+# `make` sets everything up in .venv, with pip alone. The other targets set up first where that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: all setup demo test lint check parity clean
+all: setup
+
+setup: $(VENV)/.ready
+
+# constraints.txt holds the versions that the numbers were measured with; remove -c to take the newest ones.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/clipbench eval --model digits-clip-lite --task digits-zs
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: setup
+	$(BIN)/clipbench check
+
+parity: setup
+	$(BIN)/python -m clipbench.bench.parity
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

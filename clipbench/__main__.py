@@ -1,0 +1,5 @@
+"""`python -m clipbench`."""
+
+from clipbench.cli import main
+
+main()

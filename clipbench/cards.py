@@ -1,0 +1,529 @@
+"""The cards: strict, frozen, typed objects read from YAML. No torch here.
+
+A card that is wrong fails at load, with the file and line, what is allowed, and the nearest name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from clipbench.errors import CardError, nearest
+
+T = TypeVar("T")
+# A YAML list becomes an immutable tuple; its items stay strictly typed.
+Tuple = Annotated[tuple[T, ...], Field(strict=False)]
+# Three channel values written as a YAML list.
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class Strict(BaseModel):
+    """Base of every card part: unknown, missing or mistyped keys are errors; objects are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    def canonical(self) -> dict[str, Any]:
+        """The part as plain JSON types, defaults included (what fingerprints hash)."""
+        return self.model_dump(mode="json")
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of `value`: key order and spacing cannot change it."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- model cards
+
+
+class Preprocess(Strict):
+    """How a PIL image becomes a tensor; part of every feature's key.
+
+    `resize: shortest` scales the short side to `size` and keeps the ratio, then crops the centre;
+    `squash` scales to the square `crop`; `none` takes images that have that size already.
+    `order` says whether the conversion to `channels` colours comes before or after resizing
+    (open_clip: after; most others: before; it matters for palette and alpha images).
+    """
+
+    size: int = Field(224, gt=0)
+    crop: int | None = Field(None, gt=0)
+    resize: Literal["shortest", "squash", "none"] = "shortest"
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    channels: Literal[1, 3] = 3
+    order: Literal["convert-last", "convert-first"] = "convert-last"
+    mean: Tuple[float]
+    std: Tuple[float]
+
+    @property
+    def side(self) -> int:
+        """Height and width (px) of the tensor that the tower sees."""
+        return self.crop or self.size
+
+    @model_validator(mode="after")
+    def _per_channel(self) -> Preprocess:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need {self.channels} values each, one a channel")
+        if any(s <= 0 for s in self.std):
+            raise ValueError("std values must be above 0")
+        return self
+
+
+class Weights(Strict):
+    """Where a checkpoint comes from: exactly one of `file`, `open_clip`.
+
+    `file` is relative to the card's folder; `open_clip` is a pretrained tag of the card's architecture.
+    `sha256` is given where a source states it, never invented; without one, the hash is recorded at
+    first use and checked afterwards.
+    """
+
+    file: str | None = None
+    open_clip: str | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{8,64}$")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Weights:
+        given = [name for name in ("file", "open_clip") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of file, open_clip (found {', '.join(given) or 'none'})")
+        return self
+
+
+Confidence = Literal["primary", "secondary", "from-memory-high", "from-memory-medium", "from-memory-low"]
+
+
+class Reported(Strict):
+    """A number that somebody else published for this model, in percent as printed."""
+
+    task: str
+    metric: str
+    percent: float = Field(ge=0, le=100)
+    source: str
+    confidence: Confidence
+
+
+class ModelCard(Strict):
+    """One checkpoint. `config` belongs to the family's adapter, which validates it."""
+
+    title: str
+    family: str
+    config: dict[str, Any] = {}
+    preprocess: Preprocess
+    weights: Weights
+    licence: str | None = None
+    training_data: str | None = None
+    training_pairs_m: float | None = Field(None, gt=0, description="training pairs, millions")
+    paper: str | None = None
+    links: Tuple[str] = ()
+    notes: str | None = None
+    reported: Tuple[Reported] = ()
+
+
+# ----------------------------------------------------------------- task cards
+
+
+class Source(Strict):
+    """Where a data set comes from: exactly one of `hub`, `builtin`, `path`, `local`.
+
+    `hub` is a Hugging Face data set id; `revision` only where a source gives it, otherwise the resolved
+    commit is recorded at first use and checked afterwards. `path` is relative to the card's folder.
+    `local: true` means that there is no public copy: the data is always given with `--data`.
+    """
+
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    builtin: str | None = None
+    path: str | None = None
+    local: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Source:
+        kinds = ("hub", "builtin", "path", "local")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)} (found {', '.join(given) or 'none'})")
+        return self
+
+
+class Columns(Strict):
+    """Column names of a tabular source (parquet, hub). WebDataset and image folders need none."""
+
+    image: str = "image"
+    label: str = "label"
+
+
+class SplitSpec(Strict):
+    """One split: its name in the source, and how many samples it has (checked when complete)."""
+
+    name: str
+    rows: int | None = Field(None, gt=0)
+
+
+Templates = Tuple[str] | dict[str, Tuple[str]]
+
+
+class TaskCard(Strict):
+    """One data set with all its protocols. The id of a task is `<dataset>-<protocol>[@<variant>]`.
+
+    `templates` maps a name to either a list of prompts with `{c}` for the class name, or, for
+    class-specific prompts, a mapping of class name to list of finished prompts. `default` is required.
+    `label_names` are the data's own label names in the order of `classes` (a wnid, a folder name), given
+    where they differ from the class names; labels that carry names are then matched by name, never by
+    position. `protocols` holds each protocol's parameters, validated by that protocol.
+    """
+
+    title: str
+    description: str | None = None
+    homepage: str | None = None
+    source: Source
+    columns: Columns = Columns()
+    splits: dict[str, SplitSpec]
+    kind: Literal["single-label", "multi-label"] = "single-label"
+    classes: Tuple[str]
+    label_names: Tuple[str] | None = None
+    templates: dict[str, Templates]
+    prompts_source: str
+    protocols: dict[str, dict[str, Any]]
+    notes: str | None = None
+
+    @field_validator("classes")
+    @classmethod
+    def _some_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(classes) < 2:
+            raise ValueError(f"a classification set needs at least 2 classes (found {len(classes)})")
+        return classes
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskCard:
+        if self.label_names is not None:
+            if len(self.label_names) != len(self.classes):
+                raise ValueError(
+                    f"label_names has {len(self.label_names)} entries, classes {len(self.classes)}"
+                )
+            if len(set(self.label_names)) != len(self.label_names):
+                raise ValueError("label_names holds the same name twice")
+        if "default" not in self.templates:
+            raise ValueError(
+                f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})'
+            )
+        for name, templates in self.templates.items():
+            if isinstance(templates, dict):
+                lost = [c for c in self.classes if not templates.get(c)]
+                if lost:
+                    raise ValueError(
+                        f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)'
+                    )
+                extra = [c for c in templates if c not in set(self.classes)]
+                if extra:
+                    near = nearest(extra[0], self.classes)
+                    raise ValueError(
+                        f'templates "{name}" names the unknown class "{extra[0]}"'
+                        + (f'; did you mean "{near}"?' if near else "")
+                    )
+            else:
+                if not templates:
+                    raise ValueError(f'templates "{name}" is empty')
+                bad = [t for t in templates if "{c}" not in t]
+                if bad:
+                    raise ValueError(f'templates "{name}": "{bad[0]}" has no {{c}} for the class name')
+        if not self.protocols:
+            raise ValueError("protocols is empty: name at least one, for example zs: {}")
+        return self
+
+
+class Suite(Strict):
+    """A named list of tasks. A suite may name other suites."""
+
+    title: str
+    tasks: Tuple[str]
+
+
+class Suites(Strict):
+    """tasks/suites.yaml: suite id → suite."""
+
+    suites: dict[str, Suite]
+
+
+# ------------------------------------------------------------------- recipes
+
+
+class Optim(Strict):
+    """What every optimiser has. Weight decay leaves out biases, norms and the logit scale."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
+
+
+class AdamW(Optim):
+    """AdamW (decoupled weight decay)."""
+
+    name: Literal["adamw"]
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+
+
+class Sgd(Optim):
+    """SGD with (heavy-ball) momentum; weight decay is added to the gradient."""
+
+    name: Literal["sgd"]
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class Schedule(Strict):
+    """Linear warm-up from 0, then half a cosine to 0, over `steps` optimiser steps."""
+
+    steps: int = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    batch_size: int = Field(gt=1)
+    eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+    checkpoint_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+
+    @model_validator(mode="after")
+    def _warm_within(self) -> Schedule:
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup ({self.warmup}) is longer than steps ({self.steps})")
+        return self
+
+
+class Affine(Strict):
+    """Random rotation, shift and scaling of every training image, each uniform within ± its bound.
+
+    No flips, which would turn a digit or a letter into another. What comes in from outside is black.
+    """
+
+    kind: Literal["affine"]
+    rotate: float = Field(ge=0, le=180, description="degrees")
+    shift: float = Field(ge=0, le=1, description="fraction of the side, in each direction")
+    scale: float = Field(ge=0, lt=1, description="0.1: 0.9 to 1.1 times the size")
+
+
+class Pairs(Strict):
+    """Training pairs: a task card's split whose class names, put into templates, are the captions.
+
+    `templates` names one or more of the card's template sets; a caption is drawn from all of them together.
+    """
+
+    dataset: str
+    split: str = "train"
+    templates: Tuple[str] = Field(("default",), min_length=1)
+    augment: Affine | None = None
+
+
+class ClipObjective(Strict):
+    """InfoNCE over the batch. The logit scale never exceeds `max_logit_scale` (100 in CLIP, section 2.5)."""
+
+    kind: Literal["clip"]
+    max_logit_scale: float = Field(100.0, gt=0)
+
+
+class ClipLiteObjective(Strict):
+    """The JSD bound of CLIP-Lite, with `negatives` wrong texts an image, drawn by rolling the batch."""
+
+    kind: Literal["clip-lite"]
+    negatives: int = Field(1, ge=1)
+
+
+class Target(Strict):
+    """What the recipe is expected to reach, and the task that says so."""
+
+    task: str
+    metric: str
+    at_least: float = Field(ge=0, le=1)
+
+
+class Recipe(Strict):
+    """One pretraining run. `model.config` and `model.preprocess` become the run's model card."""
+
+    title: str
+    command: str
+    cost: str
+    seed: int = Field(0, ge=0)
+    data: Pairs
+    model: RecipeModel
+    objective: Annotated[ClipObjective | ClipLiteObjective, Field(discriminator="kind")]
+    optim: Annotated[AdamW | Sgd, Field(discriminator="name")]
+    schedule: Schedule
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    evaluate: Tuple[str] = ()
+    target: Target | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        batch_size = self.schedule.batch_size
+        if isinstance(self.objective, ClipLiteObjective) and self.objective.negatives >= batch_size:
+            raise ValueError(
+                f"objective.negatives ({self.objective.negatives}) must be below schedule.batch_size "
+                f"({batch_size}): a batch rolled once around meets itself"
+            )
+        if self.target and self.target.task not in self.evaluate:
+            evaluated = ", ".join(self.evaluate) or "empty"
+            raise ValueError(f'target.task "{self.target.task}" is not in evaluate ({evaluated})')
+        return self
+
+
+class RecipeModel(Strict):
+    """The model that a recipe trains: what stands on its model card, apart from the weights."""
+
+    family: Literal["dual"] = "dual"
+    config: dict[str, Any]
+    preprocess: Preprocess
+
+
+# ------------------------------------------------------------------- loading
+
+
+_Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times faster
+
+
+class _Loader(_Safe):  # type: ignore[misc, valid-type]
+    """SafeLoader that refuses duplicate keys instead of keeping the last one."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f'duplicate key "{key}" (first at line {seen[key]})', key_node.start_mark
+            )
+        seen[key] = line
+    made: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    return made
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+class Document:
+    """A parsed YAML file that knows the line of every value, for error messages."""
+
+    def __init__(self, path: Path, text: str | None = None) -> None:
+        self.path = path
+        try:
+            self.text = path.read_text(encoding="utf-8") if text is None else text
+            self._root = yaml.compose(self.text, Loader=_Safe)
+            self.value: Any = yaml.load(self.text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+        except UnicodeDecodeError as error:
+            raise CardError(f"{path}: not UTF-8 text ({error.reason})") from None
+        except OSError as error:
+            raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            raise CardError(f"{where}: {getattr(error, 'problem', None) or error}") from None
+
+    def line(self, location: tuple[int | str, ...]) -> int:
+        """1-based line of the value at `location` (the deepest part of it that exists)."""
+        node = self._root
+        line = node.start_mark.line + 1 if node else 1
+        for step in location:
+            if isinstance(node, yaml.MappingNode):
+                found = [(k, v) for k, v in node.value if k.value == str(step)]
+                if not found:
+                    continue  # union tags and the like, which pydantic adds to locations
+                key, node = found[0]
+                line = key.start_mark.line + 1
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+                node = node.value[step]
+                line = node.start_mark.line + 1
+        return line
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(
+    model: type[Model], document: Document, value: Any = None, *, prefix: tuple[int | str, ...] = ()
+) -> Model:
+    """Validate `value` (default: the whole document) as `model`.
+
+    `prefix` is the place of `value` inside the document.
+
+    Raises:
+        CardError: naming file, line, key, what was found and what is allowed; all problems at once.
+    """
+    value = document.value if value is None else value
+    if not isinstance(value, dict):
+        found = "an empty file" if value is None else type(value).__name__
+        raise CardError(f"{document.path}:1: expected a mapping of keys to values, found {found}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        lines = [_explain(model, document, prefix, problem) for problem in error.errors()]
+        raise CardError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _explain(model: type[BaseModel], document: Document, prefix: tuple[int | str, ...], problem: Any) -> str:
+    location: tuple[int | str, ...] = problem["loc"]
+    where = f"{document.path}:{document.line((*prefix, *location))}"
+    key = _dotted((*prefix, *location))
+    value = problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            allowed = _fields(model, location[:-1])
+            near = nearest(str(location[-1]), allowed)
+            text = f'unknown key "{key}"'
+            text += f'; did you mean "{near}"?' if near else ""
+            return f"{where}: {text} (allowed: {', '.join(allowed)})" if allowed else f"{where}: {text}"
+        case "missing":
+            return f'{where}: missing key "{key}"'
+        case "string_type" if isinstance(value, bool):
+            return (
+                f"{where}: {key}: expected text, found the boolean {str(value).lower()} "
+                f'(YAML reads a bare yes, no, on, off, true, false as a boolean); put it in quotes, like "no"'
+            )
+        case "string_type" if isinstance(value, int | float):
+            return f'{where}: {key}: expected text, found the number {value}; put it in quotes: "{value}"'
+        case "value_error":
+            message = str(problem["ctx"]["error"])
+            return f"{where}: {key}: {message}" if key else f"{where}: {message}"
+        case _:
+            shown = json.dumps(value, default=str, ensure_ascii=False)
+            shown = shown if len(shown) <= 60 else shown[:57] + "..."
+            return f"{where}: {key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {shown}"
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for step in location:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        elif not step.startswith(("tuple[", "dict[", "function-")):
+            text += f".{step}" if text else step
+    return text
+
+
+def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys allowed at `location` below `model` (empty where that is free)."""
+    current: Any = model
+    for step in location:
+        if not (isinstance(current, type) and issubclass(current, BaseModel)):
+            return []
+        field = current.model_fields.get(str(step))
+        if field is None:
+            return []
+        current = field.annotation
+        for part in getattr(current, "__args__", ()):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                current = part
+    if isinstance(current, type) and issubclass(current, BaseModel):
+        return list(current.model_fields)
+    return []
+
+
+def finite(value: float) -> float | None:
+    """`value`, or None for NaN and infinities, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+Recipe.model_rebuild()

@@ -1,0 +1,276 @@
+"""The only module that knows where cards live: a checkout, an installed wheel, and the user's own folders.
+
+The folder is the registry: a card's id is its file's name. User folders (`--cards DIR`, CLIPBENCH_CARDS, several
+separated by the path separator) hold `tasks/`, `model_cards/` and `recipes/` like a checkout, or cards of any
+kind side by side; they come first, so a user's card may replace a shipped one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from clipbench import models, protocols
+from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, TaskCard, parse
+from clipbench.errors import CardError, unknown
+
+Card = TypeVar("Card", bound=BaseModel)
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Card]):
+    """A card with its id and its file."""
+
+    id: str
+    card: Card
+    path: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set measured by one protocol: `<dataset>-<protocol>[@<variant>]`."""
+
+    id: str
+    dataset: Entry[TaskCard]
+    protocol: ModuleType
+    params: Strict
+
+
+@dataclass
+class Catalog:
+    """All cards that can be seen. `extra` are the folders of `--cards`."""
+
+    extra: Sequence[Path] = ()
+    _runs: dict[str, Entry[ModelCard]] = field(default_factory=dict)
+
+    # -- what there is
+
+    @cached_property
+    def dataset_files(self) -> dict[str, Path]:
+        return {k: v for k, v in self._files("tasks").items() if k != "suites"}
+
+    @cached_property
+    def model_files(self) -> dict[str, Path]:
+        return self._files("model_cards")
+
+    @cached_property
+    def recipe_files(self) -> dict[str, Path]:
+        return self._files("recipes")
+
+    @cached_property
+    def suites(self) -> dict[str, Suite]:
+        """Every suite, by id; a user's `suites.yaml` adds to the shipped one."""
+        found: dict[str, Suite] = {}
+        for folder in reversed(self._folders("tasks")):
+            path = folder / "suites.yaml"
+            if path.is_file():
+                found |= parse(Suites, Document(path)).suites
+        return found
+
+    def task_ids(self) -> list[str]:
+        """Every task id, variants included."""
+        ids = []
+        for dataset in sorted(self.dataset_files):
+            for protocol, settings in self.dataset(dataset).card.protocols.items():
+                ids.append(f"{dataset}-{protocol}")
+                ids += [f"{dataset}-{protocol}@{v}" for v in settings.get("variants", {})]
+        return ids
+
+    # -- one of them
+
+    def dataset(self, dataset_id: str) -> Entry[TaskCard]:
+        """The task card of a data set."""
+        path = self._known("data set", dataset_id, self.dataset_files, "clipbench list tasks")
+        entry = Entry(dataset_id, self._parse(TaskCard, path, self.dataset_files), path)
+        for protocol, settings in entry.card.protocols.items():
+            self._params(entry, protocol, settings, None)
+            for variant in settings.get("variants", {}):
+                self._params(entry, protocol, settings, variant)
+        return entry
+
+    def task(self, task_id: str) -> Task:
+        """The task `<dataset>-<protocol>[@<variant>]`.
+
+        Raises:
+            CardError: unknown data set, protocol or variant, naming the nearest.
+        """
+        name, _, variant = task_id.partition("@")
+        dataset_id, _, protocol = name.rpartition("-")
+        if dataset_id not in self.dataset_files:
+            raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
+        entry = self.dataset(dataset_id)
+        settings = entry.card.protocols.get(protocol)
+        if settings is None or (variant and variant not in settings.get("variants", {})):
+            raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
+        module = protocol_module(protocol)
+        return Task(task_id, entry, module, self._params(entry, protocol, settings, variant or None))
+
+    def tasks(self, names: Sequence[str]) -> list[Task]:
+        """The tasks of a list of task and suite ids, each once, in order."""
+        ids: dict[str, None] = {}
+        for name in names:
+            ids |= dict.fromkeys(self._expand(name, ()))
+        return [self.task(i) for i in ids]
+
+    def model(self, name: str) -> models.LoadedModel:
+        """The model card `name`: an id, a run folder or card file, or `open_clip:<arch>@<tag-or-path>`."""
+        if name.startswith("open_clip:"):
+            from clipbench.models import clip
+
+            return models.LoadedModel(name, clip.ad_hoc(name), Path.cwd())
+        path = self.model_files.get(name)
+        if path is None and ("/" in name or name.endswith(".yaml") or Path(name).is_dir()):
+            path = Path(name).expanduser()
+            path = path / "card.yaml" if path.is_dir() else path
+            if not path.is_file():
+                raise CardError(
+                    f"{name} is no model: there is no {path}",
+                    hint="give a model id (clipbench list models), a run folder of clipbench pretrain, or "
+                    "open_clip:<arch>@<tag or path>",
+                )
+            known = {path.stem: path, **self.model_files}
+        else:
+            known = self.model_files
+            path = self._known("model", name, known, "clipbench list models")
+        card = self._parse(ModelCard, path, known)
+        document = Document(path)
+        if card.family not in models.families():
+            raise CardError(
+                f"{path}:{document.line(('family',))}: {unknown('model family', card.family, models.families())}"
+            )
+        parse(models.config_model(card.family), document, card.config, prefix=("config",))
+        return models.LoadedModel(name, card, path.parent)
+
+    def recipe(self, name: str) -> Entry[Recipe]:
+        """The recipe `name`: an id, or the path of a YAML file."""
+        if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+            path = Path(name)
+            return Entry(path.stem, parse(Recipe, Document(path)), path)
+        path = self._known("recipe", name, self.recipe_files, "clipbench list recipes")
+        return Entry(name, parse(Recipe, Document(path)), path)
+
+    def suite(self, name: str) -> Suite:
+        """The suite `name`."""
+        if name not in self.suites:
+            raise CardError(unknown("suite", name, self.suites, listing="clipbench list suites"))
+        return self.suites[name]
+
+    # -- how
+
+    def _folders(self, kind: str) -> list[Path]:
+        """Folders that may hold cards of `kind`, the user's first."""
+        given = [Path(p) for p in os.environ.get("CLIPBENCH_CARDS", "").split(os.pathsep) if p]
+        folders = []
+        for base in (*self.extra, *given):
+            base = base.expanduser()
+            if not base.is_dir():
+                raise CardError(
+                    f"no folder {base}", hint="--cards and CLIPBENCH_CARDS name folders of YAML cards"
+                )
+            folders.append(base / kind if (base / kind).is_dir() else base)
+        if kind == "recipes":
+            return [*folders, _PACKAGE / "pretrain" / "recipes"]
+        checkout = _PACKAGE.parent / kind
+        return [*folders, checkout if checkout.is_dir() else _PACKAGE / "_cards" / kind]
+
+    def _files(self, kind: str) -> dict[str, Path]:
+        files: dict[str, Path] = {}
+        for folder in reversed(self._folders(kind)):
+            for path in sorted(folder.glob("*.yaml")):
+                if _is_kind(path, kind, own=folder.name == kind):
+                    files[path.stem] = path
+        return dict(sorted(files.items()))
+
+    def _known(self, what: str, name: str, known: dict[str, Path], listing: str) -> Path:
+        if name not in known:
+            raise CardError(unknown(what, name, known, listing=listing))
+        return known[name]
+
+    def _parse(self, model: type[Card], path: Path, known: dict[str, Path]) -> Card:
+        """The card at `path`; keys that it leaves out come from the card that its `base:` names."""
+        document = Document(path)
+        value = document.value
+        if isinstance(value, dict) and "base" in value:
+            base = value["base"]
+            where = f"{path}:{document.line(('base',))}"
+            if base not in known:
+                raise CardError(f"{where}: {unknown('base card', str(base), known)}")
+            inherited = Document(known[base]).value
+            if not isinstance(inherited, dict) or "base" in inherited:
+                raise CardError(f"{where}: the base card {base} has a base of its own; name that one")
+            value = inherited | {k: v for k, v in value.items() if k != "base"}
+        return parse(model, document, value)
+
+    def _params(
+        self, entry: Entry[TaskCard], protocol: str, settings: dict[str, Any], variant: str | None
+    ) -> Strict:
+        document = Document(entry.path)
+        where: tuple[str, ...] = ("protocols", protocol)
+        if protocol not in protocol_ids():
+            line = document.line(where)
+            raise CardError(f"{entry.path}:{line}: {unknown('protocol', protocol, protocol_ids())}")
+        merged = {k: v for k, v in settings.items() if k != "variants"}
+        if variant is not None:
+            merged |= settings["variants"][variant]
+            where = (*where, "variants", variant)
+        module = protocol_module(protocol)
+        params: Strict = parse(module.Params, document, merged, prefix=where)
+        problem = module.check(entry.card, params)
+        if problem:
+            raise CardError(f"{entry.path}:{document.line(where)}: {'.'.join(where)}: {problem}")
+        return params
+
+    def _expand(self, name: str, above: tuple[str, ...]) -> list[str]:
+        if name not in self.suites:
+            if name.rpartition("-")[0] in self.dataset_files or "@" in name:
+                return [name]
+            raise CardError(
+                unknown(
+                    "task or suite", name, [*self.task_ids(), *self.suites], listing="clipbench list tasks"
+                )
+            )
+        if name in above:
+            raise CardError(f"suite {name} names itself: {' → '.join((*above, name))}")
+        return [i for part in self.suites[name].tasks for i in self._expand(part, (*above, name))]
+
+
+def _is_kind(path: Path, kind: str, *, own: bool) -> bool:
+    """Whether a YAML file is a card of `kind`: all of its own folder are; elsewhere its keys tell."""
+    if own:
+        return True
+    if path.stem == "suites":
+        return kind == "tasks"
+    keys = Document(path).value
+    keys = set(keys) if isinstance(keys, dict) else set()
+    mark = {
+        "tasks": {"classes", "protocols", "splits"},
+        "model_cards": {"family", "weights"},
+        "recipes": {"objective"},
+    }
+    return bool(keys & mark[kind])
+
+
+def protocol_ids() -> list[str]:
+    """Ids of the protocols: the `ID` of each module of clipbench.protocols."""
+    return sorted(_protocols())
+
+
+def protocol_module(protocol: str) -> ModuleType:
+    """The module of the protocol with this `ID`."""
+    return _protocols()[protocol]
+
+
+def _protocols() -> dict[str, ModuleType]:
+    names = [m.name for m in pkgutil.iter_modules(protocols.__path__)]
+    modules = [importlib.import_module(f"{protocols.__name__}.{name}") for name in names]
+    return {module.ID: module for module in modules}

@@ -1,0 +1,64 @@
+"""What `clipbench check` looks at: every card, every weights file that ships, every record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipbench import records
+from clipbench.catalog import Catalog
+from clipbench.errors import CardError, ClipbenchError, unknown
+from clipbench.models.weights import resolve
+
+
+@dataclass
+class Found:
+    """How many of each kind were looked at, and every problem."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def attempt(self, what: str, action: Callable[[], object]) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+        try:
+            action()
+        except ClipbenchError as error:
+            self.problems.append(str(error))
+
+
+def check(catalog: Catalog, results: Path) -> Found:
+    """Load everything that can be loaded without a network."""
+    found = Found()
+    for dataset in catalog.dataset_files:
+        found.attempt("data sets", lambda d=dataset: catalog.dataset(d))  # type: ignore[misc]
+    if not found.problems:  # a broken task card would be named again by each of these
+        for task in catalog.task_ids():
+            found.attempt("tasks", lambda t=task: catalog.task(t))  # type: ignore[misc]
+        for suite in catalog.suites:
+            found.attempt("suites", lambda s=suite: catalog.tasks([s]))  # type: ignore[misc]
+    for model in catalog.model_files:
+        found.attempt("models", lambda m=model: _model(catalog, m))  # type: ignore[misc]
+    for recipe in catalog.recipe_files:
+        found.attempt("recipes", lambda r=recipe: _recipe(catalog, r))  # type: ignore[misc]
+    if results.is_dir():
+        for path in records.paths(results):
+            found.attempt("records", lambda p=path: records.read(p))  # type: ignore[misc]
+    return found
+
+
+def _model(catalog: Catalog, name: str) -> None:
+    model = catalog.model(name)
+    weights = model.card.weights
+    if weights.file is not None and not Path(weights.file).is_absolute():
+        resolve(model)  # ships beside its card
+    for reported in model.card.reported:
+        dataset = reported.task.partition("@")[0].rpartition("-")[0]
+        if dataset not in catalog.dataset_files:
+            raise CardError(f"model {name}: reported: {unknown('data set', dataset, catalog.dataset_files)}")
+
+
+def _recipe(catalog: Catalog, name: str) -> None:
+    recipe = catalog.recipe(name).card
+    catalog.dataset(recipe.data.dataset)
+    catalog.tasks(recipe.evaluate)

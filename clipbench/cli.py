@@ -1,0 +1,380 @@
+"""The command line: parse, call, print. Imports wait until a command needs them; `--help` loads no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipbench import __version__
+from clipbench.errors import ClipbenchError, unknown
+
+if TYPE_CHECKING:
+    from clipbench.catalog import Catalog
+    from clipbench.evaluate import Result
+
+app = typer.Typer(
+    help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Cards = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--cards", help="Folder of your own cards; repeatable (also CLIPBENCH_CARDS).", metavar="DIR"
+    ),
+]
+Results = Annotated[Path, typer.Option("--results", help="Folder of the records.", metavar="DIR")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        help="Local copies: <dataset>=<folder>, or a folder of data sets; repeatable (also CLIPBENCH_DATA).",
+        metavar="[ID=]DIR",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="auto, fp32, bf16 or fp16, for encoding; scores are fp32.")
+]
+BatchSize = Annotated[str, typer.Option("--batch-size", help="auto, or images a batch.")]
+Workers = Annotated[str, typer.Option("--workers", help="auto, or decoding processes (0: none).")]
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are printed and exit with 2; bugs keep their traceback."""
+    try:
+        app()
+    except ClipbenchError as error:
+        _stderr(f"[bold red]error:[/] {_plain(error.message)}")
+        if error.hint:
+            _stderr(f"  {_plain(error.hint)}")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _stderr("stopped; what was finished is kept, the same command goes on from there")
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `clipbench list tasks | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+# ----------------------------------------------------------------------- eval
+
+
+@app.command("eval")
+def evaluate_command(
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model ids, run folders, or open_clip:<arch>@<tag or path>; commas or repeated.",
+        ),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option("--task", "-t", help="Task or suite ids (clipbench list tasks); commas or repeated."),
+    ],
+    data: Data = None,
+    cards: Cards = None,
+    results: Results = Path("results"),
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="A seeded, class-balanced sample of N; the record says so."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of samples and bootstrap intervals.")] = 0,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    workers: Workers = "auto",
+    on_bad_image: Annotated[
+        str,
+        typer.Option("--on-bad-image", help="stop, or skip: count and name images that cannot be decoded."),
+    ] = "stop",
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+) -> None:
+    """Measure models on tasks; writes one record each to the results folder."""
+    from clipbench import records
+    from clipbench.cache import make_folder
+    from clipbench.catalog import Catalog
+    from clipbench.data.hub import DataPaths
+
+    if on_bad_image not in ("stop", "skip"):
+        raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
+    catalog = Catalog(cards or ())
+    tasks = catalog.tasks(_names(task))
+    paths = DataPaths.parse(data or ())
+    make_folder(results)
+    models = [catalog.model(name) for name in _names(model)]
+    from clipbench.evaluate import Options, evaluate
+    from clipbench.execution import Runtime
+
+    options = Options(
+        runtime=Runtime.choose(
+            device, precision, _auto("--batch-size", batch_size), _auto("--workers", workers)
+        ),
+        data=paths,
+        limit=limit,
+        seed=seed,
+        on_bad_image="skip" if on_bad_image == "skip" else "stop",
+        progress=not quiet,
+    )
+    done: list[Result] = []
+    for result in evaluate(models, tasks, options):
+        done.append(result)
+        if result.record is not None:
+            path = records.write(result.record, result.samples, results)
+            if not quiet and not as_json:
+                _print_record(result.record, path)
+        else:
+            why = _plain(f"{result.model} × {result.task}: not applicable: {result.reason}")
+            _stderr(f"[yellow]–[/] {why}")
+    if as_json:
+        print(json.dumps([r.record.canonical() for r in done if r.record], indent=2, ensure_ascii=False))
+    elif len(done) > 1 and not quiet:
+        from clipbench.report import table
+
+        _stdout(table.terminal(table.rows([r.record for r in done if r.record], [t.id for t in tasks])))
+
+
+def _print_record(record: Any, path: Path) -> None:
+    from rich.text import Text
+
+    from clipbench.report import table
+
+    timing = record.timing
+    rate = f", {timing.images_per_s:,.0f} images/s" if timing.images_per_s else ", features from the cache"
+    _stdout(table.record_table(record))
+    _stdout(Text(f"{path}  ({timing.total_s:.1f} s{rate}, {record.precision})", style="dim"))
+
+
+# ------------------------------------------------------------------- pretrain
+
+
+@app.command("pretrain")
+def pretrain_command(
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Recipe id or YAML file (clipbench list recipes).")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the run; afterwards it is a model.", metavar="DIR")
+    ],
+    data: Data = None,
+    cards: Cards = None,
+    device: Device = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress line.")] = False,
+) -> None:
+    """Train a model by a recipe; run the same command again to go on after a stop."""
+    from clipbench.catalog import Catalog
+    from clipbench.data.hub import DataPaths, open_split
+
+    catalog = Catalog(cards or ())
+    entry = catalog.recipe(recipe)
+    dataset = catalog.dataset(entry.card.data.dataset)
+    catalog.tasks(entry.card.evaluate)
+    paths = DataPaths.parse(data or ())
+    split = open_split(dataset, entry.card.data.split, paths)
+    from clipbench.evaluate import Options, evaluator
+    from clipbench.execution import Runtime
+    from clipbench.pretrain.loop import pretrain
+
+    options = Options(runtime=Runtime.choose(device, "fp32"), data=paths)
+    pretrain(
+        entry.card,
+        entry.id,
+        out,
+        split=split,
+        task=dataset.card,
+        evaluator=evaluator(catalog, options),
+        device=device,
+        progress=not quiet,
+    )
+    _stderr(
+        f"evaluate it like any other model: clipbench eval --model {out} --task {','.join(entry.card.evaluate) or '…'}"
+    )
+
+
+# ----------------------------------------------------------------- list, show
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help="models, tasks, suites or recipes.")],
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """List what there is."""
+    from clipbench.catalog import Catalog
+    from clipbench.report import listing
+
+    if kind not in listing.KINDS:
+        raise ClipbenchError(unknown("kind", kind, listing.KINDS))
+    rows = listing.KINDS[kind](Catalog(cards or ()))
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    else:
+        _stdout(listing.table(rows))
+
+
+@app.command("show")
+def show_command(
+    name: Annotated[
+        str, typer.Argument(help="A model, task, data set, suite or recipe id, or a record file.")
+    ],
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Show one card with all defaults resolved, or one record."""
+    from clipbench.catalog import Catalog
+    from clipbench.report import listing
+
+    value, view = listing.show(name, Catalog(cards or ()))
+    if as_json:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        _stdout(view)
+
+
+# -------------------------------------------------------------- report, check
+
+
+@app.command("report")
+def report_command(
+    results: Results = Path("results"),
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="Only this suite's tasks; missing ones show as –.")
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Records as a table, beside the numbers that the papers report."""
+    from clipbench import records
+    from clipbench.report import table
+
+    format_ = "json" if as_json else format_
+    if format_ != "table" and format_ not in table.TEXT_FORMATS:
+        raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
+    tasks = None
+    if suite is not None:
+        from clipbench.catalog import Catalog
+
+        catalog = Catalog(cards or ())
+        catalog.suite(suite)
+        tasks = [t.id for t in catalog.tasks([suite])]
+    rows = table.rows([record for _, record in records.read_all(results)], tasks)
+    if format_ == "table":
+        _stdout(table.terminal(rows))
+    else:
+        sys.stdout.write(table.TEXT_FORMATS[format_](rows))
+
+
+@app.command("check")
+def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
+    """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""
+    from clipbench.check import check
+
+    found = check(_catalog(cards), results)
+    if as_json:
+        print(json.dumps(found.counts | {"problems": found.problems}, indent=2, ensure_ascii=False))
+    else:
+        for problem in found.problems:
+            _stderr(f"[bold red]✗[/] {_plain(problem)}")
+        counted = ", ".join(f"{count} {what}" for what, count in found.counts.items())
+        verdict = f"{len(found.problems)} problems" if found.problems else "all well"
+        _stdout(f"checked {counted}: {verdict}")
+    if found.problems:
+        raise typer.Exit(2)
+
+
+# ---------------------------------------------------------------------- bench
+
+bench = typer.Typer(
+    help="Measure clipbench itself, as ratios to a limit or a peer in the same run.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("encode")
+def bench_encode_command(
+    data: Data = None,
+    arch: Annotated[
+        str, typer.Option("--arch", help="open_clip architecture, with random weights.")
+    ] = "ViT-B-32",
+    images: Annotated[int, typer.Option("--images", min=128, help="Images of CIFAR-10.")] = 512,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Encoding end to end against the bare forward pass and the machine's matmul peak."""
+    from clipbench.bench.encode import measure, view
+    from clipbench.data.hub import DataPaths
+    from clipbench.execution import Runtime
+
+    measured = measure(
+        arch, images, Runtime.choose(device, precision), DataPaths.parse(data or ()), progress=not as_json
+    )
+    if as_json:
+        print(json.dumps(measured, indent=2))
+    else:
+        _stdout(view(measured))
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _catalog(cards: list[Path] | None) -> Catalog:
+    from clipbench.catalog import Catalog
+
+    return Catalog(cards or ())
+
+
+def _names(given: list[str]) -> list[str]:
+    """Comma-separated and repeated values as one list, each once, in order."""
+    return list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+
+
+def _auto(option: str, text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit():
+        raise ClipbenchError(f"{option} takes auto or a whole number (found {text!r})")
+    return int(text)
+
+
+def _stdout(what: Any) -> None:
+    from rich.console import Console
+
+    Console().print(what, highlight=False)
+
+
+def _stderr(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False)
+
+
+def _plain(text: str) -> str:
+    """`text` with rich's markup switched off."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

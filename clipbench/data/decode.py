@@ -1,0 +1,313 @@
+"""From encoded bytes to uint8 tensors: one image at a time (`decode`), or a stream over worker processes.
+
+Pixels are resized and cropped as uint8 on the CPU and normalised later, on the device that encodes them:
+a quarter of the traffic, and the same float32 values.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import mmap
+import os
+import pickle
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipbench.cards import Preprocess
+from clipbench.data import Sample
+from clipbench.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+_MODE = {1: "L", 3: "RGB"}
+# What Pillow raises for bytes that are not a whole image, depending on the format.
+_BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+OnBadImage = Literal["stop", "skip"]
+
+
+def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Decode, resize and crop one image: uint8 [channels, side, side].
+
+    Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` round them, so that the pixels
+    equal those of open_clip's evaluation transform.
+
+    Raises:
+        OSError, SyntaxError, ValueError, EOFError: the bytes are not a whole image.
+    """
+    image: Image.Image = Image.open(io.BytesIO(data))
+    mode = _MODE[preprocess.channels]
+    if preprocess.order == "convert-first":
+        image = image.convert(mode)
+    resampling = _RESAMPLING[preprocess.interpolation]
+    width, height = image.size
+    side = preprocess.side
+    match preprocess.resize:
+        case "shortest":
+            size = preprocess.size
+            short, long = min(width, height), max(width, height)
+            if short != size:
+                long = int(size * long / short)
+                width, height = (size, long) if width <= height else (long, size)
+                image = image.resize((width, height), resampling)
+            left, top = round((width - side) / 2), round((height - side) / 2)
+            image = image.crop((left, top, left + side, top + side))
+        case "squash":
+            if (width, height) != (side, side):
+                image = image.resize((side, side), resampling)
+        case "none":
+            if (width, height) != (side, side):
+                raise ValueError(f"image is {width}×{height}, the model takes {side}×{side} without resizing")
+    pixels = np.asarray(image.convert(mode), dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def normalise(images: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    """uint8 [B, channels, side, side] to float32: (x / 255 − mean) / std, on the images' own device."""
+    import torch
+
+    shape = (1, preprocess.channels, 1, 1)
+    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=images.device).view(shape)
+    std = torch.tensor(preprocess.std, dtype=torch.float32, device=images.device).view(shape)
+    return images.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that could not be decoded."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded images in stream order. `images` is valid until the next batch is asked for.
+
+    `good` [B] is False where the image could not be decoded (its pixels are zeros).
+    """
+
+    images: NDArray[np.uint8]
+    good: NDArray[np.bool_]
+    bad: tuple[Bad, ...]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decode_stream(
+    samples: Iterator[Sample],
+    preprocess: Preprocess,
+    *,
+    sizes: Sequence[int],
+    workers: int,
+    overlap: bool,
+    on_bad_image: OnBadImage = "stop",
+) -> Generator[Batch, None, None]:
+    """Batches of `samples`, in order, `sizes` images each, decoded in `workers` processes (0: in this one).
+
+    With `overlap` the workers decode ahead while the caller computes on another device. Without it they work
+    only while the caller waits: where the forward pass keeps every core busy, decoding beside it would stall
+    all of its threads for the time of one.
+
+    Raises:
+        DataError: an image that cannot be decoded, and `on_bad_image` is "stop".
+    """
+    shape = (preprocess.channels, preprocess.side, preprocess.side)
+    slots = 1 + (2 if overlap and workers else 0)
+    with _Pool(workers, preprocess, slots, max(sizes, default=1), shape) as pool:
+        pending: list[_Pending] = []
+        groups = (list(itertools.islice(samples, size)) for size in sizes)
+        free = list(range(slots))
+        exhausted = False
+        while True:
+            while free and not exhausted:
+                group = next(groups, None)
+                if group is None:
+                    exhausted = True
+                    break
+                pending.append(pool.submit(group, free.pop(0)))
+            if not pending:
+                return
+            batch = pending.pop(0)
+            yield batch.result(pool, on_bad_image)
+            free.append(batch.slot)
+
+
+@dataclass
+class _Pending:
+    """A batch whose parts are being decoded."""
+
+    group: list[Sample]
+    slot: int
+    parts: list[tuple[int, Future[list[tuple[int, str]]]]]
+
+    def result(self, pool: _Pool, on_bad_image: OnBadImage) -> Batch:
+        images = pool.slot(self.slot)[: len(self.group)]
+        good = np.ones(len(self.group), dtype=np.bool_)
+        bad: list[Bad] = []
+        for start, part in self.parts:
+            for offset, reason in part.result():
+                index = start + offset
+                good[index] = False
+                images[index] = 0
+                bad.append(Bad(self.group[index].id, reason))
+        if bad and on_bad_image == "stop":
+            first = bad[0]
+            more = f" (and {len(bad) - 1} more in the same batch)" if len(bad) > 1 else ""
+            raise DataError(
+                f"image {first.id} cannot be decoded: {first.reason}{more}",
+                hint="replace the file, or count and name such images with --on-bad-image skip",
+            )
+        return Batch(images, good, tuple(bad))
+
+
+class _Pool:
+    """Worker processes that write pixels into memory shared with this one.
+
+    Workers are plain child processes that speak pickle over pipes: they never import the caller's main
+    module, and never inherit its threads or its GPU context.
+    """
+
+    def __init__(
+        self, workers: int, preprocess: Preprocess, slots: int, batch_size: int, shape: tuple[int, int, int]
+    ) -> None:
+        self._workers = workers
+        self._preprocess = preprocess
+        self._pixels, self._path = _shared(workers, (slots, batch_size, *shape))
+        self._local = threading.local()
+        self._children: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="decode")
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        while not self._children.empty():
+            child = self._children.get()
+            for pipe in (child.stdin, child.stdout):
+                if pipe:
+                    pipe.close()
+            child.wait()
+        if self._path:
+            self._path.unlink(missing_ok=True)
+
+    def slot(self, index: int) -> NDArray[np.uint8]:
+        pixels: NDArray[np.uint8] = self._pixels[index]
+        return pixels
+
+    def submit(self, group: list[Sample], slot: int) -> _Pending:
+        if not self._workers:
+            done: Future[list[tuple[int, str]]] = Future()
+            done.set_result(decode_into(self.slot(slot), [s.image for s in group], self._preprocess))
+            return _Pending(group, slot, [(0, done)])
+        size = max(1, min(16, -(-len(group) // self._workers)))
+        parts = []
+        for start in range(0, len(group), size):
+            images = [sample.image for sample in group[start : start + size]]
+            parts.append((start, self._threads.submit(self._ask, slot, start, images)))
+        return _Pending(group, slot, parts)
+
+    def _ask(self, slot: int, start: int, images: list[bytes]) -> list[tuple[int, str]]:
+        child = getattr(self._local, "child", None)
+        if child is None:
+            child = self._local.child = self._start()
+        try:
+            send(child.stdin, (slot, start, images))
+            answer: list[tuple[int, str]] = receive(child.stdout)
+        except (OSError, EOFError):
+            code = child.wait()
+            raise DataError(
+                f"a decoding process ended unexpectedly (exit status {code})",
+                hint="if memory ran out, use fewer --workers",
+            ) from None
+        return answer
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "clipbench.data.decode_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        self._children.put(child)
+        send(child.stdin, (str(self._path), self._pixels.shape, self._preprocess))
+        return child
+
+
+def _shared(workers: int, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Path | None]:
+    """A uint8 array of `shape`; with workers, in a file that they map too (in memory where there is room)."""
+    if not workers:
+        return np.zeros(shape, dtype=np.uint8), None
+    size = int(np.prod(shape))
+    memory = Path("/dev/shm")  # noqa: S108 - shared memory, not a temporary folder
+    use_memory = memory.is_dir() and shutil.disk_usage(memory).free > 2 * size
+    try:
+        handle, name = tempfile.mkstemp(prefix="clipbench-", dir=memory if use_memory else None)
+        with os.fdopen(handle, "r+b") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    except OSError as error:
+        raise StorageError(
+            f"no room for {size / 2**20:.0f} MiB of decoding buffers: {error.strerror}"
+        ) from None
+    return map_pixels(name, shape), Path(name)
+
+
+def map_pixels(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The shared pixel buffer of file `name` as a writable uint8 array."""
+    with Path(name).open("r+b") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+
+
+def decode_into(
+    target: NDArray[np.uint8], images: list[bytes], preprocess: Preprocess
+) -> list[tuple[int, str]]:
+    """Decode `images` into `target` [≥ len(images), C, side, side]; (index, reason) of those that failed."""
+    failed = []
+    for index, data in enumerate(images):
+        try:
+            target[index] = decode(data, preprocess)
+        except _BAD_IMAGE as error:
+            failed.append((index, str(error) or type(error).__name__))
+    return failed
+
+
+def send(pipe: IO[bytes] | None, message: Any) -> None:
+    """Write one message to a worker's pipe."""
+    assert pipe is not None
+    pickle.dump(message, pipe, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.flush()
+
+
+def receive(pipe: IO[bytes] | None) -> Any:
+    """Read one message; EOFError when the other side is gone. Both ends are this package's own processes."""
+    assert pipe is not None
+    return pickle.load(pipe)  # noqa: S301 - a pipe between our own processes

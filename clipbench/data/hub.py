@@ -1,0 +1,529 @@
+"""Data through Hugging Face `datasets`: a hub id, or a local copy as parquet, image folder or WebDataset.
+
+Whatever the source, labels that carry names are matched to the card's classes by name, never by position.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.cache import cache_root, make_folder, recall, remember, write_atomic
+from clipbench.cards import SplitSpec, TaskCard, fingerprint
+from clipbench.catalog import Entry
+from clipbench.data import Sample, Split
+from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
+from clipbench.models.weights import sha256_file
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+DIFFICULT = 255
+_READ_ROWS = 256  # rows of a parquet file held at once
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Local copies: `named` from `--data <dataset>=<path>`, `roots` from `--data <root>` and CLIPBENCH_DATA."""
+
+    named: dict[str, Path]
+    roots: tuple[Path, ...]
+
+    @classmethod
+    def parse(cls, given: Sequence[str]) -> DataPaths:
+        """From the values of `--data`, then CLIPBENCH_DATA (several, separated by the path separator).
+
+        Raises:
+            DataError: a folder that does not exist.
+        """
+        named: dict[str, Path] = {}
+        roots: list[Path] = []
+        environment = [p for p in os.environ.get("CLIPBENCH_DATA", "").split(os.pathsep) if p]
+        for text in (*given, *environment):
+            name, separator, path_text = text.partition("=")
+            path = Path(path_text if separator else text).expanduser()
+            if not path.exists():
+                raise DataError(
+                    f"no data folder {path}" + (f" (for {name})" if separator else ""),
+                    hint="--data takes <dataset>=<folder>, or a folder that holds one folder a data set",
+                )
+            if separator:
+                named.setdefault(name, path)
+            else:
+                roots.append(path)
+        return cls(named, tuple(roots))
+
+    def find(self, dataset: str, card: TaskCard) -> Path | None:
+        """The local copy of `dataset`, by its id or by its hub name, or None."""
+        if dataset in self.named:
+            return self.named[dataset]
+        names = [dataset]
+        if card.source.hub:
+            names += [card.source.hub, card.source.hub.rpartition("/")[2]]
+        for root in self.roots:
+            if root.name in names:
+                return root
+            for name in names:
+                if (root / name).exists():
+                    return root / name
+        return None
+
+
+def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
+    """The split of `dataset` that plays `role` ("train", "test", …).
+
+    Raises:
+        DataError: missing folder or split, unreadable layout, or labels that disagree with the card.
+        CardError: the card has no such split.
+    """
+    card = dataset.card
+    if role not in card.splits:
+        raise CardError(unknown(f"split of {dataset.id}", role, card.splits))
+    local = paths.find(dataset.id, card)
+    if local is None and card.source.path is not None:
+        local = dataset.path.parent / Path(card.source.path).expanduser()
+        if not local.exists():
+            raise DataError(
+                f"{dataset.id}: no data folder {local}", hint=f"correct source.path in {dataset.path}"
+            )
+    if local is not None:
+        return _local(dataset, role, local)
+    if card.source.builtin is not None:
+        from clipbench.data.builtin import BUILTINS
+
+        if card.source.builtin not in BUILTINS:
+            raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
+        return BUILTINS[card.source.builtin](role, card.classes)
+    if card.source.hub is not None:
+        return _hub(dataset, role)
+    raise DataError(
+        f"{dataset.id} has no public copy to fetch", hint=f"point to yours: --data {dataset.id}=<folder>"
+    )
+
+
+# ----------------------------------------------------------------- the split
+
+
+class TableSplit(Split):
+    """A split read through `datasets`. `rows` of raw labels are mapped to the card's classes at opening."""
+
+    def __init__(self, dataset: Entry[TaskCard], role: str, source: _Source, content: str) -> None:
+        self.dataset, self.role = dataset.id, role
+        self.classes = dataset.card.classes
+        self.fingerprint = content
+        self._source = source
+        self.ids, raw = _index(source, content)
+        if not self.ids:
+            raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
+        self.labels = _labels(dataset, raw, source, self.ids)
+
+    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
+        wanted = iter(rows.tolist())
+        target = next(wanted, None)
+        for index, image in self._source.images(rows):
+            if index == target:
+                yield Sample(self.ids[index], image)
+                target = next(wanted, None)
+                if target is None:
+                    return
+
+
+class _Source(ABC):
+    """One split in one layout: an index pass (ids and raw labels) and an image pass."""
+
+    where: str
+    #: the data's own label names by label number, where it has them
+    names: list[str] | None = None
+
+    @abstractmethod
+    def index(self) -> Iterator[tuple[str, Any]]:
+        """(id, raw label) of every sample, in order."""
+
+    @abstractmethod
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        """(row, encoded image), ascending, of at least `rows`."""
+
+
+class _Parquet(_Source):
+    def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
+        self._files, self._image, self._label = files, card.columns.image, card.columns.label
+        self.where = str(where)
+        features = self._open(None).features or {}
+        for column in (self._image, self._label):
+            if column not in features:
+                raise DataError(
+                    f"{where}: no column {column!r}; it has {', '.join(map(repr, features))}",
+                    hint=f"set columns.{'image' if column == self._image else 'label'} on the task card",
+                )
+        self.names = getattr(features[self._label], "names", None)
+
+    def _open(self, columns: list[str] | None) -> Any:
+        return _load("parquet", self._files, self.where, columns=columns, batch_size=_READ_ROWS)
+
+    def index(self) -> Iterator[tuple[str, Any]]:
+        for row, record in enumerate(self._open([self._label])):
+            yield f"{row:07d}", record[self._label]
+
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        for row, record in enumerate(_encoded(self._open([self._image]), self._image)):
+            yield row, _image_bytes(record[self._image], f"{self.where} row {row}")
+
+
+class _Folder(_Source):
+    def __init__(self, root: Path) -> None:
+        self.where = str(root)
+        self._root = root
+        self.names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        number = {name: i for i, name in enumerate(self.names)}
+        self.files = [
+            (path, number[path.relative_to(root).parts[0]])
+            for name in self.names
+            for path in sorted((root / name).rglob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+
+    def index(self) -> Iterator[tuple[str, Any]]:
+        for path, label in self.files:
+            yield path.relative_to(self._root).as_posix(), label
+
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        for row in rows.tolist():
+            path = self.files[row][0]
+            try:
+                yield row, path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+class _WebDataset(_Source):
+    def __init__(self, files: list[Path], root: Path, where: Path | str) -> None:
+        self._files = files
+        self.where = str(where)
+        names = root / "classnames.txt"
+        if names.is_file():
+            self.names = [
+                line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
+        features = self._open().features or {}
+        self._image = next((c for c in features if f".{c}" in IMAGE_SUFFIXES), "")
+        self._label = next((c for c in ("cls", "npy") if c in features), "")
+        if not self._image or not self._label:
+            raise DataError(
+                f"{where}: samples hold {', '.join(sorted(features)) or 'nothing'}; expected an image "
+                "(jpg, png, webp) with a .cls (class number) or .npy (0/1 a class) beside it"
+            )
+
+    def _open(self) -> Any:
+        return _load("webdataset", self._files, self.where)
+
+    def index(self) -> Iterator[tuple[str, Any]]:
+        for record in _encoded(self._open(), self._image):
+            yield f"{Path(record['__url__']).stem}/{record['__key__']}", record[self._label]
+
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        for row, record in enumerate(_encoded(self._open(), self._image)):
+            yield row, _image_bytes(record[self._image], f"{self.where} {record['__key__']}")
+
+
+def _load(builder: str, files: Sequence[Path], where: str, **options: Any) -> Any:
+    from datasets import load_dataset
+
+    options = {k: v for k, v in options.items() if v is not None}
+    try:
+        return load_dataset(
+            builder, data_files={"split": [str(f) for f in files]}, split="split", streaming=True, **options
+        )
+    except Exception as error:  # pyarrow, tarfile and datasets raise many kinds for broken files
+        raise DataError(f"{where} cannot be read as {builder}: {str(error).splitlines()[0][:200]}") from error
+
+
+def _encoded(table: Any, column: str) -> Any:
+    """`table` whose image column stays encoded bytes."""
+    from datasets import Image
+
+    return table.cast_column(column, Image(decode=False))
+
+
+def _image_bytes(value: Any, where: str) -> bytes:
+    if isinstance(value, dict) and value.get("bytes"):
+        data: bytes = value["bytes"]
+        return data
+    if isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
+        return Path(value["path"]).read_bytes()
+    return b""  # decoded as a bad image, with its id
+
+
+def _index(source: _Source, content: str) -> tuple[list[str], list[Any]]:
+    """Ids and raw labels. Reading them may mean reading every image (tar files), so they are kept."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not isinstance(source, _WebDataset):
+        rows = list(source.index())
+        return [i for i, _ in rows], [label for _, label in rows]
+    path = cache_root() / "splits" / f"{content}.parquet"
+    if path.is_file():
+        table = pq.read_table(path)
+    else:
+        rows = list(source.index())
+        table = pa.table({"id": [i for i, _ in rows], "label": [np.asarray(v).tolist() for _, v in rows]})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        write_atomic(path, buffer.getvalue())
+    return table["id"].to_pylist(), table["label"].to_pylist()
+
+
+# ---------------------------------------------------------------- local copies
+
+
+def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
+    spec = dataset.card.splits[role]
+    tars = _find(root, spec, role, "*.tar")
+    tables = _find(root, spec, role, "*.parquet")
+    source: _Source
+    if tars:
+        shards = root / _named(root, spec, role) / "nshards.txt"
+        if shards.is_file() and int(shards.read_text()) != len(tars):
+            raise DataError(f"{shards} says {shards.read_text().strip()} tar files, {len(tars)} are there")
+        source, files = _WebDataset(tars, root, tars[0].parent), tars
+    elif tables:
+        source, files = _Parquet(tables, dataset.card, root), tables
+    else:
+        folder = root / _named(root, spec, role)
+        source = _Folder(folder if folder.is_dir() else root)
+        files = [path for path, _ in source.files]
+        if not files:
+            there = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+            raise DataError(
+                f"{dataset.id}: no {role} data in {root} (it holds {there})",
+                hint=f"expected {spec.name}*.parquet, or {spec.name}/<class>/<image>, or {spec.name}/*.tar "
+                "(CLIP_benchmark's WebDataset layout)",
+            )
+    layout = type(source).__name__
+    content = fingerprint(
+        {"layout": layout, "column": dataset.card.columns.image, "files": _digests(root, files)}
+    )
+    return TableSplit(dataset, role, source, content)
+
+
+def _named(root: Path, spec: SplitSpec, role: str) -> str:
+    """Folder of the split: the card's name for it, or its role."""
+    return next((name for name in _split_names(root, spec, role) if (root / name).is_dir()), spec.name)
+
+
+def _split_names(root: Path, spec: SplitSpec, role: str) -> list[str]:
+    """What a local copy may call the split: the card's name for it, or its role.
+
+    Not the role where that means less: VOC's `train` is half of the `trainval` that a card may ask for.
+    """
+    return [spec.name] if spec.name.startswith(role) else [spec.name, role]
+
+
+def _find(root: Path, spec: SplitSpec, role: str, pattern: str) -> list[Path]:
+    """Files of the split that match `pattern`: in a folder of its name, or with names that start with it."""
+    for name in _split_names(root, spec, role):
+        found = [*(root / name).glob(pattern)]
+        for folder in (root, root / "data"):
+            found += [
+                p
+                for p in folder.glob(pattern)
+                if re.match(rf"{re.escape(name)}\b|{re.escape(name)}[-_.]", p.name)
+            ]
+        if found:
+            return sorted(
+                found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)]
+            )
+    return []
+
+
+def _digests(root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
+    """(relative path, sha256) of every file. Unchanged files (size and time) are not read again."""
+    database = make_folder(cache_root()) / "files.sqlite"
+    with sqlite3.connect(database, timeout=60) as connection, ThreadPoolExecutor(8) as threads:
+        connection.execute("create table if not exists files (path text primary key, stat text, sha256 text)")
+        known = {}
+        for path, stat, digest in connection.execute(
+            "select path, stat, sha256 from files where path >= ? and path < ?",
+            (f"{root.resolve()}/", f"{root.resolve()}0"),
+        ):
+            known[path] = (stat, digest)
+        stats = [(f, str(f.resolve()), f"{f.stat().st_size}:{f.stat().st_mtime_ns}") for f in files]
+        fresh = [(f, p, s) for f, p, s in stats if known.get(p, ("",))[0] != s]
+        new = list(threads.map(lambda item: (item[1], item[2], sha256_file(item[0])), fresh))
+        connection.executemany("insert or replace into files values (?, ?, ?)", new)
+    digests = {p: d for p, (_, d) in known.items()} | {p: d for p, _, d in new}
+    return [(f.relative_to(root).as_posix(), digests[p]) for f, p, _ in stats]
+
+
+# ------------------------------------------------------------------------ hub
+
+
+def _hub(dataset: Entry[TaskCard], role: str) -> Split:
+    """Fetch the files of one split into the hub client's cache, and read them like a local copy."""
+    source, spec = dataset.card.source, dataset.card.splits[role]
+    hub = source.hub
+    assert hub is not None
+    try:
+        revision = source.revision or recall("data", hub) or _latest(hub)
+        files = _hub_files(hub, source.config, spec.name, revision)
+    except ClipbenchError:
+        raise
+    except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{dataset.id}: the data set {hub} is not in the local cache and cannot be fetched ({first[:160]})",
+            hint=f"with network, run this again; with a local copy: --data {dataset.id}=<folder> "
+            "(parquet, image folder or WebDataset)",
+        ) from None
+    if source.revision is None:
+        remember("data", hub, revision, what="the commit")
+    where = f"{hub}@{revision[:8]}, split {spec.name}"
+    kinds = {path.suffix for path in files}
+    opened: _Source
+    if kinds == {".parquet"}:
+        opened = _Parquet(files, dataset.card, where)
+    elif kinds == {".tar"}:
+        opened = _WebDataset(files, files[0].parents[1], where)
+    else:
+        raise DataError(
+            f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
+            hint=f"fetch it by hand and give the folder: --data {dataset.id}=<folder>",
+        )
+    content = fingerprint({"hub": hub, "config": source.config, "revision": revision, "split": spec.name})
+    split = TableSplit(dataset, role, opened, content)
+    if spec.rows is not None and len(split) != spec.rows:
+        raise DataError(
+            f"{where} has {len(split):,} samples, the card says {spec.rows:,}",
+            hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
+        )
+    return split
+
+
+def _latest(hub: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(hub).sha)
+
+
+def _hub_files(hub: str, config: str | None, split: str, revision: str) -> list[Path]:
+    """Local paths of a split's files, downloaded where they are not in the cache yet.
+
+    Without a network, the listing that was kept when they were downloaded serves.
+    """
+    from huggingface_hub import hf_hub_download
+
+    kept = cache_root() / "hub" / f"{fingerprint([hub, config, split, revision])}.json"
+    if kept.is_file():
+        names: list[str] = json.loads(kept.read_text())
+    else:
+        names = _hub_listing(hub, config, split, revision)
+    paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=revision)) for name in names]
+    write_atomic(kept, json.dumps(names).encode())
+    return [path for path in paths if path.name != "classnames.txt"]
+
+
+def _hub_listing(hub: str, config: str | None, split: str, revision: str) -> list[str]:
+    """Paths, inside the repository, of a split's files (and of a WebDataset's class names)."""
+    from datasets import load_dataset_builder
+    from huggingface_hub import HfApi
+
+    files = load_dataset_builder(hub, config, revision=revision).config.data_files
+    if split not in files:
+        raise DataError(unknown(f"split of {hub}", split, [str(name) for name in files]))
+    names = [str(file).rpartition(f"@{revision}/")[2] for file in files[split]]
+    if all(name.endswith(".tar") for name in names):
+        api = HfApi()
+        if api.file_exists(hub, "classnames.txt", repo_type="dataset", revision=revision):
+            names.append("classnames.txt")
+    return names
+
+
+# --------------------------------------------------------------------- labels
+
+
+def _labels(
+    dataset: Entry[TaskCard], raw: list[Any], source: _Source, ids: list[str]
+) -> NDArray[np.int64] | NDArray[np.uint8]:
+    """Raw labels as indices into the card's classes (or a 0/1/255 matrix for multi-label sets)."""
+    card = dataset.card
+    count = len(card.classes)
+    if card.kind == "multi-label":
+        matrix = np.asarray(raw)
+        if matrix.ndim != 2 or matrix.shape[1] != count:
+            width = matrix.shape[1] if matrix.ndim == 2 else "no"
+            raise DataError(
+                f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes"
+            )
+        order = _order(dataset, source.names, source.where) if source.names else np.arange(count)
+        turned = np.zeros(matrix.shape, dtype=np.uint8)
+        turned[:, order] = matrix
+        return turned
+    if raw and isinstance(raw[0], str):
+        named = [
+            n for n in (card.label_names, card.classes) if n and _plain(raw[0]) in {_plain(x) for x in n}
+        ]
+        words = {_plain(name): i for i, name in enumerate(named[0] if named else card.classes)}
+        for i, value in zip(ids, raw, strict=True):
+            if _plain(value) not in words:
+                raise DataError(
+                    f"{dataset.id}: sample {i} in {source.where} has the label {value!r}, not a class of the card",
+                    hint=f"correct label_names in {dataset.path}",
+                )
+        return np.array([words[_plain(value)] for value in raw], dtype=np.int64)
+    numbers = np.asarray(raw, dtype=np.int64)
+    allowed = len(source.names) if source.names else count
+    outside = np.flatnonzero((numbers < 0) | (numbers >= allowed))
+    if len(outside):
+        raise DataError(
+            f"{dataset.id}: sample {ids[outside[0]]} in {source.where} has the label {numbers[outside[0]]}, "
+            f"but there are {allowed} classes (0 to {allowed - 1}); {len(outside)} such samples",
+            hint=f"the class list of {dataset.path} and the data's labels disagree",
+        )
+    return _order(dataset, source.names, source.where)[numbers] if source.names else numbers
+
+
+def _order(dataset: Entry[TaskCard], names: Sequence[str], where: str) -> NDArray[np.int64]:
+    """For each label name of the data, the index of the card's class.
+
+    Raises:
+        DataError: a name that the card does not have.
+    """
+    card = dataset.card
+    for known in (card.label_names, card.classes):
+        if known is None:
+            continue
+        plain = [_plain(name) for name in known]
+        if [_plain(n) for n in names] == plain:  # also where a name occurs twice
+            return np.arange(len(names))
+        index = {name: i for i, name in enumerate(plain)}
+        found = [index.get(_plain(name)) for name in names]
+        if None not in found and len(set(found)) == len(found):
+            return np.array(found, dtype=np.int64)
+    known = card.label_names or card.classes
+    lost = [n for n in names if _plain(n) not in {_plain(k) for k in known}]
+    near = nearest(lost[0], known) if lost else None
+    counts = "" if len(names) == len(known) else f"the data has {len(names)} classes, the card {len(known)}; "
+    raise DataError(
+        f"{dataset.id}: the labels of {where} do not agree with the card: {counts}"
+        + (f"{len(lost)} names are not on it, first {lost[0]!r}" if lost else "names repeat")
+        + (f' (is it "{near}"?)' if near else ""),
+        hint=f"add the data's own label names, in the order of classes, as label_names in {dataset.path}",
+    )
+
+
+def _plain(name: str) -> str:
+    """A label name without case and punctuation: `Sea_Lion` and `sea lion` are one."""
+    return re.sub(r"[^a-z0-9]+", " ", str(name).casefold()).strip()

@@ -1,0 +1,72 @@
+"""The two kinds of failure: what a user can mend (`ClipbenchError`), and bugs (everything else, with its traceback).
+
+ClipbenchError          prints what is wrong, where, what is allowed, what to type next; exit code 2
+├── CardError           a YAML card that does not parse, validate or resolve
+├── DataError           images, labels or folders that are missing or disagree with their card
+├── WeightsError        a checkpoint that is missing, corrupt, or does not fit its architecture
+├── StorageError        a cache or results folder that cannot be written
+└── NotApplicable       a capability that this checkpoint lacks: a dash in tables, never a 0
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClipbenchError(Exception):
+    """An error that the user can mend. `hint` is what to type or change next."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class CardError(ClipbenchError):
+    """A card that does not parse, validate or resolve."""
+
+
+class DataError(ClipbenchError):
+    """Images, labels or folders that are missing or disagree with their card."""
+
+
+class WeightsError(ClipbenchError):
+    """A checkpoint that is missing, corrupt, or does not fit its architecture."""
+
+
+class StorageError(ClipbenchError):
+    """A cache or results folder that cannot be written."""
+
+
+class NotApplicable(ClipbenchError):
+    """A capability that this checkpoint lacks."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The entry of `known` most like `word`, or None when nothing is close.
+
+    >>> nearest("clip-rn5", ["clip-rn50", "declip-r50"])
+    'clip-rn50'
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def unknown(what: str, word: str, known: Iterable[str], *, listing: str | None = None) -> str:
+    """One sentence for an unknown name: the nearest known one and where to see all.
+
+    >>> unknown("model", "clip-rn5", ["clip-rn50"], listing="clipbench list models")
+    'unknown model "clip-rn5"; did you mean "clip-rn50"? See: clipbench list models'
+    """
+    names = sorted(known)
+    near = nearest(word, names)
+    text = f'unknown {what} "{word}"'
+    if near:
+        text += f'; did you mean "{near}"?'
+    if listing:
+        return f"{text} See: {listing}" if near else f"{text}; see: {listing}"
+    return f"{text} Allowed: {', '.join(names)}" if near else f"{text}; allowed: {', '.join(names)}"

@@ -1,0 +1,193 @@
+"""The story: cards → splits and encoders → features → protocol → record."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from clipbench import models, records
+from clipbench.cards import fingerprint
+from clipbench.catalog import Catalog, Task
+from clipbench.data import Split
+from clipbench.data.decode import OnBadImage
+from clipbench.data.hub import DataPaths, open_split
+from clipbench.errors import NotApplicable
+from clipbench.execution import Runtime
+from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run may choose besides models and tasks; all of it stands in the record."""
+
+    runtime: Runtime
+    data: DataPaths = field(default_factory=lambda: DataPaths({}, ()))
+    limit: int | None = None
+    seed: int = 0
+    on_bad_image: OnBadImage = "stop"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """A record and its per-sample outcomes; or, with `reason`, why the model cannot do the task."""
+
+    model: str
+    task: str
+    record: records.Record | None
+    samples: dict[str, records.Column]
+    reason: str | None = None
+
+
+def evaluate(
+    model_cards: Sequence[models.LoadedModel], tasks: Sequence[Task], options: Options
+) -> Iterator[Result]:
+    """Measure every model on every task, task by task, encoding each split once a model.
+
+    Models whose preprocessing agrees share one decoding pass.
+
+    Raises:
+        ClipbenchError: see `clipbench.errors`; what was finished before stays.
+    """
+    encoders = []
+    load_s = []
+    for model in model_cards:
+        start = time.perf_counter()
+        encoder = ModelEncoder(model, options.runtime, options.on_bad_image, options.progress)
+        encoder.adapter  # noqa: B018 - loads the weights
+        encoders.append(encoder)
+        load_s.append(time.perf_counter() - start)
+    for task in tasks:
+        splits = _splits(task, options)
+        before = [replace(e.counts) for e in encoders]
+        _encode(encoders, task, splits)
+        for encoder, counts, seconds in zip(encoders, before, load_s, strict=True):
+            try:
+                record, samples = _outcome(encoder, task, options, splits, counts, seconds)
+            except NotApplicable as lack:
+                yield Result(encoder.model.id, task.id, None, {}, lack.message)
+            else:
+                yield Result(encoder.model.id, task.id, record, samples)
+
+
+def evaluator(
+    catalog: Catalog, options: Options
+) -> Callable[[models.Adapter, Sequence[str]], list[records.Record]]:
+    """A function that measures a model in training on tasks, by id; its features are not kept."""
+
+    def measure(adapter: models.Adapter, task_ids: Sequence[str]) -> list[records.Record]:
+        model = models.LoadedModel("in-training", adapter.card, Path.cwd())
+        with tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
+            encoder = ModelEncoder(model, options.runtime, progress=False, root=Path(folder))
+            encoder.adapter = adapter
+            found = []
+            for task in catalog.tasks(task_ids):
+                splits = _splits(task, options)
+                found.append(_outcome(encoder, task, options, splits, replace(encoder.counts), 0.0)[0])
+            return found
+
+    return measure
+
+
+def limited(split: Split, limit: int | None, seed: int) -> Split:
+    """`split`, or a seeded sample of `limit` of its samples: class-balanced where each has one class.
+
+    Classes take turns, in a seeded order, each giving its samples in a seeded order: classes differ by at most
+    one sample while they last.
+    """
+    if limit is None or limit >= len(split):
+        return split
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(split))
+    if split.labels.ndim == 1:
+        labels = split.labels[order].astype(np.int64)
+        by_class = np.argsort(labels, kind="stable")
+        turn = np.empty(len(order), dtype=np.int64)  # how many of its class come before
+        starts = np.searchsorted(labels[by_class], labels[by_class])
+        turn[by_class] = np.arange(len(order)) - starts
+        class_order = rng.permutation(int(labels.max()) + 1)
+        order = order[np.lexsort((class_order[labels], turn))]
+    return Subset(split, np.sort(order[:limit]))
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _splits(task: Task, options: Options) -> dict[str, Split]:
+    roles = {role for role, _ in task.protocol.needs(task.params)}
+    return {
+        role: limited(open_split(task.dataset, role, options.data), options.limit, options.seed)
+        for role in sorted(roles)
+    }
+
+
+def _encode(encoders: Sequence[ModelEncoder], task: Task, splits: dict[str, Split]) -> None:
+    """Encode what the task needs for all models at once, where their preprocessing agrees."""
+    for role, space in task.protocol.needs(task.params):
+        able = [e for e in encoders if space in e.adapter.image_spaces and not e.has(splits[role], space)]
+        for group in same_preprocessing(able):
+            encode_images(group, splits[role], space)
+
+
+def _outcome(
+    encoder: ModelEncoder,
+    task: Task,
+    options: Options,
+    splits: dict[str, Split],
+    before: Counts,
+    load_s: float,
+) -> tuple[records.Record, dict[str, records.Column]]:
+    """Run the protocol; the record and its per-sample outcomes."""
+    _encode([encoder], task, splits)
+    inside = replace(encoder.counts)
+    start = time.perf_counter()
+    outcome = task.protocol.run(task.dataset.card, splits, encoder, task.params, options.seed)
+    encoding = encoder.counts.images_s - inside.images_s + encoder.counts.texts_s - inside.texts_s
+    score_s = time.perf_counter() - start - encoding
+    counts = encoder.counts
+    images_s, texts_s = counts.images_s - before.images_s, counts.texts_s - before.texts_s
+    encoded = counts.images_encoded - before.images_encoded
+    card, runtime = task.dataset.card, options.runtime
+    needs = task.protocol.needs(task.params)
+    skipped = {i: r for role, space in needs for i, r in encoder.bad_images(splits[role], space).items()}
+    record = records.Record(
+        model=encoder.model.id,
+        task=task.id,
+        protocol=records.ProtocolUsed(
+            name=task.protocol.ID, version=task.protocol.VERSION, params=task.params.canonical()
+        ),
+        primary=task.params.primary,  # type: ignore[attr-defined]
+        scores=outcome.scores,
+        per_class={m: records.by_class(card.classes, values) for m, values in outcome.per_class.items()},
+        seed=options.seed,
+        limit=options.limit if any(isinstance(s, Subset) for s in splits.values()) else None,
+        skipped=tuple(records.Skipped(id=i, reason=r) for i, r in skipped.items()),
+        precision=runtime.precision,
+        device=runtime.device_name,
+        env=records.environment(),
+        fingerprints={
+            "model_card": fingerprint(encoder.model.card.canonical()),
+            "task_card": fingerprint(card.canonical()),
+            "weights": encoder.adapter.weights_sha256,
+            **{f"split:{role}": split.fingerprint for role, split in splits.items()},
+        },
+        timing=records.Timing(
+            load_s=load_s,
+            encode_images_s=images_s,
+            encode_texts_s=texts_s,
+            score_s=score_s,
+            total_s=load_s + images_s + texts_s + score_s,
+            images_per_s=encoded / images_s if encoded and images_s else None,
+            images_encoded=encoded,
+            texts_encoded=counts.texts_encoded - before.texts_encoded,
+        ),
+        encoder={"plans": {space: encoder.plan(splits[role], space) for role, space in needs}},
+        cards=records.ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
+        created=records.utc_now(),
+    )
+    return record, outcome.samples

@@ -1,0 +1,474 @@
+"""Features: encoded once, kept content-addressed on disk, memory-mapped, resumable shard by shard.
+
+A feature file's key is the hash of everything that can change a row of it. Rows are float32, in the split's
+order; a row of NaN stands for an image that could not be decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench import models
+from clipbench.cache import cache_root, locked, make_folder, write_atomic
+from clipbench.cards import fingerprint
+from clipbench.data import Sample, Split
+from clipbench.data.decode import Bad, OnBadImage, cores, decode_stream, normalise
+from clipbench.errors import ClipbenchError, DataError, StorageError
+from clipbench.execution import Runtime, Tower, fastest
+
+if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress, TaskID
+
+SHARD_ROWS = 512
+_PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
+
+
+class FeatureFile:
+    """float32 [rows, D] on disk: `features.f32`, and `done` with one byte a finished shard.
+
+    Safe for two processes at once: whoever writes holds the lock, the other waits and then finds it done.
+    A killed process loses at most the shard it was writing.
+    """
+
+    def __init__(self, key: dict[str, Any], rows: int, root: Path) -> None:
+        self.rows = rows
+        self.shards = -(-rows // SHARD_ROWS)
+        self._key = key
+        self.folder = root / fingerprint(key)
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self.folder / "lock")
+
+    def missing(self) -> list[int]:
+        """Shards not yet written."""
+        try:
+            done = (self.folder / "done").read_bytes()
+        except FileNotFoundError:
+            return list(range(self.shards))
+        return [s for s in range(self.shards) if s >= len(done) or done[s] != 1]
+
+    def complete(self) -> bool:
+        return self.rows > 0 and not self.missing()
+
+    def shard_rows(self, shard: int) -> NDArray[np.int64]:
+        """Row numbers of a shard."""
+        return np.arange(shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, self.rows))
+
+    def write(self, shard: int, features: NDArray[np.float32], bad: Sequence[Bad], plan: str) -> None:
+        """Write one shard [its rows, D], then mark it done. `plan` is how the tower ran.
+
+        Raises:
+            StorageError: the disk is full or the folder cannot be written; finished shards stay.
+        """
+        make_folder(self.folder)
+        width = features.shape[1]
+        meta = self.folder / "meta.json"
+        if not meta.exists():
+            described = {"dim": width, "rows": self.rows, "plan": plan, "key": self._key}
+            write_atomic(meta, json.dumps(described, indent=1).encode())
+        if bad:
+            named = self.bad() | {b.id: b.reason for b in bad}
+            write_atomic(self.folder / "bad.json", json.dumps(named, indent=1).encode())
+        try:
+            data = np.ascontiguousarray(features, dtype=np.float32).tobytes()
+            _write_at(self.folder / "features.f32", data, shard * SHARD_ROWS * width * 4)
+            _write_at(self.folder / "done", b"\1", shard)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write features to {self.folder}: {error.strerror} "
+                f"({self.rows * width * 4 / 2**20:.0f} MiB are needed in all)",
+                hint="free some space or set CLIPBENCH_CACHE to another folder, then run the same command: "
+                "finished shards are kept",
+            ) from None
+
+    def read(self) -> NDArray[np.float32]:
+        """All rows, memory-mapped read-only."""
+        return np.memmap(
+            self.folder / "features.f32", np.float32, "r", shape=(self.rows, int(self.meta()["dim"]))
+        )
+
+    def meta(self) -> dict[str, Any]:
+        """What `meta.json` says: dim, rows, plan, key."""
+        meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
+        return meta
+
+    def bad(self) -> dict[str, str]:
+        """id → reason of the images that could not be decoded."""
+        try:
+            bad: dict[str, str] = json.loads((self.folder / "bad.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return bad
+
+
+def _write_at(path: Path, data: bytes, offset: int) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Subset(Split):
+    """The samples of a split at `rows` (ascending), for `--limit`."""
+
+    def __init__(self, whole: Split, rows: NDArray[np.int64]) -> None:
+        self.whole, self.rows = whole, rows
+        self.dataset, self.role, self.classes = whole.dataset, whole.role, whole.classes
+        self.fingerprint = fingerprint([whole.fingerprint, rows.tolist()])
+        self.ids = [whole.ids[r] for r in rows.tolist()]
+        self.labels = whole.labels[rows]
+
+    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
+        return self.whole.samples(self.rows[rows])
+
+
+@dataclass
+class Counts:
+    """What encoding cost, for the record."""
+
+    images_encoded: int = 0
+    texts_encoded: int = 0
+    images_s: float = 0.0
+    texts_s: float = 0.0
+
+
+@dataclass
+class ModelEncoder:
+    """A model as protocols see it (see `protocols.Encoder`)."""
+
+    model: models.LoadedModel
+    runtime: Runtime
+    on_bad_image: OnBadImage = "stop"
+    progress: bool = True
+    root: Path = field(default_factory=lambda: cache_root() / "features")
+    counts: Counts = field(default_factory=Counts)
+
+    @cached_property
+    def adapter(self) -> models.Adapter:
+        return models.load(self.model)
+
+    @property
+    def logit_scale(self) -> float:
+        return self.adapter.logit_scale
+
+    def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
+        """Features [n, D] of `split`, memory-mapped; `joint` rows have unit length.
+
+        Raises:
+            DataError: an image that cannot be decoded (unless such images are skipped).
+            NotApplicable: the model has no such feature space.
+        """
+        self.adapter.require_space(space)
+        if isinstance(split, Subset) and self.has(split, space):
+            whole = self.file(split.whole, space)
+            self._refuse_bad(whole, split.ids)
+            return np.ascontiguousarray(whole.read()[split.rows])
+        encode_images([self], split, space)
+        return self.file(split, space).read()
+
+    def bad_images(self, split: Split, space: str) -> dict[str, str]:
+        """id → reason of the skipped images of `split`."""
+        bad = self.file(split, space).bad()
+        if isinstance(split, Subset) and not bad:
+            bad = self.file(split.whole, space).bad()
+        return {i: bad[i] for i in split.ids if i in bad} if bad else {}
+
+    def texts(self, texts: list[str]) -> NDArray[np.float32]:
+        """Joint features [len(texts), D], unit rows, in the order given."""
+        unique = list(dict.fromkeys(texts))
+        file = FeatureFile(self._key("text", fingerprint(unique)), len(unique), self.root)
+        if not file.complete():
+            with file.lock():
+                if not file.complete():
+                    self._encode_texts(file, unique)
+        number = {text: i for i, text in enumerate(unique)}
+        rows = file.read()
+        return rows if len(unique) == len(texts) else rows[[number[t] for t in texts]]
+
+    def file(self, split: Split, space: str) -> FeatureFile:
+        """Where the image features of `split` are kept."""
+        return FeatureFile(self._key(space, split.fingerprint), len(split), self.root)
+
+    def tower(self, space: str, rows: int) -> Tower:
+        """The image tower, laid out for `rows` images."""
+        if space not in self._towers:
+            preprocess = self.adapter.preprocess
+            shape = (preprocess.channels, preprocess.side, preprocess.side)
+            module = self.adapter.image_tower(space).to(self.runtime.device)
+            self._towers[space] = fastest(
+                module, self.runtime, lambda n: _noise((n, *shape), self.runtime), rows
+            )
+        return self._towers[space]
+
+    @cached_property
+    def _towers(self) -> dict[str, Tower]:
+        return {}
+
+    @cached_property
+    def _text_tower(self) -> torch.nn.Module:
+        return self.adapter.text_tower().to(self.runtime.device)
+
+    def has(self, split: Split, space: str) -> bool:
+        """Whether the features of a `--limit` sample can be taken from those of its whole split."""
+        return isinstance(split, Subset) and self.file(split.whole, space).complete()
+
+    def plan(self, split: Split, space: str) -> str:
+        """How the tower ran that encoded `split`."""
+        source = split.whole if isinstance(split, Subset) and self.has(split, space) else split
+        return str(self.file(source, space).meta()["plan"])
+
+    def _key(self, space: str, content: str) -> dict[str, Any]:
+        """Everything that can change a feature."""
+        card = self.adapter.card
+        return {
+            "family": card.family,
+            "version": models.family(card.family).VERSION,
+            "config": card.config,
+            "weights": self.adapter.weights_sha256,
+            "preprocess": card.preprocess.canonical() if space != "text" else None,
+            "precision": self.runtime.precision,
+            "space": space,
+            "content": content,
+        }
+
+    def _refuse_bad(self, file: FeatureFile, ids: Sequence[str]) -> None:
+        if self.on_bad_image == "stop" and (bad := file.bad()):
+            for i in ids:
+                if i in bad:
+                    raise DataError(
+                        f"image {i} cannot be decoded: {bad[i]} (skipped when its features were cached)",
+                        hint="replace the file, or count and name such images with --on-bad-image skip",
+                    )
+
+    def _encode_texts(self, file: FeatureFile, texts: list[str]) -> None:
+        """Encode in order of length, each batch cut at its longest text; exact for causal and masked towers."""
+        import torch
+
+        start = time.perf_counter()
+        ids, lengths = self.adapter.tokenize(texts)
+        order = torch.argsort(lengths, stable=True)
+        widest = int(lengths.max())
+        example = ids[order[-1:], :widest]
+        tower = fastest(
+            self._text_tower,
+            self.runtime,
+            lambda n: example.repeat(n, 1).to(self.runtime.device),
+            len(texts),
+            vary=True,
+        )
+        size = self.runtime.batch_size or (64 if self.runtime.on_cpu else 1024)
+        tokens = size * self.adapter.context_length // 2  # a batch of short texts may hold more of them
+        features: NDArray[np.float32] | None = None
+        with _progress("texts", len(texts), self.progress) as (bar, task):
+            position = 0
+            while position < len(order):
+                longest = int(lengths[order[min(position + size, len(order)) - 1]])
+                count = max(1, min(len(order) - position, tokens // max(longest, 1)))
+                rows = order[position : position + count]
+                batch = ids[rows, : int(lengths[rows].max())].to(self.runtime.device)
+                encoded = _unit(tower(batch)).cpu().numpy()
+                if not np.isfinite(encoded).all():
+                    raise _not_finite(self.model.id, self.runtime)
+                if features is None:
+                    features = np.empty((len(texts), encoded.shape[1]), np.float32)
+                features[rows.numpy()] = encoded
+                position += count
+                bar.advance(task, count)
+        assert features is not None
+        for shard in range(file.shards):
+            file.write(shard, features[file.shard_rows(shard)], (), tower.plan)
+        self.counts.texts_encoded += len(texts)
+        self.counts.texts_s += time.perf_counter() - start
+
+
+def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) -> None:
+    """Make sure that every encoder has its features of `split`; one decoding pass serves all that lack them.
+
+    The encoders must agree on preprocessing (`same_preprocessing` groups them).
+
+    Raises:
+        DataError: an image that cannot be decoded (unless such images are skipped).
+        StorageError: no room for the features; finished shards are kept.
+    """
+    files = [e.file(split, space) for e in encoders]
+    with contextlib.ExitStack() as locks:
+        for _, file in sorted(
+            ((str(f.folder), f) for f in files if not f.complete()), key=lambda item: item[0]
+        ):
+            locks.enter_context(file.lock())
+        todo = {i: set(f.missing()) for i, f in enumerate(files)}
+        shards = sorted(set().union(*todo.values()))
+        if shards:
+            _encode_shards(encoders, files, todo, shards, split, space)
+    for encoder, file, index in zip(encoders, files, todo, strict=True):
+        encoder._refuse_bad(file, split.ids)
+        encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
+
+
+def same_preprocessing(encoders: Sequence[ModelEncoder]) -> list[list[ModelEncoder]]:
+    """The encoders in groups that one decoding pass can serve."""
+    groups: dict[str, list[ModelEncoder]] = {}
+    for encoder in encoders:
+        groups.setdefault(fingerprint(encoder.model.card.preprocess.canonical()), []).append(encoder)
+    return list(groups.values())
+
+
+def _encode_shards(
+    encoders: Sequence[ModelEncoder],
+    files: Sequence[FeatureFile],
+    todo: dict[int, set[int]],
+    shards: Sequence[int],
+    split: Split,
+    space: str,
+) -> None:
+    import torch
+
+    first = encoders[0]
+    runtime, preprocess = first.runtime, first.model.card.preprocess
+    rows = np.concatenate([files[0].shard_rows(s) for s in shards])
+    size = _batch_size(runtime)
+    sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
+    towers = [e.tower(space, len(rows)) if todo[i] else None for i, e in enumerate(encoders)]
+    workers = runtime.workers
+    if workers is None:
+        workers = cores() if len(rows) >= _PROCESSES_WORTH else 0
+    stream = decode_stream(
+        split.samples(rows),
+        preprocess,
+        sizes=sizes,
+        workers=workers,
+        overlap=not runtime.on_cpu,
+        on_bad_image=first.on_bad_image,
+    )
+    start = time.perf_counter()
+    label = f"{split.dataset} {split.role}" + (f" × {len(encoders)} models" if len(encoders) > 1 else "")
+    with _progress(label, len(split), first.progress) as (bar, task), contextlib.closing(stream):
+        bar.advance(task, len(split) - len(rows))
+        for shard in shards:
+            parts: list[list[NDArray[np.float32]]] = [[] for _ in encoders]
+            bad: list[Bad] = []
+            for _ in _pieces(files[0].shard_rows(shard), size):
+                batch = next(stream)
+                bad += batch.bad
+                images = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
+                for i, tower in enumerate(towers):
+                    if tower is not None and shard in todo[i]:
+                        features = _rows(tower, images, space)
+                        if not np.isfinite(features[batch.good]).all():
+                            raise _not_finite(encoders[i].model.id, runtime)
+                        features[~batch.good] = np.nan
+                        parts[i].append(features)
+                bar.advance(task, len(batch.images))
+            for i, (file, tower) in enumerate(zip(files, towers, strict=True)):
+                if tower is not None and shard in todo[i]:
+                    file.write(shard, np.concatenate(parts[i]), bad, tower.plan)
+    seconds = time.perf_counter() - start
+    for encoder in encoders:
+        encoder.counts.images_s += seconds
+
+
+def _rows(tower: Tower, images: torch.Tensor, space: str) -> NDArray[np.float32]:
+    """Features of one batch; padded to a full batch for a compiled tower; halved while memory runs out."""
+    import torch
+
+    count = len(images)
+    if tower.plan == "compiled":
+        images = _padded(images, _batch_size(tower.runtime))
+    try:
+        features = tower(images)[:count]
+    except torch.cuda.OutOfMemoryError:
+        if count == 1:
+            raise
+        torch.cuda.empty_cache()
+        half = count // 2
+        return np.concatenate([_rows(tower, images[:half], space), _rows(tower, images[half:count], space)])
+    rows: NDArray[np.float32] = (_unit(features) if space == "joint" else features).cpu().numpy()
+    return rows
+
+
+def _padded(images: torch.Tensor, size: int) -> torch.Tensor:
+    import torch
+
+    lacking = max(0, size - len(images))
+    return torch.cat([images, images.new_zeros((lacking, *images.shape[1:]))]) if lacking else images
+
+
+def _batch_size(runtime: Runtime) -> int:
+    """Images a batch: the user's choice, or what keeps a CPU's caches or a GPU's units busy."""
+    return min(runtime.batch_size or (64 if runtime.on_cpu else SHARD_ROWS), SHARD_ROWS)
+
+
+def _pieces(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    """Rows of unit length (float32)."""
+    unit: torch.Tensor = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return unit
+
+
+def _noise(shape: tuple[int, ...], runtime: Runtime) -> torch.Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator).to(runtime.device)
+
+
+def _not_finite(model: str, runtime: Runtime) -> ClipbenchError:
+    return ClipbenchError(
+        f"{model} gives features that are not finite in {runtime.precision}",
+        hint="use --precision bf16 or fp32"
+        if runtime.precision == "fp16"
+        else "the checkpoint may be damaged",
+    )
+
+
+@contextlib.contextmanager
+def _progress(label: str, total: int, show: bool) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on stderr with rate and time left."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="cyan")
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not show or not sys.stderr.isatty()
+    ) as bar:
+        yield bar, bar.add_task(label, total=total)

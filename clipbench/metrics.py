@@ -1,0 +1,480 @@
+"""Metrics: pure functions of arrays, no torch, no files.
+
+Two conventions hold throughout. Classes with equal scores rank by index, lowest first, so that accuracy,
+top-k and mean per-class recall never disagree over a tie. What cannot be scored (a class without samples,
+no samples at all) is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.errors import DataError
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+#: `area` is the step-wise area under precision–recall, `11pt` VOC2007's interpolation at 11 recalls.
+APKind = Literal["area", "11pt"]
+#: What a difficult object (label 255) counts as in a test split.
+Difficult = Literal["ignore", "positive", "negative"]
+
+DIFFICULT: Final = 255  # the label value of an object that VOC marks difficult
+_BLOCK: Final = 4_000_000  # scores handled at a time, so that temporaries stay below about 100 MB
+
+
+# ----------------------------------------------------------- single-label ranking
+
+
+def rank_of_target(logits: Floats, target: Ints) -> Ints:
+    """Rank of the true class among all classes, 0 for the best.
+
+    Args:
+        logits: float [N, C], any monotone scale.
+        target: int64 [N], class indices below C.
+
+    Returns:
+        int64 [N]: how many classes score higher, plus how many of the equal ones have a lower index.
+
+    Raises:
+        DataError: a score is not finite.
+        ValueError: shapes disagree or a target is not a class.
+
+    >>> rank_of_target(np.array([[0.1, 0.9, 0.9], [0.5, 0.5, 0.5]]), np.array([2, 0])).tolist()
+    [1, 0]
+    """
+    n, classes = _checked(logits)
+    if target.shape != (n,):
+        raise ValueError(f"target has shape {target.shape}, expected ({n},)")
+    _check_classes(target, classes)
+    index = np.arange(classes)
+    ranks = np.empty(n, dtype=np.int64)
+    for rows in _blocks(n, classes):
+        block, wanted = logits[rows], target[rows, None]
+        own = np.take_along_axis(block, wanted, axis=1)
+        before = (block > own) | ((block == own) & (index < wanted))
+        ranks[rows] = before.sum(axis=1)
+    return ranks
+
+
+def predict(logits: Floats) -> Ints:
+    """Class of the highest score, int64 [N], for logits float [N, C]; the lowest index among equals.
+
+    Raises:
+        DataError: a score is not finite.
+
+    >>> predict(np.array([[0.1, 0.9, 0.9], [0.5, 0.5, 0.5]])).tolist()
+    [1, 0]
+    """
+    _checked(logits)
+    best: Ints = np.argmax(logits, axis=1).astype(np.int64)
+    return best
+
+
+def top_k(logits: Floats, k: int) -> Ints:
+    """The `k` best classes of every row, best first, equals by lowest index.
+
+    Args:
+        logits: float [N, C].
+        k: 1 ≤ k ≤ C.
+
+    Returns:
+        int64 [N, k]; column 0 is `predict(logits)`.
+
+    Raises:
+        DataError: a score is not finite.
+        ValueError: k is out of range.
+
+    >>> top_k(np.array([[0.1, 0.9, 0.9, 0.9], [3.0, 1.0, 2.0, 0.0]]), 2).tolist()
+    [[1, 2], [0, 2]]
+    """
+    n, classes = _checked(logits)
+    if not 1 <= k <= classes:
+        raise ValueError(f"k = {k} is not within 1 … {classes}")
+    best = np.empty((n, k), dtype=np.int64)
+    for rows in _blocks(n, classes):
+        block = logits[rows]
+        # A partition alone picks arbitrary ones among the classes that tie for place k.
+        last = np.partition(block, classes - k, axis=1)[:, classes - k, None]
+        above, level = block > last, block == last
+        room = k - above.sum(axis=1, keepdims=True)
+        chosen = above | (level & (np.cumsum(level, axis=1) <= room))
+        found = np.nonzero(chosen)[1].reshape(-1, k)
+        order = np.argsort(-np.take_along_axis(block, found, axis=1), axis=1, kind="stable")
+        best[rows] = np.take_along_axis(found, order, axis=1)
+    return best
+
+
+def acc_at_k(ranks: Ints, k: int) -> float:
+    """Share of samples whose true class is among the `k` best; `ranks` int64 [N] as of `rank_of_target`.
+
+    >>> acc_at_k(np.array([0, 3, 1, 7]), 5)
+    0.75
+    """
+    return float(np.mean(ranks < k)) if ranks.size else float("nan")
+
+
+# ----------------------------------------------------------------- per class
+
+
+def per_class_recall(target: Ints, prediction: Ints, n_classes: int) -> NDArray[np.float64]:
+    """Recall of every class: float64 [C], NaN for classes absent from `target`.
+
+    Args:
+        target, prediction: int64 [N], class indices below `n_classes`.
+
+    Raises:
+        ValueError: shapes disagree or an index is not a class.
+
+    >>> per_class_recall(np.array([0, 0, 2]), np.array([0, 1, 2]), 3).tolist()
+    [0.5, nan, 1.0]
+    """
+    hits, counts = class_hits(target, prediction, n_classes)
+    recall = np.full(n_classes, np.nan)
+    np.divide(hits, counts, out=recall, where=counts > 0)
+    return recall
+
+
+def mean_per_class_recall(target: Ints, prediction: Ints, n_classes: int) -> float:
+    """Mean over the classes present in `target` of their recall (scikit-learn's `balanced_accuracy_score`).
+
+    >>> mean_per_class_recall(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
+    0.75
+    """
+    recall = per_class_recall(target, prediction, n_classes)
+    present = ~np.isnan(recall)
+    return float(recall[present].mean()) if present.any() else float("nan")
+
+
+def class_hits(target: Ints, prediction: Ints, n_classes: int) -> tuple[Ints, Ints]:
+    """Right predictions and samples of every class, both int64 [C].
+
+    >>> [part.tolist() for part in class_hits(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)]
+    [[1, 0, 1], [2, 0, 1]]
+    """
+    if target.shape != prediction.shape or target.ndim != 1:
+        raise ValueError(
+            f"target {target.shape} and prediction {prediction.shape} must be equally long vectors"
+        )
+    _check_classes(target, n_classes)
+    _check_classes(prediction, n_classes)
+    hits = np.bincount(target[target == prediction], minlength=n_classes)
+    return hits.astype(np.int64), np.bincount(target, minlength=n_classes).astype(np.int64)
+
+
+# --------------------------------------------------------- average precision
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One class's samples sorted by score once, so that any weighting of them can be scored cheaply.
+
+    The precision–recall curve is read where it matters: at the end of each group of equal scores that
+    holds a positive. In between, recall stands still and precision only falls, so neither kind of average
+    precision looks there.
+
+    Attributes:
+        order: int64 [M], samples by falling score, less the ignored and those after the last positive.
+        starts: int64 [G], where in `order` each curve point's share of samples begins.
+        hits: int64 [P], the positives among `order`.
+        hit_starts: int64 [G], the same for `hits`.
+    """
+
+    order: Ints
+    starts: Ints
+    hits: Ints
+    hit_starts: Ints
+
+
+def ranking(score: Floats, positive: Bools, ignore: Bools | None = None) -> Ranking:
+    """Sort one class's samples for `curve`.
+
+    Args:
+        score: float [N]; only its order matters.
+        positive: bool [N].
+        ignore: bool [N], samples left out altogether (VOC's difficult objects).
+
+    Raises:
+        DataError: a score is not finite.
+
+    >>> ranking(np.array([0.9, 0.9, 0.1, 0.5]), np.array([True, False, False, True])).starts.tolist()
+    [0, 2]
+    """
+    _finite(score)
+    order = np.argsort(-score, kind="stable")
+    if ignore is not None:
+        order = order[~ignore[order]]
+    positive, score = positive[order], score[order]
+    group = np.cumsum(np.diff(score, prepend=score[:1]) != 0)
+    scored = np.unique(group[positive])
+    ends = np.searchsorted(group, scored, side="right")
+    order = order[: ends[-1]] if ends.size else order[:0]
+    hit_ends = np.searchsorted(group[positive], scored, side="right")
+    return Ranking(
+        order=order,
+        starts=(ends - np.diff(ends, prepend=0)).astype(np.int64),
+        hits=order[positive[: order.size]],
+        hit_starts=(hit_ends - np.diff(hit_ends, prepend=0)).astype(np.int64),
+    )
+
+
+def curve(ranked: Ranking, weights: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """True positives and samples retrieved at each curve point, under each weighting.
+
+    Args:
+        weights: int32 [N, B], how often each sample counts in each of B weightings (all ones: as measured).
+
+    Returns:
+        int32 [G, B] twice, cumulative.
+
+    >>> ranked = ranking(np.array([0.9, 0.9, 0.1, 0.5]), np.array([True, False, False, True]))
+    >>> [part[:, 0].tolist() for part in curve(ranked, np.ones((4, 1), dtype=np.int32))]
+    [[1, 2], [2, 3]]
+    """
+    if not ranked.starts.size:
+        empty = np.zeros((0, weights.shape[1]), dtype=np.int32)
+        return empty, empty
+    true = np.add.reduceat(weights[ranked.hits], ranked.hit_starts, axis=0)
+    seen = np.add.reduceat(weights[ranked.order], ranked.starts, axis=0)
+    return np.cumsum(true, axis=0, dtype=np.int32), np.cumsum(seen, axis=0, dtype=np.int32)
+
+
+def curve_average_precision(
+    true: NDArray[np.int32], seen: NDArray[np.int32], kind: APKind
+) -> NDArray[np.float64]:
+    """Average precision of each weighting: float64 [B], NaN where it holds no positive.
+
+    Args:
+        true, seen: int32 [G, B] as of `curve`.
+        kind: `area` is Σ (R_g − R_{g−1}) · P_g (scikit-learn's definition). `11pt` is the mean over the
+            recalls 0, 0.1, …, 1 of the best precision at that recall or above (VOC2007, Everingham et al.,
+            IJCV 2010).
+
+    >>> true, seen = np.array([[1], [2]], dtype=np.int32), np.array([[2], [3]], dtype=np.int32)
+    >>> curve_average_precision(true, seen, "area").round(4).tolist()
+    [0.5833]
+    """
+    if not true.size:
+        return np.full(true.shape[1], np.nan)
+    precision = np.zeros(true.shape)
+    np.divide(true, seen, out=precision, where=seen > 0)
+    positives = true[-1]
+    average = np.full(positives.shape, np.nan)
+    if kind == "area":
+        total = (np.diff(true, axis=0, prepend=0) * precision).sum(axis=0)
+        np.divide(total, positives, out=average, where=positives > 0)
+        return average
+    # Recall ≥ t/10 in integers: 3/10 ≥ 0.3 must not hang on how 0.3 is rounded.
+    reached = [np.where(10 * true >= t * positives, precision, 0).max(axis=0) for t in range(11)]
+    np.copyto(average, np.mean(reached, axis=0), where=positives > 0)
+    return average
+
+
+def average_precision_area(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
+    """Average precision as the step-wise area under precision–recall.
+
+    Equals scikit-learn's `average_precision_score`: samples of equal score are retrieved together.
+
+    Args:
+        score: float [N]; only its order matters.
+        positive: bool [N].
+        ignore: bool [N], samples left out altogether (VOC's difficult objects).
+
+    Returns:
+        A fraction of 1; NaN without a positive.
+
+    >>> score, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    >>> round(average_precision_area(score, positive), 4)  # (1/1 + 2/3) / 2
+    0.8333
+    >>> average_precision_area(score, positive, ignore=np.array([False, True, False, False]))
+    1.0
+    """
+    return _average_precision(score, positive, ignore, "area")
+
+
+def average_precision_11pt(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
+    """Average precision as VOC2007 interpolates it, at recalls 0, 0.1, …, 1.
+
+    Samples of equal score are retrieved together, as in `average_precision_area`: the order of the files,
+    which decides in the VOC development kit, moves nothing here.
+
+    Args, Returns: as `average_precision_area`.
+
+    >>> score, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    >>> round(average_precision_11pt(score, positive), 4)  # (6 · 1/1 + 5 · 2/3) / 11
+    0.8485
+    """
+    return _average_precision(score, positive, ignore, "11pt")
+
+
+def _average_precision(score: Floats, positive: Bools, ignore: Bools | None, kind: APKind) -> float:
+    ranked = ranking(score, positive, ignore)
+    ones = np.ones((score.size, 1), dtype=np.int32)
+    return float(curve_average_precision(*curve(ranked, ones), kind)[0])
+
+
+def positives(labels: NDArray[np.uint8], difficult: Difficult = "ignore") -> tuple[Bools, Bools | None]:
+    """Which labels count as positive, and which are left out (None: none), both bool like `labels`.
+
+    Args:
+        labels: uint8, 0 absent, 1 present, 255 difficult.
+
+    Raises:
+        ValueError: another label value.
+
+    >>> positive, ignore = positives(np.array([0, 1, 255], dtype=np.uint8))
+    >>> positive.tolist(), ignore.tolist()
+    ([False, True, False], [False, False, True])
+    """
+    hard = labels == DIFFICULT
+    if np.any((labels > 1) & ~hard):
+        raise ValueError("multi-label labels must be 0 (absent), 1 (present) or 255 (difficult)")
+    positive = labels == 1
+    if difficult == "positive":
+        positive |= hard
+    return positive, hard if difficult == "ignore" else None
+
+
+def rankings(scores: Floats, labels: NDArray[np.uint8], difficult: Difficult = "ignore") -> Iterator[Ranking]:
+    """`ranking` of every class in turn; arguments as `per_class_average_precision`."""
+    if scores.shape != labels.shape or scores.ndim != 2:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must be equal matrices")
+    positive, ignore = positives(labels, difficult)
+    for c in range(scores.shape[1]):
+        yield ranking(scores[:, c], positive[:, c], None if ignore is None else ignore[:, c])
+
+
+def per_class_average_precision(
+    scores: Floats, labels: NDArray[np.uint8], kind: APKind, difficult: Difficult = "ignore"
+) -> NDArray[np.float64]:
+    """Average precision of every class, over images: float64 [C], NaN for classes without a positive.
+
+    Args:
+        scores: float [N, C]; compared within a class only, never through a softmax over classes.
+        labels: uint8 [N, C], 0 absent, 1 present, 255 difficult.
+        difficult: leave such objects out of their class, or count them as positive or negative.
+
+    Raises:
+        DataError: a score is not finite.
+        ValueError: shapes disagree, or another label value.
+
+    >>> labels = np.array([[1, 0], [255, 0], [1, 0]], dtype=np.uint8)
+    >>> per_class_average_precision(np.array([[0.3, 1.0], [0.2, 1.0], [0.1, 1.0]]), labels, "area").tolist()
+    [1.0, nan]
+    """
+    ones = np.ones((scores.shape[0], 1), dtype=np.int32)
+    found = [
+        curve_average_precision(*curve(ranked, ones), kind)[0]
+        for ranked in rankings(scores, labels, difficult)
+    ]
+    return np.array(found, dtype=np.float64)
+
+
+def mean_average_precision(
+    scores: Floats, labels: NDArray[np.uint8], kind: APKind, difficult: Difficult = "ignore"
+) -> float:
+    """Mean of `per_class_average_precision` over the classes that have positives; NaN if none has.
+
+    >>> labels = np.array([[1, 0], [255, 0], [1, 0]], dtype=np.uint8)
+    >>> mean_average_precision(np.array([[0.3, 1.0], [0.2, 1.0], [0.1, 1.0]]), labels, "11pt")
+    1.0
+    """
+    found = per_class_average_precision(scores, labels, kind, difficult)
+    scored = ~np.isnan(found)
+    return float(found[scored].mean()) if scored.any() else float("nan")
+
+
+# --------------------------------------------------------------- calibration
+
+
+def winning_confidence(logits: Floats) -> NDArray[np.float64]:
+    """Softmax probability of the predicted class: float64 [N], for logits float [N, C].
+
+    Raises:
+        DataError: a score is not finite.
+
+    >>> winning_confidence(np.array([[1000.0, 1000.0], [0.0, -1000.0]])).tolist()
+    [0.5, 1.0]
+    """
+    n, classes = _checked(logits)
+    confidence = np.empty(n)
+    for rows in _blocks(n, classes):
+        block = logits[rows].astype(np.float64)
+        block -= block.max(axis=1, keepdims=True)
+        confidence[rows] = 1 / np.exp(block, out=block).sum(axis=1)
+    return confidence
+
+
+def ece(confidence: NDArray[np.float64], correct: Bools, bins: int = 15) -> float:
+    """Expected calibration error: mean over samples of |accuracy − confidence| of their bin.
+
+    Bins are equally wide and closed on the right, ((m − 1)/M, m/M] (Guo et al., ICML 2017, section 2).
+
+    Args:
+        confidence: float64 [N], within 0 … 1.
+        correct: bool [N].
+
+    Returns:
+        A fraction of 1; NaN without samples.
+
+    Raises:
+        ValueError: shapes disagree or a confidence is no probability.
+
+    >>> round(ece(np.array([0.95, 0.95, 0.55]), np.array([True, False, True])), 4)  # (0.9 + 0.45) / 3
+    0.45
+    """
+    gap = confidence - correct
+    sums = np.bincount(confidence_bin(confidence, bins), weights=gap, minlength=bins)
+    return float(np.abs(sums).sum() / gap.size) if gap.size else float("nan")
+
+
+def confidence_bin(confidence: NDArray[np.float64], bins: int) -> Ints:
+    """Calibration bin of each confidence: int64 [N], 0 … bins − 1.
+
+    >>> confidence_bin(np.array([0.0, 0.5, 0.51, 1.0]), 2).tolist()
+    [0, 0, 1, 1]
+    """
+    if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):
+        raise ValueError("confidences must be within 0 … 1")
+    found: Ints = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
+    return found
+
+
+# -------------------------------------------------------------------- checks
+
+
+def _finite(scores: Floats) -> None:
+    # NaN compares false with everything: unchecked, a model of NaNs would rank every target first.
+    bad = scores.size - int(np.count_nonzero(np.isfinite(scores)))
+    if bad:
+        raise DataError(
+            f"{bad:,} of {scores.size:,} scores are not finite (half-precision overflow, or broken weights)",
+            hint="try again with: --precision fp32",
+        )
+
+
+def _checked(logits: Floats) -> tuple[int, int]:
+    if logits.ndim != 2 or logits.shape[1] < 1:
+        raise ValueError(f"logits have shape {logits.shape}, expected [N, C]")
+    for rows in _blocks(*logits.shape):
+        _finite(logits[rows])
+    return logits.shape[0], logits.shape[1]
+
+
+def _check_classes(index: Ints, n_classes: int) -> None:
+    if index.size and not (index.min() >= 0 and index.max() < n_classes):
+        raise ValueError(
+            f"class indices reach from {index.min()} to {index.max()}, expected 0 … {n_classes - 1}"
+        )
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // columns)
+    for start in range(0, rows, step):
+        yield slice(start, start + step)

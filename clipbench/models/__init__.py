@@ -1,0 +1,124 @@
+"""Model families behind one small interface.
+
+A family is one module here, found by the `family:` of a model card, with three names:
+
+    class Config(Strict)                     what the card's `config:` may hold
+    VERSION: int                             raised whenever the family's features change
+    def load(card: LoadedModel) -> Adapter   strict: every weight used, none missing
+
+Modules import torch inside functions, so that cards can be validated without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from clipbench.cards import ModelCard, Preprocess, Strict
+from clipbench.errors import CardError, NotApplicable, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model card, its id, and the folder that its relative paths start from."""
+
+    id: str
+    card: ModelCard
+    folder: Path
+
+
+class Adapter(ABC):
+    """Everything that belongs to the model: images or token ids in, float32 rows out.
+
+    The towers are handed out as plain modules, so that the encoder can choose layout, precision and
+    compilation without knowing the family.
+
+    Attributes:
+        card: the model's card.
+        weights_sha256: sha256 (hex) of the weights file's bytes (of every tensor where there is no file).
+        logit_scale: the factor on cosines (exp of the learned temperature).
+        context_length: longest token sequence, special tokens included.
+    """
+
+    card: ModelCard
+    weights_sha256: str
+    logit_scale: float
+    context_length: int
+    #: feature spaces that images have; "joint" is what is compared with text
+    image_spaces: ClassVar[tuple[str, ...]] = ("joint", "backbone")
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.card.preprocess
+
+    @abstractmethod
+    def image_tower(self, space: str) -> nn.Module:
+        """Module from images (float [B, channels, side, side], normalised) to features [B, D] in `space`.
+
+        `joint` features are not yet unit rows.
+
+        Raises:
+            NotApplicable: this checkpoint has no such space.
+        """
+
+    @abstractmethod
+    def text_tower(self) -> nn.Module:
+        """Module from token ids (int64 [B, L], L at most `context_length`) to joint features [B, D].
+
+        A shorter L than `context_length` must give the same features as padding up to it.
+
+        Raises:
+            NotApplicable: this checkpoint has no text tower.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (int64 [N, context_length], zero-padded) and each row's count of real tokens (int64 [N])."""
+
+    def require_space(self, space: str) -> None:
+        """Raise NotApplicable unless images have `space`."""
+        if space not in self.image_spaces:
+            raise NotApplicable(
+                f'{self.card.title}: no image feature space "{space}" (has: {", ".join(self.image_spaces)})'
+            )
+
+
+def families() -> list[str]:
+    """Names of the model families: the modules of this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def family(name: str) -> Any:
+    """The module of family `name`.
+
+    Raises:
+        CardError: no such family.
+    """
+    if name not in families():
+        raise CardError(unknown("model family", name, families()))
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def config_model(name: str) -> type[Strict]:
+    """The typed `config:` of family `name`."""
+    model: type[Strict] = family(name).Config
+    return model
+
+
+def load(model: LoadedModel) -> Adapter:
+    """The adapter of `model`, weights loaded strictly.
+
+    Raises:
+        WeightsError: the checkpoint is missing, corrupt, or does not fit.
+    """
+    adapter: Adapter = family(model.card.family).load(model)
+    return adapter

@@ -1,0 +1,338 @@
+"""CLIP through open_clip: any of its architectures, with a pretrained tag or a local checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from clipbench.cache import remember
+from clipbench.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
+from clipbench.models import Adapter, LoadedModel
+from clipbench.models.weights import load_strict, read_state_dict, resolve, verify
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+VERSION = 1
+
+PREFIX = "open_clip:"
+
+
+class Config(Strict):
+    """`arch` is open_clip's name; `quick_gelu` says whether the towers use QuickGELU instead of GELU.
+
+    OpenAI's checkpoints, and some of LAION's, were trained with QuickGELU: with GELU they load without a
+    complaint and lose points. For a tag and for every file whose hash open_clip knows, a card that says
+    otherwise is refused.
+    """
+
+    arch: str
+    quick_gelu: bool = Field(description="x·sigmoid(1.702x) as in OpenAI's code, instead of GELU")
+
+
+def load(model: LoadedModel) -> Adapter:
+    """The adapter of a `family: clip` card.
+
+    Raises:
+        CardError: unknown architecture or tag, or a `quick_gelu` that the checkpoint was not trained with.
+        WeightsError: the checkpoint is missing, corrupt, or does not fit.
+    """
+    config = Config.model_validate(model.card.config)
+    _known_arch(config.arch)
+    tag = model.card.weights.open_clip
+    if tag is not None:
+        _agree(model.id, config, _tag_config(config.arch, tag), f"the tag {tag}")
+        path = _download(model, config.arch, tag)
+        digest = verify(path, model.card.weights.sha256)
+        if model.card.weights.sha256 is None:
+            remember("weights", f"{config.arch}@{tag}", digest, what="sha256 of the weights")
+    else:
+        path, digest = resolve(model)
+        known = _known_files().get(digest[:8])
+        if known:
+            _agree(model.id, config, known[1], f"this file ({known[0]})")
+    module = _build(config)
+    state = read_state_dict(path)
+    if "logit_scale" in state:  # [1] in some training code, a scalar in others
+        state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
+    load_strict(module, state, path)
+    return ClipAdapter(model.card, module, config, digest)
+
+
+def ad_hoc(spec: str) -> ModelCard:
+    """The card of `open_clip:<arch>@<tag-or-path>`: preprocessing and QuickGELU as open_clip states them.
+
+    Raises:
+        CardError: malformed, or an unknown architecture or tag.
+    """
+    arch, _, source = spec.removeprefix(PREFIX).partition("@")
+    if not arch or not source:
+        raise CardError(
+            f'"{spec}" names no weights',
+            hint=f"write {PREFIX}<arch>@<tag or path>, for example {PREFIX}RN50@openai",
+        )
+    import open_clip
+
+    _known_arch(arch)
+    path = Path(source).expanduser()
+    looks_like_a_file = (
+        path.exists() or "/" in source or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}
+    )
+    if looks_like_a_file:
+        described: dict[str, Any] = {}
+        quick_gelu = bool(open_clip.get_model_config(arch).get("quick_gelu", False))
+        weights = Weights(file=str(path.resolve()))
+    else:
+        described = _tag_config(arch, source)
+        quick_gelu = bool(described.get("quick_gelu", False))
+        weights = Weights(open_clip=source)
+    return ModelCard(
+        title=f"open_clip {arch}, {path.name if looks_like_a_file else source}",
+        family="clip",
+        config={"arch": arch, "quick_gelu": quick_gelu},
+        preprocess=_preprocess(arch, described),
+        weights=weights,
+    )
+
+
+class ClipAdapter(Adapter):
+    """An open_clip model. `backbone` is the feature before the joint projection (ViT: 768-d for B/32);
+    for CLIP's ResNets it is the attention pool's output, which is the joint feature itself."""
+
+    def __init__(self, card: ModelCard, module: Any, config: Config, weights_sha256: str) -> None:
+        import open_clip
+
+        self.card = card
+        self.module = module
+        self.weights_sha256 = weights_sha256
+        self.logit_scale = float(module.logit_scale.exp().reshape(()))
+        self._tokenizer = open_clip.get_tokenizer(config.arch)
+        self.context_length = int(self._tokenizer.context_length)
+
+    def image_tower(self, space: str) -> nn.Module:
+        self.require_space(space)
+        visual: nn.Module = self.module.visual
+        return visual if space == "joint" else _backbone(self.card, visual)
+
+    def text_tower(self) -> nn.Module:
+        return _text_tower(self.module, self.context_length)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        import open_clip
+        import torch
+
+        ids = self._tokenizer(list(texts))
+        if isinstance(self._tokenizer, open_clip.SimpleTokenizer):
+            # Padding has the id of "!", so the end token (the highest id) tells where a text ends.
+            return ids, ids.argmax(dim=1) + 1
+        return ids, torch.full((len(ids),), ids.shape[1])
+
+
+# ------------------------------------------------------------------- building
+
+
+def _known_arch(arch: str) -> None:
+    import open_clip
+
+    if arch not in open_clip.list_models():
+        raise CardError(
+            unknown(
+                "open_clip architecture", arch, open_clip.list_models(), listing="open_clip.list_models()"
+            )
+        )
+
+
+def _tag_config(arch: str, tag: str) -> dict[str, Any]:
+    import open_clip
+
+    described: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag)
+    if not described:
+        raise CardError(
+            unknown(f"open_clip tag of {arch}", tag, open_clip.list_pretrained_tags_by_model(arch))
+        )
+    return described
+
+
+def _agree(model_id: str, config: Config, described: dict[str, Any], what: str) -> None:
+    trained_with = bool(described.get("quick_gelu", False))
+    if config.quick_gelu != trained_with:
+        raise CardError(
+            f"{model_id}: {what} was trained with quick_gelu {str(trained_with).lower()}, "
+            f"the card says {str(config.quick_gelu).lower()}: scores would be silently low",
+            hint=f"set config.quick_gelu: {str(trained_with).lower()}"
+            + (f", or use the architecture {config.arch}-quickgelu" if trained_with else ""),
+        )
+
+
+@cache
+def _known_files() -> dict[str, tuple[str, dict[str, Any]]]:
+    """First 8 hex digits of sha256 → (arch@tag, settings), for every file whose hash open_clip's registry states."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained
+
+    known = {}
+    for arch, tag in list_pretrained():
+        described = get_pretrained_cfg(arch, tag)
+        url = described.get("url", "")
+        if "openaipublic" in url:
+            known[url.split("/")[-2][:8]] = (f"{arch}@{tag}", described)
+        elif "mlfoundations" in url:
+            known[Path(url).stem.split("-")[-1]] = (f"{arch}@{tag}", described)
+    return known
+
+
+def _preprocess(arch: str, described: dict[str, Any]) -> Preprocess:
+    """open_clip's evaluation transform of `arch`, with what its pretrained tag says about it."""
+    import open_clip
+
+    size = described.get("size") or open_clip.get_model_config(arch)["vision_cfg"].get("image_size", 224)
+    side = int(size[-1] if isinstance(size, list | tuple) else size)
+    mode = described.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise CardError(
+            f"open_clip's resize mode {mode!r} of {arch} is not supported; allowed: shortest, squash"
+        )
+    return Preprocess(
+        size=side,
+        resize=mode,
+        interpolation=described.get("interpolation", "bicubic"),
+        mean=tuple(described.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(described.get("std", open_clip.OPENAI_DATASET_STD)),
+    )
+
+
+def _build(config: Config) -> Any:
+    """The architecture with uninitialised weights where that is possible: they are all about to be loaded."""
+    import open_clip
+    import torch
+
+    settings = open_clip.get_model_config(config.arch)
+    settings.pop("custom_text", None)
+    settings["quick_gelu"] = config.quick_gelu
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = not any(
+            k.startswith(("hf_", "timm_")) for part in ("vision_cfg", "text_cfg") for k in settings[part]
+        )
+        if plain and open_clip.get_model_config(config.arch).get("custom_text") is None:
+            with torch.device("meta"):
+                module = open_clip.CLIP(**settings)
+            # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
+            module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
+            return module
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            return open_clip.create_model(
+                config.arch, pretrained=None, force_quick_gelu=config.quick_gelu, load_weights=False
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{config.arch} cannot be built: {error}") from error
+        finally:
+            logging.disable(level)
+
+
+def _download(model: LoadedModel, arch: str, tag: str) -> Path:
+    from open_clip.pretrained import download_pretrained
+
+    try:
+        return Path(download_pretrained(_tag_config(arch, tag)))
+    except ClipbenchError:
+        raise
+    except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
+        first = str(error).strip().splitlines()
+        raise WeightsError(
+            f"{model.id}: the weights {arch}@{tag} are not in the local cache and cannot be fetched "
+            f"({first[0][:160] if first else type(error).__name__})",
+            hint=f"with network, run this again; without, bring the file and use --model {PREFIX}{arch}@PATH",
+        ) from None
+
+
+# --------------------------------------------------------------------- towers
+
+
+def _backbone(card: ModelCard, visual: Any) -> nn.Module:
+    """The image tower without its joint projection."""
+    import open_clip.transformer
+    import torch
+    from open_clip.modified_resnet import ModifiedResNet
+
+    if isinstance(visual, ModifiedResNet):
+        whole: nn.Module = visual
+        return whole
+    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+        raise NotApplicable(
+            f"{card.title}: features before the projection are not known for {type(visual).__name__}"
+        )
+
+    class Backbone(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = visual
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = self.visual._pool(self.visual.transformer(self.visual._embeds(images)))[0]
+            return pooled
+
+    return Backbone()
+
+
+def _text_tower(model: Any, context_length: int) -> nn.Module:
+    """Token ids → joint features, exact for ids cut at the longest real token where the tower is causal."""
+    import torch
+    from open_clip.transformer import TextTransformer, text_global_pool
+
+    tower = getattr(model, "text", model)
+    causal = (
+        isinstance(tower, TextTransformer | type(model))
+        and hasattr(tower, "transformer")
+        and getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+    )
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+
+    class CausalText(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = torch.nn.ModuleDict(
+                {name: getattr(tower, name) for name in ("token_embedding", "transformer", "ln_final")}
+            )
+            self.positions = tower.positional_embedding
+            self.projection = tower.text_projection
+            self.mask: torch.Tensor
+            self.register_buffer("mask", tower.attn_mask, persistent=False)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            length = ids.shape[1]
+            x = self.tower["token_embedding"](ids) + self.positions[:length]
+            x = self.tower["transformer"](x, attn_mask=self.mask[:length, :length])
+            x = self.tower["ln_final"](x)
+            pooled: torch.Tensor = text_global_pool(x, ids, pool, eos_token_id=eos)
+            if self.projection is None:
+                return pooled
+            if isinstance(self.projection, torch.nn.Linear):
+                projected: torch.Tensor = self.projection(pooled)
+                return projected
+            product: torch.Tensor = pooled @ self.projection
+            return product
+
+    class FullText(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            padding = context_length - ids.shape[1]
+            features: torch.Tensor = self.model.encode_text(torch.nn.functional.pad(ids, (0, padding)))
+            return features
+
+    return CausalText() if causal and pool in ("argmax", "eos") else FullText()

@@ -1,0 +1,4 @@
+"""Pretraining: one loop (`loop.pretrain`), objectives, towers, and training pairs.
+
+A run's folder is a model: `clipbench eval --model runs/digits` reads its `card.yaml`.
+"""

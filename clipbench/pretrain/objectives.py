@@ -1,0 +1,131 @@
+"""Objectives: pure functions of embeddings. Every term of a loss has its name.
+
+Embeddings need not be unit rows; cosines are taken here, in float32 at least, whatever precision made them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipbench.cards import ClipLiteObjective, ClipObjective
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """A loss by its terms, each a scalar."""
+
+    @property
+    @abstractmethod
+    def total(self) -> Tensor:
+        """What is minimised."""
+
+    def terms(self) -> dict[str, Tensor]:
+        """The terms by name, as logged."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class ClipLoss(Loss):
+    """InfoNCE in its two directions."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Mean of the two directions."""
+        return (self.image_to_text + self.text_to_image) / 2
+
+
+@dataclass(frozen=True)
+class ClipLiteLoss(Loss):
+    """The JSD bound: its expectation over pairs, and over mismatched pairs."""
+
+    positive: Tensor
+    negative: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the two terms."""
+        return self.positive + self.negative
+
+
+def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> ClipLoss:
+    """Symmetric InfoNCE over the batch (CLIP, figure 3).
+
+    Args:
+        image, text: float [B, D]; row i of one belongs to row i of the other.
+        logit_scale: scalar, the factor on cosines (not its logarithm).
+
+    Chance value: ln B.
+    """
+    logits = logit_scale * _unit(image) @ _unit(text).T
+    target = torch.arange(len(logits), device=logits.device)
+    return ClipLoss(F.cross_entropy(logits, target), F.cross_entropy(logits.T, target))
+
+
+def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1) -> ClipLiteLoss:
+    """Negated Jensen–Shannon bound on the mutual information of image and text, as in CLIP-Lite.
+
+    mean softplus(−T(xᵢ, yᵢ)) + mean softplus(T(xᵢ, yᵢ₊ₖ)), T = logit_scale · cosine, averaged over the rolls
+    k = 1 … `negatives` of the local batch. `negatives=1` is the paper's single negative; since it pairs every
+    text with a wrong image too, the bound is symmetric. Each projection block sees the batch once; the
+    released code runs it again on the rolled batch, which only moves BatchNorm's averages a second time.
+
+    The bound's second term is an expectation over independent pairs. With class names as captions an
+    independent pair shares its class with probability 1/C, so such negatives are no mistake to be filtered
+    out: they belong to the bound, whose optimum is then T = ln C for the right class and −∞ for all others.
+
+    Args:
+        image, text: float [B, D]; row i of one belongs to row i of the other; B > `negatives`.
+        logit_scale: scalar, the factor on cosines (not its logarithm).
+
+    Raises:
+        ValueError: a batch that a roll would bring back onto itself.
+
+    Chance value: 2 ln 2.
+    """
+    if not 1 <= negatives < len(image):
+        raise ValueError(
+            f"negatives must lie in 1 … {len(image) - 1} for a batch of {len(image)}, not {negatives}"
+        )
+    image, text = _unit(image), _unit(text)
+    matched = logit_scale * (image * text).sum(dim=1)
+    rolled = [logit_scale * (image * text.roll(-k, dims=0)).sum(dim=1) for k in range(1, negatives + 1)]
+    return ClipLiteLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
+
+
+def evaluate(
+    objective: ClipObjective | ClipLiteObjective, image: Tensor, text: Tensor, logit_scale: Tensor
+) -> Loss:
+    """The loss that a recipe's `objective` names."""
+    match objective:
+        case ClipObjective():
+            return clip_loss(image, text, logit_scale)
+        case ClipLiteObjective():
+            return clip_lite_loss(image, text, logit_scale, negatives=objective.negatives)
+
+
+def chance(objective: ClipObjective | ClipLiteObjective, batch_size: int) -> float:
+    """The loss of features that say nothing: every cosine 0."""
+    match objective:
+        case ClipObjective():
+            return math.log(batch_size)
+        case ClipLiteObjective():
+            return 2 * math.log(2)
+
+
+def max_logit_scale(objective: ClipObjective | ClipLiteObjective) -> float | None:
+    """The bound on the logit scale: CLIP's; None for CLIP-Lite, which has none."""
+    return objective.max_logit_scale if isinstance(objective, ClipObjective) else None
+
+
+def _unit(rows: Tensor) -> Tensor:
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    return F.normalize(wide, dim=1)

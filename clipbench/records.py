@@ -1,0 +1,365 @@
+"""Records: one model × task result that can prove itself, and where it lies.
+
+    results/<model>/<task>.json               scores, provenance, resolved cards
+    results/<model>/<task>.samples.parquet    one row a sample, for paired comparisons
+
+The parquet file is written first: a JSON file that is there is whole, and so is what stands beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from numpy.typing import NDArray
+from pydantic import (
+    Field,
+    FiniteFloat,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from clipbench.cache import write_atomic
+from clipbench.cards import Reported, Strict, Tuple, finite
+from clipbench.errors import DataError, StorageError
+from clipbench.stats import Score
+
+SCHEMA_VERSION: Final = 1
+#: folders of a results root that hold other things than records
+RESERVED: Final = frozenset({"bench", "parity", "studies"})
+#: what the numbers may hang on
+PACKAGES: Final = (
+    "clipbench", "datasets", "huggingface_hub", "numpy", "open_clip_torch", "pillow", "pyarrow",
+    "safetensors", "scikit-learn", "timm", "torch", "torchvision", "transformers",
+)  # fmt: skip
+_SOURCE: Final = Path(__file__).resolve().parents[1]
+
+Json = dict[str, JsonValue]
+Seconds = FiniteFloat
+#: a column of the per-sample file: one value a sample, in the split's order
+Column = NDArray[Any] | Sequence[str | float | None]
+
+
+class ProtocolUsed(Strict):
+    """The protocol that measured, with every parameter that could move a number."""
+
+    name: str
+    version: int = Field(ge=1)
+    params: Json
+
+
+class Skipped(Strict):
+    """An image that could not be read and was left out on the user's word (--on-bad-image skip)."""
+
+    id: str
+    reason: str
+
+
+class Env(Strict):
+    """Where a record was made. `commit` and `dirty` are of clipbench's own checkout, None without one."""
+
+    packages: dict[str, str]
+    python: str
+    platform: str
+    commit: str | None
+    dirty: bool | None
+
+
+class Timing(Strict):
+    """Wall time by stage, in seconds, and the work it bought.
+
+    `images_per_s` is null when every feature came from the cache.
+    """
+
+    load_s: Seconds = Field(ge=0)
+    encode_images_s: Seconds = Field(ge=0)
+    encode_texts_s: Seconds = Field(ge=0)
+    score_s: Seconds = Field(ge=0)
+    total_s: Seconds = Field(ge=0)
+    images_per_s: FiniteFloat | None = Field(ge=0)
+    images_encoded: int = Field(ge=0)
+    texts_encoded: int = Field(ge=0)
+
+
+class ResolvedCards(Strict):
+    """The cards as they were resolved, defaults included."""
+
+    model: Json
+    task: Json
+
+    @field_validator("model")
+    @classmethod
+    def _readable_reported(cls, model: Json) -> Json:
+        _REPORTED.validate_python(model.get("reported", []))
+        return model
+
+    @property
+    def reported(self) -> tuple[Reported, ...]:
+        """The numbers that others published for the model."""
+        return _REPORTED.validate_python(self.model.get("reported", []))
+
+
+_REPORTED: Final = TypeAdapter(Tuple[Reported])
+
+
+class Record(Strict):
+    """One model × task result.
+
+    `scores` and `per_class` map a metric to its score, or to class name → value (null where a class could
+    not be scored). `limit` is the number of samples that --limit allowed, null for the whole split.
+    `fingerprints` are hashes of all that decides the numbers; `encoder` is how the towers were run.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    model: str
+    task: str
+    protocol: ProtocolUsed
+    primary: str
+    scores: dict[str, Score]
+    per_class: dict[str, dict[str, FiniteFloat | None]]
+    seed: int
+    limit: int | None = Field(gt=0)
+    skipped: Tuple[Skipped]
+    precision: str
+    device: str
+    env: Env
+    fingerprints: dict[str, str]
+    timing: Timing
+    encoder: Json
+    cards: ResolvedCards
+    created: str
+
+    @field_validator("scores")
+    @classmethod
+    def _some_scores(cls, scores: dict[str, Score]) -> dict[str, Score]:
+        if not scores:
+            raise ValueError("a record needs at least one score")
+        return scores
+
+    @field_validator("created")
+    @classmethod
+    def _utc(cls, created: str) -> str:
+        if datetime.fromisoformat(created).utcoffset() != UTC.utcoffset(None):
+            raise ValueError(f"must be an ISO 8601 time in UTC, like {utc_now()}")
+        return created
+
+    @model_validator(mode="after")
+    def _primary_scored(self) -> Record:
+        if self.primary not in self.scores:
+            raise ValueError(f'the primary metric "{self.primary}" has no score')
+        return self
+
+
+# ------------------------------------------------------------------ its parts
+
+
+def utc_now() -> str:
+    """This second in UTC, ISO 8601: what `Record.created` holds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def by_class(classes: Sequence[str], values: NDArray[Any] | Sequence[float]) -> dict[str, float | None]:
+    """Class name → value, None for NaN. Names that occur twice (ImageNet has two) get their index.
+
+    >>> by_class(["crane", "maillot", "crane"], [0.5, float("nan"), 1.0])
+    {'crane (#0)': 0.5, 'maillot': None, 'crane (#2)': 1.0}
+    """
+    if len(classes) != len(values):
+        raise ValueError(f"{len(classes)} classes, {len(values)} values")
+    names = list(classes)
+    while len(set(names)) < len(names):
+        count = Counter(names)
+        names = [f"{name} (#{i})" if count[name] > 1 else name for i, name in enumerate(names)]
+    return {name: finite(float(value)) for name, value in zip(names, values, strict=True)}
+
+
+def environment() -> Env:
+    """Package versions, interpreter, platform, and the commit of clipbench's own checkout."""
+    versions = {name: _version(name) for name in PACKAGES}
+    commit, dirty = _git_state(_SOURCE)
+    return Env(
+        packages={name: version for name, version in versions.items() if version},
+        python=platform.python_version(),
+        platform=platform.platform(),
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(checkout: Path) -> tuple[str | None, bool | None]:
+    """Commit of `checkout`, and whether it has changes outside results/; None for what cannot be known."""
+    # An installed wheel may lie inside a repository of the user's, which is not what a record is about.
+    if not (checkout / ".git").exists():
+        return None, None
+    commit = _git(checkout, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changes = _git(checkout, "status", "--porcelain", "--", ".", ":(exclude)results")
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(checkout: Path, *arguments: str) -> str | None:
+    program = shutil.which("git")
+    if program is None:
+        return None
+    # Inside a git hook, GIT_DIR and its like would point elsewhere.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = [program, "--no-optional-locks", "-C", str(checkout), *arguments]
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# -------------------------------------------------------------------- storage
+
+
+def file_name(identifier: str) -> str:
+    """A name for `identifier` that any file system takes; where it had to change, a hash keeps it unique.
+
+    >>> file_name("imagenet-zs@single"), file_name("open_clip:RN50@/data/a.pt")
+    ('imagenet-zs@single', 'open_clip-RN50@-data-a.pt-b4cddc7a')
+    """
+    safe = re.sub(r"[^A-Za-z0-9._@+-]+", "-", identifier).strip("-.")[:100]
+    if safe == identifier and safe not in RESERVED:
+        return safe
+    return f"{safe}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def path_of(model: str, task: str, root: Path) -> Path:
+    """Where the record of `model` × `task` lies below `root`."""
+    return root / file_name(model) / f"{file_name(task)}.json"
+
+
+def samples_path(record: Path) -> Path:
+    """The per-sample file beside a record's JSON file."""
+    return record.with_name(f"{record.stem}.samples.parquet")
+
+
+def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
+    """Write `record` and its per-sample outcomes below `root`, each whole or not at all.
+
+    Args:
+        samples: column name → one value a sample, all equally long.
+
+    Returns:
+        The path of the JSON file.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    path = path_of(record.model, record.task, root)
+    try:
+        write_atomic(samples_path(path), _parquet(samples))
+        write_atomic(path, to_json(record).encode())
+    except StorageError as error:
+        raise StorageError(
+            f"the record is not kept, since the results folder {root} cannot be written: {error.message}",
+            hint="unlock it or free some space there, or choose another: --results DIR",
+        ) from None
+    return path
+
+
+def to_json(record: Record) -> str:
+    """The record's file content: sorted keys, two spaces, no NaN; equal records give equal text."""
+    return (
+        json.dumps(record.canonical(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def _parquet(samples: Mapping[str, Column]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(dict(samples))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def read(path: Path) -> Record:
+    """The record at `path`.
+
+    Raises:
+        DataError: the file is missing, broken, of another schema version, or not a record.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise _broken(path, "it is not UTF-8 text") from None
+    try:
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        raise _explained(path, text, error) from None
+
+
+def _explained(path: Path, text: str, error: ValidationError) -> DataError:
+    try:
+        value: JsonValue = json.loads(text)
+    except json.JSONDecodeError as syntax:
+        return _broken(path, f"line {syntax.lineno}: {syntax.msg}")
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        return DataError(
+            f"{path}: schema_version is {json.dumps(version)}; this clipbench reads {SCHEMA_VERSION}",
+            hint="upgrade clipbench if the record is newer; move the file away if it is no record",
+        )
+    problems = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
+    return _broken(path, "; ".join(problems[:3]))
+
+
+def _broken(path: Path, problem: str) -> DataError:
+    return DataError(
+        f"{path}: not a whole record: {problem}",
+        hint="move the file away and make it anew: clipbench eval --model … --task …",
+    )
+
+
+def paths(root: Path) -> list[Path]:
+    """The record files below `root`; folders named in `RESERVED` hold other things and are left out."""
+    return sorted(path for path in root.glob("*/*.json") if path.parent.name not in RESERVED)
+
+
+def read_all(root: Path) -> list[tuple[Path, Record]]:
+    """All records below `root`, by path (see `paths`).
+
+    Raises:
+        DataError: there is no such folder, or a file in it is not a record.
+    """
+    if not root.is_dir():
+        raise DataError(
+            f"no results folder at {root}",
+            hint="make a record first: clipbench eval --model … --task …; or name a folder: --results DIR",
+        )
+    return [(path, read(path)) for path in paths(root)]
+
+
+def same(a: Record, b: Record) -> bool:
+    """Whether two records agree in all but `timing` and `created`."""
+    aside = {"timing", "created"}
+    return a.model_dump(exclude=aside) == b.model_dump(exclude=aside)

@@ -1,0 +1,175 @@
+"""`clipbench list` and `clipbench show`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipbench import records
+from clipbench.cards import ModelCard
+from clipbench.catalog import Catalog
+from clipbench.errors import CardError, unknown
+from clipbench.report import table as report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LONG_LIST = 8
+
+
+def models(catalog: Catalog) -> list[dict[str, Any]]:
+    """One row a model card."""
+    rows = []
+    for name in catalog.model_files:
+        card = catalog.model(name).card
+        pairs = card.training_pairs_m
+        rows.append({"id": name, "family": card.family, "pairs (M)": pairs, "title": card.title})
+    return rows
+
+
+def tasks(catalog: Catalog) -> list[dict[str, Any]]:
+    """One row a task, variants included."""
+    rows = []
+    for name in catalog.task_ids():
+        task = catalog.task(name)
+        card = task.dataset.card
+        primary = getattr(task.params, "primary", None)
+        rows.append({"id": name, "metric": primary, "classes": len(card.classes), "title": card.title})
+    return rows
+
+
+def suites(catalog: Catalog) -> list[dict[str, Any]]:
+    """One row a suite."""
+    return [
+        {"id": name, "tasks": len(catalog.tasks([name])), "title": suite.title}
+        for name, suite in sorted(catalog.suites.items())
+    ]
+
+
+def recipes(catalog: Catalog) -> list[dict[str, Any]]:
+    """One row a recipe."""
+    rows = []
+    for name in catalog.recipe_files:
+        card = catalog.recipe(name).card
+        rows.append({"id": name, "data": card.data.dataset, "cost": card.cost, "title": card.title})
+    return rows
+
+
+KINDS: dict[str, Callable[[Catalog], list[dict[str, Any]]]] = {
+    "models": models,
+    "tasks": tasks,
+    "suites": suites,
+    "recipes": recipes,
+}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """Rows of equal keys as a table; ids are never cut."""
+    from rich import box
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for key in rows[0] if rows else ["id"]:
+        numbers = all(isinstance(row[key], int | float | None) for row in rows)
+        drawn.add_column(key, justify="right" if numbers else "left", no_wrap=key in ("id", "metric"))
+    for row in rows:
+        drawn.add_row(
+            *("–" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values())
+        )
+    return drawn
+
+
+def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
+    """The JSON value and the terminal view of whatever has this name.
+
+    Raises:
+        CardError: nothing has.
+    """
+    if name.endswith(".json") and Path(name).is_file():
+        record = records.read(Path(name))
+        return record.canonical(), report.record_table(record)
+    if name in catalog.suites:
+        ids = [t.id for t in catalog.tasks([name])]
+        suite = catalog.suites[name]
+        return {"id": name, "title": suite.title, "tasks": ids}, _card(
+            name, {"title": suite.title, "tasks": ids}, None
+        )
+    if name in catalog.recipe_files:
+        entry = catalog.recipe(name)
+        return entry.card.canonical(), _card(name, entry.card.canonical(), entry.path)
+    if name in catalog.dataset_files:
+        dataset = catalog.dataset(name)
+        return dataset.card.canonical(), _card(name, dataset.card.canonical(), dataset.path)
+    if name in catalog.task_ids():
+        task = catalog.task(name)
+        value = {
+            "task": name,
+            "protocol": {
+                "name": task.protocol.ID,
+                "version": task.protocol.VERSION,
+                "params": task.params.canonical(),
+            },
+            "dataset": task.dataset.card.canonical(),
+        }
+        return value, _card(name, value, task.dataset.path)
+    if name in catalog.model_files or "/" in name or ":" in name:
+        model = catalog.model(name)
+        return model.card.canonical(), _model(name, model.card, catalog.model_files.get(name))
+    known = [
+        *catalog.model_files,
+        *catalog.dataset_files,
+        *catalog.task_ids(),
+        *catalog.suites,
+        *catalog.recipe_files,
+    ]
+    raise CardError(unknown("id", name, known, listing="clipbench list models|tasks|suites|recipes"))
+
+
+def _card(name: str, value: dict[str, Any], path: Path | None) -> RenderableType:
+    from rich.console import Group
+    from rich.syntax import Syntax
+    from rich.text import Text
+
+    title = Text.assemble((name, "bold"), "  ", (str(path) if path else "", "dim"))
+    return Group(title, Syntax(_yaml(_short(value)), "yaml", background_color="default", word_wrap=True))
+
+
+def _model(name: str, card: ModelCard, path: Path | None) -> RenderableType:
+    from rich.console import Group
+
+    value = card.canonical()
+    value.pop("reported")
+    parts = [_card(name, value, path)]
+    if card.reported:
+        shown = [
+            {
+                "task": r.task,
+                "metric": r.metric,
+                "reported %": r.percent,
+                "confidence": r.confidence,
+                "source": r.source,
+            }
+            for r in card.reported
+        ]
+        parts += ["", table(shown)]
+    return Group(*parts)
+
+
+def _short(value: Any) -> Any:
+    """`value` with unset fields left out and long lists cut; `--json` prints all."""
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items() if v not in (None, [], {}, ())}
+    if isinstance(value, list | tuple):
+        if len(value) > _LONG_LIST:
+            return [*(_short(v) for v in value[:_LONG_LIST]), f"… {len(value)} in all"]
+        return [_short(v) for v in value]
+    return value
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=76)
+    return text

@@ -1,0 +1,284 @@
+"""Tables of records: every score as a row, and four ways to print the rows.
+
+`rows` flattens records; `terminal`, `markdown`, `csv_text` and `json_text` render what it gives. The first
+two show the primary metric of each model × task in percent; the last two every score as a fraction of 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from typing import TYPE_CHECKING, Final, get_args
+
+from clipbench.cards import Confidence, Reported
+from clipbench.records import Record
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+DASH: Final = "–"
+_SECONDARY: Final = "†"
+_MEMORY: Final = "‡"
+_TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
+_LEGEND: Final = {
+    _SECONDARY: "reported number from a secondary source",
+    _MEMORY: "reported number from memory, not verified",
+    "L": "limited: a sample of the split, not all of it",
+    "D": "dirty: made with uncommitted changes to clipbench",
+    "S": "some images could not be read and were skipped",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score of one record, or (`metric` None) a task of the suite that the model has no record of.
+
+    `value`, the interval and `chance` are fractions of 1; `reported_percent` is as printed by its source and
+    `difference_points` is ours minus theirs in percentage points.
+    """
+
+    model: str
+    task: str
+    protocol: str | None = None
+    protocol_version: int | None = None
+    metric: str | None = None
+    primary: bool = True
+    value: float | None = None
+    ci95_low: float | None = None
+    ci95_high: float | None = None
+    n: int | None = None
+    chance: float | None = None
+    reported_percent: float | None = None
+    reported_confidence: str | None = None
+    reported_source: str | None = None
+    difference_points: float | None = None
+    limit: int | None = None
+    dirty: bool | None = None
+    skipped: int = 0
+
+
+# ----------------------------------------------------------------------- rows
+
+
+def rows(records: Iterable[Record], tasks: Sequence[str] | None = None) -> list[Row]:
+    """Every score of `records` as a row, by model, then task, the primary metric first.
+
+    Args:
+        tasks: task ids of a suite, in its order. Other tasks are left out, and each model that has any of
+            these gets a row for each, so that what is missing shows. None: all tasks, by name.
+    """
+    kept = [record for record in records if tasks is None or record.task in tasks]
+    kept.sort(key=lambda record: (record.model, record.task))
+    found: list[Row] = []
+    for model, group in groupby(kept, key=lambda record: record.model):
+        by_task = {record.task: record for record in group}
+        for task in by_task if tasks is None else tasks:
+            found += _score_rows(by_task[task]) if task in by_task else [Row(model=model, task=task)]
+    return found
+
+
+def _score_rows(record: Record) -> list[Row]:
+    return [_row(record, metric) for metric in _metrics(record)]
+
+
+def _metrics(record: Record) -> list[str]:
+    return sorted(record.scores, key=lambda metric: (metric != record.primary, metric))
+
+
+def _row(record: Record, metric: str) -> Row:
+    score = record.scores[metric]
+    reported = _reported(record, metric)
+    return Row(
+        model=record.model,
+        task=record.task,
+        protocol=record.protocol.name,
+        protocol_version=record.protocol.version,
+        metric=metric,
+        primary=metric == record.primary,
+        value=score.value,
+        ci95_low=score.ci95[0],
+        ci95_high=score.ci95[1],
+        n=score.n,
+        chance=score.chance,
+        reported_percent=reported.percent if reported else None,
+        reported_confidence=reported.confidence if reported else None,
+        reported_source=reported.source if reported else None,
+        difference_points=100 * score.value - reported.percent if reported else None,
+        limit=record.limit,
+        dirty=record.env.dirty,
+        skipped=len(record.skipped),
+    )
+
+
+def _reported(record: Record, metric: str) -> Reported | None:
+    """The most trusted number that the model's card gives for this task and metric."""
+    fitting = [r for r in record.cards.reported if (r.task, r.metric) == (record.task, metric)]
+    return min(fitting, key=lambda r: _TRUST.index(r.confidence), default=None)
+
+
+# ---------------------------------------------------------------------- cells
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}"
+
+
+def _value(row: Row) -> str:
+    if row.value is None or row.ci95_low is None or row.ci95_high is None:
+        return DASH
+    return f"{_percent(row.value)} ±{_percent((row.ci95_high - row.ci95_low) / 2)}"
+
+
+def _source_mark(row: Row) -> str:
+    if row.reported_confidence in (None, "primary"):
+        return ""
+    return _SECONDARY if row.reported_confidence == "secondary" else _MEMORY
+
+
+def _reported_cell(row: Row) -> str:
+    if row.reported_percent is None:
+        return DASH
+    # Papers print one decimal, some two: show what they show.
+    short = f"{row.reported_percent:.1f}"
+    exact = short if float(short) == row.reported_percent else f"{row.reported_percent:.2f}"
+    return exact + _source_mark(row)
+
+
+def _difference(row: Row) -> str:
+    return DASH if row.difference_points is None else f"{row.difference_points:+.2f}"
+
+
+def _marks(row: Row) -> str:
+    held = {"L": row.limit is not None, "D": bool(row.dirty), "S": row.skipped > 0}
+    return "".join(mark for mark, holds in held.items() if holds)
+
+
+def _legend(shown: Sequence[Row]) -> list[str]:
+    used = {mark for row in shown for mark in (_source_mark(row), *_marks(row))}
+    return [f"{mark} {meaning}" for mark, meaning in _LEGEND.items() if mark in used]
+
+
+_Column = tuple[str, Callable[[Row], str]]
+
+
+def _columns(shown: Sequence[Row]) -> list[_Column]:
+    """Heading and cell of the columns that have something to say about these rows."""
+    columns: list[_Column] = [
+        ("model", lambda row: row.model),
+        ("task", lambda row: row.task),
+        ("metric", lambda row: row.metric or DASH),
+        ("value %", _value),
+    ]
+    if any(row.reported_percent is not None for row in shown):
+        columns += [("reported", _reported_cell), ("Δ", _difference)]
+    columns += [("n", lambda row: DASH if row.n is None else f"{row.n:,}")]
+    if any(_marks(row) for row in shown):
+        columns += [("", _marks)]
+    return columns
+
+
+# ------------------------------------------------------------------ renderers
+
+
+def terminal(every: Sequence[Row]) -> RenderableType:
+    """The primary metric of each model × task, in percent, for `rich` to print; fits 80 columns.
+
+    Tasks stand indented under their model, which leaves both names the room to stay whole.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    shown = [row for row in every if row.primary]
+    numbers = _columns(shown)[2:]
+    table = _rich_table(["model / task", *(heading for heading, _ in numbers)], left=("metric", ""))
+    # rich would break the names first; a long metric reads well over two lines, an id does not.
+    table.columns[1].max_width = 14
+    for model, of_model in groupby(shown, key=lambda row: row.model):
+        table.add_row(Text(model, style="bold"))
+        for row in of_model:
+            cells = [Text(cell(row)) for _, cell in numbers]
+            # Spaces let a long metric name break between words.
+            cells[0] = Text((row.metric or DASH).replace("_", " "))
+            table.add_row(Text(f"  {row.task}"), *cells)
+    return Group(table, *_notes(_legend(shown)))
+
+
+def _rich_table(headings: Sequence[str], left: Sequence[str]) -> Table:
+    """An empty table: the first column and those in `left` are text, the others numbers that never break."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in headings:
+        text = heading in (headings[0], *left)
+        table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    return table
+
+
+def markdown(every: Sequence[Row]) -> str:
+    """The table of `terminal` as GitHub markdown, its legend below."""
+    shown = [row for row in every if row.primary]
+    columns = _columns(shown)
+    text = ("model", "task", "metric", "")
+    lines = [
+        [heading for heading, _ in columns],
+        [":--" if heading in text else "--:" for heading, _ in columns],
+        *([cell(row).replace("|", "\\|") for _, cell in columns] for row in shown),
+    ]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    legend = "".join(f"- {line}\n" for line in _legend(shown))
+    return f"{table}\n{legend}" if legend else table
+
+
+def csv_text(every: Sequence[Row]) -> str:
+    """Every score, one line each, under the field names of `Row`; empty cells for what is missing."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in every)
+    return buffer.getvalue()
+
+
+def json_text(every: Sequence[Row]) -> str:
+    """Every score as a list of objects with the fields of `Row`; null for what is missing."""
+    return json.dumps([asdict(row) for row in every], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+#: the formats that are plain text, by their name on the command line
+TEXT_FORMATS: Final[dict[str, Callable[[Sequence[Row]], str]]] = {
+    "markdown": markdown,
+    "csv": csv_text,
+    "json": json_text,
+}
+
+
+def record_table(record: Record) -> RenderableType:
+    """All scores of one record: value and 95 % interval in percent, chance, n; the primary metric first."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _rich_table(["metric", "value %", "95 % interval", "chance", "n"], left=())
+    for metric in _metrics(record):
+        score = record.scores[metric]
+        table.add_row(
+            Text(metric, style="bold" if metric == record.primary else ""),
+            _percent(score.value),
+            f"{_percent(score.ci95[0])} … {_percent(score.ci95[1])}",
+            DASH if score.chance is None else _percent(score.chance),
+            f"{score.n:,}",
+        )
+    title = Text(f"{record.model} on {record.task}", style="bold")
+    legend = [f"{mark} {_LEGEND[mark]}" for mark in _marks(_row(record, record.primary))]
+    return Group(title, table, *_notes(legend))
+
+
+def _notes(legend: Sequence[str]) -> list[Text]:
+    from rich.text import Text
+
+    return [Text(line, style="dim") for line in ("", *legend)] if legend else []

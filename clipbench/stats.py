@@ -1,0 +1,277 @@
+"""Scores with their uncertainty: 95 % intervals for every metric, the same for the same seed.
+
+Wilson's interval for proportions; a bootstrap of 1,000 seeded resamples for the rest. The interval is about
+which samples the test set happened to hold; it says nothing of training seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench import metrics
+from clipbench.errors import DataError
+from clipbench.metrics import APKind, Bools, Difficult, Floats, Ints
+
+RESAMPLES: Final = 1_000
+_Z: Final = NormalDist().inv_cdf(0.975)
+_CHUNK: Final = 100  # resamples handled at a time
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number that can be judged.
+
+    Attributes:
+        value: a fraction of 1, as all metrics here are.
+        ci95: lower and upper end of the 95 % interval.
+        n: samples that the value is over.
+        chance: what a model that cannot tell the samples apart gets; None where that is not defined.
+
+    Raises:
+        ValueError: a number is not finite (leave an unscored metric out), or n is not positive.
+    """
+
+    value: float
+    ci95: Interval
+    n: int
+    chance: float | None
+
+    def __post_init__(self) -> None:
+        known = [self.value, *self.ci95] + ([] if self.chance is None else [self.chance])
+        if not all(math.isfinite(number) for number in known):
+            raise ValueError(f"a score must be finite (found {self}); leave an unscored metric out")
+        if self.n < 1 or self.ci95[0] > self.ci95[1]:
+            raise ValueError(f"a score needs at least one sample and an ordered interval (found {self})")
+
+
+# ------------------------------------------------------------------ intervals
+
+
+def wilson(successes: float, n: float) -> Interval:
+    """95 % score interval of a proportion (Wilson, JASA 1927, 22:209–212).
+
+    Fractional counts are allowed: an effective sample size serves as well as a real one.
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+
+    >>> tuple(round(end, 4) for end in wilson(8, 10))
+    (0.4902, 0.9433)
+    """
+    if not 0 <= successes <= n or n <= 0:
+        raise ValueError(f"{successes} successes in {n} trials")
+    p, z2 = successes / n, _Z**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # At 0 and 1 an end meets the value; rounding must not leave the value outside its own interval.
+    return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
+
+
+def percentile(draws: NDArray[np.float64]) -> Interval:
+    """Middle 95 % of bootstrap `draws` (float64 [B]); NaN draws, where nothing could be scored, drop out.
+
+    >>> percentile(np.arange(101.0))
+    (2.5, 97.5)
+    """
+    low, high = np.nanquantile(draws, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def resamples(n: int, seed: int, count: int = RESAMPLES) -> Iterator[Ints]:
+    """`count` draws of n sample indices with replacement, each int64 [n].
+
+    >>> [draw.tolist() for draw in resamples(3, seed=0, count=2)]
+    [[2, 1, 1], [0, 0, 0]]
+    """
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield rng.integers(n, size=n)
+
+
+def bootstrap(
+    n: int, statistic: Callable[[Ints], float], seed: int, count: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """`statistic` of each of `resamples`: float64 [count]. It is given the drawn indices.
+
+    >>> bootstrap(2, lambda drawn: float(drawn.mean()), seed=0, count=3).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    return np.array([statistic(drawn) for drawn in resamples(n, seed, count)])
+
+
+def bootstrap_mean(values: NDArray[np.float64], seed: int, count: int = RESAMPLES) -> Interval:
+    """95 % interval of the mean of per-sample `values` (float64 [N], N ≥ 1).
+
+    >>> bootstrap_mean(np.full(5, 0.25), seed=0)
+    (0.25, 0.25)
+    """
+    return percentile(bootstrap(values.size, lambda drawn: float(values[drawn].mean()), seed, count))
+
+
+# --------------------------------------------------------------------- scores
+
+
+def accuracy_score(correct: Bools, chance: float | None) -> Score:
+    """Share of samples that are right (bool [N], N ≥ 1), with Wilson's interval.
+
+    >>> accuracy_score(np.array([True, False, True, True]), chance=0.1).value
+    0.75
+    """
+    right = int(np.count_nonzero(correct))
+    return Score(right / correct.size, wilson(right, correct.size), correct.size, chance)
+
+
+def mean_per_class_recall_score(target: Ints, prediction: Ints, n_classes: int, seed: int) -> Score:
+    """Mean per-class recall with a bootstrap interval, resampled within each class.
+
+    Drawing n samples with replacement from a class of which k are right is a draw from Binomial(n, k/n).
+    That understates the spread by (n − 1)/n, much in small classes, and is scaled back (Rao & Wu, JASA 1988).
+    Classes of a single sample show no spread of their own and are resampled together. Where no draw differs,
+    as when every sample is right, the interval is Wilson's at the effective sample size C² / Σ 1/n.
+
+    Args:
+        target, prediction: int64 [N], class indices below `n_classes`.
+
+    Raises:
+        ValueError: shapes disagree, an index is not a class, or there are no samples.
+
+    >>> score = mean_per_class_recall_score(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), 2, seed=0)
+    >>> score.value, score.chance
+    (0.75, 0.5)
+    """
+    hits, counts = metrics.class_hits(target, prediction, n_classes)
+    hits, counts = hits[counts > 0], counts[counts > 0]
+    if not counts.size:
+        raise ValueError("no samples to score")
+    value = float((hits / counts).mean())
+    draws = value + _stratified_deviations(hits, counts, value, np.random.default_rng(seed))
+    if np.ptp(draws) > 0:
+        low, high = percentile(np.clip(draws, 0, 1))
+    else:
+        effective = counts.size**2 / float((1 / counts).sum())
+        low, high = wilson(value * effective, effective)
+    return Score(value, (low, high), target.size, 1 / n_classes)
+
+
+def _stratified_deviations(
+    hits: Ints, counts: Ints, value: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Deviations of the mean recall from `value` under resampling within strata: float64 [RESAMPLES]."""
+    alone = counts == 1
+    n, share = counts[~alone], hits[~alone] / counts[~alone]
+    classes = np.ones(n.size)
+    singles = int(alone.sum())
+    if singles:
+        # All single-sample classes are one stratum. If there is but one, the best guess at its spread is the
+        # Bernoulli spread at the overall recall, which n = 2 gives once it is scaled.
+        n = np.append(n, max(singles, 2))
+        share = np.append(share, hits[alone].mean() if singles > 1 else value)
+        classes = np.append(classes, singles)
+    drawn = rng.binomial(n, share, size=(RESAMPLES, n.size)) / n - share
+    deviation: NDArray[np.float64] = drawn @ (np.sqrt(n / (n - 1)) * classes) / counts.size
+    return deviation
+
+
+def mean_average_precision_scores(
+    scores: Floats, labels: NDArray[np.uint8], seed: int, difficult: Difficult = "ignore"
+) -> dict[str, Score]:
+    """`map_area` and `map_11pt`, with bootstrap intervals from the same resamples of images.
+
+    Classes are sorted once; a resample is a weight for each image. A class without positives in a resample
+    drops out of that resample's mean. Chance is what equal scores for all images get: the mean share of
+    positives.
+
+    Args: as `metrics.mean_average_precision`.
+
+    Raises:
+        DataError: a score is not finite, or no class has a positive.
+        ValueError: shapes disagree, or another label value.
+
+    >>> labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.uint8)
+    >>> found = mean_average_precision_scores(np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]]), labels, seed=0)
+    >>> found["map_area"].value, round(found["map_area"].chance, 4)
+    (1.0, 0.6667)
+    """
+    n = scores.shape[0]
+    ranked = list(metrics.rankings(scores, labels, difficult))
+    value = _map_of_weightings(ranked, np.ones((n, 1), dtype=np.int32))
+    if any(np.isnan(found[0]) for found in value.values()):
+        raise DataError(
+            f"no class has a positive among these {n:,} images, so mean average precision is not defined",
+            hint="score more images: raise --limit, or leave it out",
+        )
+    draws = [_map_of_weightings(ranked, weights) for weights in _weight_chunks(n, seed)]
+    chance = _mean_prevalence(labels, difficult)
+    return {
+        f"map_{kind}": Score(
+            float(found[0]), percentile(np.concatenate([draw[kind] for draw in draws])), n, chance
+        )
+        for kind, found in value.items()
+    }
+
+
+def _map_of_weightings(
+    ranked: list[metrics.Ranking], weights: NDArray[np.int32]
+) -> dict[APKind, NDArray[np.float64]]:
+    """mAP of both kinds for weightings int32 [N, B]: float64 [B], NaN where nothing is positive."""
+    kinds: tuple[APKind, ...] = ("area", "11pt")
+    found: dict[APKind, list[NDArray[np.float64]]] = {kind: [] for kind in kinds}
+    for one in ranked:
+        true, seen = metrics.curve(one, weights)
+        for kind in kinds:
+            found[kind].append(metrics.curve_average_precision(true, seen, kind))
+    return {kind: _mean_known(np.array(classes)) for kind, classes in found.items()}
+
+
+def _mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = ~np.isnan(values)
+    mean = np.full(values.shape[1], np.nan)
+    np.divide(np.where(known, values, 0).sum(axis=0), known.sum(axis=0), out=mean, where=known.any(axis=0))
+    return mean
+
+
+def _weight_chunks(n: int, seed: int) -> Iterator[NDArray[np.int32]]:
+    """`resamples` as counts of each sample, int32 [n, up to _CHUNK]."""
+    counts = (np.bincount(drawn, minlength=n) for drawn in resamples(n, seed))
+    while chunk := list(islice(counts, _CHUNK)):
+        yield np.stack(chunk, axis=1).astype(np.int32)
+
+
+def _mean_prevalence(labels: NDArray[np.uint8], difficult: Difficult) -> float:
+    positive, ignore = metrics.positives(labels, difficult)
+    kept = labels.shape[0] - (0 if ignore is None else ignore.sum(axis=0))
+    count = positive.sum(axis=0)
+    return float((count / np.maximum(kept, 1))[count > 0].mean())
+
+
+def ece_score(confidence: NDArray[np.float64], correct: Bools, seed: int, bins: int = 15) -> Score:
+    """Expected calibration error with a bootstrap interval over samples; it has no chance level.
+
+    Noise makes every bin's gap look larger, in the test set as in its resamples, which lie above the measured
+    value by about as much as that lies above the truth. The percentiles are therefore reflected about the
+    value (the basic bootstrap; Davison & Hinkley 1997, chapter 5). Plain percentiles never cover the truth
+    of a well-calibrated model.
+
+    Args: as `metrics.ece`, N ≥ 1.
+
+    >>> score = ece_score(np.array([0.95, 0.95, 0.55]), np.array([True, False, True]), seed=0)
+    >>> round(score.value, 4)
+    0.45
+    """
+    value = metrics.ece(confidence, correct, bins)
+    gap, place = confidence - correct, metrics.confidence_bin(confidence, bins)
+
+    def resampled(drawn: Ints) -> float:
+        return float(np.abs(np.bincount(place[drawn], weights=gap[drawn])).sum() / gap.size)
+
+    low, high = percentile(bootstrap(gap.size, resampled, seed))
+    return Score(value, (max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)), gap.size, None)

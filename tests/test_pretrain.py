@@ -1,0 +1,505 @@
+"""Pretraining: objectives against independent arithmetic, exact resume, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+from torch.nn import functional as F
+
+from clipbench import models
+from clipbench.cards import AdamW, Affine, Document, ModelCard, Recipe, Sgd, TaskCard, parse
+from clipbench.data.builtin import ArraySplit, digits
+from clipbench.data.decode import normalise
+from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, WeightsError
+from clipbench.models import Adapter, LoadedModel, dual
+from clipbench.pretrain import objectives
+from clipbench.pretrain.loop import choose_device, make_optimiser, pretrain
+from clipbench.pretrain.objectives import clip_lite_loss, clip_loss
+from clipbench.pretrain.pairs import ClassCaptions, affine, captions, decode_all
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
+NAMES = tuple("0123456789")
+CPU = torch.device("cpu")
+
+# ------------------------------------------------------------------ fixtures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more threads, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def task() -> TaskCard:
+    return parse(TaskCard, Document(ROOT / "tasks" / "digits.yaml"))
+
+
+@pytest.fixture(scope="module")
+def train() -> ArraySplit:
+    return digits("train", NAMES)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    """The shipped recipe, made tiny: 20 steps of 16, all its parts at work."""
+    shipped = parse(Recipe, Document(RECIPE)).canonical()
+    shipped["model"]["config"] = {
+        "image": {"kind": "convnet", "width": 4, "stages": 2},
+        "text": {"kind": "bytes", "width": 16, "layers": 1, "heads": 2, "context_length": 40},
+        "embed_dim": 16,
+        "projection": "clip-lite",
+    }
+    shipped["schedule"] = {
+        "steps": 20, "warmup": 4, "batch_size": 16, "eval_every": 8, "checkpoint_every": 6
+    }  # fmt: skip
+    return Recipe.model_validate(shipped)
+
+
+def changed(recipe: Recipe, **parts: Any) -> Recipe:
+    """`recipe` with keys of its parts replaced: `optim={"lr": 1}`; other values replace whole keys."""
+    value = recipe.canonical()
+    for key, part in parts.items():
+        value[key] = value[key] | part if isinstance(part, dict) else part
+    return Recipe.model_validate(value)
+
+
+@dataclass(frozen=True)
+class FakeScore:
+    value: float
+
+
+@dataclass(frozen=True)
+class FakeRecord:
+    task: str
+    scores: dict[str, FakeScore]
+
+
+@dataclass
+class ZeroShot:
+    """A stand-in for the evaluation: accuracy of the default template on the test digits."""
+
+    hashes: list[str] = field(default_factory=list)
+
+    def __call__(self, adapter: Adapter, task_ids: Sequence[str]) -> list[FakeRecord]:
+        torch.rand(3)  # an evaluation may draw numbers; a resumed run must not notice
+        self.hashes.append(adapter.weights_sha256)
+        value = accuracy(adapter, 'a photo of the number: "{c}".')
+        return [FakeRecord(task_id, {"acc1": FakeScore(value)}) for task_id in task_ids]
+
+
+def accuracy(adapter: Adapter, template: str) -> float:
+    test = digits("test", NAMES)
+    images = normalise(decode_all(test, adapter.preprocess), adapter.preprocess)
+    tokens, _ = adapter.tokenize([template.replace("{c}", name) for name in NAMES])
+    with torch.inference_mode():
+        image = F.normalize(adapter.image_tower("joint")(images), dim=1)
+        text = F.normalize(adapter.text_tower()(tokens), dim=1)
+    return float(np.mean((image @ text.T).argmax(1).numpy() == test.labels))
+
+
+def run(recipe: Recipe, out: Path, train: ArraySplit, task: TaskCard, **more: Any) -> Path:
+    return pretrain(recipe, "tiny", out, split=train, task=task, device="cpu", progress=False, **more)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def embeddings(batch: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    text = torch.randn(batch, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    return image, text, scale
+
+
+def cosines(image: Tensor, text: Tensor) -> np.ndarray:
+    x, y = image.detach().numpy(), text.detach().numpy()
+    x = x / np.sqrt((x**2).sum(1, keepdims=True))
+    y = y / np.sqrt((y**2).sum(1, keepdims=True))
+    return np.array([[float(np.dot(a, b)) for b in y] for a in x])
+
+
+def test_clip_loss_is_two_cross_entropies() -> None:
+    image, text, scale = embeddings()
+    logits = 3.0 * cosines(image, text)
+    n = len(logits)
+    rows = -np.mean([logits[i, i] - np.log(np.exp(logits[i]).sum()) for i in range(n)])
+    columns = -np.mean([logits[i, i] - np.log(np.exp(logits[:, i]).sum()) for i in range(n)])
+    loss = clip_loss(image, text, scale)
+    assert loss.image_to_text.item() == pytest.approx(rows, rel=1e-12)
+    assert loss.text_to_image.item() == pytest.approx(columns, rel=1e-12)
+    assert loss.total.item() == pytest.approx((rows + columns) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_clip_lite_loss_is_the_jsd_bound(negatives: int) -> None:
+    image, text, scale = embeddings()
+    scores = 3.0 * cosines(image, text)
+    n = len(scores)
+    positive = np.mean([math.log1p(math.exp(-scores[i, i])) for i in range(n)])
+    negative = np.mean(
+        [math.log1p(math.exp(scores[i, (i + k) % n])) for i in range(n) for k in range(1, negatives + 1)]
+    )
+    loss = clip_lite_loss(image, text, scale, negatives=negatives)
+    assert loss.positive.item() == pytest.approx(positive, rel=1e-12)
+    assert loss.negative.item() == pytest.approx(negative, rel=1e-12)
+    assert loss.total.item() == pytest.approx(positive + negative, rel=1e-12)
+    assert list(loss.terms()) == ["positive", "negative"]
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    inputs = embeddings()
+    assert gradcheck(lambda *x: clip_loss(*x).total, inputs)
+    assert gradcheck(lambda *x: clip_lite_loss(*x, negatives=2).total, inputs)
+
+
+def test_chance_values() -> None:
+    blind = torch.eye(8)[:4], torch.eye(8)[4:]  # every cosine is 0
+    scale = torch.tensor(1 / 0.07)
+    jsd, nce = RECIPE_OBJECTIVES["clip-lite"], RECIPE_OBJECTIVES["clip"]
+    for objective, value in ((jsd, 2 * math.log(2)), (nce, math.log(4))):
+        assert objectives.chance(objective, 4) == pytest.approx(value)
+        assert objectives.evaluate(objective, *blind, scale).total.item() == pytest.approx(value)
+
+
+def test_half_precision_embeddings_are_compared_in_float32() -> None:
+    image, text = torch.randn(2, 64, 32).to(torch.bfloat16)
+    scale = torch.tensor(14.0)
+    for half, full in (
+        (clip_loss(image, text, scale), clip_loss(image.float(), text.float(), scale)),
+        (clip_lite_loss(image, text, scale), clip_lite_loss(image.float(), text.float(), scale)),
+    ):
+        assert half.total.dtype == torch.float32
+        assert half.total.item() == full.total.item()
+
+
+def test_a_batch_that_rolls_onto_itself_is_refused() -> None:
+    image, text, scale = embeddings(batch=3)
+    with pytest.raises(ValueError, match="negatives must lie in 1 … 2"):
+        clip_lite_loss(image, text, scale, negatives=3)
+
+
+# --------------------------------------------------------------------- pairs
+
+
+def test_captions_come_from_the_named_template_sets(task: TaskCard) -> None:
+    texts = captions(task, NAMES, ["default", "simple"])
+    assert texts[3] == ['a photo of the number: "3".', "a photo of a 3."]
+    with pytest.raises(CardError, match='did you mean "simple"'):
+        captions(task, NAMES, ["simpel"])
+
+
+def test_batches_pair_images_with_captions_of_their_class(
+    recipe: Recipe, train: ArraySplit, task: TaskCard
+) -> None:
+    preprocess = recipe.model.preprocess
+    tokenize = dual_towers(recipe).text.tokenize
+    texts = captions(task, NAMES, ["default", "simple"])
+    pairs = ClassCaptions(
+        train, texts, preprocess, tokenize, batch_size=500, augment=None, seed=1, device=CPU
+    )
+    images = normalise(decode_all(train, preprocess), preprocess)
+    label_of = {bytes(image.numpy()): label for image, label in zip(images, train.labels, strict=True)}
+    seen: set[bytes] = set()
+    for _ in range(2):
+        batch = pairs.next_batch()
+        said = [bytes(row[row > 2].to(torch.uint8) - 3) for row in batch.tokens]
+        for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
+            pixels = bytes(image.numpy())
+            assert said[row].decode() in texts[label_of[pixels]]
+            seen.add(pixels)
+        assert len(said) == 20
+        assert (batch.tokens[:, -1] != 0).any()
+    assert len(seen) > 990  # without replacement within an epoch
+
+
+def test_affine_draws_are_bounded_and_move_pixels() -> None:
+    images = torch.zeros(200, 1, 9, 9, dtype=torch.uint8)
+    images[:, :, 4, 4] = 255
+    still = affine(images, Affine(kind="affine", rotate=0, shift=0, scale=0), torch.Generator())
+    assert torch.equal(still, images)
+    moved = affine(images, Affine(kind="affine", rotate=0, shift=1 / 9, scale=0), torch.Generator())
+    assert moved.dtype == torch.uint8
+    lit = (moved > 0).nonzero()[:, 2:]
+    assert lit.min() == 3  # a shift of a ninth of 9 px is one pixel at most
+    assert lit.max() == 5
+    assert len({bytes(image.numpy()) for image in moved}) > 150
+
+
+def test_moved_images_are_never_mirrored() -> None:
+    images = torch.zeros(64, 1, 9, 9, dtype=torch.uint8)
+    images[:, :, 1:8, 2] = 255
+    images[:, :, 7, 2:7] = 255  # an L
+    moved = affine(images, Affine(kind="affine", rotate=15, shift=0, scale=0.1), torch.Generator()).float()
+    as_it_was = (moved - images).square().sum((1, 2, 3))
+    mirrored = (moved - images.flip(3)).square().sum((1, 2, 3))
+    assert (as_it_was < mirrored).all()
+    assert (as_it_was > 0).all()
+
+
+def test_too_few_images(recipe: Recipe, task: TaskCard, tmp_path: Path, train: ArraySplit) -> None:
+    large = changed(recipe, schedule={"batch_size": 2000})
+    with pytest.raises(DataError, match="1437 images, fewer than one batch of 2000"):
+        run(large, tmp_path / "run", train, task)
+    run(recipe, tmp_path / "run", train, task, stop_after=1)  # a mended recipe can have the folder
+
+
+# --------------------------------------------------------------------- parts
+
+
+def dual_towers(recipe: Recipe) -> Any:
+    from clipbench.pretrain.towers import DualTowers
+
+    return DualTowers(dual.parse_config(recipe.model.config, "test"), recipe.model.preprocess)
+
+
+RECIPE_OBJECTIVES: dict[str, Any] = {
+    kind: Recipe.model_validate(
+        parse(Recipe, Document(RECIPE)).canonical() | {"objective": {"kind": kind}}
+    ).objective
+    for kind in ("clip", "clip-lite")
+}
+
+
+def test_only_matrices_decay(recipe: Recipe) -> None:
+    towers = dual_towers(recipe)
+    for optim, kind in (
+        (AdamW(name="adamw", lr=0.1, weight_decay=0.3), torch.optim.AdamW),
+        (Sgd(name="sgd", lr=0.1, weight_decay=0.3), torch.optim.SGD),
+    ):
+        optimiser = make_optimiser(optim, towers)
+        assert isinstance(optimiser, kind)
+        free = {
+            id(p) for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]
+        }
+        bare = {name for name, p in towers.named_parameters() if id(p) in free}
+        assert "log_scale" in bare
+        assert "image.stem.1.weight" in bare  # a norm
+        assert all(name.endswith("bias") or "norm" in name or "ln" in name or ".1." in name or
+                   ".mlp.0." in name or ".4." in name or name == "log_scale" for name in bare)  # fmt: skip
+        assert not any(p.ndim < 2 and id(p) not in free for p in towers.parameters())
+
+
+def test_device_that_is_not_there() -> None:
+    with pytest.raises(ClipbenchError, match='no device "nonsense"'):
+        choose_device("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"objective": {"kind": "clip-lite", "negatives": 16}}, "must be below schedule.batch_size"),
+        ({"evaluate": []}, "is not in evaluate"),
+        ({"objective": {"kind": "clip", "negatives": 1}}, "negatives"),
+    ],
+)
+def test_recipe_that_contradicts_itself(recipe: Recipe, part: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe.model_validate(recipe.canonical() | part)
+
+
+# ----------------------------------------------------------------------- run
+
+
+@pytest.fixture(scope="module")
+def unbroken(
+    recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return run(recipe, tmp_path_factory.mktemp("runs") / "unbroken", train, task, evaluator=ZeroShot())
+
+
+def test_run_leaves_a_model_and_its_story(unbroken: Path, recipe: Recipe) -> None:
+    assert {p.name for p in unbroken.iterdir() if not p.name.startswith(".")} == {
+        "recipe.yaml", "metrics.jsonl", "model.safetensors", "loss.png", "card.yaml"
+    }  # fmt: skip
+    assert parse(Recipe, Document(unbroken / "recipe.yaml")) == recipe
+    assert (unbroken / "loss.png").read_bytes().startswith(b"\x89PNG")
+    steps = [line for line in lines(unbroken) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 21))
+    first = steps[0]
+    assert first["loss"] == pytest.approx(first["loss_positive"] + first["loss_negative"])
+    assert first["lr"] == pytest.approx(0.002 / 4)
+    assert set(first) >= {"logit_scale", "grad_norm", "images_per_s", "data_wait"}
+    assert 0 < first["data_wait"] < 1
+    scores = [line for line in lines(unbroken) if "task" in line]
+    assert [(line["step"], line["task"]) for line in scores] == [
+        (8, "digits-zs"), (16, "digits-zs"), (20, "digits-zs")
+    ]  # fmt: skip
+
+
+def test_run_loads_like_any_other_model(unbroken: Path) -> None:
+    card = parse(ModelCard, Document(unbroken / "card.yaml"))
+    adapter = models.load(LoadedModel("run", card, unbroken))
+    assert card.weights.sha256 == adapter.weights_sha256
+    last = [line for line in lines(unbroken) if "task" in line][-1]
+    assert accuracy(adapter, 'a photo of the number: "{c}".') == last["acc1"]
+
+
+def test_evaluator_sees_the_weights_that_are_written(
+    recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
+) -> None:
+    evaluator = ZeroShot()
+    out = run(recipe, tmp_path / "run", train, task, evaluator=evaluator)
+    assert len(set(evaluator.hashes)) == 3
+    assert evaluator.hashes[-1] == parse(ModelCard, Document(out / "card.yaml")).weights.sha256
+
+
+@pytest.mark.parametrize("stop", [6, 7, 19])
+def test_resumed_run_is_bit_identical(
+    stop: int, unbroken: Path, recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(recipe, out, train, task, evaluator=ZeroShot(), stop_after=stop)
+    assert not (out / "card.yaml").exists()
+    torch.rand(5)  # whatever else the process drew in between
+    run(recipe, out, train, task, evaluator=ZeroShot())
+    assert (out / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert [timeless(line) for line in lines(out)] == [timeless(line) for line in lines(unbroken)]
+
+
+def timeless(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in ("images_per_s", "data_wait")}
+
+
+def test_killed_between_checkpoints(
+    unbroken: Path, recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def evaluator(adapter: Adapter, task_ids: Sequence[str]) -> list[FakeRecord]:
+        raise Killed
+
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(recipe, out, train, task, evaluator=evaluator)
+    assert lines(out)[-1]["step"] == 8  # the last checkpoint was at step 6
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    run(recipe, out, train, task, evaluator=ZeroShot())
+    assert (out / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    assert [timeless(line) for line in lines(out)] == [timeless(line) for line in lines(unbroken)]
+
+
+def test_finished_run_says_so(
+    unbroken: Path, recipe: Recipe, train: ArraySplit, task: TaskCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (unbroken / "card.yaml").stat().st_mtime_ns
+    assert run(changed(recipe, cost="other words"), unbroken, train, task) == unbroken
+    assert "has finished" in capsys.readouterr().err.replace("\n", " ")
+    assert (unbroken / "card.yaml").stat().st_mtime_ns == before
+
+
+def test_folder_of_another_recipe(unbroken: Path, recipe: Recipe, train: ArraySplit, task: TaskCard) -> None:
+    with pytest.raises(StorageError, match="another recipe; it differs in seed \\(0 there\\)"):
+        run(changed(recipe, seed=1), unbroken, train, task)
+
+
+def test_foreign_folder(recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(StorageError, match=r"not empty and not a pretraining run .*thesis\.tex"):
+        run(recipe, tmp_path, train, task)
+    with pytest.raises(StorageError, match="is a file"):
+        run(recipe, tmp_path / "thesis.tex", train, task)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_other_data_and_broken_checkpoints_are_refused(
+    recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
+) -> None:
+    out = run(recipe, tmp_path / "run", train, task, stop_after=3)
+    with pytest.raises(StorageError, match="other training data"):
+        run(recipe, out, digits("test", NAMES), task)
+    shutil.copy(out / "checkpoint.pt", tmp_path / "whole.pt")
+    (out / "checkpoint.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not a whole checkpoint"):
+        run(recipe, out, train, task)
+
+
+def test_divergence_stops_and_keeps_the_last_checkpoint(
+    recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = objectives.evaluate
+    calls = 0
+
+    def diverging(*arguments: Any) -> objectives.Loss:
+        nonlocal calls
+        calls += 1
+        loss = whole(*arguments)
+        assert isinstance(loss, objectives.ClipLiteLoss)
+        return objectives.ClipLiteLoss(loss.positive * (math.nan if calls == 9 else 1), loss.negative)
+
+    monkeypatch.setattr(objectives, "evaluate", diverging)
+    with pytest.raises(ClipbenchError, match=r"step 9: loss nan.*last good checkpoint is"):
+        run(recipe, tmp_path / "run", train, task)
+    kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 6
+    assert all(torch.isfinite(t).all() for t in kept["towers"].values())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"objective": {"kind": "clip", "max_logit_scale": 14.2}, "optim": {"name": "adamw", "lr": 0.01}},
+        {"optim": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4}},
+        {"precision": "bf16", "data": {"augment": None}},
+        {"precision": "fp16"},
+    ],
+)
+def test_other_objectives_optimisers_and_precisions(
+    parts: dict[str, Any], recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
+) -> None:
+    value = recipe.canonical()
+    value |= {k: v for k, v in parts.items() if k != "data"}
+    value["data"] |= parts.get("data", {})
+    value["schedule"]["steps"] = 8
+    out = run(Recipe.model_validate(value), tmp_path / "run", train, task)
+    logged = [line for line in lines(out) if "loss" in line]
+    assert len(logged) == 8
+    if "max_logit_scale" in parts.get("objective", {}):
+        assert all(line["logit_scale"] <= 14.2 + 1e-4 for line in logged)
+    assert all(t.dtype != torch.bfloat16 for t in load_file(out / "model.safetensors").values())
+
+
+def test_the_shipped_recipe_reaches_its_target(train: ArraySplit, task: TaskCard, tmp_path: Path) -> None:
+    """From scratch, as `clipbench pretrain --recipe clip-lite-digits` runs it."""
+    recipe = parse(Recipe, Document(RECIPE))
+    out = run(recipe, tmp_path / "run", train, task)
+    card = parse(ModelCard, Document(out / "card.yaml"))
+    adapter = models.load(LoadedModel("run", card, out))
+    assert recipe.target is not None
+    assert accuracy(adapter, 'a photo of the number: "{c}".') >= recipe.target.at_least
+    assert accuracy(adapter, "a photo of a {c}.") >= recipe.target.at_least
+
+
+def test_the_shipped_model_is_the_recipes(train: ArraySplit) -> None:
+    path = ROOT / "model_cards" / "digits-clip-lite.yaml"
+    card = parse(ModelCard, Document(path))
+    recipe = parse(Recipe, Document(RECIPE))
+    assert dual.parse_config(card.config, "card") == dual.parse_config(recipe.model.config, "recipe")
+    assert card.preprocess == recipe.model.preprocess
+    adapter = models.load(LoadedModel("digits-clip-lite", card, path.parent))
+    assert (path.parent / "weights" / "digits-clip-lite.safetensors").stat().st_size <= 4 * 2**20
+    assert accuracy(adapter, 'a photo of the number: "{c}".') >= 0.97
+    assert isinstance(adapter.image_tower("backbone"), nn.Module)

@@ -1,0 +1,294 @@
+"""Records: round trips, atomic storage, provenance, and errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from clipbench import records
+from clipbench.errors import DataError, StorageError
+from clipbench.records import Column, Record
+from clipbench.stats import Score
+
+SAMPLES: dict[str, Column] = {"id": ["a", "b"], "correct": np.array([True, False]), "rank": np.array([0, 3])}
+REPORTED = {
+    "task": "digits-zs",
+    "metric": "acc1",
+    "percent": 70.5,
+    "source": "a paper, table 1",
+    "confidence": "secondary",
+}
+
+
+def make_record(**changes: Any) -> Record:
+    """A whole record of a small run; `changes` replace fields."""
+    fields: dict[str, Any] = {
+        "model": "small",
+        "task": "digits-zs",
+        "protocol": {"name": "zs", "version": 1, "params": {"templates": "default"}},
+        "primary": "acc1",
+        "scores": {
+            "ece": Score(0.05, (0.04, 0.07), 360, None),
+            "acc1": Score(0.75, (0.7, 0.8), 360, 0.1),
+        },
+        "per_class": {"recall": {"zero": 0.5, "one": None}},
+        "seed": 0,
+        "limit": None,
+        "skipped": (),
+        "precision": "fp32",
+        "device": "cpu",
+        "env": {
+            "packages": {"numpy": "2.0"},
+            "python": "3.11.7",
+            "platform": "Linux",
+            "commit": "abc",
+            "dirty": False,
+        },
+        "fingerprints": {"weights": "00"},
+        "timing": {
+            "load_s": 1.0,
+            "encode_images_s": 2.0,
+            "encode_texts_s": 0.5,
+            "score_s": 0.1,
+            "total_s": 3.6,
+            "images_per_s": None,
+            "images_encoded": 0,
+            "texts_encoded": 10,
+        },
+        "encoder": {"layout": "channels-last"},
+        "cards": {"model": {"title": "Small", "reported": [REPORTED]}, "task": {"title": "Digits"}},
+        "created": "2025-01-01T00:00:00+00:00",
+    }
+    return Record.model_validate(fields | changes)
+
+
+# ----------------------------------------------------------------- round trips
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    record = make_record(skipped=({"id": "x", "reason": "truncated"},), limit=20)
+    path = records.write(record, SAMPLES, tmp_path)
+    assert path == tmp_path / "small" / "digits-zs.json"
+    assert records.read(path) == record
+    table = pq.read_table(records.samples_path(path))
+    assert table.to_pydict() == {"id": ["a", "b"], "correct": [True, False], "rank": [0, 3]}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["digits-zs.json", "digits-zs.samples.parquet"]
+
+
+def test_the_file_holds_exactly_the_documented_keys(tmp_path: Path) -> None:
+    value = json.loads(records.write(make_record(), SAMPLES, tmp_path).read_text())
+    assert set(value) == {
+        *("schema_version", "model", "task", "protocol", "primary", "scores", "per_class", "seed", "limit"),
+        *("skipped", "precision", "device", "env", "fingerprints", "timing", "encoder", "cards", "created"),
+    }
+    assert value["schema_version"] == 1
+    assert value["scores"]["acc1"] == {"value": 0.75, "ci95": [0.7, 0.8], "n": 360, "chance": 0.1}
+    assert sorted(value["protocol"]) == ["name", "params", "version"]
+    assert sorted(value["env"]) == ["commit", "dirty", "packages", "platform", "python"]
+
+
+def test_equal_records_give_equal_bytes_whatever_the_order_of_keys() -> None:
+    record = make_record()
+    turned = make_record(scores=dict(reversed(record.scores.items())))
+    assert records.to_json(turned) == records.to_json(record)
+
+
+def test_same_is_equality_timing_aside() -> None:
+    record = make_record()
+    slower = record.timing.model_dump() | {"total_s": 99.0}
+    assert records.same(record, make_record(timing=slower, created="2026-02-03T04:05:06+00:00"))
+    assert not records.same(record, make_record(seed=1))
+    assert not records.same(record, make_record(scores={"acc1": Score(0.7501, (0.7, 0.8), 360, 0.1)}))
+
+
+def test_read_all_takes_every_record_and_leaves_other_results_alone(tmp_path: Path) -> None:
+    b = records.write(make_record(model="b"), SAMPLES, tmp_path)
+    a = records.write(make_record(model="a"), SAMPLES, tmp_path)
+    (tmp_path / "parity").mkdir()
+    (tmp_path / "parity" / "comparison.json").write_text("{}")
+    assert [(path, record.model) for path, record in records.read_all(tmp_path)] == [(a, "a"), (b, "b")]
+    assert records.path_of("parity", "digits-zs", tmp_path).parent.name.startswith("parity-")
+
+
+# --------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"primary": "acc5"}, 'primary metric "acc5" has no score'),
+        ({"scores": {}}, "at least one score"),
+        ({"created": "2025-01-01T00:00:00"}, "UTC"),
+        ({"created": "2025-01-01T00:00:00+02:00"}, "UTC"),
+        ({"per_class": {"recall": {"zero": float("nan")}}}, "finite"),
+        ({"limit": 0}, "limit"),
+        ({"surplus": 1}, "surplus"),
+        ({"cards": {"model": {"reported": [{"task": "t"}]}, "task": {}}}, "cards.model"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_not_made(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        make_record(**changes)
+
+
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        records.write(make_record(encoder={"ratio": float("nan")}), SAMPLES, tmp_path)
+
+
+def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    path = records.write(make_record(), SAMPLES, tmp_path)
+    whole = path.read_text()
+    value = json.loads(whole)
+    cases = {
+        whole[: len(whole) // 2]: "not a whole record: line",
+        "[]": "schema_version is null",
+        json.dumps(value | {"schema_version": 2}): "schema_version is 2; this clipbench reads 1",
+        json.dumps(value | {"seed": "0"}): "seed: ",
+        json.dumps({k: v for k, v in value.items() if k != "env"}): "env: ",
+        whole.replace("0.75", "NaN"): "scores.acc1",
+    }
+    for text, problem in cases.items():
+        path.write_text(text)
+        with pytest.raises(DataError) as caught:
+            records.read(path)
+        assert str(path) in str(caught.value)
+        assert problem in str(caught.value)
+        assert caught.value.hint
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="UTF-8"):
+        records.read(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        records.read(tmp_path / "none.json")
+
+
+def test_a_missing_results_folder_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"clipbench eval(.|\n)*--results"):
+        records.read_all(tmp_path / "none")
+
+
+def test_an_unwritable_results_folder_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file, not a folder")
+    with pytest.raises(StorageError, match=r"results(.|\n)*--results DIR"):
+        records.write(make_record(), SAMPLES, tmp_path / "results")
+
+
+def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = records.write(make_record(), SAMPLES, tmp_path)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"No space left(.|\n)*--results DIR"):
+        records.write(make_record(seed=7), SAMPLES, tmp_path)
+    assert records.read(path).seed == 0
+    assert len(list(path.parent.iterdir())) == 2
+
+
+# --------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "identifier",
+    ["open_clip:RN50@/path/to/a.pt", "../../etc", "runs/digits", ".", "a b", "ü", "x" * 300, "studies"],
+)
+def test_any_id_becomes_one_safe_folder_below_the_root(identifier: str, tmp_path: Path) -> None:
+    name = records.file_name(identifier)
+    assert (tmp_path / name).resolve().parent == tmp_path.resolve()
+    assert len(name) < 120
+    assert not name.startswith((".", "-"))
+    path = records.write(make_record(model=identifier), SAMPLES, tmp_path)
+    assert records.read_all(tmp_path) == [(path, make_record(model=identifier))]
+
+
+def test_different_ids_never_share_a_folder() -> None:
+    ids = ["a/b", "a:b", "a-b", "a//b", "a b", "-a-b"]
+    assert len({records.file_name(i) for i in ids}) == len(ids)
+    assert records.file_name("clip-vit-b32") == "clip-vit-b32"
+
+
+@pytest.mark.parametrize(
+    "classes", [["crane", "maillot", "crane", "maillot"], ["a", "a", "a (#0)", "b"], ["a", "b", "c", "d"]]
+)
+def test_per_class_values_keep_every_class(classes: list[str]) -> None:
+    named = records.by_class(classes, np.array([0.0, 0.25, np.nan, 0.75]))
+    assert list(named.values()) == [0.0, 0.25, None, 0.75]
+
+
+# ---------------------------------------------------------------- environment
+
+
+def _git(folder: Path, *arguments: str) -> None:
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    subprocess.run(["git", "-C", str(folder), *author, *arguments], check=True, capture_output=True, env=env)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    _git(tmp_path, "init")
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/old.json"):
+        (tmp_path / name).write_text("1")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-m", "first")
+    return tmp_path
+
+
+def test_dirty_means_changes_outside_results(checkout: Path) -> None:
+    commit, dirty = records._git_state(checkout)
+    assert commit is not None
+    assert len(commit) == 40
+    assert dirty is False
+    (checkout / "results" / "old.json").write_text("2")
+    (checkout / "results" / "new.json").write_text("2")
+    assert records._git_state(checkout) == (commit, False)
+    (checkout / "code.py").write_text("2")
+    assert records._git_state(checkout) == (commit, True)
+
+
+def test_an_untracked_source_file_is_dirty_too(checkout: Path) -> None:
+    (checkout / "new.py").write_text("1")
+    assert records._git_state(checkout)[1] is True
+
+
+def test_a_repository_around_an_installed_wheel_is_not_ours(checkout: Path) -> None:
+    site_packages = checkout / "venv" / "site-packages"
+    site_packages.mkdir(parents=True)
+    assert records._git_state(site_packages) == (None, None)
+
+
+def test_a_repository_without_a_commit_has_none(tmp_path: Path) -> None:
+    _git(tmp_path, "init")
+    assert records._git_state(tmp_path) == (None, None)
+
+
+def test_git_variables_of_a_hook_do_not_lead_astray(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = records._git_state(checkout)
+    monkeypatch.setenv("GIT_DIR", str(checkout / "nowhere"))
+    assert records._git_state(checkout) == expected
+
+
+def test_without_git_the_commit_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert records._git_state(checkout) == (None, None)
+
+
+def test_environment_names_the_packages_that_move_numbers() -> None:
+    env = records.environment()
+    assert env.packages["numpy"] == np.__version__
+    assert {"torch", "open_clip_torch", "scikit-learn", "datasets", "pillow"} <= set(env.packages)
+
+
+def test_now_is_a_time_that_records_take() -> None:
+    assert make_record(created=records.utc_now())

@@ -1,0 +1,232 @@
+"""Intervals: formulas, determinism, coverage by simulation, and agreement with the plain metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from clipbench import metrics, stats
+from clipbench.errors import DataError
+from clipbench.stats import Score
+
+
+def _multilabel(n: int, classes: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, classes)) < rng.uniform(0.02, 0.3, classes)).astype(np.uint8)
+    scores = (rng.normal(size=labels.shape) + 1.5 * labels).astype(np.float32)
+    labels[rng.random(labels.shape) < 0.02] = metrics.DIFFICULT
+    return scores, labels
+
+
+# ---------------------------------------------------------------- proportions
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (7, 10), (10, 10), (9_512, 10_000), (1, 1)])
+def test_wilson_equals_scipy(k: int, n: int) -> None:
+    theirs = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    assert stats.wilson(k, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7, 360, 49_999])
+def test_wilson_holds_the_proportion_and_stays_within_0_and_1(n: int) -> None:
+    for k in {0, 1, n // 2, n - 1, n}:
+        low, high = stats.wilson(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+
+
+def test_wilson_refuses_impossible_counts() -> None:
+    for k, n in ((1, 0), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="trials"):
+            stats.wilson(k, n)
+
+
+def test_accuracy_score() -> None:
+    score = stats.accuracy_score(np.array([True] * 80 + [False] * 20), chance=0.1)
+    assert score == Score(0.8, stats.wilson(80, 100), 100, 0.1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_score_must_be_finite(bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Score(bad, (0.0, 1.0), 3, None)
+    with pytest.raises(ValueError, match="finite"):
+        Score(0.5, (0.0, bad), 3, None)
+    with pytest.raises(ValueError, match="ordered"):
+        Score(0.5, (1.0, 0.0), 3, None)
+
+
+# ------------------------------------------------------------------ bootstrap
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random(200)
+    target, prediction = rng.integers(5, size=200), rng.integers(5, size=200)
+    scores, labels = _multilabel(200, 4, 0)
+
+    def intervals(seed: int) -> list[tuple[float, float]]:
+        maps = stats.mean_average_precision_scores(scores, labels, seed)
+        return [
+            stats.bootstrap_mean(values, seed),
+            stats.mean_per_class_recall_score(target, prediction, 5, seed).ci95,
+            maps["map_area"].ci95,
+            maps["map_11pt"].ci95,
+            stats.ece_score(values, target == prediction, seed).ci95,
+        ]
+
+    assert intervals(3) == intervals(3)
+    assert all(a != b for a, b in zip(intervals(3), intervals(4), strict=True))
+
+
+def test_bootstrap_mean_has_the_width_of_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(size=2_000)
+    low, high = stats.bootstrap_mean(values, seed=0)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / math.sqrt(2_000), rel=0.1)
+    assert low < values.mean() < high
+
+
+# ------------------------------------------------------- mean per-class recall
+
+
+def _recall_coverage(sizes: list[int], trials: int) -> float:
+    rng = np.random.default_rng(7)
+    counts = np.array(sizes)
+    truth = rng.uniform(0.4, 0.95, counts.size)
+    target = np.repeat(np.arange(counts.size), counts)
+    covered = 0
+    for trial in range(trials):
+        right = rng.random(target.size) < truth[target]
+        prediction = np.where(right, target, (target + 1) % counts.size)
+        low, high = stats.mean_per_class_recall_score(target, prediction, counts.size, seed=trial).ci95
+        covered += low <= truth.mean() <= high
+    return covered / trials
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[30] * 10, [5, 200, 60, 17, 90], [2] * 40, [1] * 60, [1] + [8] * 12],
+    ids=["balanced", "uneven", "pairs", "singles", "one-single"],
+)
+def test_recall_intervals_cover_the_truth(sizes: list[int]) -> None:
+    assert 0.90 <= _recall_coverage(sizes, trials=200) <= 1.0
+
+
+def test_recall_score_is_the_metric_and_its_interval_holds_it() -> None:
+    rng = np.random.default_rng(2)
+    target = rng.integers(8, size=300)
+    prediction = np.where(rng.random(300) < 0.7, target, rng.integers(8, size=300))
+    score = stats.mean_per_class_recall_score(target, prediction, 9, seed=0)
+    assert score.value == pytest.approx(metrics.mean_per_class_recall(target, prediction, 9))
+    assert score.ci95[0] < score.value < score.ci95[1]
+    assert score.n == 300
+    assert score.chance == pytest.approx(1 / 9)
+
+
+def test_an_interval_never_shrinks_to_nothing() -> None:
+    target = np.repeat(np.arange(4), 10)
+    perfect = stats.mean_per_class_recall_score(target, target, 4, seed=0)
+    assert perfect.ci95 == pytest.approx(stats.wilson(40, 40))
+    one = np.array([0])
+    assert stats.mean_per_class_recall_score(one, one, 3, seed=0).ci95 == stats.wilson(1, 1)
+    # one class all right, one all wrong: no resample within a class differs
+    split = stats.mean_per_class_recall_score(np.array([0, 0, 1, 1]), np.zeros(4, dtype=np.int64), 2, seed=0)
+    assert split.ci95 == pytest.approx(stats.wilson(2, 4))
+
+
+def test_no_samples_are_refused() -> None:
+    none = np.array([], dtype=np.int64)
+    with pytest.raises(ValueError, match="no samples"):
+        stats.mean_per_class_recall_score(none, none, 3, seed=0)
+
+
+# ------------------------------------------------------ mean average precision
+
+
+@pytest.mark.parametrize("difficult", ["ignore", "positive", "negative"])
+def test_map_scores_are_the_metrics_values(difficult: metrics.Difficult) -> None:
+    scores, labels = _multilabel(150, 6, 1)
+    scores = np.round(scores, 1)  # ties
+    found = stats.mean_average_precision_scores(scores, labels, seed=0, difficult=difficult)
+    kinds: tuple[metrics.APKind, ...] = ("area", "11pt")
+    for kind in kinds:
+        score = found[f"map_{kind}"]
+        assert score.value == pytest.approx(metrics.mean_average_precision(scores, labels, kind, difficult))
+        assert score.ci95[0] < score.value < score.ci95[1]
+        assert score.n == 150
+
+
+def test_map_interval_equals_recomputing_the_metric_on_resampled_rows() -> None:
+    scores, labels = _multilabel(60, 3, 2)
+    found = stats.mean_average_precision_scores(scores, labels, seed=5)["map_area"]
+    plain = stats.bootstrap(
+        60, lambda drawn: metrics.mean_average_precision(scores[drawn], labels[drawn], "area"), seed=5
+    )
+    assert found.ci95 == pytest.approx(stats.percentile(plain))
+
+
+def test_map_chance_is_what_equal_scores_get() -> None:
+    _, labels = _multilabel(120, 5, 3)
+    found = stats.mean_average_precision_scores(np.zeros(labels.shape), labels, seed=0)
+    for score in found.values():
+        assert score.value == pytest.approx(score.chance)
+
+
+def test_a_rare_class_may_drop_out_of_a_resample() -> None:
+    labels = np.zeros((20, 2), dtype=np.uint8)
+    labels[0, 0] = labels[:10, 1] = 1
+    scores = np.random.default_rng(4).random((20, 2))
+    for score in stats.mean_average_precision_scores(scores, labels, seed=0).values():
+        assert all(math.isfinite(end) for end in score.ci95)
+
+
+def test_no_positive_at_all_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(DataError, match="--limit"):
+        stats.mean_average_precision_scores(np.zeros((4, 2)), np.zeros((4, 2), dtype=np.uint8), seed=0)
+
+
+def test_map_intervals_of_voc07_size_take_seconds() -> None:
+    scores, labels = _multilabel(4_952, 20, 5)
+    start = time.process_time()
+    stats.mean_average_precision_scores(scores, labels, seed=0)
+    assert time.process_time() - start < 5
+
+
+# ------------------------------------------------------------------ calibration
+
+
+def _calibration_coverage(power: float, n: int, trials: int) -> float:
+    """Share of intervals that hold the true error, where the truth is confidence ** power."""
+    rng = np.random.default_rng(8)
+    population = rng.beta(5, 2, 200_000)
+    place = metrics.confidence_bin(population, 15)
+    gaps = np.bincount(place, weights=population - population**power)
+    truth = float(np.abs(gaps).sum() / population.size)
+    covered = 0
+    for trial in range(trials):
+        confidence = rng.beta(5, 2, n)
+        correct = rng.random(n) < confidence**power
+        low, high = stats.ece_score(confidence, correct, seed=trial).ci95
+        covered += low <= truth <= high
+    return covered / trials
+
+
+def test_ece_intervals_cover_the_truth_of_a_miscalibrated_model() -> None:
+    assert _calibration_coverage(1.5, 2_000, trials=60) >= 0.87
+
+
+def test_ece_intervals_of_a_nearly_calibrated_model_are_not_shut_out_by_bias() -> None:
+    # Plain percentiles cover about a quarter here.
+    assert _calibration_coverage(1.1, 2_000, trials=60) >= 0.70
+
+
+def test_ece_score_is_the_metric_without_a_chance_level() -> None:
+    rng = np.random.default_rng(9)
+    confidence, correct = rng.random(400), rng.random(400) < 0.5
+    score = stats.ece_score(confidence, correct, seed=0)
+    assert (score.value, score.n, score.chance) == (metrics.ece(confidence, correct), 400, None)
+    assert 0 <= score.ci95[0] <= score.value <= score.ci95[1]
