@@ -9,10 +9,20 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from clipbench.errors import CardError, nearest
 
@@ -23,10 +33,20 @@ Tuple = Annotated[tuple[T, ...], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
+class Misplaced(ValueError):
+    """A validator's finding with the place, below the validated part, that the error shall point to."""
+
+    def __init__(self, message: str, *location: str | int) -> None:
+        super().__init__(message)
+        self.location = location
+
+
 class Strict(BaseModel):
     """Base of every card part: unknown, missing or mistyped keys are errors; objects are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
     def canonical(self) -> dict[str, Any]:
         """The part as plain JSON types, defaults included (what fingerprints hash)."""
@@ -165,7 +185,11 @@ class SplitSpec(Strict):
     rows: int | None = Field(None, gt=0)
 
 
-Templates = Tuple[str] | dict[str, Tuple[str]]
+# The tags are written like types because `_dotted` leaves such steps of a location out.
+Templates = Annotated[
+    Annotated[Tuple[str], Tag("tuple[str]")] | Annotated[dict[str, Tuple[str]], Tag("dict[str]")],
+    Discriminator(lambda value: "dict[str]" if isinstance(value, dict) else "tuple[str]"),
+]
 
 
 class TaskCard(Strict):
@@ -203,38 +227,56 @@ class TaskCard(Strict):
     def _consistent(self) -> TaskCard:
         if self.label_names is not None:
             if len(self.label_names) != len(self.classes):
-                raise ValueError(
-                    f"label_names has {len(self.label_names)} entries, classes {len(self.classes)}"
+                raise Misplaced(
+                    f"label_names has {len(self.label_names)} entries, classes {len(self.classes)}",
+                    "label_names",
                 )
             if len(set(self.label_names)) != len(self.label_names):
-                raise ValueError("label_names holds the same name twice")
+                raise Misplaced("label_names holds the same name twice", "label_names")
         if "default" not in self.templates:
-            raise ValueError(
-                f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})'
+            raise Misplaced(
+                f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})',
+                "templates",
             )
         for name, templates in self.templates.items():
             if isinstance(templates, dict):
-                lost = [c for c in self.classes if not templates.get(c)]
-                if lost:
-                    raise ValueError(
-                        f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)'
-                    )
-                extra = [c for c in templates if c not in set(self.classes)]
-                if extra:
-                    near = nearest(extra[0], self.classes)
-                    raise ValueError(
-                        f'templates "{name}" names the unknown class "{extra[0]}"'
-                        + (f'; did you mean "{near}"?' if near else "")
-                    )
+                _check_class_prompts(name, templates, self.classes)
             else:
-                if not templates:
-                    raise ValueError(f'templates "{name}" is empty')
-                bad = [t for t in templates if "{c}" not in t]
-                if bad:
-                    raise ValueError(f'templates "{name}": "{bad[0]}" has no {{c}} for the class name')
+                _check_templates(name, templates)
         if not self.protocols:
-            raise ValueError("protocols is empty: name at least one, for example zs: {}")
+            raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self
+
+
+def _check_templates(name: str, templates: tuple[str, ...]) -> None:
+    if not templates:
+        raise Misplaced(f'templates "{name}" is empty', "templates", name)
+    for i, template in enumerate(templates):
+        if "{c}" not in template:
+            raise Misplaced(
+                f'templates "{name}": "{template}" has no {{c}} for the class name', "templates", name, i
+            )
+
+
+def _check_class_prompts(name: str, prompts: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> None:
+    lost = [c for c in classes if not prompts.get(c)]
+    if lost:
+        raise Misplaced(
+            f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)',
+            "templates",
+            name,
+            lost[0],
+        )
+    extra = [c for c in prompts if c not in set(classes)]
+    if extra:
+        near = nearest(extra[0], classes)
+        raise Misplaced(
+            f'templates "{name}" names the unknown class "{extra[0]}"'
+            + (f'; did you mean "{near}"?' if near else ""),
+            "templates",
+            name,
+            extra[0],
+        )
 
 
 class Suite(Strict):
@@ -358,13 +400,17 @@ class Recipe(Strict):
     def _consistent(self) -> Recipe:
         batch_size = self.schedule.batch_size
         if isinstance(self.objective, ClipLiteObjective) and self.objective.negatives >= batch_size:
-            raise ValueError(
+            raise Misplaced(
                 f"objective.negatives ({self.objective.negatives}) must be below schedule.batch_size "
-                f"({batch_size}): a batch rolled once around meets itself"
+                f"({batch_size}): a batch rolled once around meets itself",
+                "objective",
+                "negatives",
             )
         if self.target and self.target.task not in self.evaluate:
             evaluated = ", ".join(self.evaluate) or "empty"
-            raise ValueError(f'target.task "{self.target.task}" is not in evaluate ({evaluated})')
+            raise Misplaced(
+                f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
+            )
         return self
 
 
@@ -379,11 +425,19 @@ class RecipeModel(Strict):
 # ------------------------------------------------------------------- loading
 
 
+_BOOLEANS = "YAML reads a bare yes, no, on, off, true, false as a boolean"
 _Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times faster
 
 
 class _Loader(_Safe):  # type: ignore[misc, valid-type]
-    """SafeLoader that refuses duplicate keys instead of keeping the last one."""
+    """SafeLoader that refuses duplicate keys instead of keeping the last one, and keys that are not text."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # what looks like a date or a number, and is none
+            problem = f"{node.value} cannot be read ({error}); put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -391,6 +445,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, _not_text(key_node, key), key_node.start_mark)
         line = key_node.start_mark.line + 1
         if key in seen:
             raise yaml.constructor.ConstructorError(
@@ -399,6 +455,13 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen[key] = line
     made: dict[Any, Any] = loader.construct_mapping(node, deep=True)
     return made
+
+
+def _not_text(node: yaml.Node, key: Any) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        return "a key must be text; put it in quotes if it starts with { or ["
+    boolean = f"; {_BOOLEANS}" if isinstance(key, bool) else ""
+    return f'the key {node.value or "null"} is not text{boolean}; put it in quotes: "{node.value}"'
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -414,9 +477,13 @@ class Document:
             self._root = yaml.compose(self.text, Loader=_Safe)
             self.value: Any = yaml.load(self.text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
         except UnicodeDecodeError as error:
-            raise CardError(f"{path}: not UTF-8 text ({error.reason})") from None
+            line = error.object.count(b"\n", 0, error.start) + 1
+            raise CardError(f"{path}:{line}: not UTF-8 text ({error.reason})") from None
         except OSError as error:
             raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+        except yaml.reader.ReaderError as error:  # a control character; its position counts bytes
+            line = self.text.encode().count(b"\n", 0, error.position) + 1
+            raise CardError(f"{path}:{line}: {str(error).splitlines()[0]}") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -464,7 +531,10 @@ def parse(
 
 
 def _explain(model: type[BaseModel], document: Document, prefix: tuple[int | str, ...], problem: Any) -> str:
+    error = problem.get("ctx", {}).get("error")
     location: tuple[int | str, ...] = problem["loc"]
+    if isinstance(error, Misplaced):
+        location += error.location
     where = f"{document.path}:{document.line((*prefix, *location))}"
     key = _dotted((*prefix, *location))
     value = problem["input"]
@@ -480,17 +550,39 @@ def _explain(model: type[BaseModel], document: Document, prefix: tuple[int | str
         case "string_type" if isinstance(value, bool):
             return (
                 f"{where}: {key}: expected text, found the boolean {str(value).lower()} "
-                f'(YAML reads a bare yes, no, on, off, true, false as a boolean); put it in quotes, like "no"'
+                f'({_BOOLEANS}); put it in quotes, like "no"'
             )
         case "string_type" if isinstance(value, int | float):
             return f'{where}: {key}: expected text, found the number {value}; put it in quotes: "{value}"'
         case "value_error":
-            message = str(problem["ctx"]["error"])
-            return f"{where}: {key}: {message}" if key else f"{where}: {message}"
-        case _:
+            # A message that points to a place of its own names that place in words.
+            named = f"{key}: " if key and not isinstance(error, Misplaced) else ""
+            return f"{where}: {named}{error}"
+        case "union_tag_invalid":
+            context = problem["ctx"]
+            return (
+                f'{where}: {key}.{context["discriminator"].strip(chr(39))}: unknown "{context["tag"]}"; '
+                f"allowed: {context['expected_tags'].replace(chr(39), '')}"
+            )
+        case "union_tag_not_found":
+            return f'{where}: missing key "{key}.{problem["ctx"]["discriminator"].strip(chr(39))}"'
+        case kind:
             shown = json.dumps(value, default=str, ensure_ascii=False)
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
-            return f"{where}: {key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {shown}"
+            wanted = _WANTED.get(kind) or problem["msg"][0].lower() + problem["msg"][1:]
+            return f"{where}: {key}: {wanted}, found {shown}"
+
+
+_WANTED = {
+    "string_type": "expected text",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a mapping of keys to values",
+    "model_type": "expected a mapping of keys to values",
+}
+
+
+#: how the steps begin that pydantic adds to a location for the branch of a union
+_TAGS = ("tuple[", "dict[", "function-")
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
@@ -498,7 +590,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     for step in location:
         if isinstance(step, int):
             text += f"[{step}]"
-        elif not step.startswith(("tuple[", "dict[", "function-")):
+        elif not step.startswith(_TAGS):
             text += f".{step}" if text else step
     return text
 
@@ -507,18 +599,32 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     """Names of the keys allowed at `location` below `model` (empty where that is free)."""
     current: Any = model
     for step in location:
-        if not (isinstance(current, type) and issubclass(current, BaseModel)):
-            return []
-        field = current.model_fields.get(str(step))
-        if field is None:
-            return []
-        current = field.annotation
-        for part in getattr(current, "__args__", ()):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                current = part
-    if isinstance(current, type) and issubclass(current, BaseModel):
-        return list(current.model_fields)
-    return []
+        if isinstance(step, str) and step.startswith(_TAGS):
+            continue
+        current = _below(current, step) or current  # a union's tag is no key
+    models = [part for part in _parts(current) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return list(dict.fromkeys(name for part in models for name in part.model_fields))
+
+
+def _below(annotation: Any, step: str | int) -> Any:
+    """The annotation of what lies at `step` below a value of this annotation, or None where it has none."""
+    for part in _parts(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel) and step in part.model_fields:
+            return part.model_fields[str(step)].annotation
+        if get_origin(part) is dict:
+            return get_args(part)[1]
+        if get_origin(part) is tuple and isinstance(step, int):
+            return get_args(part)[0]
+    return None
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The alternatives of an annotation, without its metadata."""
+    if get_origin(annotation) is Annotated:
+        return _parts(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [part for alternative in get_args(annotation) for part in _parts(alternative)]
+    return [annotation]
 
 
 def finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -51,7 +51,6 @@ class Catalog:
     """All cards that can be seen. `extra` are the folders of `--cards`."""
 
     extra: Sequence[Path] = ()
-    _runs: dict[str, Entry[ModelCard]] = field(default_factory=dict)
 
     # -- what there is
 
@@ -93,6 +92,7 @@ class Catalog:
         path = self._known("data set", dataset_id, self.dataset_files, "clipbench list tasks")
         entry = Entry(dataset_id, self._parse(TaskCard, path, self.dataset_files), path)
         for protocol, settings in entry.card.protocols.items():
+            _check_variants(entry, protocol, settings)
             self._params(entry, protocol, settings, None)
             for variant in settings.get("variants", {}):
                 self._params(entry, protocol, settings, variant)
@@ -104,13 +104,13 @@ class Catalog:
         Raises:
             CardError: unknown data set, protocol or variant, naming the nearest.
         """
-        name, _, variant = task_id.partition("@")
+        name, at, variant = task_id.partition("@")
         dataset_id, _, protocol = name.rpartition("-")
         if dataset_id not in self.dataset_files:
             raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
         entry = self.dataset(dataset_id)
         settings = entry.card.protocols.get(protocol)
-        if settings is None or (variant and variant not in settings.get("variants", {})):
+        if settings is None or (at and variant not in settings.get("variants", {})):
             raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
         module = protocol_module(protocol)
         return Task(task_id, entry, module, self._params(entry, protocol, settings, variant or None))
@@ -155,9 +155,13 @@ class Catalog:
         """The recipe `name`: an id, or the path of a YAML file."""
         if name.endswith((".yaml", ".yml")) and Path(name).is_file():
             path = Path(name)
-            return Entry(path.stem, parse(Recipe, Document(path)), path)
-        path = self._known("recipe", name, self.recipe_files, "clipbench list recipes")
-        return Entry(name, parse(Recipe, Document(path)), path)
+        else:
+            path = self._known("recipe", name, self.recipe_files, "clipbench list recipes")
+        document = Document(path)
+        card = parse(Recipe, document)
+        config = models.config_model(card.model.family)
+        parse(config, document, card.model.config, prefix=("model", "config"))
+        return Entry(path.stem, card, path)
 
     def suite(self, name: str) -> Suite:
         """The suite `name`."""
@@ -186,10 +190,29 @@ class Catalog:
     def _files(self, kind: str) -> dict[str, Path]:
         files: dict[str, Path] = {}
         for folder in reversed(self._folders(kind)):
-            for path in sorted(folder.glob("*.yaml")):
-                if _is_kind(path, kind, own=folder.name == kind):
-                    files[path.stem] = path
+            for path in sorted(folder.glob("*.y*ml")):
+                if folder.name != kind and self._kind(path) != kind:
+                    continue
+                if path.suffix != ".yaml":
+                    raise CardError(f"{path}: a card's file name ends in .yaml", hint="rename it")
+                files[path.stem] = path
         return dict(sorted(files.items()))
+
+    def _kind(self, path: Path) -> str | None:
+        """Which kind of card a file is that lies in a folder of mixed cards; None for other YAML files."""
+        if path.stem == "suites":
+            return "tasks"
+        kind = _kind_by_keys(path)
+        document = Document(path)
+        if kind or not isinstance(document.value, dict) or "base" not in document.value:
+            return kind
+        base = f"{document.value['base']}.yaml"  # which has what this card leaves out
+        for kind in _MARKS:
+            for folder in self._folders(kind):
+                file = folder / base
+                if file.is_file() and (folder.name == kind or _kind_by_keys(file) == kind):
+                    return kind
+        raise CardError(f'{path}:{document.line(("base",))}: unknown base card "{document.value["base"]}"')
 
     def _known(self, what: str, name: str, known: dict[str, Path], listing: str) -> Path:
         if name not in known:
@@ -201,12 +224,14 @@ class Catalog:
         document = Document(path)
         value = document.value
         if isinstance(value, dict) and "base" in value:
-            base = value["base"]
+            base = str(value["base"])
             where = f"{path}:{document.line(('base',))}"
             if base not in known:
-                raise CardError(f"{where}: {unknown('base card', str(base), known)}")
+                raise CardError(f"{where}: {unknown('base card', base, known)}")
             inherited = Document(known[base]).value
-            if not isinstance(inherited, dict) or "base" in inherited:
+            if not isinstance(inherited, dict):
+                raise CardError(f"{where}: the base card {known[base]} is no mapping of keys to values")
+            if "base" in inherited:
                 raise CardError(f"{where}: the base card {base} has a base of its own; name that one")
             value = inherited | {k: v for k, v in value.items() if k != "base"}
         return parse(model, document, value)
@@ -244,20 +269,31 @@ class Catalog:
         return [i for part in self.suites[name].tasks for i in self._expand(part, (*above, name))]
 
 
-def _is_kind(path: Path, kind: str, *, own: bool) -> bool:
-    """Whether a YAML file is a card of `kind`: all of its own folder are; elsewhere its keys tell."""
-    if own:
-        return True
-    if path.stem == "suites":
-        return kind == "tasks"
-    keys = Document(path).value
-    keys = set(keys) if isinstance(keys, dict) else set()
-    mark = {
-        "tasks": {"classes", "protocols", "splits"},
-        "model_cards": {"family", "weights"},
-        "recipes": {"objective"},
-    }
-    return bool(keys & mark[kind])
+#: keys that only cards of this kind have
+_MARKS = {
+    "tasks": {"classes", "protocols", "splits", "source", "templates"},
+    "model_cards": {"family", "weights", "preprocess"},
+    "recipes": {"objective", "optim", "schedule"},
+}
+
+
+def _kind_by_keys(path: Path) -> str | None:
+    value = Document(path).value
+    keys = set(value) if isinstance(value, dict) else set()
+    return next((kind for kind, marks in _MARKS.items() if keys & marks), None)
+
+
+def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, Any]) -> None:
+    """Raise CardError unless `variants` is a mapping of names to mappings."""
+    where: tuple[str, ...] = ("protocols", protocol, "variants")
+    variants = settings.get("variants", {})
+    parts = {where: variants}
+    if isinstance(variants, dict):
+        parts |= {(*where, name): variant for name, variant in variants.items()}
+    for place, value in parts.items():
+        if not isinstance(value, dict):
+            line = Document(entry.path).line(place)
+            raise CardError(f"{entry.path}:{line}: {'.'.join(place)}: expected a mapping of keys to values")
 
 
 def protocol_ids() -> list[str]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import platform
 import time
 import warnings
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 Plan = Literal["plain", "channels_last", "packed", "compiled"]
 
+MAX_BATCH = 512  # rows of one shard of the feature store
 _TRIAL_ROWS = 16
 _TRIAL_WORTH_S = 20.0  # estimated work below which no trial is run
 _COMPILE_WORTH_S = 150.0  # estimated work below which compilation cannot pay for itself
@@ -80,9 +82,10 @@ class Runtime:
             )
         if precision not in ("fp32", "bf16", "fp16"):
             raise ClipbenchError(f'unknown precision "{precision}"; allowed: auto, fp32, bf16, fp16')
-        for name, value, least in (("--batch-size", batch_size, 1), ("--workers", workers, 0)):
-            if value is not None and value < least:
-                raise ClipbenchError(f"{name} must be at least {least} (found {value})")
+        if batch_size is not None and not 1 <= batch_size <= MAX_BATCH:
+            raise ClipbenchError(f"--batch-size must be 1 to {MAX_BATCH} (found {batch_size})")
+        if workers is not None and workers < 0:
+            raise ClipbenchError(f"--workers must be 0 or more (found {workers})")
         return cls(device, precision, batch_size, workers)  # type: ignore[arg-type]
 
     @property
@@ -209,6 +212,8 @@ def _share(module: nn.Module) -> nn.Module:
 def _compile(module: nn.Module, runtime: Runtime) -> Rows:
     import torch
 
+    # On a machine without a GPU, its extension builder says so at length, once, as a warning.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     options: dict[str, Any] = {"freezing": True} if runtime.on_cpu else {}
     compiled: Rows = torch.compile(module, dynamic=False, options=options)
 

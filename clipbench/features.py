@@ -26,13 +26,13 @@ from clipbench.cards import fingerprint
 from clipbench.data import Sample, Split
 from clipbench.data.decode import Bad, OnBadImage, cores, decode_stream, normalise
 from clipbench.errors import ClipbenchError, DataError, StorageError
-from clipbench.execution import Runtime, Tower, fastest
+from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
 
 if TYPE_CHECKING:
     import torch
     from rich.progress import Progress, TaskID
 
-SHARD_ROWS = 512
+SHARD_ROWS = MAX_BATCH
 _PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
 
 
@@ -148,6 +148,8 @@ class Counts:
     texts_encoded: int = 0
     images_s: float = 0.0
     texts_s: float = 0.0
+    decode_wait_s: float = 0.0
+    write_s: float = 0.0
 
 
 @dataclass
@@ -160,6 +162,7 @@ class ModelEncoder:
     progress: bool = True
     root: Path = field(default_factory=lambda: cache_root() / "features")
     counts: Counts = field(default_factory=Counts)
+    _text_tower: Tower | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def adapter(self) -> models.Adapter:
@@ -222,9 +225,17 @@ class ModelEncoder:
     def _towers(self) -> dict[str, Tower]:
         return {}
 
-    @cached_property
-    def _text_tower(self) -> torch.nn.Module:
-        return self.adapter.text_tower().to(self.runtime.device)
+    def text_tower(self, texts: Sequence[str]) -> Tower:
+        """The text tower, laid out for `texts`."""
+        if self._text_tower is None:
+            longest = max(texts, key=len)
+            ids, lengths = self.adapter.tokenize([longest])
+            example = ids[:, : int(lengths[0])].to(self.runtime.device)
+            module = self.adapter.text_tower().to(self.runtime.device)
+            self._text_tower = fastest(
+                module, self.runtime, lambda n: example.repeat(n, 1), len(texts), vary=True
+            )
+        return self._text_tower
 
     def has(self, split: Split, space: str) -> bool:
         """Whether the features of a `--limit` sample can be taken from those of its whole split."""
@@ -265,15 +276,7 @@ class ModelEncoder:
         start = time.perf_counter()
         ids, lengths = self.adapter.tokenize(texts)
         order = torch.argsort(lengths, stable=True)
-        widest = int(lengths.max())
-        example = ids[order[-1:], :widest]
-        tower = fastest(
-            self._text_tower,
-            self.runtime,
-            lambda n: example.repeat(n, 1).to(self.runtime.device),
-            len(texts),
-            vary=True,
-        )
+        tower = self.text_tower(texts)
         size = self.runtime.batch_size or (64 if self.runtime.on_cpu else 1024)
         tokens = size * self.adapter.context_length // 2  # a batch of short texts may hold more of them
         features: NDArray[np.float32] | None = None
@@ -284,7 +287,7 @@ class ModelEncoder:
                 count = max(1, min(len(order) - position, tokens // max(longest, 1)))
                 rows = order[position : position + count]
                 batch = ids[rows, : int(lengths[rows].max())].to(self.runtime.device)
-                encoded = _unit(tower(batch)).cpu().numpy()
+                encoded = unit(tower(batch)).cpu().numpy()
                 if not np.isfinite(encoded).all():
                     raise _not_finite(self.model.id, self.runtime)
                 if features is None:
@@ -344,7 +347,7 @@ def _encode_shards(
     first = encoders[0]
     runtime, preprocess = first.runtime, first.model.card.preprocess
     rows = np.concatenate([files[0].shard_rows(s) for s in shards])
-    size = _batch_size(runtime)
+    size = batch_rows(runtime)
     sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
     towers = [e.tower(space, len(rows)) if todo[i] else None for i, e in enumerate(encoders)]
     workers = runtime.workers
@@ -359,6 +362,7 @@ def _encode_shards(
         on_bad_image=first.on_bad_image,
     )
     start = time.perf_counter()
+    waited = wrote = 0.0
     label = f"{split.dataset} {split.role}" + (f" × {len(encoders)} models" if len(encoders) > 1 else "")
     with _progress(label, len(split), first.progress) as (bar, task), contextlib.closing(stream):
         bar.advance(task, len(split) - len(rows))
@@ -366,7 +370,9 @@ def _encode_shards(
             parts: list[list[NDArray[np.float32]]] = [[] for _ in encoders]
             bad: list[Bad] = []
             for _ in _pieces(files[0].shard_rows(shard), size):
+                waiting = time.perf_counter()
                 batch = next(stream)
+                waited += time.perf_counter() - waiting
                 bad += batch.bad
                 images = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
                 for i, tower in enumerate(towers):
@@ -377,12 +383,16 @@ def _encode_shards(
                         features[~batch.good] = np.nan
                         parts[i].append(features)
                 bar.advance(task, len(batch.images))
+            writing = time.perf_counter()
             for i, (file, tower) in enumerate(zip(files, towers, strict=True)):
                 if tower is not None and shard in todo[i]:
                     file.write(shard, np.concatenate(parts[i]), bad, tower.plan)
+            wrote += time.perf_counter() - writing
     seconds = time.perf_counter() - start
     for encoder in encoders:
         encoder.counts.images_s += seconds
+        encoder.counts.decode_wait_s += waited
+        encoder.counts.write_s += wrote
 
 
 def _rows(tower: Tower, images: torch.Tensor, space: str) -> NDArray[np.float32]:
@@ -391,7 +401,7 @@ def _rows(tower: Tower, images: torch.Tensor, space: str) -> NDArray[np.float32]
 
     count = len(images)
     if tower.plan == "compiled":
-        images = _padded(images, _batch_size(tower.runtime))
+        images = _padded(images, batch_rows(tower.runtime))
     try:
         features = tower(images)[:count]
     except torch.cuda.OutOfMemoryError:
@@ -400,7 +410,7 @@ def _rows(tower: Tower, images: torch.Tensor, space: str) -> NDArray[np.float32]
         torch.cuda.empty_cache()
         half = count // 2
         return np.concatenate([_rows(tower, images[:half], space), _rows(tower, images[half:count], space)])
-    rows: NDArray[np.float32] = (_unit(features) if space == "joint" else features).cpu().numpy()
+    rows: NDArray[np.float32] = (unit(features) if space == "joint" else features).cpu().numpy()
     return rows
 
 
@@ -411,16 +421,16 @@ def _padded(images: torch.Tensor, size: int) -> torch.Tensor:
     return torch.cat([images, images.new_zeros((lacking, *images.shape[1:]))]) if lacking else images
 
 
-def _batch_size(runtime: Runtime) -> int:
+def batch_rows(runtime: Runtime) -> int:
     """Images a batch: the user's choice, or what keeps a CPU's caches or a GPU's units busy."""
-    return min(runtime.batch_size or (64 if runtime.on_cpu else SHARD_ROWS), SHARD_ROWS)
+    return runtime.batch_size or (64 if runtime.on_cpu else MAX_BATCH)
 
 
 def _pieces(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def _unit(features: torch.Tensor) -> torch.Tensor:
+def unit(features: torch.Tensor) -> torch.Tensor:
     """Rows of unit length (float32)."""
     unit: torch.Tensor = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return unit

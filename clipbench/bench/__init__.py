@@ -1,0 +1,1 @@
+"""clipbench measured against a limit or a peer, always as a ratio within one run."""

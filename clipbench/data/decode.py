@@ -6,6 +6,7 @@ a quarter of the traffic, and the same float32 values.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import mmap
@@ -26,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from clipbench.cards import Preprocess
 from clipbench.data import Sample
@@ -141,6 +142,8 @@ def decode_stream(
     with _Pool(workers, preprocess, slots, max(sizes, default=1), shape) as pool:
         pending: list[_Pending] = []
         groups = (list(itertools.islice(samples, size)) for size in sizes)
+        if overlap:
+            groups = _ahead(groups)
         free = list(range(slots))
         exhausted = False
         while True:
@@ -155,6 +158,15 @@ def decode_stream(
             batch = pending.pop(0)
             yield batch.result(pool, on_bad_image)
             free.append(batch.slot)
+
+
+def _ahead(groups: Iterator[list[Sample]]) -> Generator[list[Sample], None, None]:
+    """`groups`, the next one being read while the caller works on this one."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming = reader.submit(next, groups, None)
+        while (group := coming.result()) is not None:
+            coming = reader.submit(next, groups, None)
+            yield group
 
 
 @dataclass
@@ -197,7 +209,7 @@ class _Pool:
     ) -> None:
         self._workers = workers
         self._preprocess = preprocess
-        self._pixels, self._path = _shared(workers, (slots, batch_size, *shape))
+        self._pixels, self._file = _shared(workers, (slots, batch_size, *shape))
         self._local = threading.local()
         self._children: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="decode")
@@ -213,10 +225,11 @@ class _Pool:
             child = self._children.get()
             for pipe in (child.stdin, child.stdout):
                 if pipe:
-                    pipe.close()
+                    with contextlib.suppress(OSError):  # the rest of a message to a process that is gone
+                        pipe.close()
             child.wait()
-        if self._path:
-            self._path.unlink(missing_ok=True)
+        if self._file is not None:
+            os.close(self._file)
 
     def slot(self, index: int) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = self._pixels[index]
@@ -250,41 +263,45 @@ class _Pool:
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
+        assert self._file is not None
         child = subprocess.Popen(
             [sys.executable, "-m", "clipbench.data.decode_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pass_fds=(self._file,),
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         self._children.put(child)
-        send(child.stdin, (str(self._path), self._pixels.shape, self._preprocess))
+        send(child.stdin, (self._file, self._pixels.shape, self._preprocess))
         return child
 
 
-def _shared(workers: int, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], Path | None]:
-    """A uint8 array of `shape`; with workers, in a file that they map too (in memory where there is room)."""
+def _shared(workers: int, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], int | None]:
+    """A uint8 array of `shape`; with workers, in a file that they map too (in memory where there is room).
+
+    The file has no name any more, only the descriptor that is returned: nothing is left of it, however we end.
+    """
     if not workers:
         return np.zeros(shape, dtype=np.uint8), None
     size = int(np.prod(shape))
     memory = Path("/dev/shm")  # noqa: S108 - shared memory, not a temporary folder
     use_memory = memory.is_dir() and shutil.disk_usage(memory).free > 2 * size
     try:
-        handle, name = tempfile.mkstemp(prefix="clipbench-", dir=memory if use_memory else None)
-        with os.fdopen(handle, "r+b") as file:
+        with tempfile.TemporaryFile(dir=memory if use_memory else None) as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             file.truncate(size)
+            return map_pixels(file.fileno(), shape), os.dup(file.fileno())
     except OSError as error:
         raise StorageError(
-            f"no room for {size / 2**20:.0f} MiB of decoding buffers: {error.strerror}"
+            f"no room for {size / 2**20:.0f} MiB of decoding buffers: {error.strerror}",
+            hint="set TMPDIR to a folder with more room, or use a smaller --batch-size or --workers 0",
         ) from None
-    return map_pixels(name, shape), Path(name)
 
 
-def map_pixels(name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """The shared pixel buffer of file `name` as a writable uint8 array."""
-    with Path(name).open("r+b") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+def map_pixels(file: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The shared pixel buffer behind the descriptor `file` as a writable uint8 array."""
+    return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
 
 
 def decode_into(
@@ -296,8 +313,16 @@ def decode_into(
         try:
             target[index] = decode(data, preprocess)
         except _BAD_IMAGE as error:
-            failed.append((index, str(error) or type(error).__name__))
+            failed.append((index, _reason(error, data)))
     return failed
+
+
+def _reason(error: BaseException, data: bytes) -> str:
+    if not data:
+        return "there are no bytes"
+    if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
+        return f"not an image in any known format ({len(data):,} bytes)"
+    return str(error) or type(error).__name__
 
 
 def send(pipe: IO[bytes] | None, message: Any) -> None:

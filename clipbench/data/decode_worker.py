@@ -15,8 +15,8 @@ def main() -> None:
     answers = sys.stdout.buffer
     sys.stdout = sys.stderr  # a stray print must not end up between two messages
     with contextlib.suppress(EOFError, BrokenPipeError):
-        name, shape, preprocess = receive(sys.stdin.buffer)
-        pixels = map_pixels(name, shape)
+        file, shape, preprocess = receive(sys.stdin.buffer)
+        pixels = map_pixels(file, shape)
         while True:
             slot, start, images = receive(sys.stdin.buffer)
             target = pixels[slot, start : start + len(images)]

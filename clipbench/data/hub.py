@@ -31,6 +31,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 DIFFICULT = 255
 _READ_ROWS = 256  # rows of a parquet file held at once
+_CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
+_HUB_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class DataPaths:
         for text in (*given, *environment):
             name, separator, path_text = text.partition("=")
             path = Path(path_text if separator else text).expanduser()
-            if not path.exists():
+            if not path.is_dir():
                 raise DataError(
                     f"no data folder {path}" + (f" (for {name})" if separator else ""),
                     hint="--data takes <dataset>=<folder>, or a folder that holds one folder a data set",
@@ -210,7 +212,7 @@ class _WebDataset(_Source):
     def __init__(self, files: list[Path], root: Path, where: Path | str) -> None:
         self._files = files
         self.where = str(where)
-        names = root / "classnames.txt"
+        names = root / _CLASS_NAMES
         if names.is_file():
             self.names = [
                 line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()
@@ -343,10 +345,13 @@ def _find(root: Path, spec: SplitSpec, role: str, pattern: str) -> list[Path]:
                 if re.match(rf"{re.escape(name)}\b|{re.escape(name)}[-_.]", p.name)
             ]
         if found:
-            return sorted(
-                found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)]
-            )
+            return sorted(found, key=lambda p: _natural(p.name))
     return []
+
+
+def _natural(name: str) -> list[str | int]:
+    """Sorting key that puts 2.tar before 10.tar."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _digests(root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
@@ -376,33 +381,42 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     source, spec = dataset.card.source, dataset.card.splits[role]
     hub = source.hub
     assert hub is not None
+    name = f"{hub}@{source.revision}" if source.revision else hub
     try:
-        revision = source.revision or recall("data", hub) or _latest(hub)
-        files = _hub_files(hub, source.config, spec.name, revision)
+        commit = _whole(source.revision) or recall("data", name) or _latest(hub, source.revision)
+        folder, files = _hub_files(hub, source.config, spec.name, commit)
     except ClipbenchError:
         raise
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{dataset.id}: the data set {hub} is not in the local cache and cannot be fetched ({first[:160]})",
+            f"{dataset.id}: the data set {hub} is not in the local cache and cannot be fetched ({why[:240]})",
             hint=f"with network, run this again; with a local copy: --data {dataset.id}=<folder> "
             "(parquet, image folder or WebDataset)",
         ) from None
-    if source.revision is None:
-        remember("data", hub, revision, what="the commit")
-    where = f"{hub}@{revision[:8]}, split {spec.name}"
+    if commit != source.revision:
+        remember("data", name, commit, what="the commit")
+    where = f"{hub}@{commit[:8]}, split {spec.name}"
     kinds = {path.suffix for path in files}
     opened: _Source
     if kinds == {".parquet"}:
         opened = _Parquet(files, dataset.card, where)
     elif kinds == {".tar"}:
-        opened = _WebDataset(files, files[0].parents[1], where)
+        opened = _WebDataset(files, folder, where)
     else:
         raise DataError(
             f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
             hint=f"fetch it by hand and give the folder: --data {dataset.id}=<folder>",
         )
-    content = fingerprint({"hub": hub, "config": source.config, "revision": revision, "split": spec.name})
+    content = fingerprint(
+        {
+            "hub": hub,
+            "config": source.config,
+            "commit": commit,
+            "split": spec.name,
+            "column": dataset.card.columns.image,
+        }
+    )
     split = TableSplit(dataset, role, opened, content)
     if spec.rows is not None and len(split) != spec.rows:
         raise DataError(
@@ -412,42 +426,55 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     return split
 
 
-def _latest(hub: str) -> str:
+def _whole(revision: str | None) -> str | None:
+    """`revision` if it is a whole commit hash; branches and tags move, and are pinned like no revision at all."""
+    return revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else None
+
+
+def _latest(hub: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
 
-    return str(HfApi().dataset_info(hub).sha)
+    return str(HfApi().dataset_info(hub, revision=revision, timeout=_HUB_TIMEOUT_S).sha)
 
 
-def _hub_files(hub: str, config: str | None, split: str, revision: str) -> list[Path]:
-    """Local paths of a split's files, downloaded where they are not in the cache yet.
+def _hub_files(hub: str, config: str | None, split: str, commit: str) -> tuple[Path, list[Path]]:
+    """The folder of the data set's local copy, and in it a split's files, downloaded where they are missing.
 
     Without a network, the listing that was kept when they were downloaded serves.
     """
     from huggingface_hub import hf_hub_download
 
-    kept = cache_root() / "hub" / f"{fingerprint([hub, config, split, revision])}.json"
+    kept = cache_root() / "hub" / f"{fingerprint([hub, config, split, commit])}.json"
     if kept.is_file():
         names: list[str] = json.loads(kept.read_text())
     else:
-        names = _hub_listing(hub, config, split, revision)
-    paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=revision)) for name in names]
+        names = _hub_listing(hub, config, split, commit)
+    paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=commit)) for name in names]
     write_atomic(kept, json.dumps(names).encode())
-    return [path for path in paths if path.name != "classnames.txt"]
+    folder = paths[0].parents[names[0].count("/")]
+    return folder, [path for path in paths if path.name != _CLASS_NAMES]
 
 
-def _hub_listing(hub: str, config: str | None, split: str, revision: str) -> list[str]:
-    """Paths, inside the repository, of a split's files (and of a WebDataset's class names)."""
+def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[str]:
+    """Paths, inside the repository, of a split's files (and of a WebDataset's class names).
+
+    CLIP_benchmark's layout is read as such, since `datasets` knows no split names but train, validation and
+    test where a card of the repository does not list them.
+    """
     from datasets import load_dataset_builder
     from huggingface_hub import HfApi
 
-    files = load_dataset_builder(hub, config, revision=revision).config.data_files
-    if split not in files:
-        raise DataError(unknown(f"split of {hub}", split, [str(name) for name in files]))
-    names = [str(file).rpartition(f"@{revision}/")[2] for file in files[split]]
-    if all(name.endswith(".tar") for name in names):
-        api = HfApi()
-        if api.file_exists(hub, "classnames.txt", repo_type="dataset", revision=revision):
-            names.append("classnames.txt")
+    info = HfApi().dataset_info(hub, revision=commit, timeout=_HUB_TIMEOUT_S)
+    there = [file.rfilename for file in info.siblings or []]
+    names = [name for name in there if re.fullmatch(rf"{re.escape(split)}/[^/]+\.tar", name)]
+    if not names:
+        files = load_dataset_builder(hub, config, revision=commit).config.data_files
+        if split not in files:
+            raise DataError(unknown(f"split of {hub}", split, [str(name) for name in files]))
+        names = [str(file).rpartition(f"@{commit}/")[2] for file in files[split]]
+    names.sort(key=_natural)
+    if all(name.endswith(".tar") for name in names) and _CLASS_NAMES in there:
+        names.append(_CLASS_NAMES)
     return names
 
 

@@ -93,8 +93,9 @@ class Adapter(ABC):
 
 
 def families() -> list[str]:
-    """Names of the model families: the modules of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+    """Names of the model families: the modules of this folder that have a `Config`."""
+    names = [m.name for m in pkgutil.iter_modules(__path__)]
+    return sorted(n for n in names if hasattr(importlib.import_module(f"{__name__}.{n}"), "Config"))
 
 
 def family(name: str) -> Any:

@@ -227,16 +227,27 @@ def _build(config: Config) -> Any:
             # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
             module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
             return module
-        level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
         try:
-            return open_clip.create_model(
-                config.arch, pretrained=None, force_quick_gelu=config.quick_gelu, load_weights=False
-            )
+            return random_model(config.arch, quick_gelu=config.quick_gelu)
         except (OSError, RuntimeError, ValueError) as error:
             raise WeightsError(f"{config.arch} cannot be built: {error}") from error
-        finally:
-            logging.disable(level)
+
+
+def random_model(arch: str, *, quick_gelu: bool | None = None) -> Any:
+    """open_clip's model `arch` with random weights from torch's generator, without its warnings about that."""
+    import open_clip
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(
+            arch,
+            pretrained=None,
+            load_weights=False,
+            **({"force_quick_gelu": quick_gelu} if quick_gelu else {}),
+        )
+    finally:
+        logging.disable(level)
 
 
 def _download(model: LoadedModel, arch: str, tag: str) -> Path:

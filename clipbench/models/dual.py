@@ -99,8 +99,11 @@ def parse_config(config: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(config)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, p['loc'])) or 'config'}: {p['msg']}" for p in error.errors()]
-        raise CardError("\n".join(f"{where}: config: {problem}" for problem in problems)) from None
+        lines = []
+        for problem in error.errors():
+            key = ".".join(["config", *map(str, problem["loc"])])
+            lines.append(f"{where}: {key}: {problem['msg'].removeprefix('Value error, ')}")
+        raise CardError("\n".join(lines)) from None
 
 
 class DualAdapter(Adapter):

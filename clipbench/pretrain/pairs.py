@@ -134,7 +134,7 @@ def captions(task: TaskCard, classes: Sequence[str], sets: Sequence[str]) -> lis
     texts: list[list[str]] = [[] for _ in classes]
     for name in sets:
         if name not in task.templates:
-            raise CardError(unknown(f'template set of "{task.title}"', name, task.templates))
+            raise CardError(f"{task.title}: {unknown('template set', name, task.templates)}")
         templates = task.templates[name]
         for own, label in zip(texts, classes, strict=True):
             if isinstance(templates, dict):
