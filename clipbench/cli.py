@@ -53,9 +53,7 @@ def main() -> None:
     try:
         app()
     except ClipbenchError as error:
-        _stderr(f"[bold red]error:[/] {_plain(error.message)}")
-        if error.hint:
-            _stderr(f"  {_plain(error.hint)}")
+        _print_error(error)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         _stderr("stopped; what was finished is kept, the same command goes on from there")
@@ -141,6 +139,9 @@ def evaluate_command(
             path = records.write(result.record, result.samples, results)
             if not quiet and not as_json:
                 _print_record(result.record, path)
+        elif result.error is not None:
+            if all(r.error is not result.error for r in done[:-1]):  # once a task, not once a model
+                _print_error(result.error, f"{result.task}: " if len(tasks) > 1 else "")
         else:
             why = _plain(f"{result.model} × {result.task}: not applicable: {result.reason}")
             _stderr(f"[yellow]–[/] {why}")
@@ -150,6 +151,8 @@ def evaluate_command(
         from clipbench.report import table
 
         _stdout(table.terminal(table.rows([r.record for r in done if r.record], [t.id for t in tasks])))
+    if any(r.error for r in done):
+        raise typer.Exit(2)
 
 
 def _print_record(record: Any, path: Path) -> None:
@@ -367,6 +370,12 @@ def _stderr(text: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True).print(text, highlight=False)
+
+
+def _print_error(error: ClipbenchError, where: str = "") -> None:
+    _stderr(f"[bold red]error:[/] {_plain(where + error.message)}")
+    if error.hint:
+        _stderr(f"  {_plain(error.hint)}")
 
 
 def _plain(text: str) -> str:

@@ -16,7 +16,7 @@ from clipbench.catalog import Catalog, Task
 from clipbench.data import Split
 from clipbench.data.decode import OnBadImage
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.errors import NotApplicable
+from clipbench.errors import DataError, NotApplicable
 from clipbench.execution import Runtime
 from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
 
@@ -35,13 +35,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """A record and its per-sample outcomes; or, with `reason`, why the model cannot do the task."""
+    """A record and its per-sample outcomes; or `reason`, why the model cannot do the task; or the data's `error`."""
 
     model: str
     task: str
     record: records.Record | None
     samples: dict[str, records.Column]
     reason: str | None = None
+    error: DataError | None = None
 
 
 def evaluate(
@@ -49,10 +50,11 @@ def evaluate(
 ) -> Iterator[Result]:
     """Measure every model on every task, task by task, encoding each split once a model.
 
-    Models whose preprocessing agrees share one decoding pass.
+    Models whose preprocessing agrees share one decoding pass. Where a task's data is wrong or missing, its results
+    carry the error and the next task follows.
 
     Raises:
-        ClipbenchError: see `clipbench.errors`; what was finished before stays.
+        ClipbenchError: anything else that the user can mend; what was finished before stays.
     """
     encoders = []
     load_s = []
@@ -62,15 +64,22 @@ def evaluate(
         encoder.adapter  # noqa: B018 - loads the weights
         encoders.append(encoder)
         load_s.append(time.perf_counter() - start)
+    opened: dict[tuple[str, str], Split] = {}
     for task in tasks:
-        splits = _splits(task, options)
         before = [replace(e.counts) for e in encoders]
-        _encode(encoders, task, splits)
+        try:
+            splits = _splits(task, options, opened)
+            _encode(encoders, task, splits)
+        except DataError as error:
+            yield from (Result(e.model.id, task.id, None, {}, error=error) for e in encoders)
+            continue
         for encoder, counts, seconds in zip(encoders, before, load_s, strict=True):
             try:
                 record, samples = _outcome(encoder, task, options, splits, counts, seconds)
             except NotApplicable as lack:
                 yield Result(encoder.model.id, task.id, None, {}, lack.message)
+            except DataError as error:
+                yield Result(encoder.model.id, task.id, None, {}, error=error)
             else:
                 yield Result(encoder.model.id, task.id, record, samples)
 
@@ -87,7 +96,7 @@ def evaluator(
             encoder.adapter = adapter
             found = []
             for task in catalog.tasks(task_ids):
-                splits = _splits(task, options)
+                splits = _splits(task, options, {})
                 found.append(_outcome(encoder, task, options, splits, replace(encoder.counts), 0.0)[0])
             return found
 
@@ -118,12 +127,15 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
 # ---------------------------------------------------------------------- parts
 
 
-def _splits(task: Task, options: Options) -> dict[str, Split]:
-    roles = {role for role, _ in task.protocol.needs(task.params)}
-    return {
-        role: limited(open_split(task.dataset, role, options.data), options.limit, options.seed)
-        for role in sorted(roles)
-    }
+def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) -> dict[str, Split]:
+    """The splits that the task needs, by role; `opened` keeps them for the tasks that follow."""
+    splits = {}
+    for role in sorted({role for role, _ in task.protocol.needs(task.params)}):
+        name = (task.dataset.id, role)
+        if name not in opened:
+            opened[name] = limited(open_split(task.dataset, role, options.data), options.limit, options.seed)
+        splits[role] = opened[name]
+    return splits
 
 
 def _encode(encoders: Sequence[ModelEncoder], task: Task, splits: dict[str, Split]) -> None:

@@ -4,7 +4,7 @@ A plan says how a module is laid out and called:
 
     plain          as it comes, under autocast where the precision is not fp32
     channels_last  convolution weights and images in NHWC
-    packed         CPU: linear layers in oneDNN's blocked layout, activations fused (and channels_last)
+    packed         CPU: weights in oneDNN's blocked layout, batch norms folded, GELU fused (and channels_last)
     compiled       torch.compile, weights frozen into the graph on a CPU (and channels_last)
 
 Which is fastest differs by architecture and machine, so long work starts with a short trial whose winner is
@@ -40,7 +40,7 @@ Plan = Literal["plain", "channels_last", "packed", "compiled"]
 MAX_BATCH = 512  # rows of one shard of the feature store
 _TRIAL_ROWS = 16
 _TRIAL_WORTH_S = 20.0  # estimated work below which no trial is run
-_COMPILE_WORTH_S = 150.0  # estimated work below which compilation cannot pay for itself
+_COMPILE_WORTH_S = 300.0  # estimated work below which compilation cannot pay for itself
 _FP32_TOLERANCE = 1e-5  # largest relative error of a feature row between fp32 plans
 
 

@@ -1,4 +1,4 @@
-"""Data through Hugging Face `datasets`: a hub id, or a local copy as parquet, image folder or WebDataset.
+"""Data in the formats of Hugging Face `datasets`: a hub id, or a local copy as parquet, image folder or WebDataset.
 
 Whatever the source, labels that carry names are matched to the card's classes by name, never by position.
 """
@@ -10,8 +10,10 @@ import os
 import re
 import sqlite3
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 DIFFICULT = 255
 _READ_ROWS = 256  # rows of a parquet file held at once
+_READ_BYTES = 1 << 20  # and what is read ahead of them
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
 
@@ -74,7 +77,7 @@ class DataPaths:
         if card.source.hub:
             names += [card.source.hub, card.source.hub.rpartition("/")[2]]
         for root in self.roots:
-            if root.name in names:
+            if root.absolute().name in names:
                 return root
             for name in names:
                 if (root / name).exists():
@@ -118,7 +121,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
 
 
 class TableSplit(Split):
-    """A split read through `datasets`. `rows` of raw labels are mapped to the card's classes at opening."""
+    """A split in one of the layouts. `rows` of raw labels are mapped to the card's classes at opening."""
 
     def __init__(self, dataset: Entry[TaskCard], role: str, source: _Source, content: str) -> None:
         self.dataset, self.role = dataset.id, role
@@ -158,28 +161,62 @@ class _Source(ABC):
 
 
 class _Parquet(_Source):
+    """Parquet files as `datasets` writes them, read with pyarrow.
+
+    `datasets` would hold whole row groups, which in data sets of small images are the whole file.
+    """
+
     def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
         self._files, self._image, self._label = files, card.columns.image, card.columns.label
         self.where = str(where)
-        features = self._open(None).features or {}
+        with self._open(files[0]) as file:
+            schema = file.schema_arrow
         for column in (self._image, self._label):
-            if column not in features:
+            if column not in schema.names:
                 raise DataError(
-                    f"{where}: no column {column!r}; it has {', '.join(map(repr, features))}",
+                    f"{where}: no column {column!r}; it has {', '.join(map(repr, schema.names))}",
                     hint=f"set columns.{'image' if column == self._image else 'label'} on the task card",
                 )
-        self.names = getattr(features[self._label], "names", None)
-
-    def _open(self, columns: list[str] | None) -> Any:
-        return _load("parquet", self._files, self.where, columns=columns, batch_size=_READ_ROWS)
+        self.names = _class_label_names(schema, self._label)
 
     def index(self) -> Iterator[tuple[str, Any]]:
-        for row, record in enumerate(self._open([self._label])):
-            yield f"{row:07d}", record[self._label]
+        for row, label in enumerate(self._values(self._label)):
+            yield f"{row:07d}", label
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        for row, record in enumerate(_encoded(self._open([self._image]), self._image)):
-            yield row, _image_bytes(record[self._image], f"{self.where} row {row}")
+        for row, image in enumerate(self._values(self._image)):
+            yield row, _image_bytes(image)
+
+    def _values(self, column: str) -> Iterator[Any]:
+        """The values of `column` in all files, in order."""
+        for path in self._files:
+            with self._open(path) as file:
+                if column not in file.schema_arrow.names:
+                    raise DataError(f"{path} has no column {column!r}, other files of the split have")
+                for batch in file.iter_batches(_READ_ROWS, columns=[column], use_threads=False):
+                    yield from batch.column(0).to_pylist()
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            # A buffered, sequential read: memory does not grow with the row group.
+            with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"{path} cannot be read as parquet: {_first_line(error)}",
+                hint="fetch or write the file again",
+            ) from error
+
+
+def _class_label_names(schema: Any, column: str) -> list[str] | None:
+    """Label names that `datasets` (its `ClassLabel`) keeps in the schema of the files it writes, if any."""
+    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    names: list[str] | None = described.get("info", {}).get("features", {}).get(column, {}).get("names")
+    return names
 
 
 class _Folder(_Source):
@@ -217,7 +254,8 @@ class _WebDataset(_Source):
             self.names = [
                 line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()
             ]
-        features = self._open().features or {}
+        with self._readable():
+            features = self._open().features or {}
         self._image = next((c for c in features if f".{c}" in IMAGE_SUFFIXES), "")
         self._label = next((c for c in ("cls", "npy") if c in features), "")
         if not self._image or not self._label:
@@ -227,43 +265,48 @@ class _WebDataset(_Source):
             )
 
     def _open(self) -> Any:
-        return _load("webdataset", self._files, self.where)
+        from datasets import load_dataset
+
+        files = {"split": [str(path) for path in self._files]}
+        return load_dataset("webdataset", data_files=files, split="split", streaming=True)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Every sample with its image as encoded bytes."""
+        from datasets import Image
+
+        with self._readable():
+            yield from self._open().cast_column(self._image, Image(decode=False))
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # tarfile, numpy and datasets raise many kinds for broken files
+            raise DataError(
+                f"{self.where} cannot be read as WebDataset: {_first_line(error)}",
+                hint="fetch or write the tar files again",
+            ) from error
 
     def index(self) -> Iterator[tuple[str, Any]]:
-        for record in _encoded(self._open(), self._image):
+        for record in self._records():
             yield f"{Path(record['__url__']).stem}/{record['__key__']}", record[self._label]
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        for row, record in enumerate(_encoded(self._open(), self._image)):
-            yield row, _image_bytes(record[self._image], f"{self.where} {record['__key__']}")
+        for row, record in enumerate(self._records()):
+            yield row, _image_bytes(record[self._image])
 
 
-def _load(builder: str, files: Sequence[Path], where: str, **options: Any) -> Any:
-    from datasets import load_dataset
-
-    options = {k: v for k, v in options.items() if v is not None}
-    try:
-        return load_dataset(
-            builder, data_files={"split": [str(f) for f in files]}, split="split", streaming=True, **options
-        )
-    except Exception as error:  # pyarrow, tarfile and datasets raise many kinds for broken files
-        raise DataError(f"{where} cannot be read as {builder}: {str(error).splitlines()[0][:200]}") from error
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _encoded(table: Any, column: str) -> Any:
-    """`table` whose image column stays encoded bytes."""
-    from datasets import Image
-
-    return table.cast_column(column, Image(decode=False))
-
-
-def _image_bytes(value: Any, where: str) -> bytes:
-    if isinstance(value, dict) and value.get("bytes"):
-        data: bytes = value["bytes"]
-        return data
-    if isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
-        return Path(value["path"]).read_bytes()
-    return b""  # decoded as a bad image, with its id
+def _image_bytes(value: Any) -> bytes:
+    """The encoded image of a cell: bytes, or `datasets`' struct of bytes and path; nothing where there is none."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and Path(value).is_file():
+        return Path(value).read_bytes()
+    return value if isinstance(value, bytes) else b""  # none is decoded as a bad image, with its id
 
 
 def _index(source: _Source, content: str) -> tuple[list[str], list[Any]]:
@@ -297,9 +340,7 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     tables = _find(root, spec, role, "*.parquet")
     source: _Source
     if tars:
-        shards = root / _named(root, spec, role) / "nshards.txt"
-        if shards.is_file() and int(shards.read_text()) != len(tars):
-            raise DataError(f"{shards} says {shards.read_text().strip()} tar files, {len(tars)} are there")
+        _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
         source, files = _WebDataset(tars, root, tars[0].parent), tars
     elif tables:
         source, files = _Parquet(tables, dataset.card, root), tables
@@ -307,7 +348,8 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
         folder = root / _named(root, spec, role)
         source = _Folder(folder if folder.is_dir() else root)
         files = [path for path, _ in source.files]
-        if not files:
+        others = {name for r, s in dataset.card.splits.items() for name in (r, s.name)}
+        if not files or (not folder.is_dir() and others.issuperset(source.names or ())):
             there = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
             raise DataError(
                 f"{dataset.id}: no {role} data in {root} (it holds {there})",
@@ -319,6 +361,18 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
         {"layout": layout, "column": dataset.card.columns.image, "files": _digests(root, files)}
     )
     return TableSplit(dataset, role, source, content)
+
+
+def _check_shards(file: Path, tars: int) -> None:
+    """CLIP_benchmark's nshards.txt, where there is one, tells whether the copy is whole."""
+    if not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8", errors="replace").strip()
+    if text != str(tars):
+        raise DataError(
+            f"{file} says {text[:40]!r} tar files, {tars} are there",
+            hint="fetch the missing ones, or correct the number in that file",
+        )
 
 
 def _named(root: Path, spec: SplitSpec, role: str) -> str:
@@ -488,11 +542,19 @@ def _labels(
     card = dataset.card
     count = len(card.classes)
     if card.kind == "multi-label":
-        matrix = np.asarray(raw)
+        matrix = _numbers(dataset, raw, source, ids, f"a row of {count} numbers, one a class")
         if matrix.ndim != 2 or matrix.shape[1] != count:
             width = matrix.shape[1] if matrix.ndim == 2 else "no"
             raise DataError(
-                f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes"
+                f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes",
+                hint=f"correct classes, or kind, in {dataset.path}",
+            )
+        odd = np.argwhere(~np.isin(matrix, (0, 1, DIFFICULT)))
+        if len(odd):
+            row, column = odd[0]
+            raise DataError(
+                f"{dataset.id}: sample {ids[row]} in {source.where} has the label {matrix[row, column]} in column "
+                f"{column}; allowed: 0 (absent), 1 (present), {DIFFICULT} (difficult)"
             )
         order = _order(dataset, source.names, source.where) if source.names else np.arange(count)
         turned = np.zeros(matrix.shape, dtype=np.uint8)
@@ -510,7 +572,12 @@ def _labels(
                     hint=f"correct label_names in {dataset.path}",
                 )
         return np.array([words[_plain(value)] for value in raw], dtype=np.int64)
-    numbers = np.asarray(raw, dtype=np.int64)
+    numbers = _numbers(dataset, raw, source, ids, "a class number or name")
+    if numbers.ndim != 1:
+        raise DataError(
+            f"{dataset.id}: each sample in {source.where} has {numbers.shape[1:]} labels, the card says one",
+            hint=f"set kind: multi-label in {dataset.path}",
+        )
     allowed = len(source.names) if source.names else count
     outside = np.flatnonzero((numbers < 0) | (numbers >= allowed))
     if len(outside):
@@ -520,6 +587,26 @@ def _labels(
             hint=f"the class list of {dataset.path} and the data's labels disagree",
         )
     return _order(dataset, source.names, source.where)[numbers] if source.names else numbers
+
+
+def _numbers(
+    dataset: Entry[TaskCard], raw: list[Any], source: _Source, ids: list[str], wanted: str
+) -> NDArray[np.int64]:
+    """Raw labels as one integer array; `wanted` says what a label should be."""
+    try:
+        return np.asarray(raw, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        kinds = Counter(map(_kind, raw))
+        usual = kinds.most_common(1)[0][0]
+        odd = next((i for i, label in enumerate(raw) if label is None or _kind(label) != usual), 0)
+        raise DataError(
+            f"{dataset.id}: sample {ids[odd]} in {source.where} has the label {str(raw[odd])[:60]}, "
+            f"expected {wanted}"
+        ) from None
+
+
+def _kind(label: Any) -> str:
+    return f"{len(label)} numbers" if isinstance(label, list) else type(label).__name__
 
 
 def _order(dataset: Entry[TaskCard], names: Sequence[str], where: str) -> NDArray[np.int64]:

@@ -1,0 +1,400 @@
+"""Decoding: the pixels of open_clip's evaluation transform, and a stream over processes that leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipbench.cards import Preprocess
+from clipbench.data import Sample
+from clipbench.data.decode import Bad, OnBadImage, cores, decode, decode_stream, normalise
+from clipbench.errors import DataError, StorageError
+
+MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+SMALL = Preprocess(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+MODES = ("RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16")
+SHAPES = {
+    "landscape": (311, 227),
+    "portrait": (225, 401),
+    "odd": (257, 333),
+    "small": (37, 21),
+    "exact": (224, 224),
+    "one side exact": (224, 301),
+    "narrow": (600, 9),
+}
+
+# ------------------------------------------------------- against open_clip
+
+
+def picture(mode: str, width: int, height: int, seed: int = 0) -> bytes:
+    """An encoded image of `mode` with smooth areas and noise, lossless (CMYK: TIFF)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(4)], axis=2) * 90 + 128
+    pixels = np.clip(waves + rng.normal(0, 25, waves.shape), 0, 255).astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif mode in ("RGBA", "CMYK"):
+        image = Image.frombytes(mode, (width, height), pixels.tobytes())
+    elif mode == "P":
+        image = Image.fromarray(pixels[..., :3]).quantize(64)
+    else:
+        image = Image.fromarray(pixels[..., :3]).convert(mode)
+    assert image.mode == mode
+    return encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def ours(data: bytes, preprocess: Preprocess) -> torch.Tensor:
+    return normalise(torch.from_numpy(decode(data, preprocess))[None], preprocess)[0]
+
+
+def theirs(data: bytes, size: int, interpolation: str, resize: str = "shortest") -> torch.Tensor:
+    transform = open_clip.image_transform(
+        size, is_train=False, mean=MEAN, std=STD, interpolation=interpolation, resize_mode=resize
+    )
+    tensor: torch.Tensor = transform(Image.open(io.BytesIO(data)))
+    return tensor
+
+
+Resize = Literal["shortest", "squash"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+def openai(
+    size: int = 224, resize: Resize = "shortest", interpolation: Interpolation = "bicubic"
+) -> Preprocess:
+    return Preprocess(size=size, resize=resize, interpolation=interpolation, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mode", MODES)
+def test_bicubic_equals_open_clip(mode: str, shape: str) -> None:
+    data = picture(mode, *SHAPES[shape])
+    assert torch.equal(ours(data, openai()), theirs(data, 224, "bicubic"))
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("mode", MODES)
+def test_bilinear_and_squash_equal_open_clip(mode: str, resize: Resize) -> None:
+    for shape in ("landscape", "small"):
+        data = picture(mode, *SHAPES[shape])
+        expected = theirs(data, 96, "bilinear", resize)
+        assert torch.equal(ours(data, openai(96, resize, "bilinear")), expected)
+
+
+def test_every_rounding_of_sizes_and_offsets_equals_open_clip() -> None:
+    for width, height in [(w, h) for w in range(29, 40) for h in (31, 45, 46, 47, 58)]:
+        data = picture("RGB", width, height)
+        for size in (31, 32):
+            assert torch.equal(ours(data, openai(size)), theirs(data, size, "bicubic")), (width, height, size)
+
+
+def test_lossy_formats_and_rotation_tag_equal_open_clip() -> None:
+    image = Image.open(io.BytesIO(picture("RGB", 300, 260)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90°", which neither side follows
+    for data in (
+        encoded(image, "JPEG", exif=exif),
+        encoded(image, "WEBP"),
+        encoded(image.convert("CMYK"), "JPEG"),
+    ):
+        assert torch.equal(ours(data, openai()), theirs(data, 224, "bicubic"))
+
+
+@pytest.mark.shared
+def test_real_photographs_equal_open_clip(shared_data: Path) -> None:
+    files = sorted((shared_data / "imagenet-native-96").rglob("*.[jJ][pP]*[gG]"))[::16]
+    if not files:
+        pytest.skip("no ../shared/data/imagenet-native-96")
+    for file in files:
+        data = file.read_bytes()
+        assert torch.equal(ours(data, openai()), theirs(data, 224, "bicubic")), file.name
+
+
+def test_interpolations_and_conversion_order_make_a_difference() -> None:
+    data = picture("P", 300, 260)
+    bicubic, bilinear = decode(data, openai()), decode(data, openai(interpolation="bilinear"))
+    assert np.array_equal(bicubic, bilinear)  # Pillow resizes palettes without interpolation
+    first = openai().model_copy(update={"order": "convert-first"})
+    assert not np.array_equal(decode(data, first), bicubic)
+    data = picture("RGB", 300, 260)
+    assert not np.array_equal(decode(data, openai()), decode(data, openai(interpolation="bilinear")))
+
+
+def test_crop_smaller_than_size_and_one_channel() -> None:
+    data = picture("RGB", 300, 200)
+    grey = Preprocess(size=100, crop=80, channels=1, mean=(0.5,), std=(0.5,))
+    pixels = decode(data, grey)
+    assert pixels.shape == (1, 80, 80)
+    assert pixels.dtype == np.uint8
+    expected = Image.open(io.BytesIO(data)).resize((150, 100), Image.Resampling.BICUBIC)
+    expected = expected.crop((35, 10, 115, 90)).convert("L")
+    assert np.array_equal(pixels[0], np.asarray(expected))
+
+
+def test_without_resizing_another_size_is_refused() -> None:
+    exact = Preprocess(size=8, resize="none", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    assert decode(picture("RGB", 8, 8), exact).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match=r"9×8.*8×8"):
+        decode(picture("RGB", 9, 8), exact)
+
+
+def test_normalise_is_per_channel() -> None:
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
+    preprocess = Preprocess(size=1, mean=(0.0, 0.5, 0.1), std=(1.0, 0.25, 0.1))
+    got = normalise(images, preprocess)
+    torch.testing.assert_close(got, torch.tensor([0.0, 2.0, 1.0]).view(1, 3, 1, 1))
+    assert got.dtype == torch.float32
+
+
+# ------------------------------------------------------------------- stream
+
+
+def numbered(count: int) -> list[Sample]:
+    """Samples whose pixels all have their number as value."""
+    return [
+        Sample(f"s{i}", encoded(Image.new("RGB", (20 + i % 3, 18), (i, i, i)), "PNG")) for i in range(count)
+    ]
+
+
+def collect(
+    samples: list[Sample], sizes: list[int], workers: int, overlap: bool, on_bad_image: OnBadImage = "stop"
+) -> tuple[list[NDArray[np.uint8]], list[bool], list[Bad]]:
+    images: list[NDArray[np.uint8]] = []
+    good: list[bool] = []
+    bad: list[Bad] = []
+    for batch in decode_stream(
+        iter(samples), SMALL, sizes=sizes, workers=workers, overlap=overlap, on_bad_image=on_bad_image
+    ):
+        images.append(batch.images.copy())
+        good += batch.good.tolist()
+        bad += batch.bad
+    return images, good, bad
+
+
+def children() -> set[int]:
+    """Process ids of this process's children, zombies included."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(stat.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def leftovers() -> set[Path]:
+    """Entries of the folders that decoding buffers may lie in, whoever made them."""
+    folders = {Path("/dev/shm"), Path(tempfile.gettempdir())}
+    return {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts processes in /proc")
+
+
+@pytest.fixture
+def nothing_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No process, open file or buffer may outlive the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = children(), descriptors()
+    yield
+    gc.collect()  # an error that was raised refers to frames, and these to a mapped buffer
+    assert (children(), descriptors()) == before
+    assert not [path for path in leftovers() if path.parent == tmp_path or "clipbench" in path.name]
+
+
+@linux
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_stream_keeps_order_whatever_the_workers(workers: int, overlap: bool) -> None:
+    sizes = [7, 1, 40, 13, 5]
+    images, good, bad = collect(numbered(66), sizes, workers, overlap)
+    assert [len(part) for part in images] == sizes
+    assert np.concatenate(images)[:, 0, 0, 0].tolist() == list(range(66))
+    assert all(part.shape[1:] == (3, 16, 16) for part in images)
+    assert all(good)
+    assert not bad
+
+
+def test_stream_of_nothing() -> None:
+    assert collect([], [], 2, True) == ([], [], [])
+
+
+@linux
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_skipped_by_name(workers: int) -> None:
+    samples = numbered(40)
+    samples[3] = Sample("cut", samples[3].image[:-30])
+    samples[30] = Sample("text", b"no image at all")
+    samples[31] = Sample("empty", b"")
+    images, good, bad = collect(samples, [20, 20], workers, False, "skip")
+    assert [i for i, ok in enumerate(good) if not ok] == [3, 30, 31]
+    assert [b.id for b in bad] == ["cut", "text", "empty"]
+    assert "truncated" in bad[0].reason
+    assert bad[1].reason == "not an image in any known format (15 bytes)"
+    assert bad[2].reason == "there are no bytes"
+    pixels = np.concatenate(images)
+    assert not pixels[[3, 30, 31]].any()
+    assert pixels[32, 0, 0, 0] == 32
+
+
+@linux
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_image_stops_with_its_name(workers: int) -> None:
+    samples = numbered(10)
+    samples[4] = Sample("photos/odd.png", b"no image")
+    samples[6] = Sample("photos/cut.png", samples[6].image[:40])
+    with pytest.raises(DataError, match=r"photos/odd\.png cannot be decoded: not an image.*1 more") as caught:
+        collect(samples, [10], workers, False)
+    assert "--on-bad-image skip" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_truncated_files_are_bad_images(kind: str, keep: float) -> None:
+    data = encoded(Image.open(io.BytesIO(picture("RGB", 60, 50))), kind)
+    _, good, bad = collect([Sample("cut", data[: int(keep * len(data))])], [1], 0, False, "skip")
+    assert not any(good)
+    assert bad[0].reason
+
+
+def test_image_that_claims_to_be_enormous_is_a_bad_image() -> None:
+    header = encoded(Image.new("1", (8, 8)), "BMP")
+    header = header[:18] + (60_000).to_bytes(4, "little") * 2 + header[26:]
+    _, good, bad = collect([Sample("bomb", header)], [1], 0, False, "skip")
+    assert not any(good)
+    assert "exceeds limit" in bad[0].reason
+
+
+@linux
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("big", [False, True])
+def test_killed_worker_is_an_error_not_a_hang(big: bool) -> None:
+    samples = numbered(60)
+    if big:  # more than a pipe holds, so that writing fails, not only reading
+        samples = [Sample(s.id, s.image + bytes(300_000)) for s in samples]
+    before = children()
+    stream = decode_stream(iter(samples), SMALL, sizes=[20, 20, 20], workers=2, overlap=False)
+    next(stream)
+    for child in children() - before:
+        os.kill(child, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"decoding process ended unexpectedly.*-9") as caught:
+        list(stream)
+    assert "--workers" in str(caught.value)
+    assert time.monotonic() - start < 20
+
+
+@linux
+@pytest.mark.usefixtures("nothing_left")
+def test_stream_closed_early() -> None:
+    stream = decode_stream(iter(numbered(60)), SMALL, sizes=[10] * 6, workers=2, overlap=True)
+    next(stream)
+    stream.close()
+
+
+@linux
+@pytest.mark.usefixtures("nothing_left")
+def test_error_of_the_source_comes_through() -> None:
+    def source() -> Iterator[Sample]:
+        yield from numbered(5)
+        raise DataError("a tar file is cut short")
+
+    with pytest.raises(DataError, match="cut short"):
+        list(decode_stream(source(), SMALL, sizes=[4, 4], workers=2, overlap=True))
+
+
+KILLED = """
+import io, sys, time
+import numpy as np
+from PIL import Image
+from clipbench.cards import Preprocess
+from clipbench.data import Sample
+from clipbench.data.decode import decode_stream
+buffer = io.BytesIO()
+Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(buffer, "PNG")
+samples = (Sample(str(i), buffer.getvalue()) for i in range(64))
+preprocess = Preprocess(size=16, mean=(0, 0, 0), std=(1, 1, 1))
+for batch in decode_stream(samples, preprocess, sizes=[16] * 4, workers=2, overlap=True):
+    print("decoding", flush=True)
+    time.sleep(60)
+"""
+
+
+@linux
+def test_kill_minus_nine_leaves_no_process_and_no_buffer(tmp_path: Path) -> None:
+    before = leftovers()
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"decoding\n"
+    group = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/stat") if _parent(p) == process.pid]
+    assert len(group) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    # A worker whose parent died belongs to init, which may never reap it here: a zombie holds nothing.
+    assert all(_state(pid) in ("gone", "Z") for pid in group)
+    assert not [path for path in leftovers() - before if "clipbench" in path.name]
+    assert not list(tmp_path.iterdir())
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+
+
+def test_no_room_for_the_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        collect(numbered(4), [4], 1, False)
+
+
+def test_cores_are_those_this_process_may_use() -> None:
+    assert 1 <= cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,161 @@
+"""Plans: every one gives the same features; the fastest is chosen, remembered, and refused where it is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from clipbench import execution
+from clipbench.errors import ClipbenchError
+from clipbench.execution import Plan, Runtime, Tower, fastest
+
+CPU = Runtime("cpu", "fp32")
+
+
+def clip_tower(kind: str, *, quick_gelu: bool = False) -> nn.Module:
+    """A small image tower of open_clip with statistics that a batch norm cannot ignore."""
+    torch.manual_seed(0)
+    vision: dict[str, Any] = {"image_size": 32, "width": 32}
+    kinds: dict[str, dict[str, Any]] = {
+        "vit": {"patch_size": 8, "layers": 2, "head_width": 16},
+        "rn": {"layers": [1, 1, 1, 1]},
+    }
+    vision |= kinds[kind]
+    text = {"context_length": 16, "vocab_size": 64, "width": 32, "heads": 2, "layers": 2}
+    model = open_clip.CLIP(16, vision, text, quick_gelu=quick_gelu).eval().requires_grad_(False)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_()  # type: ignore[union-attr]
+            part.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+            part.weight.data.normal_(1, 0.3)
+            part.bias.data.normal_()
+    tower: nn.Module = model.visual
+    return tower
+
+
+@pytest.mark.parametrize("plan", ["channels_last", "packed"])
+@pytest.mark.parametrize("kind", ["vit", "rn"])
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_plans_agree_in_fp32(plan: Plan, kind: str, quick_gelu: bool) -> None:
+    module, images = clip_tower(kind, quick_gelu=quick_gelu), torch.randn(3, 3, 32, 32)
+    plain = Tower(module, CPU)(images)
+    assert execution._error(Tower(module, CPU, plan)(images), plain) < 1e-5
+    assert torch.equal(Tower(module, CPU)(images), plain), "the plan must not touch the module that it copies"
+
+
+def test_a_packed_tower_really_is_packed() -> None:
+    kinds = {type(m).__name__ for m in Tower(clip_tower("vit"), CPU, "packed")._module.modules()}  # type: ignore[attr-defined]
+    assert {"PackedLinear", "PackedAttention"} <= kinds
+    kinds = {type(m).__name__ for m in Tower(clip_tower("rn"), CPU, "packed")._module.modules()}  # type: ignore[attr-defined]
+    assert "PackedConv" in kinds
+    assert "BatchNorm2d" not in kinds
+
+
+@pytest.mark.parametrize("kind", ["vit", "rn"])
+def test_packed_bf16_is_as_exact_as_autocast(kind: str) -> None:
+    module, images = clip_tower(kind), torch.randn(16, 3, 32, 32)
+    exact = Tower(module, CPU)(images)
+    runtime = Runtime("cpu", "bf16")
+    autocast = execution._error(Tower(module, runtime)(images), exact)
+    packed = execution._error(Tower(module, runtime, "packed")(images), exact)
+    assert 0 < packed < 2 * autocast < 0.2
+
+
+def test_the_compiled_plan_agrees() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.GELU(), nn.Flatten(), nn.Linear(128, 16)).eval()
+    images = torch.randn(4, 3, 32, 32)
+    assert execution._error(Tower(module, CPU, "compiled")(images), Tower(module, CPU)(images)) < 1e-5
+
+
+def test_masked_attention_agrees() -> None:
+    module = nn.ModuleDict({"attn": nn.MultiheadAttention(16, 2, batch_first=True)}).eval()
+    mask = torch.full((5, 5), float("-inf")).triu_(1)
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows: torch.Tensor = self.inner["attn"](x, x, x, need_weights=False, attn_mask=mask)[0][:, 0]
+            return rows
+
+    x = torch.randn(3, 5, 16)
+    assert torch.allclose(Tower(Masked(), CPU, "packed")(x), Tower(Masked(), CPU)(x), atol=1e-6)
+
+
+def trial(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], error: dict[str, float]) -> list[str]:
+    """Replace the clock and the comparison; returns the list of plans as they are tried."""
+    tried: list[str] = []
+
+    def time(tower: Tower, batch: torch.Tensor, repeats: int = 2) -> tuple[float, torch.Tensor]:
+        tried.append(tower.plan)
+        return seconds[tower.plan], torch.full((len(batch), 1), 1 + error.get(tower.plan, 0.0))
+
+    monkeypatch.setattr(execution, "_time", time)
+    return tried
+
+
+def example(rows: int) -> torch.Tensor:
+    return torch.randn(rows, 3, 32, 32)
+
+
+def test_the_fastest_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> None:
+    tried = trial(monkeypatch, {"plain": 4.0, "channels_last": 3.0, "packed": 2.0, "compiled": 1.0}, {})
+    assert fastest(clip_tower("vit"), CPU, example, 100_000).plan == "compiled"
+    (kept,) = (isolated_cache / "plans").glob("*.json")
+    assert json.loads(kept.read_text())["plan"] == "compiled"
+    tried.clear()
+    assert fastest(clip_tower("vit"), CPU, example, 100_000).plan == "compiled"
+    assert tried == [], "a remembered choice needs no trial"
+    assert fastest(clip_tower("rn"), CPU, example, 8).plan == "plain", "another architecture, another choice"
+
+
+def test_a_plan_that_moves_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"plain": 4.0, "channels_last": 3.0, "packed": 1.0, "compiled": 1.0}
+    trial(monkeypatch, seconds, {"packed": 1e-3, "compiled": float("nan")})
+    assert fastest(clip_tower("vit"), CPU, example, 100_000).plan == "channels_last"
+
+
+def test_short_work_pays_for_no_trial_and_no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"plain": 0.1, "channels_last": 0.09, "packed": 0.08, "compiled": 0.01}
+    tried = trial(monkeypatch, seconds, {})
+    assert fastest(clip_tower("vit"), CPU, example, 64).plan == "plain"
+    assert set(tried) == {"plain"}
+    tried.clear()
+    assert fastest(clip_tower("vit"), CPU, example, 10_000).plan == "packed"
+    assert "compiled" not in tried
+
+
+def test_texts_are_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = trial(monkeypatch, {"plain": 40.0, "packed": 30.0}, {})
+    assert fastest(clip_tower("vit"), CPU, example, 100_000, vary=True).plan == "packed"
+    assert set(tried) == {"plain", "packed"}
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "batch_size", "workers", "said"),
+    [
+        ("tpu", "auto", None, None, 'unknown device "tpu"'),
+        ("cpu", "fp8", None, None, 'unknown precision "fp8"'),
+        ("cpu", "auto", 0, None, "--batch-size"),
+        ("cpu", "auto", 513, None, "--batch-size"),
+        ("cpu", "auto", None, -1, "--workers"),
+    ],
+)
+def test_bad_choices_are_named(
+    device: str, precision: str, batch_size: int | None, workers: int | None, said: str
+) -> None:
+    with pytest.raises(ClipbenchError, match=said):
+        Runtime.choose(device, precision, batch_size, workers)
+
+
+def test_auto_on_a_cpu_is_fp32() -> None:
+    assert Runtime.choose("cpu").precision == "fp32"
