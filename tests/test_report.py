@@ -199,3 +199,18 @@ def test_light_modules_import_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_copy_that_lacks_images_is_marked_partial() -> None:
+    splits = {"splits": {"test": {"name": "test", "rows": 400}}}
+    params = {"name": "zs", "version": 1, "params": {"split": "test"}}
+    cards = {"model": {"title": "Small"}, "task": splits}
+    partial = make_record(protocol=params, cards=cards)
+    assert [row.partial for row in table.rows([partial])] == [True, True]
+    whole = make_record(
+        protocol=params, cards=cards, skipped=tuple({"id": str(i), "reason": "x"} for i in range(40))
+    )
+    assert not any(row.partial for row in table.rows([whole]))
+    limited = make_record(protocol=params, cards=cards, limit=360)
+    assert not any(row.partial for row in table.rows([limited]))
+    assert "P partial" in table.markdown(table.rows([partial]))

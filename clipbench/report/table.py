@@ -30,6 +30,7 @@ _LEGEND: Final = {
     _SECONDARY: "reported number from a secondary source",
     _MEMORY: "reported number from memory, not verified",
     "L": "limited: a sample of the split, not all of it",
+    "P": "partial: this copy of the data has fewer images than the split has",
     "D": "dirty: made with uncommitted changes to clipbench",
     "S": "some images could not be read and were skipped",
 }
@@ -59,6 +60,7 @@ class Row:
     reported_source: str | None = None
     difference_points: float | None = None
     limit: int | None = None
+    partial: bool = False
     dirty: bool | None = None
     skipped: int = 0
 
@@ -111,9 +113,21 @@ def _row(record: Record, metric: str) -> Row:
         reported_source=reported.source if reported else None,
         difference_points=100 * score.value - reported.percent if reported else None,
         limit=record.limit,
+        partial=_partial(record),
         dirty=record.env.dirty,
         skipped=len(record.skipped),
     )
+
+
+def _partial(record: Record) -> bool:
+    """Whether the whole of a copy was measured that lacks images of the split."""
+    split = record.protocol.params.get("split")
+    splits = record.cards.task.get("splits")
+    spec = splits.get(str(split)) if isinstance(splits, dict) else None
+    rows = spec.get("rows") if isinstance(spec, dict) else None
+    if record.limit is not None or not isinstance(rows, int):
+        return False
+    return record.scores[record.primary].n + len(record.skipped) < rows
 
 
 def _reported(record: Record, metric: str) -> Reported | None:
@@ -155,7 +169,7 @@ def _difference(row: Row) -> str:
 
 
 def _marks(row: Row) -> str:
-    held = {"L": row.limit is not None, "D": bool(row.dirty), "S": row.skipped > 0}
+    held = {"L": row.limit is not None, "P": row.partial, "D": bool(row.dirty), "S": row.skipped > 0}
     return "".join(mark for mark, holds in held.items() if holds)
 
 
