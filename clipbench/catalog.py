@@ -11,7 +11,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +51,8 @@ class Catalog:
     """All cards that can be seen. `extra` are the folders of `--cards`."""
 
     extra: Sequence[Path] = ()
+    _datasets: dict[str, Entry[TaskCard]] = field(default_factory=dict, init=False, repr=False)
+    _documents: dict[Path, Document] = field(default_factory=dict, init=False, repr=False)
 
     # -- what there is
 
@@ -89,6 +91,8 @@ class Catalog:
 
     def dataset(self, dataset_id: str) -> Entry[TaskCard]:
         """The task card of a data set."""
+        if dataset_id in self._datasets:
+            return self._datasets[dataset_id]
         path = self._known("data set", dataset_id, self.dataset_files, "clipbench list tasks")
         entry = Entry(dataset_id, self._parse(TaskCard, path, self.dataset_files), path)
         for protocol, settings in entry.card.protocols.items():
@@ -96,6 +100,7 @@ class Catalog:
             self._params(entry, protocol, settings, None)
             for variant in settings.get("variants", {}):
                 self._params(entry, protocol, settings, variant)
+        self._datasets[dataset_id] = entry
         return entry
 
     def task(self, task_id: str) -> Task:
@@ -221,14 +226,14 @@ class Catalog:
 
     def _parse(self, model: type[Card], path: Path, known: dict[str, Path]) -> Card:
         """The card at `path`; keys that it leaves out come from the card that its `base:` names."""
-        document = Document(path)
+        document = self._document(path)
         value = document.value
         if isinstance(value, dict) and "base" in value:
             base = str(value["base"])
             where = f"{path}:{document.line(('base',))}"
             if base not in known:
                 raise CardError(f"{where}: {unknown('base card', base, known)}")
-            inherited = Document(known[base]).value
+            inherited = self._document(known[base]).value
             if not isinstance(inherited, dict):
                 raise CardError(f"{where}: the base card {known[base]} is no mapping of keys to values")
             if "base" in inherited:
@@ -236,10 +241,15 @@ class Catalog:
             value = inherited | {k: v for k, v in value.items() if k != "base"}
         return parse(model, document, value)
 
+    def _document(self, path: Path) -> Document:
+        if path not in self._documents:
+            self._documents[path] = Document(path)
+        return self._documents[path]
+
     def _params(
         self, entry: Entry[TaskCard], protocol: str, settings: dict[str, Any], variant: str | None
     ) -> Strict:
-        document = Document(entry.path)
+        document = self._document(entry.path)
         where: tuple[str, ...] = ("protocols", protocol)
         if protocol not in protocol_ids():
             line = document.line(where)

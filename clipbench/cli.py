@@ -51,7 +51,10 @@ Workers = Annotated[str, typer.Option("--workers", help="auto, or decoding proce
 def main() -> None:
     """Entry point: errors that the user can mend are printed and exit with 2; bugs keep their traceback."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a reader that is gone can be dealt with
     except ClipbenchError as error:
         _print_error(error)
         raise SystemExit(2) from None
@@ -60,7 +63,7 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:  # `clipbench list tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        raise SystemExit(1) from None  # as click ends when it meets one earlier
 
 
 @app.callback(invoke_without_command=True)
@@ -115,10 +118,10 @@ def evaluate_command(
     if on_bad_image not in ("stop", "skip"):
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
     catalog = Catalog(cards or ())
-    tasks = catalog.tasks(_names(task))
-    paths = DataPaths.parse(data or ())
+    tasks = catalog.tasks(_names("--task", task))
+    paths = DataPaths.parse(_known_data(data, catalog))
     make_folder(results)
-    models = [catalog.model(name) for name in _names(model)]
+    models = [catalog.model(name) for name in _names("--model", model)]
     from clipbench.evaluate import Options, evaluate
     from clipbench.execution import Runtime
 
@@ -190,7 +193,7 @@ def pretrain_command(
     entry = catalog.recipe(recipe)
     dataset = catalog.dataset(entry.card.data.dataset)
     catalog.tasks(entry.card.evaluate)
-    paths = DataPaths.parse(data or ())
+    paths = DataPaths.parse(_known_data(data, catalog))
     split = open_split(dataset, entry.card.data.split, paths)
     from clipbench.evaluate import Options, evaluator
     from clipbench.execution import Runtime
@@ -347,9 +350,21 @@ def _catalog(cards: list[Path] | None) -> Catalog:
     return Catalog(cards or ())
 
 
-def _names(given: list[str]) -> list[str]:
+def _names(option: str, given: list[str]) -> list[str]:
     """Comma-separated and repeated values as one list, each once, in order."""
-    return list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    names = list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    if not names:
+        raise ClipbenchError(f"{option} names nothing", hint="see clipbench list models|tasks|suites")
+    return names
+
+
+def _known_data(given: list[str] | None, catalog: Catalog) -> list[str]:
+    """The values of --data; a misspelt data set would otherwise be fetched instead of read."""
+    for text in given or ():
+        name, separator, _ = text.partition("=")
+        if separator and name not in catalog.dataset_files:
+            raise ClipbenchError(f"--data {text}: {unknown('data set', name, catalog.dataset_files)}")
+    return given or []
 
 
 def _auto(option: str, text: str) -> int | None:

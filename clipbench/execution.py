@@ -76,6 +76,14 @@ class Runtime:
             raise ClipbenchError(
                 f"--device {device}: this machine has no CUDA device", hint="use --device cpu"
             )
+        index = device.removeprefix("cuda").removeprefix(":")
+        if device not in ("cpu", "cuda") and not (
+            index.isdigit() and int(index) < torch.cuda.device_count() and device == f"cuda:{int(index)}"
+        ):
+            raise ClipbenchError(
+                f'unknown device "{device}"; this machine has {torch.cuda.device_count()} CUDA devices',
+                hint="allowed: auto, cpu, cuda, cuda:N, counted from 0",
+            )
         if precision == "auto":
             precision = (
                 "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"

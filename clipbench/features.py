@@ -89,7 +89,7 @@ class FeatureFile:
         except OSError as error:
             raise StorageError(
                 f"cannot write features to {self.folder}: {error.strerror} "
-                f"({self.rows * width * 4 / 2**20:.0f} MiB are needed in all)",
+                f"({self.rows * width * 4 / 2**20:.1f} MiB are needed in all)",
                 hint="free some space or set CLIPBENCH_CACHE to another folder, then run the same command: "
                 "finished shards are kept",
             ) from None

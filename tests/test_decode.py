@@ -298,8 +298,9 @@ def test_image_that_claims_to_be_enormous_is_a_bad_image() -> None:
 
 @linux
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("big", [False, True])
-def test_killed_worker_is_an_error_not_a_hang(big: bool) -> None:
+@pytest.mark.parametrize("gone", [False, True], ids=["dying", "gone"])
+@pytest.mark.parametrize("big", [False, True], ids=["small", "big"])
+def test_killed_worker_is_an_error_not_a_hang(big: bool, gone: bool) -> None:
     samples = numbered(60)
     if big:  # more than a pipe holds, so that writing fails, not only reading
         samples = [Sample(s.id, s.image + bytes(300_000)) for s in samples]
@@ -308,6 +309,8 @@ def test_killed_worker_is_an_error_not_a_hang(big: bool) -> None:
     next(stream)
     for child in children() - before:
         os.kill(child, signal.SIGKILL)
+        if gone:
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     start = time.monotonic()
     with pytest.raises(DataError, match=r"decoding process ended unexpectedly.*-9") as caught:
         list(stream)

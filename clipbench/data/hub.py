@@ -5,6 +5,7 @@ Whatever the source, labels that carry names are matched to the card's classes b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from clipbench.cache import cache_root, make_folder, recall, remember, write_ato
 from clipbench.cards import SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Sample, Split
-from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
+from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, nearest, unknown
 from clipbench.models.weights import sha256_file
 
 IMAGE_SUFFIXES = frozenset(
@@ -409,20 +410,35 @@ def _natural(name: str) -> list[str | int]:
 
 
 def _digests(root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
-    """(relative path, sha256) of every file. Unchanged files (size and time) are not read again."""
+    """(relative path, sha256) of every file. Unchanged files (size and time) are not read again.
+
+    Raises:
+        StorageError: the cache folder cannot hold the digests.
+    """
     database = make_folder(cache_root()) / "files.sqlite"
-    with sqlite3.connect(database, timeout=60) as connection, ThreadPoolExecutor(8) as threads:
-        connection.execute("create table if not exists files (path text primary key, stat text, sha256 text)")
-        known = {}
-        for path, stat, digest in connection.execute(
-            "select path, stat, sha256 from files where path >= ? and path < ?",
-            (f"{root.resolve()}/", f"{root.resolve()}0"),
-        ):
-            known[path] = (stat, digest)
-        stats = [(f, str(f.resolve()), f"{f.stat().st_size}:{f.stat().st_mtime_ns}") for f in files]
-        fresh = [(f, p, s) for f, p, s in stats if known.get(p, ("",))[0] != s]
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+            return _known_or_new(connection, root, files)
+    except sqlite3.Error as error:
+        raise StorageError(
+            f"the digests of {root} cannot be kept in {database}: {error}",
+            hint="free some space, delete that file if it is damaged, or set CLIPBENCH_CACHE to another folder",
+        ) from None
+
+
+def _known_or_new(connection: sqlite3.Connection, root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
+    connection.execute("create table if not exists files (path text primary key, stat text, sha256 text)")
+    known = {}
+    for path, stat, digest in connection.execute(
+        "select path, stat, sha256 from files where path >= ? and path < ?",
+        (f"{root.resolve()}/", f"{root.resolve()}0"),
+    ):
+        known[path] = (stat, digest)
+    stats = [(f, str(f.resolve()), f"{f.stat().st_size}:{f.stat().st_mtime_ns}") for f in files]
+    fresh = [(f, p, s) for f, p, s in stats if known.get(p, ("",))[0] != s]
+    with ThreadPoolExecutor(8) as threads:
         new = list(threads.map(lambda item: (item[1], item[2], sha256_file(item[0])), fresh))
-        connection.executemany("insert or replace into files values (?, ?, ?)", new)
+    connection.executemany("insert or replace into files values (?, ?, ?)", new)
     digests = {p: d for p, (_, d) in known.items()} | {p: d for p, _, d in new}
     return [(f.relative_to(root).as_posix(), digests[p]) for f, p, _ in stats]
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 VERSION = 1
 
 PREFIX = "open_clip:"
+#: what OpenAI's own archives hold beside the weights
+_NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 class Config(Strict):
@@ -61,9 +63,11 @@ def load(model: LoadedModel) -> Adapter:
             _agree(model.id, config, known[1], f"this file ({known[0]})")
     module = _build(config)
     state = read_state_dict(path)
-    if "logit_scale" in state:  # [1] in some training code, a scalar in others
+    if (
+        "logit_scale" in state and state["logit_scale"].numel() == 1
+    ):  # [1] in some training code, [] in others
         state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
-    load_strict(module, state, path)
+    load_strict(module, state, path, adopt=lambda name: name not in _NOT_WEIGHTS)
     return ClipAdapter(model.card, module, config, digest)
 
 

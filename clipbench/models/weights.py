@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import re
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,30 @@ if TYPE_CHECKING:
     from torch import nn
 
     State = dict[str, torch.Tensor]
+
+# What torch, zipfile and pickle raise for bytes that are not what they should be.
+_NOT_A_CHECKPOINT = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    StopIteration,
+    zipfile.BadZipFile,
+)
+#: torch's names of typed storages, in TorchScript archives → dtypes
+_STORAGES = {
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
 
 
 def sha256_file(path: Path) -> str:
@@ -60,7 +88,7 @@ def verify(path: Path, expected: str | None) -> str:
 
 
 def read_state_dict(path: Path) -> State:
-    """Tensors by name, from safetensors or a `torch.save` file, without executing anything.
+    """Tensors by name, from safetensors, a `torch.save` file or a TorchScript archive, without executing anything.
 
     A dict under `state_dict` or `model` is unwrapped, and a `module.` prefix common to all keys removed.
 
@@ -71,11 +99,9 @@ def read_state_dict(path: Path) -> State:
         loaded = _read(path)
     except WeightsError:
         raise
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(
-            f"{path} is not a whole checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="fetch or write the file again; safetensors and torch.save files are read",
-        ) from None
+    except _NOT_A_CHECKPOINT as error:
+        reason = str(error).split(". ")[0].strip() or type(error).__name__
+        raise _not_whole(path, reason) from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -92,22 +118,84 @@ def _read(path: Path) -> object:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise WeightsError(
-                f"{path} is not a whole safetensors file: {error}", hint="fetch or write the file again"
-            ) from None
+            raise _not_whole(path, str(error)) from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        if not zipfile.is_zipfile(path):
+            with warnings.catch_warnings():  # of pickle protocols that torch.save does not write
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                return _torchscript(archive)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
+        named = re.search(
+            r"GLOBAL ((?:\w+\.)+\w+)", str(error)
+        )  # torch's own text advises to read it all the same
+        if not named:
+            raise _not_whole(path, "it is no pickle that torch.save writes") from None
         raise WeightsError(
-            f"{path} holds more than tensors, and reading it could run code from the file "
-            f"({str(error).splitlines()[0][:120]})",
+            f"{path} holds more than tensors ({named[1]}): reading it could run code from the file",
             hint="ask its author for a safetensors or state-dict file, or convert it where you trust it: "
             "torch.save(model.state_dict(), PATH)",
         ) from None
 
 
-def _is_zip(path: Path) -> bool:
-    return zipfile.is_zipfile(path)
+def _not_whole(path: Path, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{path} is not a whole checkpoint: {reason}",
+        hint="fetch or write the file again; safetensors, torch.save files and TorchScript archives are read",
+    )
+
+
+def _torchscript(archive: zipfile.ZipFile) -> State:
+    """The parameters and buffers of a TorchScript archive, the form in which OpenAI published CLIP.
+
+    `torch.jit.load` would run the archive's program; this reads its tensors alone. Every class of the archive
+    becomes a plain object that holds attributes, and nothing else can be named.
+    """
+    import torch
+
+    pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+    folder = pickled.removesuffix("data.pkl") + "data/"
+    storages: dict[str, torch.Tensor] = {}
+
+    class Module:
+        pass
+
+    def rebuild(
+        storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> torch.Tensor:
+        return torch.as_strided(storage, size, stride, offset)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            if module.startswith("__torch__"):
+                return Module
+            if module == "torch" and name in _STORAGES:
+                return getattr(torch, _STORAGES[name])
+            if module == "torch.jit._pickle":  # tells the element type of a list; its content comes first
+                return lambda content, *_: content
+            known = {"torch._utils._rebuild_tensor_v2": rebuild, "collections.OrderedDict": OrderedDict}
+            if f"{module}.{name}" not in known:
+                raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+            return known[f"{module}.{name}"]
+
+        def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> torch.Tensor:
+            _, dtype, key, _, _ = pid
+            if key not in storages:
+                storages[key] = torch.frombuffer(bytearray(archive.read(folder + key)), dtype=dtype)
+            return storages[key]
+
+    def named(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield prefix + name, value
+            elif isinstance(value, Module):
+                yield from named(value, f"{prefix}{name}.")
+
+    root = Unpickler(io.BytesIO(archive.read(pickled))).load()
+    return dict(named(root, ""))
 
 
 def _tensors(loaded: object, path: Path) -> State:

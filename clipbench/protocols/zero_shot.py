@@ -16,7 +16,7 @@ from clipbench.protocols import Encoder, Outcome
 ID = "zs"
 VERSION = 1
 
-_BLOCK = 4_000_000  # scores held at once
+_BLOCK = 4_000_000  # scores, and features, held at once
 _SINGLE = ("acc1", "acc5", "mean_per_class_recall")
 _MULTI = ("map_area", "map_11pt")
 
@@ -69,8 +69,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     split = splits[params.split]
     images = encoder.images(split, "joint")
     weights = classifier(card, params.templates, encoder)
-    known = np.array([bool(np.isfinite(row[0])) for row in images])
-    rows = np.flatnonzero(known)
+    rows = np.flatnonzero(np.isfinite(images[:, 0]))
     if not len(rows):
         raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
     ids = np.array(split.ids, dtype=object)[rows]
@@ -112,7 +111,7 @@ def _single_label(
     target = split.labels[rows].astype(np.int64)
     rank, prediction = np.empty_like(target), np.empty_like(target)
     confidence = np.empty(len(rows), dtype=np.float64)
-    step = max(1, _BLOCK // count)
+    step = max(1, _BLOCK // max(count, images.shape[1]))
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
         logits = images[rows[block]] @ weights.T
@@ -149,7 +148,8 @@ def _multi_label(
             f"{params.difficult} would be difficult: positive under another name",
             hint="take the variant that counts them as positive (clipbench list tasks), or a copy that marks them",
         )
-    scores = np.concatenate([images[rows[i : i + 65536]] @ weights.T for i in range(0, len(rows), 65536)])
+    step = max(1, _BLOCK // images.shape[1])
+    scores = np.concatenate([images[rows[i : i + step]] @ weights.T for i in range(0, len(rows), step)])
     difficult = params.difficult or "ignore"
     per_class: dict[str, NDArray[np.float64]] = {
         "ap_area": metrics.per_class_average_precision(scores, labels, "area", difficult),

@@ -1,0 +1,144 @@
+"""A small model and small data for tests that go the whole way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipbench.cards import Preprocess
+from clipbench.models import dual
+from clipbench.pretrain.towers import DualTowers
+
+CLASSES = ("cat", "dog", "cow", "hen", "pig")
+
+
+def write_run(
+    folder: Path, *, seed: int = 0, size: int = 8, width: int = 8, embed_dim: int = 16, context: int = 24
+) -> Path:
+    """A run folder (card.yaml, model.safetensors) of the family `dual` with random weights; returns it."""
+    config: dict[str, Any] = {
+        "image": {"kind": "convnet", "width": width, "stages": 2, "blocks": 1},
+        "text": {"kind": "bytes", "width": 16, "layers": 1, "heads": 2, "context_length": context},
+        "embed_dim": embed_dim,
+        "projection": "linear",
+    }
+    preprocess = {"size": size, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    torch.manual_seed(seed)
+    towers = DualTowers(dual.parse_config(config, "small"), Preprocess.model_validate(preprocess)).eval()
+    with torch.no_grad():
+        towers.text.positions.mul_(20)  # so that classes differ by more than rounding
+        towers.text.bytes.weight.mul_(20)
+    data, sha256 = dual.serialise(towers)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(data)
+    card = {
+        "title": f"Small {seed}",
+        "family": "dual",
+        "config": config,
+        "preprocess": preprocess,
+        "weights": {"file": "model.safetensors", "sha256": sha256},
+    }
+    (folder / "card.yaml").write_text(json.dumps(card))
+    return folder
+
+
+@cache
+def picture(index: int, side: int = 8) -> bytes:
+    """PNG number `index`: noise of one colour cast."""
+    rng = np.random.default_rng(index)
+    pixels = rng.integers(0, 256, (side, side, 3)) // 2 + rng.integers(0, 128, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def labels(count: int, classes: int = len(CLASSES)) -> NDArray[np.int64]:
+    """Labels of `count` pictures, each class equally often as far as that goes, in no order."""
+    return np.random.default_rng(1).permutation(np.arange(count) % classes)
+
+
+def write_parquet(
+    path: Path, count: int, *, side: int = 8, padding: int = 0, names: Sequence[str] = CLASSES
+) -> Path:
+    """A parquet file of `count` pictures and labels, written in pieces; returns it.
+
+    `padding` bytes of noise follow each picture, which decoders ignore.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(names)},
+    }
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("label", pa.int64())]).with_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    of = labels(count, len(names))
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, count, 200):
+            numbers = range(start, min(start + 200, count))
+            images = [{"bytes": data, "path": None} for data in _padded(numbers, side, padding)]
+            writer.write_table(pa.table({"image": images, "label": of[numbers]}, schema=schema))
+    return path
+
+
+def _padded(numbers: range, side: int, padding: int) -> Iterator[bytes]:
+    for number in numbers:
+        data = picture(number % 100 if padding else number, side)
+        yield data + np.random.default_rng(number).bytes(padding)
+
+
+def write_images(folder: Path, count: int, *, side: int = 8, names: Sequence[str] = CLASSES) -> Path:
+    """An image folder `test/<class>/<number>.png`; returns `folder`."""
+    for number, label in enumerate(labels(count, len(names)).tolist()):
+        path = folder / "test" / names[label] / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(number, side))
+    return folder
+
+
+def write_task(folder: Path, name: str = "animals", **changes: Any) -> Path:
+    """A task card of `CLASSES` in `folder`, its data given with --data; returns `folder`."""
+    card = {
+        "title": "Animals",
+        "source": {"local": True},
+        "splits": {"test": {"name": "test"}},
+        "classes": list(CLASSES),
+        "templates": {"default": ["a photo of a {c}.", "{c}"], "simple": ["a {c}"]},
+        "prompts_source": "ours",
+        "protocols": {"zs": {"variants": {"simple": {"templates": "simple"}}}},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(json.dumps(card | changes))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small towers on one thread: several would wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Relative path → sha256 of every file below `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }

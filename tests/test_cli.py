@@ -1,0 +1,722 @@
+"""The command line: what it prints and where, and that every mistake ends in one clear error and exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+
+from clipbench import __version__, cli, features, records
+from clipbench.errors import NotApplicable
+from clipbench.execution import Runtime
+from clipbench.models import dual
+
+one_thread = small.one_thread
+TASK_IDS = ["animals-zs", "animals-zs@simple"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`clipbench <arguments>` in this process."""
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["clipbench", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        code = end.value.code
+        assert isinstance(code, int)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model, a task card and an image folder of 60 pictures, and the arguments that name them."""
+
+    root: Path
+
+    @property
+    def cards(self) -> Path:
+        return self.root / "cards"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def eval(self, *more: str | Path, data: str = "data") -> list[str | Path]:
+        return [
+            *("eval", "--model", self.root / "run", "--task", "animals-zs", "--cards", self.cards),
+            *("--data", f"animals={self.root / data}", "--results", self.results, "--precision", "fp32"),
+            *more,
+        ]
+
+    def record(self) -> records.Record:
+        ((_, record),) = records.read_all(self.results)
+        return record
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    small.write_run(tmp_path / "run")
+    small.write_task(tmp_path / "cards")
+    small.write_images(tmp_path / "data", 60)
+    return Place(tmp_path)
+
+
+def mended(done: Done, *words: str) -> None:
+    """Assert that `done` is an error of the user's, told on stderr with all of `words`."""
+    assert done.code == 2, done
+    assert done.err.startswith("error: "), done.err
+    assert "Traceback" not in done.err
+    for word in words:
+        assert word in done.err, done.err
+    assert done.out.strip() in ("", "[]")
+
+
+# --------------------------------------------------------------------- what it prints
+
+
+def test_eval_prints_the_scores_and_writes_the_record(run: Run, place: Place) -> None:
+    done = run(*place.eval())
+    assert done.code == 0, done.err
+    assert "acc1" in done.out
+    assert "animals-zs" in done.out
+    assert done.err == ""
+    record = place.record()
+    assert record.task == "animals-zs"
+    assert f"{100 * record.scores['acc1'].value:.2f}" in done.out
+
+
+def test_eval_json_is_json_and_nothing_else(run: Run, place: Place) -> None:
+    done = run(*place.eval("--json", "--task", "animals-zs@simple"))
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert [r["task"] for r in found] == TASK_IDS
+    assert found == [json.loads(path.read_text()) for path in records.paths(place.results)]
+
+
+def test_quiet_prints_nothing(run: Run, place: Place) -> None:
+    done = run(*place.eval("--quiet"))
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert place.record()
+
+
+def test_models_and_tasks_may_be_repeated_or_separated_by_commas(run: Run, place: Place) -> None:
+    small.write_run(place.root / "other", seed=1)
+    done = run(
+        *place.eval("--model", f"{place.root / 'other'},{place.root / 'run'}", "--task", "animals-zs@simple")
+    )
+    assert done.code == 0
+    assert len(records.read_all(place.results)) == 4
+
+
+def test_limit_and_seed_stand_in_the_record(run: Run, place: Place) -> None:
+    assert run(*place.eval("--limit", "10", "--seed", "3")).code == 0
+    assert (place.record().limit, place.record().seed) == (10, 3)
+
+
+def test_what_a_model_cannot_do_is_a_dash_and_no_failure(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_text(adapter: dual.DualAdapter) -> None:
+        raise NotApplicable("Small 0: no text tower")
+
+    monkeypatch.setattr(dual.DualAdapter, "text_tower", no_text)
+    done = run(*place.eval())
+    assert done.code == 0
+    assert done.err.startswith("–")
+    assert "× animals-zs: not applicable: Small 0: no text tower" in done.err
+    assert records.read_all(place.results) == []
+    assert json.loads(run(*place.eval("--json")).out) == []
+
+
+@pytest.mark.parametrize("kind", ["models", "tasks", "suites", "recipes"])
+def test_list_shows_every_id_whole_at_80_columns(
+    run: Run, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = json.loads(run("list", kind, "--json").out)
+    done = run("list", kind)
+    assert done.code == 0
+    assert rows
+    lines = done.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = [line.split()[0] for line in lines if line and not line.startswith(" ")]
+    assert [row["id"] for row in rows] == first[2:]  # after the head and its rule
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("digits-clip-lite", "preprocess"),
+        ("clip-rn50", "reported"),
+        ("digits-zs", "protocol"),
+        ("imagenet-zs@best7", "protocol"),
+        ("digits", "classes"),
+        ("declip-11-zs", "tasks"),
+        ("clip-lite-digits", "objective"),
+        ("open_clip:RN50@openai", "preprocess"),
+    ],
+)
+def test_show_gives_any_card_as_text_and_as_json(run: Run, name: str, key: str) -> None:
+    value = json.loads(run("show", name, "--json").out)
+    assert value[key]
+    done = run("show", name)
+    assert done.code == 0
+    assert done.out.startswith(name)
+
+
+def test_show_gives_a_record_and_a_run_folder(run: Run, place: Place) -> None:
+    run(*place.eval("--quiet"))
+    (path,) = records.paths(place.results)
+    assert json.loads(run("show", path, "--json").out) == json.loads(path.read_text())
+    assert "acc1" in run("show", path).out
+    assert json.loads(run("show", place.root / "run", "--json").out)["title"] == "Small 0"
+
+
+def test_show_resolves_a_variants_params(run: Run) -> None:
+    value = json.loads(run("show", "digits-zs@simple", "--json").out)
+    assert value["protocol"] == {
+        "name": "zs",
+        "version": 1,
+        "params": {"primary": "acc1", "templates": "simple", "split": "test", "difficult": None},
+    }
+
+
+def test_report_in_every_format(run: Run, place: Place) -> None:
+    run(*place.eval("--quiet", "--task", "animals-zs@simple"))
+    at = ("report", "--results", place.results)
+    table = run(*at)
+    assert table.code == 0
+    assert all(name in table.out for name in TASK_IDS)
+    markdown = run(*at, "--format", "markdown").out
+    assert markdown.startswith("| ")
+    rows = list(csv.DictReader(io.StringIO(run(*at, "--format", "csv").out)))
+    assert {row["task"] for row in rows} == set(TASK_IDS)
+    found = json.loads(run(*at, "--format", "json").out)
+    assert len(found) == len(rows) == 2 * 4
+    assert json.loads(run(*at, "--json").out) == found
+
+
+def test_report_of_a_suite_shows_what_is_missing(run: Run, place: Place) -> None:
+    (place.cards / "suites.yaml").write_text("suites: {own: {title: Own, tasks: [animals-zs, digits-zs]}}")
+    run(*place.eval("--quiet", "--task", "animals-zs@simple"))
+    done = run("report", "--results", place.results, "--suite", "own", "--cards", place.cards, "--json")
+    rows = json.loads(done.out)
+    assert {row["task"] for row in rows} == {"animals-zs", "digits-zs"}
+    assert [row["value"] for row in rows if row["task"] == "digits-zs"] == [None]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"{__version__}\n"
+
+
+def test_an_interrupt_says_what_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    done = run()
+    assert done.code == 130
+    assert "the same command goes on from there" in done.err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
+
+
+# ------------------------------------------------------------------------------ light
+
+LIGHT = """
+import sys, time
+from clipbench.cli import main
+sys.argv = ["clipbench", *sys.argv[1:]]
+try:
+    main()
+finally:
+    heavy = {"torch", "torchvision", "open_clip", "datasets", "pandas", "matplotlib", "sklearn", "pyarrow"}
+    print(sorted(heavy & set(sys.modules)), time.process_time(), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", ["--help", "list tasks"])
+def test_help_and_list_are_quick_and_import_nothing_heavy(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, *command.split()], capture_output=True, text=True, check=True
+    )
+    assert done.stdout
+    heavy, _, seconds = done.stderr.rpartition(" ")
+    assert heavy == "[]"
+    if command == "--help":
+        assert float(seconds) < 1
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    command = f"'{sys.executable}' -m clipbench list tasks --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1)  # 1: it had more to say
+    assert done.stderr == ""
+
+
+# ------------------------------------------------------------------------ unknown names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            "eval --model digits-clip-lit --task digits-zs",
+            ['unknown model "digits-clip-lit"', '"digits-clip-lite"'],
+        ),
+        (
+            "eval --model digits-clip-lite --task digit-zs",
+            ['unknown task or suite "digit-zs"', '"digits-zs"'],
+        ),
+        (
+            "eval --model digits-clip-lite --task digits-zs@simpl",
+            ["digits-zs@simple", "clipbench list tasks"],
+        ),
+        ("eval --model , --task digits-zs", ["--model names nothing", "clipbench list models"]),
+        ("eval --model digits-clip-lite --task ,", ["--task names nothing"]),
+        ("show digits-z", ['unknown id "digits-z"', "did you mean"]),
+        ("list model", ['unknown kind "model"', '"models"']),
+        (
+            "pretrain --recipe clip-lite-digit --out x",
+            ['unknown recipe "clip-lite-digit"', '"clip-lite-digits"'],
+        ),
+        ("report --results . --suite quikstart", ['unknown suite "quikstart"', '"quickstart"']),
+        ("report --results . --format markdwn", ['unknown format "markdwn"', '"markdown"', "csv, json"]),
+        ("list tasks --cards nowhere", ["no folder nowhere", "--cards and CLIPBENCH_CARDS"]),
+    ],
+)
+def test_an_unknown_name(run: Run, place: Place, arguments: str, words: list[str]) -> None:
+    mended(run(*arguments.split()), *words)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--precision", "fp8", ['unknown precision "fp8"', "auto, fp32, bf16, fp16"]),
+        ("--device", "tpu", ['unknown device "tpu"', "auto, cpu, cuda, cuda:N"]),
+        ("--batch-size", "0", ["--batch-size must be 1 to 512 (found 0)"]),
+        ("--batch-size", "many", ["--batch-size takes auto or a whole number", "'many'"]),
+        ("--batch-size", "-4", ["--batch-size takes auto or a whole number"]),
+        ("--workers", "two", ["--workers takes auto or a whole number"]),
+        ("--on-bad-image", "ignore", ['unknown choice for --on-bad-image "ignore"', "skip, stop"]),
+        ("--data", "animls=data", ['unknown data set "animls"; did you mean "animals"?']),
+    ],
+)
+def test_a_bad_option(run: Run, place: Place, option: str, value: str, words: list[str]) -> None:
+    mended(run(*place.eval(option, value)), *words)
+    assert not place.results.exists() or not records.read_all(place.results)
+
+
+@pytest.mark.parametrize("option", [("--limit", "0"), ("--seed", "-1"), ("--limt", "3")])
+def test_options_that_the_parser_refuses(run: Run, place: Place, option: tuple[str, str]) -> None:
+    done = run(*place.eval(*option))
+    assert done.code == 2
+    assert option[0] in done.err
+
+
+@pytest.mark.parametrize("arguments", ["bench encod", "bench encode --images 3", "evl"])
+def test_a_command_that_is_not_there(run: Run, arguments: str) -> None:
+    done = run(*arguments.split())
+    assert done.code == 2
+    assert "Usage" in done.err
+
+
+def test_bench_refuses_what_eval_refuses(run: Run) -> None:
+    mended(run("bench", "encode", "--precision", "fp8"), 'unknown precision "fp8"')
+    mended(run("bench", "encode", "--data", "nowhere"), "no data folder nowhere")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(run: Run, place: Place) -> None:
+    mended(run(*place.eval("--device", "cuda:1")), "this machine has no CUDA device", "use --device cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:x", "cudax", "cuda:", "cuda:00"])
+def test_a_device_number_that_is_not_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(Exception, match="this machine has 1 CUDA devices"):
+        Runtime.choose(device, "fp32")
+    assert Runtime.choose("cuda:0", "fp32").device == "cuda:0"
+
+
+# -------------------------------------------------------------------------------- cards
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: [\n", ["mine.yaml:2:"]),
+        ("title: a\ntitle: b\n", ['mine.yaml:2: duplicate key "title" (first at line 1)']),
+        (
+            "title: a\nclasses:\n  - yes\n  - b\n",
+            ["mine.yaml:3: classes[0]: expected text, found the boolean true", "put it in quotes"],
+        ),
+        ("title: a\nclases: [a]\n", ['unknown key "clases"; did you mean "classes"?', "mine.yaml:2"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval", "list", "check"])
+def test_a_card_that_is_wrong(run: Run, place: Place, command: str, text: str, words: list[str]) -> None:
+    (place.root / "own" / "tasks").mkdir(parents=True)
+    (place.root / "own" / "tasks" / "mine.yaml").write_text(text)
+    arguments: dict[str, list[str | Path]] = {
+        "eval": [*place.eval("--cards", place.root / "own"), "--task", "mine-zs"],
+        "list": ["list", "tasks", "--cards", place.root / "own"],
+        "check": ["check", "--cards", place.root / "own", "--json"],
+    }
+    done = run(*arguments[command])
+    if command == "check":
+        assert done.code == 2
+        (problem,) = json.loads(done.out)["problems"]
+        assert all(word in problem for word in words)
+    else:
+        mended(done, *words)
+
+
+def test_check_of_what_ships_is_well(run: Run, place: Place) -> None:
+    done = run("check", "--results", "nowhere")
+    assert done.code == 0
+    assert done.out.endswith("all well\n")
+    counts = json.loads(run("check", "--results", "nowhere", "--json").out)
+    assert counts["problems"] == []
+    assert counts["tasks"] > 20
+
+
+def test_check_names_every_problem(run: Run, place: Place) -> None:
+    run(*place.eval("--quiet"))
+    (path,) = records.paths(place.results)
+    path.write_text(path.read_text()[:100])
+    card = json.loads((place.root / "run" / "card.yaml").read_text())
+    (place.cards / "lost.yaml").write_text(json.dumps(card | {"weights": {"file": "lost.safetensors"}}))
+    (place.root / "cards" / "model.safetensors").write_bytes(b"other")
+    (place.cards / "changed.yaml").write_text(json.dumps(card))
+    done = run("check", "--results", place.results, "--cards", place.cards)
+    assert done.code == 2
+    assert "3 problems" in " ".join(done.out.split())
+    assert done.err.count("✗") == 3
+    for word in ("not a whole record", "no checkpoint at", "is not the file that the card means"):
+        assert word in done.err
+
+
+# --------------------------------------------------------------------------------- data
+
+
+def test_a_data_folder_that_is_missing(run: Run, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    mended(
+        run(*place.eval("--data", "digits=nowhere")), "no data folder nowhere (for digits)", "--data takes"
+    )
+    mended(run(*place.eval("--data", "nowhere")), "no data folder nowhere")
+    monkeypatch.setenv("CLIPBENCH_DATA", "elsewhere")
+    mended(run(*place.eval()), "no data folder elsewhere")
+    monkeypatch.delenv("CLIPBENCH_DATA")
+    without = [a for a in place.eval() if not str(a).startswith("animals=") and a != "--data"]
+    mended(run(*without), "animals has no public copy to fetch", "--data animals=<folder>")
+
+
+def test_a_data_folder_without_the_split(run: Run, place: Place) -> None:
+    (place.root / "data" / "test").rename(place.root / "data" / "val")
+    for path in (place.root / "data" / "val").rglob("*.png"):
+        path.unlink()
+    mended(run(*place.eval()), "animals: no test data in", "expected test*.parquet")
+
+
+def test_one_data_sets_error_does_not_end_the_others(run: Run, place: Place) -> None:
+    small.write_task(place.cards, "lost")
+    done = run(*place.eval("--task", "lost-zs"))
+    assert done.code == 2
+    assert "error: lost-zs: lost has no public copy to fetch" in done.err
+    assert place.record().task == "animals-zs"
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["cat", "dog", "cow", "hen"], ["the data has 5 classes, the card 4", "first 'pig'", "label_names"]),
+        (["cat", "dog", "cow", "hen", "pigs"], ["1 names are not on it, first 'pig'", 'is it "pigs"?']),
+    ],
+)
+@pytest.mark.parametrize("layout", ["folder", "parquet"])
+def test_class_counts_that_disagree_with_the_labels(
+    run: Run, place: Place, classes: list[str], words: list[str], layout: str
+) -> None:
+    small.write_task(place.cards, classes=classes)
+    small.write_parquet(place.root / "table" / "test.parquet", 20)
+    mended(run(*place.eval(data="data" if layout == "folder" else "table")), "the labels of", *words)
+
+
+def test_a_class_without_a_sample_is_no_disagreement(run: Run, place: Place) -> None:
+    small.write_task(place.cards, classes=[*small.CLASSES, "fox"])
+    assert run(*place.eval("--quiet")).code == 0
+    assert place.record().per_class["recall"]["fox"] is None
+
+
+def test_label_numbers_beyond_the_classes(run: Run, place: Place) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [{"bytes": small.picture(i), "path": None} for i in range(4)]
+    (place.root / "numbers").mkdir()
+    pq.write_table(
+        pa.table({"image": images, "label": [0, 4, 5, 1]}), place.root / "numbers" / "test.parquet"
+    )
+    small.write_task(place.cards, "numbers")
+    done = run(*place.eval("--task", "numbers-zs", "--data", f"numbers={place.root / 'numbers'}"))
+    assert done.code == 2
+    assert "has the label 5, but there are 5 classes (0 to 4); 1 such samples" in done.err
+    assert "the class list of" in done.err
+
+
+# ------------------------------------------------------------------------ corrupt images
+
+
+def damage(place: Place) -> dict[str, Path]:
+    """Damage three of the pictures, each in its own way; their ids."""
+    paths = sorted((place.root / "data" / "test").rglob("*.png"))
+    chosen = [paths[3], paths[20], paths[41]]
+    whole = chosen[0].read_bytes()
+    chosen[0].write_bytes(whole[: len(whole) // 2])
+    chosen[1].write_bytes(b"")
+    chosen[2].write_text("<html>not found</html>")
+    return {path.relative_to(place.root / "data" / "test").as_posix(): path for path in chosen}
+
+
+def test_a_corrupt_image_stops_the_run(run: Run, place: Place) -> None:
+    ids = damage(place)
+    done = run(*place.eval())
+    mended(
+        done, "cannot be decoded", "--on-bad-image skip", next(iter(ids)), "(and 2 more in the same batch)"
+    )
+    assert records.read_all(place.results) == []
+
+
+def test_skipped_images_are_counted_and_named_and_never_replaced(
+    run: Run, place: Place, isolated_cache: Path
+) -> None:
+    run(*place.eval("--quiet"))
+    whole = place.record()
+    before = feature_rows(isolated_cache)
+    ids = damage(place)
+    assert run(*place.eval("--on-bad-image", "skip")).code == 0
+    record = place.record()
+    assert {skipped.id for skipped in record.skipped} == set(ids)
+    assert all(skipped.reason for skipped in record.skipped)
+    assert {score.n for score in whole.scores.values()} == {60}
+    assert {score.n for score in record.scores.values()} == {57}
+    after = [
+        rows for rows in feature_rows(isolated_cache) if not any(np.array_equal(rows, b) for b in before)
+    ]
+    assert len(after) == 1
+    gone = np.isnan(after[0]).all(axis=1)
+    assert np.flatnonzero(gone).tolist() == [3, 20, 41]
+    (images,) = [rows for rows in before if len(rows) == 60]
+    np.testing.assert_allclose(after[0][~gone], images[~gone], atol=1e-6)
+    samples = records.samples_path(records.paths(place.results)[0])
+    assert not set(ids) & set(samples_ids(samples))
+    # What was skipped once is still an error for who did not ask to skip.
+    mended(run(*place.eval()), "cannot be decoded", "skipped when its features were cached")
+    assert {row["skipped"] for row in json.loads(run("report", "--json").out)} == {3}
+
+
+def feature_rows(cache: Path) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+    """Every feature file's rows."""
+    found = []
+    for meta in sorted(cache.glob("features/*/meta.json")):
+        shape = json.loads(meta.read_text())
+        rows = np.fromfile(meta.with_name("features.f32"), np.float32)
+        found.append(rows.reshape(shape["rows"], shape["dim"]))
+    return found
+
+
+def samples_ids(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    ids: list[str] = pq.read_table(path)["id"].to_pylist()
+    return ids
+
+
+# ----------------------------------------------------------------------------- weights
+
+
+def test_a_checkpoint_that_does_not_fit(run: Run, place: Place) -> None:
+    card = (place.root / "run" / "card.yaml").read_text()
+    (place.root / "run" / "card.yaml").write_text(card.replace('"width": 8', '"width": 4'))
+    mended(run(*place.eval()), "does not fit the architecture", "wrong shape", "check the card's config")
+
+
+def test_a_checkpoint_of_another_architecture(run: Run, place: Place) -> None:
+    path = place.root / "weights.pt"
+    torch.save({"visual.conv1.weight": torch.zeros(3)}, path)
+    done = run(*place.eval("--model", f"open_clip:RN50@{path}"))
+    mended(done, f"{path} does not fit the architecture: missing", "name the architecture")
+
+
+def test_a_file_with_another_hash_than_the_cards(run: Run, place: Place) -> None:
+    small.write_run(place.root / "other", seed=1)
+    (place.root / "other" / "model.safetensors").replace(place.root / "run" / "model.safetensors")
+    mended(run(*place.eval()), "is not the file that the card means: sha256 is", "fetch it again")
+
+
+def test_a_checkpoint_that_is_missing_or_broken(run: Run, place: Place) -> None:
+    path = place.root / "run" / "model.safetensors"
+    card = place.root / "run" / "card.yaml"
+    card.write_text(re.sub(r', "sha256": "\w+"', "", card.read_text()))
+    path.write_bytes(path.read_bytes()[:200])
+    mended(run(*place.eval()), "is not a whole checkpoint", "write the file again")
+    path.unlink()
+    mended(run(*place.eval()), f"no checkpoint at {path}", "weights.file")
+
+
+# ----------------------------------------------------------------------------- network
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, and nothing fetched before."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_without_a_network_data_of_the_hub_is_asked_for_as_a_folder(run: Run, place: Place) -> None:
+    done = run(*place.eval("--task", "cifar100-zs", "--quiet"))
+    assert done.code == 2
+    assert "the data set uoft-cs/cifar100 is not in the local cache and cannot be fetched" in done.err
+    assert "with a local copy: --data cifar100=<folder>" in done.err
+    assert place.record().task == "animals-zs"
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_without_a_network_weights_of_the_hub_are_asked_for_as_a_file(run: Run, place: Place) -> None:
+    done = run(*place.eval("--model", "clip-rn50"))
+    mended(
+        done,
+        "clip-rn50: the weights RN50@openai are not in the local cache and cannot be fetched",
+        "--model open_clip:RN50@PATH",
+    )
+
+
+# ----------------------------------------------------------------------------- storage
+
+
+def test_a_results_folder_that_cannot_be_made(run: Run, place: Place) -> None:
+    place.results.write_text("a file")
+    mended(run(*place.eval()), f"cannot create the folder {place.results}: File exists", "--results")
+    mended(run(*place.eval("--results", place.results / "below")), "Not a directory")
+
+
+def test_a_results_folder_that_cannot_be_written(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.results.mkdir()
+    allowed = os.access
+    # Simulated: whoever owns the machine may write anywhere.
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: (path, mode) != (place.results, os.W_OK) and allowed(path, mode)
+    )
+    mended(run(*place.eval()), f"the folder {place.results} cannot be written", "choose another")
+
+
+def test_a_disk_that_fills_up_while_features_are_written(
+    run: Run, place: Place, isolated_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(place.root / "data")
+    small.write_images(place.root / "data", 1100)
+    monkeypatch.setattr(features, "_PROCESSES_WORTH", 10_000)
+    written = os.pwrite
+    room = 512 * 16 * 4 + 1 + 100  # one shard, its mark, and a little more
+
+    def limited(handle: int, data: bytes, offset: int) -> int:
+        nonlocal room
+        if len(data) > room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room -= len(data)
+        return written(handle, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", limited)
+    mended(
+        run(*place.eval()),
+        "cannot write features to",
+        "No space left on device (0.1 MiB are needed in all)",
+        "set CLIPBENCH_CACHE",
+        "finished shards are kept",
+    )
+    assert records.read_all(place.results) == []
+    monkeypatch.setattr(os, "pwrite", written)
+    assert run(*place.eval("--quiet")).code == 0
+    assert place.record().timing.images_encoded == 1100 - 512
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Any:
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a file system can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(
+    run: Run, place: Place, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPBENCH_CACHE", str(tiny_disk))
+    digits = ("eval", "--model", "digits-clip-lite", "--task", "digits-zs")
+    mended(run(*digits), "cannot write features to", "No space left on device")
+    with pytest.raises(OSError, match="No space left"), (tiny_disk / "rest").open("wb") as file:
+        file.write(bytes(100_000))
+    mended(run(*place.eval()), "cannot be kept in", "files.sqlite", "free some space")
+    monkeypatch.delenv("CLIPBENCH_CACHE")
+    monkeypatch.setenv("CLIPBENCH_CACHE", str(place.root / "cache"))
+    mended(run(*digits, "--results", tiny_disk / "results"), "cannot", "No space left on device", "--results")
+
+
+def test_a_damaged_cache_says_which_file(run: Run, place: Place, isolated_cache: Path) -> None:
+    isolated_cache.mkdir(exist_ok=True)
+    (isolated_cache / "files.sqlite").write_text("not a data base" * 100)
+    mended(run(*place.eval()), f"{isolated_cache}/files.sqlite", "delete that file if it is damaged")

@@ -1,0 +1,113 @@
+"""What others may build on: names that stay, and modules that stay light."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import clipbench
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "open_clip",
+    "timm",
+    "datasets",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "transformers",
+)
+#: module → the public names that it defines itself
+SURFACE = {
+    "clipbench.errors": "CardError ClipbenchError DataError NotApplicable StorageError WeightsError nearest unknown",
+    "clipbench.catalog": "Catalog Entry Task protocol_ids protocol_module",
+    "clipbench.evaluate": "Options Result evaluate evaluator limited",
+    "clipbench.models": "Adapter LoadedModel config_model families family load",
+    "clipbench.protocols": "Encoder Outcome",
+    "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
+    "clipbench.data": "Sample Split",
+    "clipbench.records": (
+        "Env ProtocolUsed Record ResolvedCards Skipped Timing by_class environment file_name path_of paths read "
+        "read_all same samples_path to_json utc_now write"
+    ),
+    "clipbench.report.table": "Row csv_text json_text markdown record_table rows terminal",
+}
+LIGHT = (
+    "clipbench",
+    "clipbench.cache",
+    "clipbench.cards",
+    "clipbench.catalog",
+    "clipbench.check",
+    "clipbench.cli",
+    "clipbench.data.hub",
+    "clipbench.errors",
+    "clipbench.evaluate",
+    "clipbench.execution",
+    "clipbench.features",
+    "clipbench.metrics",
+    "clipbench.models.clip",
+    "clipbench.models.dual",
+    "clipbench.models.weights",
+    "clipbench.protocols.zero_shot",
+    "clipbench.records",
+    "clipbench.report.listing",
+    "clipbench.report.table",
+    "clipbench.stats",
+)
+
+
+@pytest.mark.parametrize("module", SURFACE)
+def test_public_names_are_those_written_down(module: str) -> None:
+    found = import_module(module)
+    public = {
+        name
+        for name, value in vars(found).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module
+    }
+    assert public == set(SURFACE[module].split())
+
+
+@pytest.mark.parametrize("module", SURFACE)
+def test_public_names_say_what_they_are(module: str) -> None:
+    for name in SURFACE[module].split():
+        doc = inspect.getdoc(getattr(import_module(module), name))
+        assert doc, f"{module}.{name}"
+
+
+def test_importing_any_light_module_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, json, importlib\n"
+        "found = {}\n"
+        f"for name in {LIGHT!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    found[name] = sorted(set({HEAVY!r}) & set(sys.modules))\n"
+        "print(json.dumps(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert loaded == {name: [] for name in LIGHT}
+
+
+def test_importing_clipbench_alone_loads_next_to_nothing() -> None:
+    program = "import sys; before = set(sys.modules); import clipbench; print(len(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 3
+
+
+def test_the_version_is_the_packages() -> None:
+    project = tomllib.loads((Path(clipbench.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert clipbench.__version__ == project["version"]
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (Path(clipbench.__file__).parent / "py.typed").is_file()
