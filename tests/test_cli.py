@@ -633,7 +633,7 @@ def test_without_a_network_weights_of_the_hub_are_asked_for_as_a_file(run: Run, 
     mended(
         done,
         "clip-rn50: the weights RN50@openai are not in the local cache and cannot be fetched",
-        "--model open_clip:RN50@PATH",
+        "--model open_clip:RN50-quickgelu@PATH",
     )
 
 

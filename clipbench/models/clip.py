@@ -255,18 +255,22 @@ def random_model(arch: str, *, quick_gelu: bool | None = None) -> Any:
 
 
 def _download(model: LoadedModel, arch: str, tag: str) -> Path:
+    import open_clip
     from open_clip.pretrained import download_pretrained
 
+    described = _tag_config(arch, tag)
     try:
-        return Path(download_pretrained(_tag_config(arch, tag)))
+        return Path(download_pretrained(described))
     except ClipbenchError:
         raise
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
         first = str(error).strip().splitlines()
+        quick = f"{arch}-quickgelu"
+        named = quick if described.get("quick_gelu") and quick in open_clip.list_models() else arch
         raise WeightsError(
             f"{model.id}: the weights {arch}@{tag} are not in the local cache and cannot be fetched "
             f"({first[0][:160] if first else type(error).__name__})",
-            hint=f"with network, run this again; without, bring the file and use --model {PREFIX}{arch}@PATH",
+            hint=f"with network, run this again; without, bring the file and use --model {PREFIX}{named}@PATH",
         ) from None
 
 
