@@ -311,19 +311,21 @@ def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) ->
         DataError: an image that cannot be decoded (unless such images are skipped).
         StorageError: no room for the features; finished shards are kept.
     """
-    files = [e.file(split, space) for e in encoders]
+    # Two names of one checkpoint share a file: the first encodes for both. Locks are taken in one order by all.
+    owners = {e.file(split, space).folder: e for e in reversed(encoders)}
+    encoding = [owners[folder] for folder in sorted(owners)]
+    files = [e.file(split, space) for e in encoding]
     with contextlib.ExitStack() as locks:
-        for _, file in sorted(
-            ((str(f.folder), f) for f in files if not f.complete()), key=lambda item: item[0]
-        ):
-            locks.enter_context(file.lock())
+        for file in files:
+            if not file.complete():
+                locks.enter_context(file.lock())
         todo = {i: set(f.missing()) for i, f in enumerate(files)}
         shards = sorted(set().union(*todo.values()))
         if shards:
-            _encode_shards(encoders, files, todo, shards, split, space)
-    for encoder, file, index in zip(encoders, files, todo, strict=True):
-        encoder._refuse_bad(file, split.ids)
+            _encode_shards(encoding, files, todo, shards, split, space)
+    for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
+        encoder._refuse_bad(file, split.ids)
 
 
 def same_preprocessing(encoders: Sequence[ModelEncoder]) -> list[list[ModelEncoder]]:

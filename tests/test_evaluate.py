@@ -217,6 +217,13 @@ def test_a_model_that_has_its_features_is_not_encoded_beside_one_that_lacks_them
     assert [record_of(r).timing.images_encoded for r in found] == [0, 60]
 
 
+def test_two_names_of_one_checkpoint_encode_once(tmp_path: Path, cards: Path, data: Path) -> None:
+    runs = [small.write_run(tmp_path / name, seed=0) for name in ("one", "copy")]
+    found = [record_of(r) for r in measure(runs, ["animals-zs"], cards=cards, data=data)]
+    assert [r.timing.images_encoded for r in found] == [60, 0]
+    assert found[0].scores == found[1].scores
+
+
 def test_whatever_can_change_a_feature_changes_its_key(
     tmp_path: Path, cards: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
