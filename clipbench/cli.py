@@ -123,7 +123,7 @@ def evaluate_command(
     make_folder(results)
     models = [catalog.model(name) for name in _names("--model", model)]
     from clipbench.evaluate import Options, evaluate
-    from clipbench.execution import Runtime
+    from clipbench.execution import Runtime, keep_freed_memory
 
     options = Options(
         runtime=Runtime.choose(
@@ -135,6 +135,8 @@ def evaluate_command(
         on_bad_image="skip" if on_bad_image == "skip" else "stop",
         progress=not quiet,
     )
+    if options.runtime.on_cpu:
+        keep_freed_memory()
     done: list[Result] = []
     for result in evaluate(models, tasks, options):
         done.append(result)
@@ -196,10 +198,12 @@ def pretrain_command(
     paths = DataPaths.parse(_known_data(data, catalog))
     split = open_split(dataset, entry.card.data.split, paths)
     from clipbench.evaluate import Options, evaluator
-    from clipbench.execution import Runtime
+    from clipbench.execution import Runtime, keep_freed_memory
     from clipbench.pretrain.loop import pretrain
 
     options = Options(runtime=Runtime.choose(device, "fp32"), data=paths)
+    if options.runtime.on_cpu:
+        keep_freed_memory()
     pretrain(
         entry.card,
         entry.id,
@@ -330,11 +334,12 @@ def bench_encode_command(
     """Encoding end to end against the bare forward pass and the machine's matmul peak."""
     from clipbench.bench.encode import measure, view
     from clipbench.data.hub import DataPaths
-    from clipbench.execution import Runtime
+    from clipbench.execution import Runtime, keep_freed_memory
 
-    measured = measure(
-        arch, images, Runtime.choose(device, precision), DataPaths.parse(data or ()), progress=not as_json
-    )
+    runtime = Runtime.choose(device, precision)
+    if runtime.on_cpu:
+        keep_freed_memory()
+    measured = measure(arch, images, runtime, DataPaths.parse(data or ()), progress=not as_json)
     if as_json:
         print(json.dumps(measured, indent=2))
     else:

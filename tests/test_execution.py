@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,23 @@ def test_bad_choices_are_named(
 ) -> None:
     with pytest.raises(ClipbenchError, match=said):
         Runtime.choose(device, precision, batch_size, workers)
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    code = (
+        "import resource, numpy as np\n"
+        "from clipbench.execution import keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(1 << 23)\n"
+        "before = faults()\n"
+        "for _ in range(5): np.ones(1 << 23)\n"
+        "print(kept, faults() - before)\n"
+    )
+    kept, faults = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert kept == "False" or int(faults) < 1000  # mapped anew, five times 64 MiB are 80,000 pages
 
 
 def test_auto_on_a_cpu_is_fp32() -> None:
