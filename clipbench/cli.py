@@ -16,6 +16,7 @@ from clipbench.errors import ClipbenchError, unknown
 if TYPE_CHECKING:
     from clipbench.catalog import Catalog
     from clipbench.evaluate import Result
+    from clipbench.execution import Runtime
 
 app = typer.Typer(
     help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
@@ -112,31 +113,25 @@ def evaluate_command(
     """Measure models on tasks; writes one record each to the results folder."""
     from clipbench import records
     from clipbench.cache import make_folder
-    from clipbench.catalog import Catalog
     from clipbench.data.hub import DataPaths
 
     if on_bad_image not in ("stop", "skip"):
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
-    catalog = Catalog(cards or ())
+    catalog = _catalog(cards)
     tasks = catalog.tasks(_names("--task", task))
     paths = DataPaths.parse(_known_data(data, catalog))
     make_folder(results)
     models = [catalog.model(name) for name in _names("--model", model)]
     from clipbench.evaluate import Options, evaluate
-    from clipbench.execution import Runtime, keep_freed_memory
 
     options = Options(
-        runtime=Runtime.choose(
-            device, precision, _auto("--batch-size", batch_size), _auto("--workers", workers)
-        ),
+        runtime=_runtime(device, precision, _auto("--batch-size", batch_size), _auto("--workers", workers)),
         data=paths,
         limit=limit,
         seed=seed,
         on_bad_image="skip" if on_bad_image == "skip" else "stop",
         progress=not quiet,
     )
-    if options.runtime.on_cpu:
-        keep_freed_memory()
     done: list[Result] = []
     for result in evaluate(models, tasks, options):
         done.append(result)
@@ -188,22 +183,18 @@ def pretrain_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress line.")] = False,
 ) -> None:
     """Train a model by a recipe; run the same command again to go on after a stop."""
-    from clipbench.catalog import Catalog
     from clipbench.data.hub import DataPaths, open_split
 
-    catalog = Catalog(cards or ())
+    catalog = _catalog(cards)
     entry = catalog.recipe(recipe)
     dataset = catalog.dataset(entry.card.data.dataset)
     catalog.tasks(entry.card.evaluate)
     paths = DataPaths.parse(_known_data(data, catalog))
     split = open_split(dataset, entry.card.data.split, paths)
     from clipbench.evaluate import Options, evaluator
-    from clipbench.execution import Runtime, keep_freed_memory
     from clipbench.pretrain.loop import pretrain
 
-    options = Options(runtime=Runtime.choose(device, "fp32"), data=paths)
-    if options.runtime.on_cpu:
-        keep_freed_memory()
+    options = Options(runtime=_runtime(device, "fp32"), data=paths)
     pretrain(
         entry.card,
         entry.id,
@@ -229,12 +220,11 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List what there is."""
-    from clipbench.catalog import Catalog
     from clipbench.report import listing
 
     if kind not in listing.KINDS:
         raise ClipbenchError(unknown("kind", kind, listing.KINDS))
-    rows = listing.KINDS[kind](Catalog(cards or ()))
+    rows = listing.KINDS[kind](_catalog(cards))
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
@@ -250,10 +240,9 @@ def show_command(
     as_json: Json = False,
 ) -> None:
     """Show one card with all defaults resolved, or one record."""
-    from clipbench.catalog import Catalog
     from clipbench.report import listing
 
-    value, view = listing.show(name, Catalog(cards or ()))
+    value, view = listing.show(name, _catalog(cards))
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
     else:
@@ -282,9 +271,7 @@ def report_command(
         raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
     tasks = None
     if suite is not None:
-        from clipbench.catalog import Catalog
-
-        catalog = Catalog(cards or ())
+        catalog = _catalog(cards)
         catalog.suite(suite)
         tasks = [t.id for t in catalog.tasks([suite])]
     rows = table.rows([record for _, record in records.read_all(results)], tasks)
@@ -334,11 +321,8 @@ def bench_encode_command(
     """Encoding end to end against the bare forward pass and the machine's matmul peak."""
     from clipbench.bench.encode import measure, view
     from clipbench.data.hub import DataPaths
-    from clipbench.execution import Runtime, keep_freed_memory
 
-    runtime = Runtime.choose(device, precision)
-    if runtime.on_cpu:
-        keep_freed_memory()
+    runtime = _runtime(device, precision)
     measured = measure(arch, images, runtime, DataPaths.parse(data or ()), progress=not as_json)
     if as_json:
         print(json.dumps(measured, indent=2))
@@ -370,6 +354,18 @@ def _known_data(given: list[str] | None, catalog: Catalog) -> list[str]:
         if separator and name not in catalog.dataset_files:
             raise ClipbenchError(f"--data {text}: {unknown('data set', name, catalog.dataset_files)}")
     return given or []
+
+
+def _runtime(
+    device: str, precision: str, batch_size: int | None = None, workers: int | None = None
+) -> Runtime:
+    """The runtime of this process, which on a CPU keeps the memory that it frees."""
+    from clipbench.execution import Runtime, keep_freed_memory
+
+    runtime = Runtime.choose(device, precision, batch_size, workers)
+    if runtime.on_cpu:
+        keep_freed_memory()
+    return runtime
 
 
 def _auto(option: str, text: str) -> int | None:

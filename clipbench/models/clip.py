@@ -63,9 +63,8 @@ def load(model: LoadedModel) -> Adapter:
             _agree(model.id, config, known[1], f"this file ({known[0]})")
     module = _build(config)
     state = read_state_dict(path)
-    if (
-        "logit_scale" in state and state["logit_scale"].numel() == 1
-    ):  # [1] in some training code, [] in others
+    # [1] in some training code, [] in others
+    if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
     load_strict(module, state, path, adopt=lambda name: name not in _NOT_WEIGHTS)
     return ClipAdapter(model.card, module, config, digest)
@@ -237,19 +236,14 @@ def _build(config: Config) -> Any:
             raise WeightsError(f"{config.arch} cannot be built: {error}") from error
 
 
-def random_model(arch: str, *, quick_gelu: bool | None = None) -> Any:
+def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
     """open_clip's model `arch` with random weights from torch's generator, without its warnings about that."""
     import open_clip
 
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        return open_clip.create_model(
-            arch,
-            pretrained=None,
-            load_weights=False,
-            **({"force_quick_gelu": quick_gelu} if quick_gelu else {}),
-        )
+        return open_clip.create_model(arch, pretrained=None, load_weights=False, force_quick_gelu=quick_gelu)
     finally:
         logging.disable(level)
 
