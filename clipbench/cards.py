@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -18,9 +19,12 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -94,24 +98,72 @@ class Preprocess(Strict):
         return self
 
 
-class Weights(Strict):
-    """Where a checkpoint comes from: exactly one of `file`, `open_clip`.
+#: kinds of sources → what a value must look like, as a pattern and in words
+_SOURCES: dict[str, tuple[str, str]] = {
+    "file": (r".+", "the path of a file"),
+    "open_clip": (r".+", "a pretrained tag of the architecture, for example openai"),
+    "url": (r"https?://[!-.0-~]+/[!-~]+", "an http(s) address of a file"),
+    "gdrive": (r"[\w-]{10,128}", "the id of a Google Drive file: what follows /d/ or id= in its link"),
+    "hf": (r"[\w.-]+/[\w.-]+(@[^\s/@]+)?(/[^\s/]+)+", "owner/repo/path or owner/repo@revision/path"),
+    "package": (r"[\w.-]+(/[^\s/]+)+", "<package>/<path of the file in site-packages>"),
+}
 
-    `file` is relative to the card's folder; `open_clip` is a pretrained tag of the card's architecture.
-    `sha256` is given where a source states it, never invented; without one, the hash is recorded at
-    first use and checked afterwards.
+
+class Weights(Strict):
+    """Where a checkpoint comes from: exactly one of `file`, `open_clip`, `url`, `gdrive`, `hf`, `package`.
+
+    `file` is relative to the card's folder; `open_clip` is a pretrained tag of the card's architecture; `url` an
+    address; `gdrive` the id of a Google Drive file; `hf` a file of the model hub, `owner/repo/path` or
+    `owner/repo@revision/path`; `package` a file that an installed Python package brings, `<package>/<path>` with
+    the path as the package's RECORD lists it (its code is never imported).
+
+    `sha256` is given where a source states it, never invented. Without one, the hash is recorded at first use and
+    checked afterwards, except that a `file` may change. `link_source` says where the link was read.
     """
 
     file: str | None = None
     open_clip: str | None = None
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{8,64}$")
+    url: str | None = None
+    gdrive: str | None = None
+    hf: str | None = None
+    package: str | None = None
+    link_source: str | None = Field(None, min_length=1)
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """Kind and value of the one source."""
+        return next((kind, getattr(self, kind)) for kind in _SOURCES if getattr(self, kind) is not None)
+
+    @field_validator(*_SOURCES)
+    @classmethod
+    def _well_formed(cls, value: str | None, info: ValidationInfo) -> str | None:
+        pattern, wanted = _SOURCES[str(info.field_name)]
+        # Parts of a path become parts of a path in the cache.
+        climbs = info.field_name in ("hf", "package") and value and {".", ".."} & set(value.split("/"))
+        if value is not None and (climbs or not re.fullmatch(pattern, value, re.ASCII)):
+            raise ValueError(f'expected {wanted}, found "{value}"')
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Weights:
-        given = [name for name in ("file", "open_clip") if getattr(self, name) is not None]
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of file, open_clip (found {', '.join(given) or 'none'})")
+            raise ValueError(
+                f"give exactly one of {', '.join(_SOURCES)} (found {', '.join(given) or 'none'})"
+            )
+        if given[0] in ("url", "gdrive") and self.link_source is None:
+            raise ValueError(f"{given[0]} needs link_source: where the link was read")
+        if given[0] in ("file", "open_clip", "package") and self.link_source is not None:
+            raise Misplaced(f"link_source goes with url, gdrive or hf, not {given[0]}", "link_source")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they are unset: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        always = ("file", "open_clip", "sha256")
+        return {name: value for name, value in fields.items() if value is not None or name in always}
 
 
 Confidence = Literal["primary", "secondary", "from-memory-high", "from-memory-medium", "from-memory-low"]
@@ -199,7 +251,9 @@ class TaskCard(Strict):
     class-specific prompts, a mapping of class name to list of finished prompts. `default` is required.
     `label_names` are the data's own label names in the order of `classes` (a wnid, a folder name), given
     where they differ from the class names; labels that carry names are then matched by name, never by
-    position. `protocols` holds each protocol's parameters, validated by that protocol.
+    position. `other_labels: ignore` leaves out what a multi-label set labels beside those (COCO's 80 categories
+    for VOC's 20 classes), where a name that is not on the card is otherwise an error. `protocols` holds each
+    protocol's parameters, validated by that protocol.
     """
 
     title: str
@@ -211,6 +265,7 @@ class TaskCard(Strict):
     kind: Literal["single-label", "multi-label"] = "single-label"
     classes: Tuple[str]
     label_names: Tuple[str] | None = None
+    other_labels: Literal["error", "ignore"] = "error"
     templates: dict[str, Templates]
     prompts_source: str
     protocols: dict[str, dict[str, Any]]
@@ -233,6 +288,8 @@ class TaskCard(Strict):
                 )
             if len(set(self.label_names)) != len(self.label_names):
                 raise Misplaced("label_names holds the same name twice", "label_names")
+        if self.other_labels == "ignore" and self.kind != "multi-label":
+            raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
         if "default" not in self.templates:
             raise Misplaced(
                 f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})',
@@ -246,6 +303,12 @@ class TaskCard(Strict):
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("other_labels", "error")}
 
 
 def _check_templates(name: str, templates: tuple[str, ...]) -> None:
@@ -505,6 +568,21 @@ class Document:
                 line = node.start_mark.line + 1
         return line
 
+    def place(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """`location` without the steps that are no keys: the tags of unions, which pydantic adds."""
+        node, kept = self._root, []
+        for i, step in enumerate(location):
+            below = None
+            if isinstance(node, yaml.MappingNode):
+                below = next((v for k, v in node.value if k.value == str(step)), None)
+                if below is None and i < len(location) - 1:
+                    continue
+            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+                below = node.value[step]
+            kept.append(step)
+            node = below
+        return tuple(kept)
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -536,7 +614,7 @@ def _explain(model: type[BaseModel], document: Document, prefix: tuple[int | str
     if isinstance(error, Misplaced):
         location += error.location
     where = f"{document.path}:{document.line((*prefix, *location))}"
-    key = _dotted((*prefix, *location))
+    key = _dotted(document.place((*prefix, *location)))
     value = problem["input"]
     match problem["type"]:
         case "extra_forbidden":
@@ -601,7 +679,7 @@ def _fields(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str
     for step in location:
         if isinstance(step, str) and step.startswith(_TAGS):
             continue
-        current = _below(current, step) or current  # a union's tag is no key
+        current = _below(current, step) or _tagged(current, step) or current
     models = [part for part in _parts(current) if isinstance(part, type) and issubclass(part, BaseModel)]
     return list(dict.fromkeys(name for part in models for name in part.model_fields))
 
@@ -615,6 +693,16 @@ def _below(annotation: Any, step: str | int) -> Any:
             return get_args(part)[1]
         if get_origin(part) is tuple and isinstance(step, int):
             return get_args(part)[0]
+    return None
+
+
+def _tagged(annotation: Any, tag: str | int) -> Any:
+    """The alternative of a union that is told by the literal `tag`, or None."""
+    for part in _parts(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            literals = [get_args(f.annotation) for f in part.model_fields.values()]
+            if any(tag in values for values in literals):
+                return part
     return None
 
 

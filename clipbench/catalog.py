@@ -24,6 +24,8 @@ from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, 
 from clipbench.errors import CardError, unknown
 
 Card = TypeVar("Card", bound=BaseModel)
+#: how names of checkpoint files end
+CHECKPOINTS = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
 _PACKAGE = Path(__file__).parent
 
 
@@ -84,7 +86,7 @@ class Catalog:
         for dataset in sorted(self.dataset_files):
             for protocol, settings in self.dataset(dataset).card.protocols.items():
                 ids.append(f"{dataset}-{protocol}")
-                ids += [f"{dataset}-{protocol}@{v}" for v in settings.get("variants", {})]
+                ids += [f"{dataset}-{protocol}@{v}" for v in self._variants(dataset, protocol, settings)]
         return ids
 
     # -- one of them
@@ -115,7 +117,7 @@ class Catalog:
             raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
         entry = self.dataset(dataset_id)
         settings = entry.card.protocols.get(protocol)
-        if settings is None or (at and variant not in settings.get("variants", {})):
+        if settings is None or (at and variant not in self._variants(dataset_id, protocol, settings)):
             raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
         module = protocol_module(protocol)
         return Task(task_id, entry, module, self._params(entry, protocol, settings, variant or None))
@@ -128,20 +130,32 @@ class Catalog:
         return [self.task(i) for i in ids]
 
     def model(self, name: str) -> models.LoadedModel:
-        """The model card `name`: an id, a run folder or card file, or `open_clip:<arch>@<tag-or-path>`."""
-        if name.startswith("open_clip:"):
+        """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
+        `open_clip:<arch>@<tag-or-path>`, or `hf-hub:<owner>/<repo>`.
+
+        Raises:
+            CardError: nothing has this name, or its card is wrong.
+            WeightsError: a checkpoint file that no family, or more than one, can be told from.
+        """
+        if name.startswith(("open_clip:", "hf-hub:")):
             from clipbench.models import clip
 
-            return models.LoadedModel(name, clip.ad_hoc(name), Path.cwd())
+            make = clip.ad_hoc if name.startswith(clip.PREFIX) else clip.on_the_hub
+            return models.LoadedModel(name, make(name), Path.cwd())
         path = self.model_files.get(name)
+        file = name.endswith(CHECKPOINTS) or Path(name).expanduser().is_file()
+        if path is None and file and not name.endswith((".yaml", ".yml")):
+            from clipbench.models import detect
+
+            return detect.ad_hoc(name)
         if path is None and ("/" in name or name.endswith(".yaml") or Path(name).is_dir()):
             path = Path(name).expanduser()
             path = path / "card.yaml" if path.is_dir() else path
             if not path.is_file():
                 raise CardError(
                     f"{name} is no model: there is no {path}",
-                    hint="give a model id (clipbench list models), a run folder of clipbench pretrain, or "
-                    "open_clip:<arch>@<tag or path>",
+                    hint="give a model id (clipbench list models), a run folder of clipbench pretrain, a "
+                    "checkpoint file, open_clip:<arch>@<tag or path>, or hf-hub:<owner>/<repo>",
                 )
             known = {path.stem: path, **self.model_files}
         else:
@@ -255,15 +269,30 @@ class Catalog:
             line = document.line(where)
             raise CardError(f"{entry.path}:{line}: {unknown('protocol', protocol, protocol_ids())}")
         merged = {k: v for k, v in settings.items() if k != "variants"}
-        if variant is not None:
-            merged |= settings["variants"][variant]
-            where = (*where, "variants", variant)
         module = protocol_module(protocol)
+        if variant in settings.get("variants", {}):
+            merged |= settings["variants"][variant]
+            where = (*where, "variants", str(variant))
+        elif variant is not None:
+            merged |= module.VARIANTS[variant]
         params: Strict = parse(module.Params, document, merged, prefix=where)
         problem = module.check(entry.card, params)
         if problem:
             raise CardError(f"{entry.path}:{document.line(where)}: {'.'.join(where)}: {problem}")
         return params
+
+    def _variants(self, dataset: str, protocol: str, settings: dict[str, Any]) -> list[str]:
+        """Names of a protocol's variants on a data set: the card's own, then the protocol's that suit the card."""
+        own = settings.get("variants", {})
+        module = protocol_module(protocol)
+        base = {k: v for k, v in settings.items() if k != "variants"}
+        standard = [
+            name
+            for name, changes in module.VARIANTS.items()
+            if name not in own
+            and module.check(self.dataset(dataset).card, module.Params.model_validate(base | changes)) is None
+        ]
+        return [*own, *standard]
 
     def _expand(self, name: str, above: tuple[str, ...]) -> list[str]:
         if name not in self.suites:

@@ -84,7 +84,8 @@ def evaluate_command(
         typer.Option(
             "--model",
             "-m",
-            help="Model ids, run folders, or open_clip:<arch>@<tag or path>; commas or repeated.",
+            help="Model ids, run folders, checkpoint files, open_clip:<arch>@<tag or path>, or "
+            "hf-hub:<owner>/<repo>; commas or repeated.",
         ),
     ],
     task: Annotated[
@@ -122,6 +123,9 @@ def evaluate_command(
     paths = DataPaths.parse(_known_data(data, catalog))
     make_folder(results)
     models = [catalog.model(name) for name in _names("--model", model)]
+    for made in models:
+        if made.detected:
+            _stderr(_plain(f"{made.id}: {made.card.notes}"))
     from clipbench.evaluate import Options, evaluate
 
     options = Options(
@@ -236,12 +240,23 @@ def show_command(
     name: Annotated[
         str, typer.Argument(help="A model, task, data set, suite or recipe id, or a record file.")
     ],
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw a record's validation curve into this PNG.", metavar="PNG"),
+    ] = None,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
     """Show one card with all defaults resolved, or one record."""
     from clipbench.report import listing
 
+    if plot is not None:
+        from clipbench import records
+        from clipbench.cache import write_atomic
+        from clipbench.report.plots import validation_curve
+
+        write_atomic(plot, validation_curve(records.read(Path(name))))
+        _stderr(_plain(f"wrote {plot}"))
     value, view = listing.show(name, _catalog(cards))
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -328,6 +343,64 @@ def bench_encode_command(
         print(json.dumps(measured, indent=2))
     else:
         _stdout(view(measured))
+
+
+# -------------------------------------------------------------------- weights
+
+weights = typer.Typer(
+    help="Bring weights to this machine, and make files safe to read.", no_args_is_help=True
+)
+app.add_typer(weights, name="weights")
+
+
+@weights.command("fetch")
+def weights_fetch_command(
+    model: Annotated[list[str], typer.Argument(help="Model ids, as for eval.", metavar="MODEL...")],
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Make sure that models' weights are on this machine, for example before work without a network."""
+    from clipbench.models.fetch import fetch
+
+    catalog = _catalog(cards)
+    models = [catalog.model(name) for name in _names("MODEL", model)]
+    found = [file for entry in models for file in fetch(entry)]
+    if as_json:
+        rows = [file._asdict() | {"path": str(file.path)} for file in found]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for file in found:
+        print(f"{file.model}: {file.path}\n  {file.bytes:,} bytes, sha256 {file.sha256} ({file.checked})")
+
+
+@weights.command("convert")
+def weights_convert_command(
+    source: Annotated[Path, typer.Argument(help="A file of torch.save that holds more than tensors.")],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Copy the tensors of a checkpoint to safetensors. Nothing in the file is run."""
+    from clipbench.models.convert import convert
+
+    done = convert(source, out, force=force, agree=lambda names: yes or _agreed(source, names))
+    if done.left_out:
+        more = f" and {len(done.left_out) - 8} more" if len(done.left_out) > 8 else ""
+        _stderr(_plain(f"left out, being no tensors: {', '.join(done.left_out[:8])}{more}"))
+    print(f"{done.path}: {done.tensors:,} tensors, {done.bytes:,} bytes, sha256 {done.sha256}")
+
+
+def _agreed(source: Path, names: list[str]) -> bool:
+    """Show what a file names beside its tensors, and ask."""
+    _stderr(_plain(f"{source} names these classes and functions:"))
+    for name in names:
+        _stderr(_plain(f"  {name}"))
+    _stderr("None of them is run: only the tensors are copied.")
+    if not sys.stdin.isatty():
+        raise ClipbenchError(
+            f"{source} was not converted: there is no terminal to ask on", hint="add --yes to convert it"
+        )
+    return typer.confirm("Go on?", default=False, err=True)
 
 
 # ---------------------------------------------------------------------- parts

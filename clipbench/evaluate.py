@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -130,7 +131,7 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
 def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) -> dict[str, Split]:
     """The splits that the task needs, by role; `opened` keeps them for the tasks that follow."""
     splits = {}
-    for role in sorted({role for role, _ in task.protocol.needs(task.params)}):
+    for role in sorted({role for role, _ in task.protocol.needs(task.params, "joint")}):
         name = (task.dataset.id, role)
         if name not in opened:
             opened[name] = limited(open_split(task.dataset, role, options.data), options.limit, options.seed)
@@ -139,11 +140,30 @@ def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) 
 
 
 def _encode(encoders: Sequence[ModelEncoder], task: Task, splits: dict[str, Split]) -> None:
-    """Encode what the task needs for all models at once, where their preprocessing agrees."""
-    for role, space in task.protocol.needs(task.params):
-        able = [e for e in encoders if space in e.adapter.image_spaces and not e.has(splits[role], space)]
-        for group in same_preprocessing(able):
+    """Encode what the task needs for all models that can do it at once, where their preprocessing agrees."""
+    todo: dict[tuple[str, str], list[ModelEncoder]] = {}
+    for encoder in encoders:
+        with contextlib.suppress(NotApplicable):
+            for role, space in _able(encoder, task):
+                if not encoder.has(splits[role], space):
+                    todo.setdefault((role, space), []).append(encoder)
+    for (role, space), lacking in todo.items():
+        for group in same_preprocessing(lacking):
             encode_images(group, splits[role], space)
+
+
+def _able(encoder: ModelEncoder, task: Task) -> list[tuple[str, str]]:
+    """The image features that the task reads of this model: (split role, feature space).
+
+    Raises:
+        NotApplicable: the model lacks what the task needs; said before anything is encoded.
+    """
+    if task.protocol.TEXT:
+        encoder.adapter.require_text(encoder.compared)
+    needed: list[tuple[str, str]] = task.protocol.needs(task.params, encoder.compared)
+    for _, space in needed:
+        encoder.adapter.require_space(space)
+    return needed
 
 
 def _outcome(
@@ -155,6 +175,7 @@ def _outcome(
     load_s: float,
 ) -> tuple[records.Record, dict[str, records.Column]]:
     """Run the protocol; the record and its per-sample outcomes."""
+    needs = _able(encoder, task)
     _encode([encoder], task, splits)
     inside = replace(encoder.counts)
     start = time.perf_counter()
@@ -165,7 +186,6 @@ def _outcome(
     images_s, texts_s = counts.images_s - before.images_s, counts.texts_s - before.texts_s
     encoded = counts.images_encoded - before.images_encoded
     card, runtime = task.dataset.card, options.runtime
-    needs = task.protocol.needs(task.params)
     skipped = {i: r for role, space in needs for i, r in encoder.bad_images(splits[role], space).items()}
     record = records.Record(
         model=encoder.model.id,
@@ -199,6 +219,7 @@ def _outcome(
             texts_encoded=counts.texts_encoded - before.texts_encoded,
         ),
         encoder={"plans": {space: encoder.plan(splits[role], space) for role, space in needs}},
+        evidence=outcome.evidence,
         cards=records.ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
         created=records.utc_now(),
     )

@@ -10,8 +10,9 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 
 from clipbench import models
 from clipbench.cache import cache_root, locked, make_folder, write_atomic
-from clipbench.cards import fingerprint
+from clipbench.cards import Preprocess, fingerprint
 from clipbench.data import Sample, Split
-from clipbench.data.decode import Bad, OnBadImage, cores, decode_stream, normalise
+from clipbench.data.decode import Bad, Crops, OnBadImage, cores, decode_stream, normalise
 from clipbench.errors import ClipbenchError, DataError, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SHARD_ROWS = MAX_BATCH
+_TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
 _PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
 
 
@@ -162,7 +164,7 @@ class ModelEncoder:
     progress: bool = True
     root: Path = field(default_factory=lambda: cache_root() / "features")
     counts: Counts = field(default_factory=Counts)
-    _text_tower: Tower | None = field(default=None, init=False, repr=False)
+    _crops_folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def adapter(self) -> models.Adapter:
@@ -172,8 +174,20 @@ class ModelEncoder:
     def logit_scale(self) -> float:
         return self.adapter.logit_scale
 
+    @property
+    def device(self) -> str:
+        return self.runtime.device
+
+    @property
+    def compared(self) -> models.Compared:
+        return self.adapter.compared
+
+    @property
+    def token_width(self) -> int | None:
+        return self.adapter.token_width
+
     def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
-        """Features [n, D] of `split`, memory-mapped; `joint` rows have unit length.
+        """Features [n, D] of `split`, memory-mapped; `joint` rows, and each token of `tokens`, have unit length.
 
         Raises:
             DataError: an image that cannot be decoded (unless such images are skipped).
@@ -194,17 +208,42 @@ class ModelEncoder:
             bad = self.file(split.whole, space).bad()
         return {i: bad[i] for i in split.ids if i in bad} if bad else {}
 
-    def texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Joint features [len(texts), D], unit rows, in the order given."""
+    def texts(self, texts: list[str], space: str = "joint") -> NDArray[np.float32]:
+        """Features [len(texts), D] in the order given; `joint` rows, and each token of `tokens`, have unit length.
+
+        Raises:
+            NotApplicable: the model has no text tower, or no such space.
+        """
+        self.adapter.require_text(space)
         unique = list(dict.fromkeys(texts))
-        file = FeatureFile(self._key("text", fingerprint(unique)), len(unique), self.root)
+        file = FeatureFile(self._key(f"text:{space}", fingerprint(unique)), len(unique), self.root)
         if not file.complete():
             with file.lock():
                 if not file.complete():
-                    self._encode_texts(file, unique)
+                    self._encode_texts(file, unique, space)
         number = {text: i for i, text in enumerate(unique)}
         rows = file.read()
         return rows if len(unique) == len(texts) else rows[[number[t] for t in texts]]
+
+    def crops(self, split: Split, space: str, seed: int, epoch: int) -> NDArray[np.float32]:
+        """Features [n, D] of new random crops and flips of the images; valid until the next call.
+
+        They are memory-mapped below the cache like any features, and not kept.
+        """
+        how = Crops(**dict(self.adapter.preprocess), seed=seed, epoch=epoch)
+        self._crops_folder = tempfile.TemporaryDirectory(prefix="crops-", dir=make_folder(self.root))
+        key = self._key(space, split.fingerprint) | {"preprocess": how.canonical()}
+        file = FeatureFile(key, len(split), Path(self._crops_folder.name))
+        shards = file.missing()
+        _encode_shards([self], [file], {0: set(shards)}, shards, split, space, how)
+        self.counts.images_encoded += len(split)
+        return file.read()
+
+    @contextlib.contextmanager
+    def tracked(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """See `protocols.Encoder`."""
+        with _progress(label, total, self.progress) as (bar, task):
+            yield lambda steps: bar.advance(task, steps)
 
     def file(self, split: Split, space: str) -> FeatureFile:
         """Where the image features of `split` are kept."""
@@ -225,17 +264,21 @@ class ModelEncoder:
     def _towers(self) -> dict[str, Tower]:
         return {}
 
-    def text_tower(self, texts: Sequence[str]) -> Tower:
+    @cached_property
+    def _text_towers(self) -> dict[str, Tower]:
+        return {}
+
+    def text_tower(self, texts: Sequence[str], space: str = "joint") -> Tower:
         """The text tower, laid out for `texts`."""
-        if self._text_tower is None:
+        if space not in self._text_towers:
             longest = max(texts, key=len)
             ids, lengths = self.adapter.tokenize([longest])
             example = ids[:, : int(lengths[0])].to(self.runtime.device)
-            module = self.adapter.text_tower().to(self.runtime.device)
-            self._text_tower = fastest(
+            module = self.adapter.text_tower(space).to(self.runtime.device)
+            self._text_towers[space] = fastest(
                 module, self.runtime, lambda n: example.repeat(n, 1), len(texts), vary=True
             )
-        return self._text_tower
+        return self._text_towers[space]
 
     def has(self, split: Split, space: str) -> bool:
         """Whether the features of a `--limit` sample can be taken from those of its whole split."""
@@ -249,12 +292,14 @@ class ModelEncoder:
     def _key(self, space: str, content: str) -> dict[str, Any]:
         """Everything that can change a feature."""
         card = self.adapter.card
+        text = space.startswith("text:")
         return {
             "family": card.family,
             "version": models.family(card.family).VERSION,
             "config": card.config,
             "weights": self.adapter.weights_sha256,
-            "preprocess": card.preprocess.canonical() if space != "text" else None,
+            "preprocess": None if text else card.preprocess.canonical(),
+            "tokenizer": self.adapter.text_fingerprint if text else None,
             "precision": self.runtime.precision,
             "space": space,
             "content": content,
@@ -269,37 +314,57 @@ class ModelEncoder:
                         hint="replace the file, or count and name such images with --on-bad-image skip",
                     )
 
-    def _encode_texts(self, file: FeatureFile, texts: list[str]) -> None:
+    def _encode_texts(self, file: FeatureFile, texts: list[str], space: str) -> None:
+        """Encode the shards that are missing, several at once, so that a killed run resumes."""
+        start = time.perf_counter()
+        missing = file.missing()
+        tower = self.text_tower(texts, space)
+        todo = sum(len(file.shard_rows(shard)) for shard in missing)
+        with _progress("texts", len(texts), self.progress) as (bar, task):
+            bar.advance(task, len(texts) - todo)
+            for first in range(0, len(missing), _TEXT_SHARDS):
+                shards = missing[first : first + _TEXT_SHARDS]
+                rows = [int(row) for shard in shards for row in file.shard_rows(shard)]
+                features = self._encode_sorted(
+                    tower, [texts[row] for row in rows], space, lambda n: bar.advance(task, n)
+                )
+                for shard in shards:
+                    part, features = np.split(features, [len(file.shard_rows(shard))])
+                    file.write(shard, part, (), tower.plan)
+        self.counts.texts_encoded += todo
+        self.counts.texts_s += time.perf_counter() - start
+
+    def _encode_sorted(
+        self, tower: Tower, texts: list[str], space: str, advance: Callable[[int], None]
+    ) -> NDArray[np.float32]:
         """Encode in order of length, each batch cut at its longest text; exact for causal and masked towers."""
         import torch
 
-        start = time.perf_counter()
         ids, lengths = self.adapter.tokenize(texts)
         order = torch.argsort(lengths, stable=True)
-        tower = self.text_tower(texts)
         size = self.runtime.batch_size or (64 if self.runtime.on_cpu else 1024)
         tokens = size * self.adapter.context_length // 2  # a batch of short texts may hold more of them
         features: NDArray[np.float32] | None = None
-        with _progress("texts", len(texts), self.progress) as (bar, task):
-            position = 0
-            while position < len(order):
-                longest = int(lengths[order[min(position + size, len(order)) - 1]])
-                count = max(1, min(len(order) - position, tokens // max(longest, 1)))
-                rows = order[position : position + count]
-                batch = ids[rows, : int(lengths[rows].max())].to(self.runtime.device)
-                encoded = unit(tower(batch)).cpu().numpy()
-                if not np.isfinite(encoded).all():
-                    raise _not_finite(self.model.id, self.runtime)
-                if features is None:
-                    features = np.empty((len(texts), encoded.shape[1]), np.float32)
-                features[rows.numpy()] = encoded
-                position += count
-                bar.advance(task, count)
+        position = 0
+        while position < len(order):
+            longest = int(lengths[order[min(position + size, len(order)) - 1]])
+            count = max(1, min(len(order) - position, tokens // max(longest, 1)))
+            rows = order[position : position + count]
+            batch = ids[rows, : int(lengths[rows].max())].to(self.runtime.device)
+            encoded = unit(tower(batch), self._unit(space)).cpu().numpy()
+            if not np.isfinite(encoded).all():
+                raise _not_finite(self.model.id, self.runtime)
+            if features is None:
+                features = np.empty((len(texts), encoded.shape[1]), np.float32)
+            features[rows.numpy()] = encoded
+            position += count
+            advance(count)
         assert features is not None
-        for shard in range(file.shards):
-            file.write(shard, features[file.shard_rows(shard)], (), tower.plan)
-        self.counts.texts_encoded += len(texts)
-        self.counts.texts_s += time.perf_counter() - start
+        return features
+
+    def _unit(self, space: str) -> int | None:
+        """Length of the pieces of a row that are made unit vectors; 0: the whole row; None: left as they are."""
+        return {"joint": 0, "tokens": self.token_width}.get(space)
 
 
 def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) -> None:
@@ -322,7 +387,7 @@ def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) ->
         todo = {i: set(f.missing()) for i, f in enumerate(files)}
         shards = sorted(set().union(*todo.values()))
         if shards:
-            _encode_shards(encoding, files, todo, shards, split, space)
+            _encode_shards(encoding, files, todo, shards, split, space, encoding[0].model.card.preprocess)
     for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
         encoder._refuse_bad(file, split.ids)
@@ -343,11 +408,12 @@ def _encode_shards(
     shards: Sequence[int],
     split: Split,
     space: str,
+    preprocess: Preprocess,
 ) -> None:
     import torch
 
     first = encoders[0]
-    runtime, preprocess = first.runtime, first.model.card.preprocess
+    runtime = first.runtime
     rows = np.concatenate([files[0].shard_rows(s) for s in shards])
     size = batch_rows(runtime)
     sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
@@ -379,7 +445,7 @@ def _encode_shards(
                 images = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
                 for i, tower in enumerate(towers):
                     if tower is not None and shard in todo[i]:
-                        features = _rows(tower, images, space)
+                        features = _rows(tower, images, encoders[i]._unit(space))
                         if not np.isfinite(features[batch.good]).all():
                             raise _not_finite(encoders[i].model.id, runtime)
                         features[~batch.good] = np.nan
@@ -397,7 +463,7 @@ def _encode_shards(
         encoder.counts.write_s += wrote
 
 
-def _rows(tower: Tower, images: torch.Tensor, space: str) -> NDArray[np.float32]:
+def _rows(tower: Tower, images: torch.Tensor, piece: int | None) -> NDArray[np.float32]:
     """Features of one batch; padded to a full batch for a compiled tower; halved while memory runs out."""
     import torch
 
@@ -411,8 +477,8 @@ def _rows(tower: Tower, images: torch.Tensor, space: str) -> NDArray[np.float32]
             raise
         torch.cuda.empty_cache()
         half = count // 2
-        return np.concatenate([_rows(tower, images[:half], space), _rows(tower, images[half:count], space)])
-    rows: NDArray[np.float32] = (unit(features) if space == "joint" else features).cpu().numpy()
+        return np.concatenate([_rows(tower, images[:half], piece), _rows(tower, images[half:count], piece)])
+    rows: NDArray[np.float32] = unit(features, piece).cpu().numpy()
     return rows
 
 
@@ -432,10 +498,13 @@ def _pieces(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def unit(features: torch.Tensor) -> torch.Tensor:
-    """Rows of unit length (float32)."""
-    unit: torch.Tensor = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return unit
+def unit(features: torch.Tensor, piece: int | None = 0) -> torch.Tensor:
+    """Rows [B, D] of unit length (float32); with `piece`, each stretch of that length; None: as they are."""
+    if piece is None:
+        return features
+    pieces = features.view(len(features), -1, piece or features.shape[1])
+    normalised: torch.Tensor = pieces / pieces.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    return normalised.view_as(features)
 
 
 def _noise(shape: tuple[int, ...], runtime: Runtime) -> torch.Tensor:

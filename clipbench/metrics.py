@@ -20,8 +20,9 @@ Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-#: `area` is the step-wise area under precision–recall, `11pt` VOC2007's interpolation at 11 recalls.
-APKind = Literal["area", "11pt"]
+#: `area` is the step-wise area under precision–recall, `11pt` VOC2007's interpolation at 11 recalls, `envelope`
+#: the area under the curve made monotone.
+APKind = Literal["area", "11pt", "envelope"]
 #: What a difficult object (label 255) counts as in a test split.
 Difficult = Literal["ignore", "positive", "negative"]
 
@@ -254,7 +255,8 @@ def curve_average_precision(
         true, seen: int32 [G, B] as of `curve`.
         kind: `area` is Σ (R_g − R_{g−1}) · P_g (scikit-learn's definition). `11pt` is the mean over the
             recalls 0, 0.1, …, 1 of the best precision at that recall or above (VOC2007, Everingham et al.,
-            IJCV 2010).
+            IJCV 2010). `envelope` is the area with each precision raised to the best at that recall or above
+            (VOC since 2010, and VISSL's SVM evaluation).
 
     >>> true, seen = np.array([[1], [2]], dtype=np.int32), np.array([[2], [3]], dtype=np.int32)
     >>> curve_average_precision(true, seen, "area").round(4).tolist()
@@ -266,7 +268,9 @@ def curve_average_precision(
     np.divide(true, seen, out=precision, where=seen > 0)
     positives = true[-1]
     average = np.full(positives.shape, np.nan)
-    if kind == "area":
+    if kind == "envelope":
+        precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    if kind != "11pt":
         total = (np.diff(true, axis=0, prepend=0) * precision).sum(axis=0)
         np.divide(total, positives, out=average, where=positives > 0)
         return average
@@ -311,6 +315,20 @@ def average_precision_11pt(score: Floats, positive: Bools, ignore: Bools | None 
     0.8485
     """
     return _average_precision(score, positive, ignore, "11pt")
+
+
+def average_precision_envelope(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
+    """Average precision as the area under the monotone envelope of precision–recall (VOC since 2010, VISSL).
+
+    Samples of equal score are retrieved together, as in `average_precision_area`.
+
+    Args, Returns: as `average_precision_area`.
+
+    >>> score, positive = np.array([0.9, 0.8, 0.7]), np.array([False, True, True])
+    >>> round(average_precision_envelope(score, positive), 4)  # 2/3 throughout, 1/2 at first raised to it
+    0.6667
+    """
+    return _average_precision(score, positive, ignore, "envelope")
 
 
 def _average_precision(score: Floats, positive: Bools, ignore: Bools | None, kind: APKind) -> float:

@@ -121,7 +121,8 @@ class Record(Strict):
 
     `scores` and `per_class` map a metric to its score, or to class name → value (null where a class could
     not be scored). `limit` is the number of samples that --limit allowed, null for the whole split.
-    `fingerprints` are hashes of all that decides the numbers; `encoder` is how the towers were run.
+    `fingerprints` are hashes of all that decides the numbers; `encoder` is how the towers were run;
+    `evidence` is what a person may want to see of how the numbers came about, such as a validation curve.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -140,6 +141,7 @@ class Record(Strict):
     fingerprints: dict[str, str]
     timing: Timing
     encoder: Json
+    evidence: Json = Field(default_factory=dict)
     cards: ResolvedCards
     created: str
 

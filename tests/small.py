@@ -18,9 +18,11 @@ from PIL import Image
 
 from clipbench.cards import Preprocess
 from clipbench.models import dual
-from clipbench.pretrain.towers import DualTowers
+from clipbench.pretrain.towers import ByteTransformer, DualTowers
 
 CLASSES = ("cat", "dog", "cow", "hen", "pig")
+BERT_TOKENS = "[PAD] [UNK] [CLS] [SEP]"
+MPNET_TOKENS = "<s> <pad> </s> [UNK]"  # padding is not token 0
 
 
 def write_run(
@@ -36,6 +38,7 @@ def write_run(
     preprocess = {"size": size, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     torch.manual_seed(seed)
     towers = DualTowers(dual.parse_config(config, "small"), Preprocess.model_validate(preprocess)).eval()
+    assert isinstance(towers.text, ByteTransformer)
     with torch.no_grad():
         towers.text.positions.mul_(20)  # so that classes differ by more than rounding
         towers.text.bytes.weight.mul_(20)
@@ -51,6 +54,32 @@ def write_run(
     }
     (folder / "card.yaml").write_text(json.dumps(card))
     return folder
+
+
+def write_tokenizer(folder: Path, words: str = "a photo of cat dog", *, specials: str = BERT_TOKENS) -> int:
+    """A folder with a lower-casing WordPiece tokenizer of `words` and all letters; returns how many tokens it has.
+
+    `specials` are its first tokens: BERT's, or MPNet's.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pad, start, end = ("[PAD]", "[CLS]", "[SEP]") if specials == BERT_TOKENS else ("<pad>", "<s>", "</s>")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'!?[]<>/-é"
+    tokens = list(dict.fromkeys([*specials.split(), *words.split(), *letters, *(f"##{c}" for c in letters)]))
+    ids = {token: number for number, token in enumerate(tokens)}
+    made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, ids[start]), (end, ids[end])]
+    )
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=made, pad_token=pad, unk_token="[UNK]", cls_token=start, sep_token=end
+    )
+    fast.save_pretrained(folder)
+    return len(tokens)
 
 
 @cache

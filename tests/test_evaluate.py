@@ -337,7 +337,7 @@ def test_a_limited_run_says_so_and_takes_rows_of_the_whole_split_where_they_are(
 def test_what_a_model_cannot_do_is_no_record_and_no_zero(
     tmp_path: Path, cards: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_text(adapter: dual.DualAdapter) -> None:
+    def no_text(adapter: dual.DualAdapter, space: str = "joint") -> None:
         raise NotApplicable(f"{adapter.card.title}: no text tower")
 
     monkeypatch.setattr(dual.DualAdapter, "text_tower", no_text)

@@ -521,7 +521,7 @@ def test_fingerprint_knows_column_and_order_of_files(tmp_path: Path) -> None:
 def test_only_changed_files_are_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated_cache: Path
 ) -> None:
-    from clipbench.data import hub
+    from clipbench.models import weights
 
     root = write_folder(tmp_path / "copy")
     hashed: list[str] = []
@@ -530,7 +530,7 @@ def test_only_changed_files_are_hashed_again(
         hashed.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(hub, "sha256_file", counting)
+    monkeypatch.setattr(weights, "sha256_file", counting)
     open_test(root)
     assert sorted(hashed) == [f"{i:03d}.png" for i in range(12)]
     hashed.clear()

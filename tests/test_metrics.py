@@ -178,6 +178,39 @@ def test_average_precision_worked_by_hand() -> None:
     )
 
 
+def _envelope(score: Matrix, positive: NDArray[np.bool_]) -> float:
+    """The literal development-kit code of VOC2010 on (1 + thresholds) points: raise, then sum recall steps."""
+    recall, precision = [0.0], [0.0]
+    for threshold in np.unique(score)[::-1]:
+        retrieved = score >= threshold
+        hits = int((retrieved & positive).sum())
+        recall.append(hits / int(positive.sum()))
+        precision.append(hits / int(retrieved.sum()))
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum((recall[i] - recall[i - 1]) * precision[i] for i in range(1, len(recall)))
+
+
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 10_000))
+@settings(max_examples=80, deadline=None)
+def test_the_envelope_is_the_literal_one_and_never_below_the_area(n: int, levels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    score = rng.integers(levels, size=n) / levels if levels < 6 else rng.normal(size=n)
+    positive = rng.random(n) < 0.3
+    positive[rng.integers(n)] = True
+    envelope = metrics.average_precision_envelope(score, positive)
+    assert envelope == pytest.approx(_envelope(score, positive))
+    assert envelope >= metrics.average_precision_area(score, positive) - 1e-12
+
+
+def test_the_three_average_precisions_worked_by_hand() -> None:
+    score, positive = np.arange(6, 0, -1.0), np.array([True, False, False, True, True, False])
+    # precision at the hits: 1, 2/4, 3/5; the envelope raises 2/4 to 3/5
+    assert metrics.average_precision_area(score, positive) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
+    assert metrics.average_precision_envelope(score, positive) == pytest.approx((1 + 3 / 5 + 3 / 5) / 3)
+    assert metrics.average_precision_11pt(score, positive) == pytest.approx((4 * 1 + 7 * 3 / 5) / 11)
+
+
 def test_recall_levels_are_met_exactly() -> None:
     # 3 of 10 positives first: recall 0.3 is reached at precision 1, although 0.1 * 3 > 0.3 in floats.
     positive = np.array([True] * 3 + [False] * 7 + [True] * 7)
@@ -195,7 +228,11 @@ def test_a_constant_score_gives_the_share_of_positives() -> None:
 def test_ignored_samples_are_as_if_they_were_not_there() -> None:
     rng = np.random.default_rng(3)
     score, positive, ignore = rng.integers(5, size=80) / 5, rng.random(80) < 0.3, rng.random(80) < 0.2
-    for metric in (metrics.average_precision_area, metrics.average_precision_11pt):
+    for metric in (
+        metrics.average_precision_area,
+        metrics.average_precision_11pt,
+        metrics.average_precision_envelope,
+    ):
         assert metric(score, positive, ignore) == metric(score[~ignore], positive[~ignore])
         assert metric(score, positive, ignore) != metric(score, positive)
 
@@ -209,6 +246,7 @@ def test_integer_weights_equal_repeated_samples() -> None:
     cases: list[tuple[metrics.APKind, Callable[..., float]]] = [
         ("area", metrics.average_precision_area),
         ("11pt", metrics.average_precision_11pt),
+        ("envelope", metrics.average_precision_envelope),
     ]
     for kind, metric in cases:
         weighted = metrics.curve_average_precision(*metrics.curve(ranked, weights), kind)[0]

@@ -30,6 +30,7 @@ SURFACE = {
     "clipbench.errors": "CardError ClipbenchError DataError NotApplicable StorageError WeightsError nearest unknown",
     "clipbench.catalog": "Catalog Entry Task protocol_ids protocol_module",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
+    "clipbench.library": "Model load_model",
     "clipbench.models": "Adapter LoadedModel config_model families family load",
     "clipbench.protocols": "Encoder Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
@@ -38,7 +39,7 @@ SURFACE = {
         "Env ProtocolUsed Record ResolvedCards Skipped Timing by_class environment file_name path_of paths read "
         "read_all same samples_path to_json utc_now write"
     ),
-    "clipbench.report.table": "Row csv_text json_text markdown record_table rows terminal",
+    "clipbench.report.table": "Row as_printed csv_text json_text markdown record_table rows terminal",
 }
 LIGHT = (
     "clipbench",
@@ -52,14 +53,20 @@ LIGHT = (
     "clipbench.evaluate",
     "clipbench.execution",
     "clipbench.features",
+    "clipbench.library",
     "clipbench.metrics",
     "clipbench.models.clip",
+    "clipbench.models.declip",
+    "clipbench.models.convert",
+    "clipbench.models.detect",
+    "clipbench.models.fetch",
     "clipbench.models.dual",
     "clipbench.models.weights",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
     "clipbench.report.listing",
     "clipbench.report.table",
+    "clipbench.scoring",
     "clipbench.stats",
 )
 

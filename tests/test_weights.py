@@ -61,6 +61,8 @@ WRITERS: dict[str, Callable[[Any, Path], None]] = {
 def test_every_format_gives_the_same_tensors(name: str, state: State, tmp_path: Path) -> None:
     WRITERS[name](state, tmp_path / name)
     assert same(read_state_dict(tmp_path / name), state)
+    (tmp_path / name).rename(tmp_path / "1SZJ8CU5dDIwuvZWxb4")  # as downloads are called
+    assert same(read_state_dict(tmp_path / "1SZJ8CU5dDIwuvZWxb4"), state)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_whole_module_is_named_as_what_is_too_much(tmp_path: Path) -> None:
         WeightsError, match=r"more than tensors \(torch\.nn\.modules\.linear\.Linear\)"
     ) as caught:
         read_state_dict(tmp_path / "model.pt")
-    assert "torch.save(model.state_dict(), PATH)" in str(caught.value)
+    assert f"clipbench weights convert {tmp_path / 'model.pt'} OUT.safetensors" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from clipbench.data import Sample, Split
 from clipbench.errors import DataError
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder
-from clipbench.models import LoadedModel
+from clipbench.models import Compared, LoadedModel
 from clipbench.protocols import zero_shot
 from clipbench.protocols.zero_shot import Params, check, classifier, needs, prompts, run
 
@@ -43,6 +44,9 @@ class FakeEncoder:
     """Given image features; text features by a table, and what was asked for."""
 
     logit_scale = 20.0
+    compared: Compared = "joint"
+    token_width = None
+    device = "cpu"
 
     def __init__(self, images: Array, texts: dict[str, Array]) -> None:
         self._images, self._texts = images, texts
@@ -52,7 +56,14 @@ class FakeEncoder:
         assert space == "joint"
         return self._images
 
-    def texts(self, texts: list[str]) -> Array:
+    def crops(self, split: Split, space: str, seed: int, epoch: int) -> Array:
+        raise AssertionError("zero-shot scores the central crops")
+
+    def tracked(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(lambda _: None)
+
+    def texts(self, texts: list[str], space: str = "joint") -> Array:
+        assert space == "joint"
         self.asked += texts
         return np.stack([self._texts[text] for text in texts])
 
@@ -302,7 +313,7 @@ def test_a_causal_tower_of_open_clip_is_exact_too(tmp_path: Path) -> None:
     encoder = ModelEncoder(
         LoadedModel("small", spec, tmp_path), Runtime("cpu", "fp32"), progress=False, root=tmp_path
     )
-    encoder.adapter = clip.ClipAdapter(spec, module, clip.Config(arch="RN50", quick_gelu=True), "00")
+    encoder.adapter = clip.ClipAdapter(spec, module, "RN50", "00")
     task = Catalog().dataset("food101").card
     texts = [text for group in prompts(task, "default") for text in group]
     with torch.no_grad():
@@ -343,4 +354,5 @@ def test_what_a_multi_label_card_needs(tmp_path: Path) -> None:
 
 
 def test_the_split_that_params_name_is_the_one_read() -> None:
-    assert needs(Params(split="val")) == [("val", "joint")]
+    assert needs(Params(split="val"), "joint") == [("val", "joint")]
+    assert needs(Params(), "tokens") == [("test", "tokens")]

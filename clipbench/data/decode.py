@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,9 +44,22 @@ _RESAMPLING = {
 }
 _MODE = {1: "L", 3: "RGB"}
 # What Pillow raises for bytes that are not a whole image, depending on the format.
-_BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 OnBadImage = Literal["stop", "skip"]
+
+
+class Crops(Preprocess):
+    """A random crop of every image instead of the central one, scaled to the tower's side, half of them mirrored.
+
+    Area and ratio as torchvision's `RandomResizedCrop` draws them. The draw of an image depends on its bytes,
+    `seed` and `epoch` alone, not on who decodes it.
+    """
+
+    seed: int
+    epoch: int
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
 
 def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -57,7 +71,38 @@ def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
     Raises:
         OSError, SyntaxError, ValueError, EOFError: the bytes are not a whole image.
     """
-    image: Image.Image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(data))
+    if isinstance(preprocess, Crops):
+        rng = np.random.default_rng([preprocess.seed, preprocess.epoch, zlib.crc32(data)])
+        return _channels_first(_random_crop(image, preprocess, rng), preprocess)
+    return pixels(image, preprocess)
+
+
+def _random_crop(image: Image.Image, crops: Crops, rng: np.random.Generator) -> Image.Image:
+    width, height = image.size
+    if crops.order == "convert-first":
+        image = image.convert(_MODE[crops.channels])
+    box = (0.0, 0.0, float(width), float(height))
+    low, high = np.log(crops.ratio)
+    for _ in range(10):
+        area = width * height * rng.uniform(*crops.area)
+        ratio = float(np.exp(rng.uniform(low, high)))
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            box = (left, top, left + w, top + h)
+            break
+    else:  # long and narrow: the central part whose ratio is allowed
+        w = min(width, round(height * crops.ratio[1]))
+        h = min(height, round(width / crops.ratio[0]))
+        left, top = (width - w) // 2, (height - h) // 2
+        box = (left, top, left + w, top + h)
+    cut = image.resize((crops.side, crops.side), _RESAMPLING[crops.interpolation], box=box)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
+
+
+def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Resize and crop one image: uint8 [channels, side, side]. Raises as `decode`."""
     mode = _MODE[preprocess.channels]
     if preprocess.order == "convert-first":
         image = image.convert(mode)
@@ -80,8 +125,12 @@ def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
         case "none":
             if (width, height) != (side, side):
                 raise ValueError(f"image is {width}×{height}, the model takes {side}×{side} without resizing")
-    pixels = np.asarray(image.convert(mode), dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return _channels_first(image, preprocess)
+
+
+def _channels_first(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
+    found = np.asarray(image.convert(_MODE[preprocess.channels]), dtype=np.uint8)
+    return found[None] if found.ndim == 2 else np.ascontiguousarray(found.transpose(2, 0, 1))
 
 
 def normalise(images: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
@@ -312,7 +361,7 @@ def decode_into(
     for index, data in enumerate(images):
         try:
             target[index] = decode(data, preprocess)
-        except _BAD_IMAGE as error:
+        except BAD_IMAGE as error:
             failed.append((index, _reason(error, data)))
     return failed
 

@@ -5,29 +5,26 @@ Whatever the source, labels that carry names are matched to the card's classes b
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cache import cache_root, make_folder, recall, remember, write_atomic
+from clipbench.cache import cache_root, recall, remember, write_atomic
 from clipbench.cards import SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Sample, Split
-from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, nearest, unknown
-from clipbench.models.weights import sha256_file
+from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
+from clipbench.models.weights import digests
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -37,6 +34,8 @@ _READ_ROWS = 256  # rows of a parquet file held at once
 _READ_BYTES = 1 << 20  # and what is read ahead of them
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
+
+Number = TypeVar("Number", np.int64, np.float64)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
 class TableSplit(Split):
     """A split in one of the layouts. `rows` of raw labels are mapped to the card's classes at opening."""
 
-    def __init__(self, dataset: Entry[TaskCard], role: str, source: _Source, content: str) -> None:
+    def __init__(self, dataset: Entry[TaskCard], role: str, source: Layout, content: str) -> None:
         self.dataset, self.role = dataset.id, role
         self.classes = dataset.card.classes
         self.fingerprint = content
@@ -145,7 +144,7 @@ class TableSplit(Split):
                     return
 
 
-class _Source(ABC):
+class Layout(ABC):
     """One split in one layout: an index pass (ids and raw labels) and an image pass."""
 
     where: str
@@ -161,7 +160,7 @@ class _Source(ABC):
         """(row, encoded image), ascending, of at least `rows`."""
 
 
-class _Parquet(_Source):
+class _Parquet(Layout):
     """Parquet files as `datasets` writes them, read with pyarrow.
 
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
@@ -220,33 +219,57 @@ def _class_label_names(schema: Any, column: str) -> list[str] | None:
     return names
 
 
-class _Folder(_Source):
-    def __init__(self, root: Path) -> None:
-        self.where = str(root)
-        self._root = root
-        self.names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        number = {name: i for i, name in enumerate(self.names)}
-        self.files = [
-            (path, number[path.relative_to(root).parts[0]])
-            for name in self.names
-            for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
+class FileLayout(Layout):
+    """Samples that are one image file each, below `root`.
 
-    def index(self) -> Iterator[tuple[str, Any]]:
-        for path, label in self.files:
-            yield path.relative_to(self._root).as_posix(), label
+    `files` are all files that decide the split: those that its labels are read from, and its images, in order.
+
+    Raises:
+        DataError: an image is not there.
+    """
+
+    def __init__(self, root: Path, images: list[Path], annotations: Sequence[Path] = ()) -> None:
+        self.root, self.where = root, str(root)
+        self.files = [*annotations, *images]
+        self._images = images
+        lost = [path for path in images if not path.is_file()]
+        if lost:
+            raise DataError(
+                f"{lost[0]} is not there; {len(lost):,} of the {len(images):,} images that the split lists are missing",
+                hint="images and annotations often come in archives of their own: unpack both into the same folder",
+            )
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         for row in rows.tolist():
-            path = self.files[row][0]
+            path = self._images[row]
             try:
                 yield row, path.read_bytes()
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
-class _WebDataset(_Source):
+class _Folder(FileLayout):
+    """One folder a class."""
+
+    def __init__(self, root: Path) -> None:
+        self.names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        images = [
+            path
+            for name in self.names
+            for path in sorted((root / name).rglob("*"))
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        super().__init__(root, images)
+
+    def index(self) -> Iterator[tuple[str, Any]]:
+        assert self.names is not None
+        number = {name: i for i, name in enumerate(self.names)}
+        for path in self._images:
+            relative = path.relative_to(self.root)
+            yield relative.as_posix(), number[relative.parts[0]]
+
+
+class _WebDataset(Layout):
     def __init__(self, files: list[Path], root: Path, where: Path | str) -> None:
         self._files = files
         self.where = str(where)
@@ -310,7 +333,7 @@ def _image_bytes(value: Any) -> bytes:
     return value if isinstance(value, bytes) else b""  # none is decoded as a bad image, with its id
 
 
-def _index(source: _Source, content: str) -> tuple[list[str], list[Any]]:
+def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
     """Ids and raw labels. Reading them may mean reading every image (tar files), so they are kept."""
     import io
 
@@ -336,10 +359,17 @@ def _index(source: _Source, content: str) -> tuple[list[str], list[Any]]:
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
+    from clipbench.data import coco, voc  # which build on this module
+
+    listed = voc.layout(dataset, role, root) or coco.layout(dataset, role, root)
+    if listed is not None:
+        split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
+        _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split
+        return split
     spec = dataset.card.splits[role]
     tars = _find(root, spec, role, "*.tar")
     tables = _find(root, spec, role, "*.parquet")
-    source: _Source
+    source: Layout
     if tars:
         _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
         source, files = _WebDataset(tars, root, tars[0].parent), tars
@@ -348,20 +378,35 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     else:
         folder = root / _named(root, spec, role)
         source = _Folder(folder if folder.is_dir() else root)
-        files = [path for path, _ in source.files]
+        files = source.files
         others = {name for r, s in dataset.card.splits.items() for name in (r, s.name)}
         if not files or (not folder.is_dir() and others.issuperset(source.names or ())):
             there = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+            several = dataset.card.kind == "multi-label"
             raise DataError(
                 f"{dataset.id}: no {role} data in {root} (it holds {there})",
                 hint=f"expected {spec.name}*.parquet, or {spec.name}/<class>/<image>, or {spec.name}/*.tar "
-                "(CLIP_benchmark's WebDataset layout)",
+                "(CLIP_benchmark's WebDataset layout)"
+                + (", or a VOCdevkit, or COCO's annotations/instances_*.json" if several else ""),
             )
+    return TableSplit(dataset, role, source, _content(dataset, source, root, files))
+
+
+def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
+    """The fingerprint of a local copy."""
     layout = type(source).__name__
-    content = fingerprint(
-        {"layout": layout, "column": dataset.card.columns.image, "files": _digests(root, files)}
+    return fingerprint(
+        {"layout": layout, "column": dataset.card.columns.image, "files": digests(root, files)}
     )
-    return TableSplit(dataset, role, source, content)
+
+
+def _check_rows(dataset: Entry[TaskCard], role: str, split: Split, where: str) -> None:
+    rows = dataset.card.splits[role].rows
+    if rows is not None and len(split) != rows:
+        raise DataError(
+            f"{where} has {len(split):,} samples, the card says {rows:,}",
+            hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
+        )
 
 
 def _check_shards(file: Path, tars: int) -> None:
@@ -378,10 +423,10 @@ def _check_shards(file: Path, tars: int) -> None:
 
 def _named(root: Path, spec: SplitSpec, role: str) -> str:
     """Folder of the split: the card's name for it, or its role."""
-    return next((name for name in _split_names(root, spec, role) if (root / name).is_dir()), spec.name)
+    return next((name for name in split_names(spec, role) if (root / name).is_dir()), spec.name)
 
 
-def _split_names(root: Path, spec: SplitSpec, role: str) -> list[str]:
+def split_names(spec: SplitSpec, role: str) -> list[str]:
     """What a local copy may call the split: the card's name for it, or its role.
 
     Not the role where that means less: VOC's `train` is half of the `trainval` that a card may ask for.
@@ -391,7 +436,7 @@ def _split_names(root: Path, spec: SplitSpec, role: str) -> list[str]:
 
 def _find(root: Path, spec: SplitSpec, role: str, pattern: str) -> list[Path]:
     """Files of the split that match `pattern`: in a folder of its name, or with names that start with it."""
-    for name in _split_names(root, spec, role):
+    for name in split_names(spec, role):
         found = [*(root / name).glob(pattern)]
         for folder in (root, root / "data"):
             found += [
@@ -407,40 +452,6 @@ def _find(root: Path, spec: SplitSpec, role: str, pattern: str) -> list[Path]:
 def _natural(name: str) -> list[str | int]:
     """Sorting key that puts 2.tar before 10.tar."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-
-
-def _digests(root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
-    """(relative path, sha256) of every file. Unchanged files (size and time) are not read again.
-
-    Raises:
-        StorageError: the cache folder cannot hold the digests.
-    """
-    database = make_folder(cache_root()) / "files.sqlite"
-    try:
-        with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
-            return _known_or_new(connection, root, files)
-    except sqlite3.Error as error:
-        raise StorageError(
-            f"the digests of {root} cannot be kept in {database}: {error}",
-            hint="free some space, delete that file if it is damaged, or set CLIPBENCH_CACHE to another folder",
-        ) from None
-
-
-def _known_or_new(connection: sqlite3.Connection, root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
-    connection.execute("create table if not exists files (path text primary key, stat text, sha256 text)")
-    known = {}
-    for path, stat, digest in connection.execute(
-        "select path, stat, sha256 from files where path >= ? and path < ?",
-        (f"{root.resolve()}/", f"{root.resolve()}0"),
-    ):
-        known[path] = (stat, digest)
-    stats = [(f, str(f.resolve()), f"{f.stat().st_size}:{f.stat().st_mtime_ns}") for f in files]
-    fresh = [(f, p, s) for f, p, s in stats if known.get(p, ("",))[0] != s]
-    with ThreadPoolExecutor(8) as threads:
-        new = list(threads.map(lambda item: (item[1], item[2], sha256_file(item[0])), fresh))
-    connection.executemany("insert or replace into files values (?, ?, ?)", new)
-    digests = {p: d for p, (_, d) in known.items()} | {p: d for p, _, d in new}
-    return [(f.relative_to(root).as_posix(), digests[p]) for f, p, _ in stats]
 
 
 # ------------------------------------------------------------------------ hub
@@ -468,7 +479,7 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
         remember("data", name, commit, what="the commit")
     where = f"{hub}@{commit[:8]}, split {spec.name}"
     kinds = {path.suffix for path in files}
-    opened: _Source
+    opened: Layout
     if kinds == {".parquet"}:
         opened = _Parquet(files, dataset.card, where)
     elif kinds == {".tar"}:
@@ -488,11 +499,7 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
         }
     )
     split = TableSplit(dataset, role, opened, content)
-    if spec.rows is not None and len(split) != spec.rows:
-        raise DataError(
-            f"{where} has {len(split):,} samples, the card says {spec.rows:,}",
-            hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
-        )
+    _check_rows(dataset, role, split, where)
     return split
 
 
@@ -552,43 +559,24 @@ def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[
 
 
 def _labels(
-    dataset: Entry[TaskCard], raw: list[Any], source: _Source, ids: list[str]
+    dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]
 ) -> NDArray[np.int64] | NDArray[np.uint8]:
     """Raw labels as indices into the card's classes (or a 0/1/255 matrix for multi-label sets)."""
     card = dataset.card
-    count = len(card.classes)
     if card.kind == "multi-label":
-        matrix = _numbers(dataset, raw, source, ids, f"a row of {count} numbers, one a class")
-        if matrix.ndim != 2 or matrix.shape[1] != count:
-            width = matrix.shape[1] if matrix.ndim == 2 else "no"
-            raise DataError(
-                f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes",
-                hint=f"correct classes, or kind, in {dataset.path}",
-            )
-        odd = np.argwhere(~np.isin(matrix, (0, 1, DIFFICULT)))
-        if len(odd):
-            row, column = odd[0]
-            raise DataError(
-                f"{dataset.id}: sample {ids[row]} in {source.where} has the label {matrix[row, column]} in column "
-                f"{column}; allowed: 0 (absent), 1 (present), {DIFFICULT} (difficult)"
-            )
-        order = _order(dataset, source.names, source.where) if source.names else np.arange(count)
-        turned = np.zeros(matrix.shape, dtype=np.uint8)
-        turned[:, order] = matrix
-        return turned
+        return _multi_label(dataset, raw, source, ids)
+    count = len(card.classes)
     if raw and isinstance(raw[0], str):
-        named = [
-            n for n in (card.label_names, card.classes) if n and _plain(raw[0]) in {_plain(x) for x in n}
-        ]
-        words = {_plain(name): i for i, name in enumerate(named[0] if named else card.classes)}
+        named = [n for n in (card.label_names, card.classes) if n and plain(raw[0]) in {plain(x) for x in n}]
+        words = {plain(name): i for i, name in enumerate(named[0] if named else card.classes)}
         for i, value in zip(ids, raw, strict=True):
-            if _plain(value) not in words:
+            if plain(value) not in words:
                 raise DataError(
                     f"{dataset.id}: sample {i} in {source.where} has the label {value!r}, not a class of the card",
                     hint=f"correct label_names in {dataset.path}",
                 )
-        return np.array([words[_plain(value)] for value in raw], dtype=np.int64)
-    numbers = _numbers(dataset, raw, source, ids, "a class number or name")
+        return np.array([words[plain(value)] for value in raw], dtype=np.int64)
+    numbers = _numbers(dataset, raw, source, ids, "a class number or name", np.int64)
     if numbers.ndim != 1:
         raise DataError(
             f"{dataset.id}: each sample in {source.where} has {numbers.shape[1:]} labels, the card says one",
@@ -605,12 +593,47 @@ def _labels(
     return _order(dataset, source.names, source.where)[numbers] if source.names else numbers
 
 
+def _multi_label(
+    dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]
+) -> NDArray[np.uint8]:
+    card, names = dataset.card, source.names
+    count = len(card.classes)
+    # As floats, so that a fraction is noticed and not cut off.
+    matrix = _numbers(dataset, raw, source, ids, f"a row of {count} numbers, one a class", np.float64)
+    if card.other_labels == "ignore" and names and matrix.shape[1:] == (len(names),):
+        known = {plain(name) for name in card.label_names or card.classes}
+        kept = [i for i, name in enumerate(names) if plain(name) in known]
+        matrix, names = matrix[:, kept], [names[i] for i in kept]
+    if matrix.ndim != 2 or matrix.shape[1] != count:
+        width = matrix.shape[1] if matrix.ndim == 2 else "no"
+        raise DataError(
+            f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes"
+            + (f": {_difference(card, names)}" if names else ""),
+            hint=f"correct classes, or kind, in {dataset.path}",
+        )
+    odd = np.argwhere(~np.isin(matrix, (0, 1, DIFFICULT)))
+    if len(odd):
+        row, column = odd[0]
+        raise DataError(
+            f"{dataset.id}: sample {ids[row]} in {source.where} has the label {matrix[row, column]:g} in column "
+            f"{column}; allowed: 0 (absent), 1 (present), {DIFFICULT} (difficult)"
+        )
+    turned = np.zeros(matrix.shape, dtype=np.uint8)
+    turned[:, _order(dataset, names, source.where) if names else np.arange(count)] = matrix
+    return turned
+
+
 def _numbers(
-    dataset: Entry[TaskCard], raw: list[Any], source: _Source, ids: list[str], wanted: str
-) -> NDArray[np.int64]:
-    """Raw labels as one integer array; `wanted` says what a label should be."""
+    dataset: Entry[TaskCard],
+    raw: list[Any],
+    source: Layout,
+    ids: list[str],
+    wanted: str,
+    dtype: type[Number],
+) -> NDArray[Number]:
+    """Raw labels as one array of `dtype`; `wanted` says what a label should be."""
     try:
-        return np.asarray(raw, dtype=np.int64)
+        return np.asarray(raw, dtype=dtype)
     except (TypeError, ValueError, OverflowError):
         kinds = Counter(map(_kind, raw))
         usual = kinds.most_common(1)[0][0]
@@ -635,25 +658,35 @@ def _order(dataset: Entry[TaskCard], names: Sequence[str], where: str) -> NDArra
     for known in (card.label_names, card.classes):
         if known is None:
             continue
-        plain = [_plain(name) for name in known]
-        if [_plain(n) for n in names] == plain:  # also where a name occurs twice
+        words = [plain(name) for name in known]
+        if [plain(n) for n in names] == words:  # also where a name occurs twice
             return np.arange(len(names))
-        index = {name: i for i, name in enumerate(plain)}
-        found = [index.get(_plain(name)) for name in names]
+        index = {name: i for i, name in enumerate(words)}
+        found = [index.get(plain(name)) for name in names]
         if None not in found and len(set(found)) == len(found):
             return np.array(found, dtype=np.int64)
-    known = card.label_names or card.classes
-    lost = [n for n in names if _plain(n) not in {_plain(k) for k in known}]
-    near = nearest(lost[0], known) if lost else None
-    counts = "" if len(names) == len(known) else f"the data has {len(names)} classes, the card {len(known)}; "
+    count = len(card.classes)
+    counts = "" if len(names) == count else f"the data has {len(names)} classes, the card {count}; "
     raise DataError(
-        f"{dataset.id}: the labels of {where} do not agree with the card: {counts}"
-        + (f"{len(lost)} names are not on it, first {lost[0]!r}" if lost else "names repeat")
-        + (f' (is it "{near}"?)' if near else ""),
+        f"{dataset.id}: the labels of {where} do not agree with the card: {counts}{_difference(card, names)}",
         hint=f"add the data's own label names, in the order of classes, as label_names in {dataset.path}",
     )
 
 
-def _plain(name: str) -> str:
+def _difference(card: TaskCard, names: Sequence[str]) -> str:
+    """How the label names of the data differ from those of the card."""
+    known = card.label_names or card.classes
+    lost = [n for n in names if plain(n) not in {plain(k) for k in known}]
+    if lost:
+        near = nearest(lost[0], known)
+        return f"{len(lost)} names are not on it, first {lost[0]!r}" + (f' (is it "{near}"?)' if near else "")
+    there = {plain(name) for name in names}
+    absent = [k for k in known if plain(k) not in there]
+    if len(there) < len(names) or not absent:
+        return "names repeat"
+    return f"{len(absent)} of its names are missing, first {absent[0]!r}"
+
+
+def plain(name: str) -> str:
     """A label name without case and punctuation: `Sea_Lion` and `sea lion` are one."""
     return re.sub(r"[^a-z0-9]+", " ", str(name).casefold()).strip()

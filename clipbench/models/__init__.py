@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipbench.cards import ModelCard, Preprocess, Strict
 from clipbench.errors import CardError, NotApplicable, unknown
@@ -27,13 +27,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+Compared = Literal["joint", "tokens"]
+
+
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model card, its id, and the folder that its relative paths start from."""
+    """A model card, its id, and the folder that its relative paths start from.
+
+    `detected` says that the card was made from a checkpoint file alone; its notes say why so.
+    """
 
     id: str
     card: ModelCard
     folder: Path
+    detected: bool = False
 
 
 class Adapter(ABC):
@@ -47,48 +54,68 @@ class Adapter(ABC):
         weights_sha256: sha256 (hex) of the weights file's bytes (of every tensor where there is no file).
         logit_scale: the factor on cosines (exp of the learned temperature).
         context_length: longest token sequence, special tokens included.
+        image_spaces, text_spaces: the feature spaces that this checkpoint has; no text spaces without a text tower.
+        compared: the space in which images are compared with text: `joint` by the cosine, `tokens` by late
+            interaction.
+        token_width: length of one token's feature in `tokens`; None without that space.
     """
 
     card: ModelCard
     weights_sha256: str
     logit_scale: float
     context_length: int
-    #: feature spaces that images have; "joint" is what is compared with text
-    image_spaces: ClassVar[tuple[str, ...]] = ("joint", "backbone")
+    image_spaces: tuple[str, ...] = ("joint", "backbone")
+    text_spaces: tuple[str, ...] = ("joint",)
+    compared: Compared = "joint"
+    token_width: int | None = None
 
     @property
     def preprocess(self) -> Preprocess:
         return self.card.preprocess
 
+    @property
+    def text_fingerprint(self) -> str:
+        """sha256 (hex) of what the tokenizer is, where that is not the family's own code; else empty."""
+        return ""
+
     @abstractmethod
     def image_tower(self, space: str) -> nn.Module:
         """Module from images (float [B, channels, side, side], normalised) to features [B, D] in `space`.
 
-        `joint` features are not yet unit rows.
+        `joint` features are not yet unit rows; `tokens` are flattened, [B, T × token_width], not yet unit tokens.
 
         Raises:
             NotApplicable: this checkpoint has no such space.
         """
 
     @abstractmethod
-    def text_tower(self) -> nn.Module:
-        """Module from token ids (int64 [B, L], L at most `context_length`) to joint features [B, D].
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        """Module from token ids (int64 [B, L], L at most `context_length`) to features [B, D] in `space`.
 
         A shorter L than `context_length` must give the same features as padding up to it.
 
         Raises:
-            NotApplicable: this checkpoint has no text tower.
+            NotApplicable: this checkpoint has no text tower, or no such space.
         """
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids (int64 [N, context_length], zero-padded) and each row's count of real tokens (int64 [N])."""
+        """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
 
     def require_space(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`."""
         if space not in self.image_spaces:
             raise NotApplicable(
                 f'{self.card.title}: no image feature space "{space}" (has: {", ".join(self.image_spaces)})'
+            )
+
+    def require_text(self, space: str = "joint") -> None:
+        """Raise NotApplicable unless texts have `space`."""
+        if not self.text_spaces:
+            raise NotApplicable(f"{self.card.title}: images only, no text tower")
+        if space not in self.text_spaces:
+            raise NotApplicable(
+                f'{self.card.title}: no text feature space "{space}" (has: {", ".join(self.text_spaces)})'
             )
 
 

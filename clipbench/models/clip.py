@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from clipbench.cache import remember
 from clipbench.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
 from clipbench.models import Adapter, LoadedModel
-from clipbench.models.weights import load_strict, read_state_dict, resolve, verify
+from clipbench.models.weights import load_strict, read_state_dict, resolve, sha256_file, verify
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +27,13 @@ if TYPE_CHECKING:
 VERSION = 1
 
 PREFIX = "open_clip:"
+HUB_PREFIX = "hf-hub:"
 #: what OpenAI's own archives hold beside the weights
 _NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 class Config(Strict):
-    """`arch` is open_clip's name; `quick_gelu` says whether the towers use QuickGELU instead of GELU.
+    """`arch` is open_clip's name, or `hf-hub:owner/repo`; `quick_gelu`: QuickGELU in the towers instead of GELU.
 
     OpenAI's checkpoints, and some of LAION's, were trained with QuickGELU: with GELU they load without a
     complaint and lose points. For a tag and for every file whose hash open_clip knows, a card that says
@@ -48,14 +52,11 @@ def load(model: LoadedModel) -> Adapter:
         WeightsError: the checkpoint is missing, corrupt, or does not fit.
     """
     config = Config.model_validate(model.card.config)
-    _known_arch(config.arch)
+    known_arch(config.arch)
     tag = model.card.weights.open_clip
     if tag is not None:
         _agree(model.id, config, _tag_config(config.arch, tag), f"the tag {tag}")
-        path = _download(model, config.arch, tag)
-        digest = verify(path, model.card.weights.sha256)
-        if model.card.weights.sha256 is None:
-            remember("weights", f"{config.arch}@{tag}", digest, what="sha256 of the weights")
+        path, digest = tag_file(model)
     else:
         path, digest = resolve(model)
         known = _known_files().get(digest[:8])
@@ -67,7 +68,24 @@ def load(model: LoadedModel) -> Adapter:
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
     load_strict(module, state, path, adopt=lambda name: name not in _NOT_WEIGHTS)
-    return ClipAdapter(model.card, module, config, digest)
+    return ClipAdapter(model.card, module, config.arch, digest)
+
+
+def tag_file(model: LoadedModel) -> tuple[Path, str]:
+    """The file of a card's pretrained tag, downloaded where it is missing, and its sha256 (hex).
+
+    Raises:
+        CardError: unknown tag.
+        WeightsError: it cannot be fetched, or is not the card's.
+        ClipbenchError: its hash is not the one recorded at first use.
+    """
+    arch, weights = Config.model_validate(model.card.config).arch, model.card.weights
+    assert weights.open_clip is not None
+    path = _download(model, arch, weights.open_clip)
+    digest = verify(path, weights.sha256, kept=True)
+    if weights.sha256 is None:
+        remember("weights", f"{arch}@{weights.open_clip}", digest, what="sha256 of the weights")
+    return path, digest
 
 
 def ad_hoc(spec: str) -> ModelCard:
@@ -84,7 +102,7 @@ def ad_hoc(spec: str) -> ModelCard:
         )
     import open_clip
 
-    _known_arch(arch)
+    known_arch(arch)
     path = Path(source).expanduser()
     looks_like_a_file = (
         path.exists() or "/" in source or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}
@@ -110,14 +128,15 @@ class ClipAdapter(Adapter):
     """An open_clip model. `backbone` is the feature before the joint projection (ViT: 768-d for B/32);
     for CLIP's ResNets it is the attention pool's output, which is the joint feature itself."""
 
-    def __init__(self, card: ModelCard, module: Any, config: Config, weights_sha256: str) -> None:
+    def __init__(self, card: ModelCard, module: Any, arch: str, weights_sha256: str) -> None:
         import open_clip
 
         self.card = card
         self.module = module
         self.weights_sha256 = weights_sha256
-        self.logit_scale = float(module.logit_scale.exp().reshape(()))
-        self._tokenizer = open_clip.get_tokenizer(config.arch)
+        scale = getattr(module, "logit_scale", None)
+        self.logit_scale = 1.0 if scale is None else float(scale.exp().reshape(()))  # an image tower alone
+        self._tokenizer = open_clip.get_tokenizer(arch)
         self.context_length = int(self._tokenizer.context_length)
 
     def image_tower(self, space: str) -> nn.Module:
@@ -125,8 +144,9 @@ class ClipAdapter(Adapter):
         visual: nn.Module = self.module.visual
         return visual if space == "joint" else _backbone(self.card, visual)
 
-    def text_tower(self) -> nn.Module:
-        return _text_tower(self.module, self.context_length)
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        self.require_text(space)
+        return text_tower(self.module, self.context_length)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         import open_clip
@@ -139,13 +159,175 @@ class ClipAdapter(Adapter):
         return ids, torch.full((len(ids),), ids.shape[1])
 
 
+def on_the_hub(spec: str) -> ModelCard:
+    """The card of `hf-hub:<owner>/<repo>`: a model in open_clip's own form on the hub.
+
+    Raises:
+        CardError: not such a name, or the repository has no open_clip_config.json.
+        WeightsError: the hub cannot be reached and the cache has nothing.
+    """
+    import open_clip
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repo = spec.removeprefix(HUB_PREFIX)
+    if len(repo.split("/")) != 2:
+        raise CardError(f'"{spec}" names no repository', hint=f"write {HUB_PREFIX}<owner>/<repo>")
+    try:
+        path = Path(hf_hub_download(repo, "open_clip_config.json"))
+        weights = _hub_weights(repo)
+    except LocalEntryNotFoundError as error:
+        raise WeightsError(
+            f"{spec} is not in the local cache and cannot be fetched ({str(error).splitlines()[0][:160]})",
+            hint=f"with network, run this again; or bring the file and use --model {PREFIX}<arch>@PATH",
+        ) from None
+    except (EntryNotFoundError, RepositoryNotFoundError) as error:
+        raise CardError(
+            f"{spec}: {str(error).splitlines()[0]}",
+            hint="a repository with open_clip_config.json is needed: open_clip's own form",
+        ) from None
+    remember("weights", f"{spec}/{path.name}", sha256_file(path), what="sha256 of the settings")
+    settings = open_clip.get_model_config(spec)
+    described = dict(json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {}))
+    return ModelCard(
+        title=repo,
+        family="clip",
+        config={"arch": spec, "quick_gelu": bool(settings.get("quick_gelu", False))},
+        preprocess=_preprocess(spec, described),
+        weights=Weights(hf=f"{repo}/{weights}"),
+    )
+
+
+def _hub_weights(repo: str) -> str:
+    """Name of the repository's weights file, the safe one first; downloaded, or in the cache already."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    try:
+        hf_hub_download(repo, HF_SAFE_WEIGHTS_NAME)
+    except EntryNotFoundError:  # not there, or (offline) not in the cache
+        hf_hub_download(repo, HF_WEIGHTS_NAME)
+        return str(HF_WEIGHTS_NAME)
+    return str(HF_SAFE_WEIGHTS_NAME)
+
+
+def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str] | None:
+    """What a state dict of OpenAI's layout is, and why; None for files of other layouts.
+
+    Raises:
+        WeightsError: several architectures fit, or the activation cannot be known: naming the commands to choose from.
+    """
+    if "token_embedding.weight" not in state or not any(k.startswith("visual.") for k in state):
+        return None
+    width, vocabulary = state["text_projection"].shape[-1], len(state["token_embedding.weight"])
+    archs = [a for a in matching_archs(state) if _joint(a) == (width, vocabulary)]
+    if not archs:
+        raise WeightsError(
+            f"{path} has the layout of CLIP, but no architecture of open_clip has its sizes",
+            hint="add a card with family: clip, or convert it to an architecture that open_clip knows",
+        )
+    known = _known_files().get(sha256_file(path)[:8])
+    if known:
+        arch = known[0].partition("@")[0]
+        return Config(
+            arch=arch, quick_gelu=bool(known[1].get("quick_gelu"))
+        ), f"its hash is that of {known[0]}"
+    if len(archs) == 1 and set(state) >= _NOT_WEIGHTS:
+        return Config(
+            arch=archs[0], quick_gelu=True
+        ), f"OpenAI's own archive ({', '.join(sorted(_NOT_WEIGHTS))})"
+    import open_clip
+
+    every = set(open_clip.list_models())
+    choices = [name for arch in archs for name in (arch, f"{arch}-quickgelu") if name in every]
+    if len(choices) == 1:
+        settings = open_clip.get_model_config(choices[0])
+        return Config(arch=choices[0], quick_gelu=bool(settings.get("quick_gelu"))), "its sizes fit no other"
+    raise WeightsError(
+        f"{path} is a CLIP checkpoint that fits {', '.join(choices)}: the file does not say which, and the wrong "
+        "one loads without a complaint and loses points",
+        hint=f"name it: --model {PREFIX}{choices[-1]}@{path} if it was trained with QuickGELU, or "
+        f"{PREFIX}{choices[0]}@{path}",
+    )
+
+
+def matching_archs(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """open_clip's architectures of OpenAI's form whose towers have the sizes of `state` (`visual.*`, text unprefixed).
+
+    Widths, depths, patches and positions count; the joint width, the vocabulary and the activation do not.
+    """
+    import open_clip
+
+    sizes = _sizes(state)
+    names = [name for name in open_clip.list_models() if not name.endswith("-quickgelu")]
+    return [name for name in names if sizes is not None and _config_sizes(name) == sizes]
+
+
+def _sizes(state: Mapping[str, torch.Tensor]) -> tuple[object, ...] | None:
+    """(vision width, layers, patch, image side, text width, layers, context), or None."""
+    try:
+        text_context, text_width = state["positional_embedding"].shape
+        text_layers = _count(state, r"transformer\.resblocks\.(\d+)\.")
+        stem = state["visual.conv1.weight"]
+        if "visual.class_embedding" in state:
+            grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
+            patch = stem.shape[2]
+            vision: tuple[object, ...] = (
+                len(stem),
+                _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
+                patch,
+            )
+            return (*vision, grid * patch, text_width, text_layers, text_context)
+        grid = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
+        layers = tuple(_count(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+        return (2 * len(stem), layers, None, 32 * grid, text_width, text_layers, text_context)
+    except (KeyError, ValueError):
+        return None
+
+
+def _config_sizes(arch: str) -> tuple[object, ...] | None:
+    """`_sizes` of one of open_clip's architectures, or None where it is not of OpenAI's form."""
+    import open_clip
+
+    settings = open_clip.get_model_config(arch)
+    vision, text = settings["vision_cfg"], settings["text_cfg"]
+    if settings.get("custom_text") or any(k.startswith(("timm_", "hf_")) for k in (*vision, *text)):
+        return None
+    layers = vision["layers"]
+    side = vision.get("image_size", 224)
+    return (
+        vision["width"],
+        tuple(layers) if isinstance(layers, list) else layers,
+        None if isinstance(layers, list) else vision["patch_size"],
+        side,
+        text["width"],
+        text["layers"],
+        text.get("context_length", 77),
+    )
+
+
+def _joint(arch: str) -> tuple[int, int]:
+    import open_clip
+
+    settings = open_clip.get_model_config(arch)
+    return settings["embed_dim"], settings["text_cfg"].get("vocab_size", 49408)
+
+
+def _count(state: Mapping[str, torch.Tensor], pattern: str) -> int:
+    """How many numbers `pattern` finds among the names: layers are counted from 0."""
+    found = (re.match(pattern, name) for name in state)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
 # ------------------------------------------------------------------- building
 
 
-def _known_arch(arch: str) -> None:
+def known_arch(arch: str) -> None:
+    """Raise CardError unless open_clip has this architecture."""
     import open_clip
 
-    if arch not in open_clip.list_models():
+    if not arch.startswith(HUB_PREFIX) and arch not in open_clip.list_models():
         raise CardError(
             unknown(
                 "open_clip architecture", arch, open_clip.list_models(), listing="open_clip.list_models()"
@@ -297,8 +479,11 @@ def _backbone(card: ModelCard, visual: Any) -> nn.Module:
     return Backbone()
 
 
-def _text_tower(model: Any, context_length: int) -> nn.Module:
-    """Token ids → joint features, exact for ids cut at the longest real token where the tower is causal."""
+def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None) -> nn.Module:
+    """Token ids → joint features, exact for ids cut at the longest real token where the tower is causal.
+
+    With `tokens`, a projection of single tokens: all `context_length` positions, padding included, flattened.
+    """
     import torch
     from open_clip.transformer import TextTransformer, text_global_pool
 
@@ -320,23 +505,32 @@ def _text_tower(model: Any, context_length: int) -> nn.Module:
                 {name: getattr(tower, name) for name in ("token_embedding", "transformer", "ln_final")}
             )
             self.positions = tower.positional_embedding
-            self.projection = tower.text_projection
+            self.projection = tower.text_projection if tokens is None else tokens
             self.mask: torch.Tensor
             self.register_buffer("mask", tower.attn_mask, persistent=False)
 
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        def hidden(self, ids: torch.Tensor) -> torch.Tensor:
             length = ids.shape[1]
             x = self.tower["token_embedding"](ids) + self.positions[:length]
             x = self.tower["transformer"](x, attn_mask=self.mask[:length, :length])
-            x = self.tower["ln_final"](x)
-            pooled: torch.Tensor = text_global_pool(x, ids, pool, eos_token_id=eos)
+            normed: torch.Tensor = self.tower["ln_final"](x)
+            return normed
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = text_global_pool(self.hidden(ids), ids, pool, eos_token_id=eos)
             if self.projection is None:
                 return pooled
-            if isinstance(self.projection, torch.nn.Linear):
-                projected: torch.Tensor = self.projection(pooled)
-                return projected
-            product: torch.Tensor = pooled @ self.projection
-            return product
+            if isinstance(self.projection, torch.nn.Parameter):
+                product: torch.Tensor = pooled @ self.projection
+                return product
+            projected: torch.Tensor = self.projection(pooled)
+            return projected
+
+    class TextTokens(CausalText):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            hidden = self.hidden(torch.nn.functional.pad(ids, (0, context_length - ids.shape[1])))
+            projected: torch.Tensor = self.projection(hidden)
+            return projected.flatten(1)
 
     class FullText(torch.nn.Module):
         def __init__(self) -> None:
@@ -348,4 +542,6 @@ def _text_tower(model: Any, context_length: int) -> nn.Module:
             features: torch.Tensor = self.model.encode_text(torch.nn.functional.pad(ids, (0, padding)))
             return features
 
+    if tokens is not None:
+        return TextTokens()
     return CausalText() if causal and pool in ("argmax", "eos") else FullText()

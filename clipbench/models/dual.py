@@ -1,26 +1,30 @@
 """Family `dual`: an image tower and a text tower, each with a projection head into one joint space.
 
-What `clipbench pretrain` trains. The towers are those of `clipbench.pretrain.towers`; a further kind of tower
-is a config class here, joined to the union of its modality, and a module there.
+What `clipbench pretrain` trains, and what is put together from towers that others trained; an image tower alone
+is a model too. The towers are those of `clipbench.pretrain.towers`; a further kind of tower is a config class
+here, joined to the union of its modality, and a module there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from clipbench.cards import ModelCard, Strict
-from clipbench.errors import CardError
+from clipbench.cards import ModelCard, Strict, Weights, fingerprint
+from clipbench.errors import CardError, WeightsError
 from clipbench.models import Adapter, LoadedModel
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.models.weights import State
+    from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower
 
 VERSION = 1
 
@@ -67,27 +71,127 @@ class BytesTower(Strict):
         return self
 
 
+class TorchvisionTower(Strict):
+    """A classifier of torchvision without its last linear layer; `arch` as in `torchvision.models`.
+
+    `weights` says where the tower's weights come from when not from the card's own file: a state dict in
+    torchvision's names.
+    """
+
+    kind: Literal["torchvision"]
+    arch: str
+    weights: Weights | None = None
+
+
+class TimmTower(Strict):
+    """A model of timm without its classifier; `arch` as in `timm.list_models()`.
+
+    `weights` says where the tower's weights come from when not from the card's own file: a state dict in timm's
+    names, or in those of EfficientNet-PyTorch.
+    """
+
+    kind: Literal["timm"]
+    arch: str
+    weights: Weights | None = None
+
+
+class BertTower(Strict):
+    """A text encoder of transformers: BERT, RoBERTa or MPNet.
+
+    `pool` is what stands for the text: `pooler` (the [CLS] vector through BERT's trained tanh layer), `cls`, or
+    `mean` over the real tokens. `clean` passes texts through CLIP-Lite's caption cleaner first. `weights` says
+    where the tower's weights come from when not from the card's own file: a state dict in transformers' names.
+    """
+
+    kind: Literal["bert"]
+    architecture: Literal["bert", "roberta", "mpnet"] = "bert"
+    layers: int = Field(gt=0)
+    width: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    feedforward: int = Field(gt=0, description="width of the layers' inner part")
+    vocabulary: int = Field(gt=0, description="tokens, special ones included")
+    positions: int = Field(
+        512, gt=0, description="rows of the position table (RoBERTa, MPNet: the first 2 unused)"
+    )
+    token_types: int = Field(2, gt=0, description="rows of the token type table; MPNet has none")
+    layer_norm_eps: float = Field(1e-12, gt=0, description="1e-5 in the published RoBERTa and MPNet")
+    pool: Literal["pooler", "cls", "mean"]
+    tokenizer: str = Field(description="see `clipbench.models.tokenizer`")
+    context_length: int = Field(gt=2, description="longest text in tokens, special ones included")
+    clean: bool = False
+    weights: Weights | None = None
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        return self.width
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BertTower:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        usable = self.positions - (0 if self.architecture == "bert" else 2)
+        if self.context_length > usable:
+            raise ValueError(
+                f"context_length ({self.context_length}) is more than the {usable} tokens that positions "
+                f"({self.positions}) allows"
+            )
+        return self
+
+
+Image = Annotated[ConvNetTower | TorchvisionTower | TimmTower, Field(discriminator="kind")]
+Text = Annotated[BytesTower | BertTower, Field(discriminator="kind")]
+
+
 class Config(Strict):
-    """Two towers and their projection heads.
+    """Two towers and their projection heads; or an image tower alone, without `text`, `embed_dim` and `projection`.
 
     `projection` is `linear` (one matrix a modality, as in CLIP) or `clip-lite` (CLIP-Lite's block: nonlinear
     path + shortcut, LayerNorm), which needs an `embed_dim` no smaller than either tower's output.
+
+    The card's own file holds, by name, whatever has no `weights` of its own: `image.net.*`, `text.net.*` (other
+    names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `log_scale`. That of
+    an image tower alone is the tower's, in the names of the library that builds it.
     """
 
-    image: ConvNetTower
-    text: BytesTower
-    embed_dim: int = Field(gt=0)
-    projection: Literal["linear", "clip-lite"]
+    image: Image
+    text: Text | None = None
+    embed_dim: int | None = Field(None, gt=0)
+    projection: Literal["linear", "clip-lite"] | None = None
 
     @model_validator(mode="after")
-    def _shortcut_fits(self) -> Config:
-        widest = max(self.image.features, self.text.features)
-        if self.projection == "clip-lite" and widest > self.embed_dim:
+    def _consistent(self) -> Config:
+        joint = {"text": self.text, "embed_dim": self.embed_dim, "projection": self.projection}
+        lacking = [name for name, value in joint.items() if value is None]
+        if lacking == list(joint):
+            self._alone()
+        elif lacking:
             raise ValueError(
-                f"projection clip-lite needs embed_dim of at least {widest}, the wider tower's output "
-                f"(found {self.embed_dim})"
+                f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
+                "image tower alone"
             )
+        if self.projection == "clip-lite" and self.embed_dim is not None:
+            # The width of a tower that a library builds is known to the library.
+            widths = [getattr(tower, "features", 0) for tower in (self.image, self.text)]
+            shortcut_fits(max(widths), self.embed_dim)
         return self
+
+    def _alone(self) -> None:
+        if isinstance(self.image, ConvNetTower):
+            raise ValueError("an image tower alone is of kind torchvision or timm (found convnet)")
+        if self.image.weights is not None:
+            raise ValueError(
+                "the weights of an image tower alone stand under the card's own weights, not config.image's"
+            )
+
+
+def shortcut_fits(features: int, embed_dim: int) -> None:
+    """Raise ValueError where CLIP-Lite's block cannot copy a tower's output of this width into the joint space."""
+    if features > embed_dim:
+        raise ValueError(
+            f"projection clip-lite needs embed_dim of at least {features}, the wider tower's output "
+            f"(found {embed_dim})"
+        )
 
 
 def parse_config(config: dict[str, Any], where: str) -> Config:
@@ -116,6 +220,11 @@ class DualAdapter(Adapter):
         self.context_length = towers.text.context_length
         self._towers = towers
 
+    @property
+    def text_fingerprint(self) -> str:
+        """See `Adapter`."""
+        return self._towers.text.fingerprint
+
     def image_tower(self, space: str) -> nn.Module:
         """See `Adapter`. `backbone` is the image tower's pooled output, `joint` its projection."""
         from torch import nn
@@ -126,10 +235,11 @@ class DualAdapter(Adapter):
             return towers.image
         return nn.Sequential(towers.image, towers.image_projection).eval()
 
-    def text_tower(self) -> nn.Module:
+    def text_tower(self, space: str = "joint") -> nn.Module:
         """See `Adapter`."""
         from torch import nn
 
+        self.require_text(space)
         return nn.Sequential(self._towers.text, self._towers.text_projection).eval()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,25 +247,86 @@ class DualAdapter(Adapter):
         return self._towers.text.tokenize(texts)
 
 
-def load(model: LoadedModel) -> DualAdapter:
+class ImageAdapter(Adapter):
+    """An image tower alone behind the Adapter interface: `backbone` is its one space."""
+
+    def __init__(self, tower: ImageTower, card: ModelCard, weights_sha256: str) -> None:
+        self.card = card
+        self.weights_sha256 = weights_sha256
+        self.logit_scale = math.nan
+        self.context_length = 0
+        self.image_spaces = ("backbone",)
+        self.text_spaces = ()
+        self._tower = tower
+
+    def image_tower(self, space: str) -> nn.Module:
+        """See `Adapter`."""
+        self.require_space(space)
+        return self._tower
+
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        """See `Adapter`."""
+        self.require_text(space)
+        raise AssertionError("require_text has raised")
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Adapter`."""
+        self.require_text()
+        raise AssertionError("require_text has raised")
+
+
+def load(model: LoadedModel) -> Adapter:
     """The adapter of `model`, weights loaded strictly.
 
     Raises:
-        CardError: the card's config does not describe two towers.
-        WeightsError: the file is missing, corrupt, another one than the card's, or does not fit.
+        CardError: the card's config describes no towers that can be built.
+        WeightsError: a file is missing, corrupt, another one than the card's, or does not fit.
     """
     import torch
 
     from clipbench.models import weights
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.pretrain.towers import DualTowers, LibraryTower, image_tower
 
     config = parse_config(model.card.config, model.id)
+    if config.text is None:
+        tower = image_tower(config.image, model.card.preprocess)
+        assert isinstance(tower, LibraryTower)
+        digest = _load_tower(tower, model.card.weights, model.id, model.folder)
+        return ImageAdapter(tower.eval(), model.card, digest)
+
     path, sha256 = weights.resolve(model)
     state = weights.read_state_dict(path)
     with torch.device("meta"):
-        towers = DualTowers(config, model.card.preprocess)
+        towers = DualTowers(config, model.card.preprocess, model.folder)
+    digests = [sha256]
+    sides = {"image": (config.image, towers.image), "text": (config.text, towers.text)}
+    for side, (tower_config, module) in sides.items():
+        source = getattr(tower_config, "weights", None)  # our own kinds of towers have none
+        if source is not None:
+            assert isinstance(module, LibraryTower)
+            _refuse_second_copy(state, f"{side}.", path)
+            digests.append(_load_tower(module, source, f"{model.id} (config.{side})", model.folder))
+            state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
     weights.load_strict(towers, state, path)
-    return DualAdapter(towers, model.card, sha256)
+    return DualAdapter(towers, model.card, sha256 if len(digests) == 1 else fingerprint(digests))
+
+
+def _load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
+    """Load a tower's weights from a file of its own; the file's sha256."""
+    from clipbench.models import weights
+
+    path, sha256 = weights.resolve_source(source, owner=owner, folder=folder)
+    weights.load_strict(tower.net, tower.published(weights.read_state_dict(path)), path)
+    return sha256
+
+
+def _refuse_second_copy(state: State, prefix: str, path: Path) -> None:
+    held = [name for name in state if name.startswith(prefix)]
+    if held:
+        raise WeightsError(
+            f"{path} holds {len(held)} tensors of a tower whose weights the card takes from elsewhere ({held[0]}, …)",
+            hint=f"leave out config.{prefix}weights, or leave these tensors out of the file",
+        )
 
 
 def serialise(towers: DualTowers) -> tuple[bytes, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
 import re
+import sqlite3
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipbench.errors import WeightsError, nearest
+from clipbench.cache import cache_root, make_folder, remember
+from clipbench.cards import Weights
+from clipbench.errors import CardError, StorageError, WeightsError, nearest
 from clipbench.models import LoadedModel
 
 if TYPE_CHECKING:
@@ -34,7 +39,7 @@ _NOT_A_CHECKPOINT = (
     StopIteration,
     zipfile.BadZipFile,
 )
-#: torch's names of typed storages, in TorchScript archives → dtypes
+#: torch's names of typed storages → dtypes
 _STORAGES = {
     "HalfStorage": "float16",
     "BFloat16Storage": "bfloat16",
@@ -42,8 +47,13 @@ _STORAGES = {
     "DoubleStorage": "float64",
     "IntStorage": "int32",
     "LongStorage": "int64",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
     "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
 
 
@@ -53,30 +63,90 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def resolve(model: LoadedModel) -> tuple[Path, str]:
-    """The checkpoint file of a card with `weights: {file: …}`, and its sha256.
+def digests(root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
+    """(relative path, sha256) of every file. Unchanged files (size and time) are not read again.
 
     Raises:
-        WeightsError: the file is missing, or its hash is not the card's.
+        StorageError: the cache folder cannot hold the digests.
     """
-    assert model.card.weights.file is not None
-    path = (model.folder / Path(model.card.weights.file).expanduser()).resolve()
-    if not path.is_file():
-        raise WeightsError(
-            f"{model.id}: no checkpoint at {path}",
-            hint="put the file there, or correct weights.file on the card",
+    database = make_folder(cache_root()) / "files.sqlite"
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+            return _known_or_new(connection, root, files)
+    except sqlite3.Error as error:
+        raise StorageError(
+            f"the digests of {root} cannot be kept in {database}: {error}",
+            hint="free some space, delete that file if it is damaged, or set CLIPBENCH_CACHE to another folder",
+        ) from None
+
+
+def _known_or_new(connection: sqlite3.Connection, root: Path, files: Iterable[Path]) -> list[tuple[str, str]]:
+    connection.execute("create table if not exists files (path text primary key, stat text, sha256 text)")
+    known = {}
+    for path, stat, digest in connection.execute(
+        "select path, stat, sha256 from files where path >= ? and path < ?",
+        (f"{root.resolve()}/", f"{root.resolve()}0"),
+    ):
+        known[path] = (stat, digest)
+    stats = [(f, str(f.resolve()), f"{f.stat().st_size}:{f.stat().st_mtime_ns}") for f in files]
+    fresh = [(f, p, s) for f, p, s in stats if known.get(p, ("",))[0] != s]
+    with ThreadPoolExecutor(8) as threads:
+        new = list(threads.map(lambda item: (item[1], item[2], sha256_file(item[0])), fresh))
+    connection.executemany("insert or replace into files values (?, ?, ?)", new)
+    every = {p: d for p, (_, d) in known.items()} | {p: d for p, _, d in new}
+    return [(f.relative_to(root).as_posix(), every[p]) for f, p, _ in stats]
+
+
+def resolve(model: LoadedModel) -> tuple[Path, str]:
+    """The checkpoint file of a card, downloaded where it is missing, and its sha256; see `resolve_source`."""
+    return resolve_source(model.card.weights, owner=model.id, folder=model.folder)
+
+
+def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path, str]:
+    """The file that `weights` means, downloaded where it is missing, and its sha256 (hex).
+
+    `owner` is the model's id, for messages; relative paths start from `folder`. What comes from elsewhere is
+    checked against the card's hash, and where it has none, against the one recorded at first use.
+
+    Raises:
+        WeightsError: the file is missing or cannot be fetched, or its hash is not the card's.
+        ClipbenchError: its hash is not the one of its first use.
+        StorageError: the cache has no room for it.
+        CardError: a pretrained tag, which only the family clip knows.
+    """
+    if weights.file is not None:
+        path = (folder / Path(weights.file).expanduser()).resolve()
+        if not path.is_file():
+            raise WeightsError(
+                f"{owner}: no checkpoint at {path}",
+                hint="put the file there, or correct weights.file on the card",
+            )
+        return path, verify(path, weights.sha256)
+    if weights.open_clip is not None:
+        raise CardError(
+            f"{owner}: weights.open_clip names a pretrained tag, which only cards of the family clip can",
+            hint="set family: clip, or another source of weights",
         )
-    return path, verify(path, model.card.weights.sha256)
+    from clipbench.models import fetch
+
+    path = fetch.find(weights, owner)
+    digest = verify(path, weights.sha256, kept=True)
+    if weights.sha256 is None:
+        remember("weights", fetch.name(weights), digest, what="sha256 of the weights")
+    return path, digest
 
 
-def verify(path: Path, expected: str | None) -> str:
+def verify(path: Path, expected: str | None, *, kept: bool = False) -> str:
     """sha256 (hex) of `path`; a shorter `expected` is compared as a prefix, as open_clip's file names hold it.
 
+    With `kept`, a file whose size and time have not changed since it was hashed is not read again.
+
     Raises:
-        WeightsError: the hash does not start with `expected`.
+        WeightsError: the file cannot be read, or the hash does not start with `expected`.
     """
     try:
-        actual = sha256_file(path)
+        whole = path.resolve()
+        actual = digests(whole.parent, [whole])[0][1] if kept else sha256_file(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
     if expected is not None and not actual.startswith(expected):
@@ -101,7 +171,7 @@ def read_state_dict(path: Path) -> State:
         raise
     except _NOT_A_CHECKPOINT as error:
         reason = str(error).split(". ")[0].strip() or type(error).__name__
-        raise _not_whole(path, reason) from None
+        raise not_whole(path, reason) from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -114,38 +184,67 @@ def _read(path: Path) -> object:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or _is_safetensors(path):
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise _not_whole(path, str(error)) from None
+            raise not_whole(path, str(error)) from None
+    script = False
     try:
-        if not zipfile.is_zipfile(path):
-            with warnings.catch_warnings():  # of pickle protocols that torch.save does not write
-                warnings.simplefilter("ignore")
+        with warnings.catch_warnings():  # of pickle protocols that torch.save does not write
+            warnings.simplefilter("ignore")
+            if not zipfile.is_zipfile(path):
                 return torch.load(path, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return _torchscript(archive)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with zipfile.ZipFile(path) as archive:
+                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+                if script:
+                    return _torchscript(archive)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        named = re.search(
-            r"GLOBAL ((?:\w+\.)+\w+)", str(error)
-        )  # torch's own text advises to read it all the same
-        if not named:
-            raise _not_whole(path, "it is no pickle that torch.save writes") from None
-        raise WeightsError(
-            f"{path} holds more than tensors ({named[1]}): reading it could run code from the file",
-            hint="ask its author for a safetensors or state-dict file, or convert it where you trust it: "
-            "torch.save(model.state_dict(), PATH)",
-        ) from None
+        raise _refusal(path, error, script=script) from None
 
 
-def _not_whole(path: Path, reason: str) -> WeightsError:
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts like safetensors: the length of a header, then the header, a JSON object.
+
+    A file that was downloaded need not have a name that tells.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError, *, script: bool) -> WeightsError:
+    """What to say of a pickle that the safe reader refuses. torch's own text advises to read it all the same."""
+    from clipbench.models import convert
+
+    found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
+    names = [found[1]] if found else None if script else convert.names_in(path)
+    if names is None:
+        return not_whole(path, "it is no pickle that torch.save writes")
+    way = f"copy its tensors, running nothing: clipbench weights convert {path} OUT.safetensors"
+    if not names:
+        return WeightsError(f"{path} is pickled in a form that cannot be read safely", hint=way)
+    return WeightsError(
+        f"{path} holds more than tensors ({', '.join(names[:3])}): reading it could run code from the file",
+        hint="ask its author for a safetensors or state-dict file" + ("" if script else f", or {way}"),
+    )
+
+
+def not_whole(path: Path, reason: str) -> WeightsError:
+    """The error for a file that is broken or no checkpoint at all."""
     return WeightsError(
         f"{path} is not a whole checkpoint: {reason}",
         hint="fetch or write the file again; safetensors, torch.save files and TorchScript archives are read",
     )
+
+
+def storage_dtype(module: str, name: str) -> torch.dtype | None:
+    """The dtype of a storage class that a pickle names, or None for any other name."""
+    import torch
+
+    known = name in _STORAGES and module in ("torch", "torch.cuda", "torch.storage")
+    return getattr(torch, _STORAGES[name]) if known else None
 
 
 def _torchscript(archive: zipfile.ZipFile) -> State:
@@ -172,8 +271,9 @@ def _torchscript(archive: zipfile.ZipFile) -> State:
         def find_class(self, module: str, name: str) -> object:
             if module.startswith("__torch__"):
                 return Module
-            if module == "torch" and name in _STORAGES:
-                return getattr(torch, _STORAGES[name])
+            dtype = storage_dtype(module, name)
+            if dtype is not None:
+                return dtype
             if module == "torch.jit._pickle":  # tells the element type of a list; its content comes first
                 return lambda content, *_: content
             known = {"torch._utils._rebuild_tensor_v2": rebuild, "collections.OrderedDict": OrderedDict}
@@ -209,8 +309,13 @@ def _tensors(loaded: object, path: Path) -> State:
             f"{path}: entry {wrong[0]!r} is not a tensor ({len(wrong)} such entries)",
             hint="a state dict is expected, at the top or under state_dict or model",
         )
-    prefix = "module." if all(str(k).startswith("module.") for k in loaded) else ""
-    return {str(k)[len(prefix) :]: v for k, v in loaded.items()}
+    return unprefixed(loaded)
+
+
+def unprefixed(state: Mapping[str, torch.Tensor]) -> State:
+    """`state` without a `module.` that all its names start with (data-parallel training adds it)."""
+    prefix = "module." if all(str(k).startswith("module.") for k in state) else ""
+    return {str(k)[len(prefix) :]: v for k, v in state.items()}
 
 
 def load_strict(

@@ -17,7 +17,7 @@ from torch import nn
 
 from clipbench.cards import AdamW, ModelCard, Recipe, Schedule, Sgd, Target, TaskCard, Weights, finite
 from clipbench.data import Split
-from clipbench.errors import ClipbenchError
+from clipbench.errors import CardError, ClipbenchError
 from clipbench.models import Adapter, dual
 from clipbench.pretrain import curves, objectives
 from clipbench.pretrain.folder import Checkpoint, RunFolder, number
@@ -86,6 +86,7 @@ def pretrain(
     """
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
+    _refuse_pretrained(config, recipe_id)
     texts = captions(task, split.classes, recipe.data.templates)
     target_device = choose_device(device)
     schedule = recipe.schedule
@@ -272,6 +273,16 @@ def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.Dua
     _, sha256 = dual.serialise(towers)
     frozen = copy.deepcopy(towers).eval().requires_grad_(False)
     return dual.DualAdapter(frozen, describe(sha256), sha256)
+
+
+def _refuse_pretrained(config: dual.Config, recipe_id: str) -> None:
+    """Raise CardError where a tower's weights come from elsewhere: training starts from random ones."""
+    for side, tower in (("image", config.image), ("text", config.text)):
+        if getattr(tower, "weights", None) is not None:
+            raise CardError(
+                f"recipe {recipe_id}: config.{side}.weights names trained weights, training starts from random ones",
+                hint=f"leave out config.{side}.weights",
+            )
 
 
 def _progress(console: Console, *, shown: bool) -> Progress:

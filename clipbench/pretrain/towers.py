@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipbench.captions import clean_caption
 from clipbench.cards import Preprocess
-from clipbench.errors import CardError
-from clipbench.models.dual import BytesTower, Config, ConvNetTower
+from clipbench.errors import CardError, unknown
+from clipbench.models import dual, layouts
+from clipbench.models.dual import BertTower, BytesTower, Config, ConvNetTower, TimmTower, TorchvisionTower
+from clipbench.models.tokenizer import Tokenizer
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
@@ -24,12 +30,19 @@ class DualTowers(nn.Module):
     The temperature is kept as its logarithm, initially ln(1 / 0.07), as in CLIP (section 2.5) and CLIP-Lite.
     """
 
-    def __init__(self, config: Config, preprocess: Preprocess) -> None:
+    def __init__(self, config: Config, preprocess: Preprocess, folder: Path = Path()) -> None:
+        """Towers with random weights. `folder` is where a relative path of a tokenizer starts from.
+
+        Raises:
+            CardError: an image tower alone, no such architecture, or one that does not fit images or projection.
+        """
         super().__init__()
-        self.image = ConvNet(config.image, preprocess.channels, preprocess.side)
-        self.text = ByteTransformer(config.text)
-        self.image_projection = projection(config.projection, config.image.features, config.embed_dim)
-        self.text_projection = projection(config.projection, config.text.features, config.embed_dim)
+        if config.text is None or config.embed_dim is None or config.projection is None:
+            raise CardError("two towers are needed: give config.text, config.embed_dim and config.projection")
+        self.image = image_tower(config.image, preprocess)
+        self.text = text_tower(config.text, folder)
+        self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
+        self.text_projection = projection(config.projection, self.text.features, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def logit_scale(self) -> Tensor:
@@ -54,8 +67,18 @@ class DualTowers(nn.Module):
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
-    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs]."""
-    return ClipLiteBlock(inputs, outputs) if kind == "clip-lite" else nn.Linear(inputs, outputs, bias=False)
+    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs].
+
+    Raises:
+        CardError: the tower's output is too wide for CLIP-Lite's block.
+    """
+    if kind == "linear":
+        return nn.Linear(inputs, outputs, bias=False)
+    try:
+        dual.shortcut_fits(inputs, outputs)
+    except ValueError as error:
+        raise CardError(str(error), hint="raise config.embed_dim") from None
+    return ClipLiteBlock(inputs, outputs)
 
 
 class ClipLiteBlock(nn.Module):
@@ -86,7 +109,60 @@ class ClipLiteBlock(nn.Module):
         return projected
 
 
-class ConvNet(nn.Module):
+# --------------------------------------------------------------------- towers
+
+
+class ImageTower(nn.Module):
+    """Images (float [B, channels, side, side], normalised) to pooled features (float [B, features])."""
+
+    features: int
+
+
+class TextTower(nn.Module, ABC):
+    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features])."""
+
+    features: int
+    context_length: int
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what the tokenizer is, where that is not this module's own code; else empty."""
+        return ""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
+
+
+class LibraryTower(nn.Module, ABC):
+    """A tower that another library builds, as `net`, with that library's names."""
+
+    net: nn.Module
+
+    @abstractmethod
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict as it is published, in `net`'s names and without what `net` does not have by intention."""
+
+
+def image_tower(config: ConvNetTower | TorchvisionTower | TimmTower, preprocess: Preprocess) -> ImageTower:
+    """The image tower of `config` with random weights, for images of `preprocess`.
+
+    Raises:
+        CardError: there is no such architecture, or it cannot take such images.
+    """
+    if isinstance(config, TorchvisionTower):
+        return Torchvision(config, preprocess)
+    if isinstance(config, TimmTower):
+        return Timm(config, preprocess)
+    return ConvNet(config, preprocess.channels, preprocess.side)
+
+
+def text_tower(config: BytesTower | BertTower, folder: Path) -> TextTower:
+    """The text tower of `config` with random weights; `folder` is where a tokenizer's relative path starts from."""
+    return Bert(config, folder) if isinstance(config, BertTower) else ByteTransformer(config)
+
+
+class ConvNet(ImageTower):
     """Small residual network (basic blocks, BatchNorm) with global average pooling."""
 
     def __init__(self, config: ConvNetTower, channels: int, side: int) -> None:
@@ -97,6 +173,7 @@ class ConvNet(nn.Module):
                 f"{side} px is too small",
                 hint="lower config.image.stages, or raise preprocess.size",
             )
+        self.features = config.features
         self.stem = nn.Sequential(
             nn.Conv2d(channels, config.width, 3, padding=1, bias=False),
             nn.BatchNorm2d(config.width),
@@ -140,7 +217,93 @@ class _ResidualBlock(nn.Module):
         return F.relu(self.residual(maps) + self.shortcut(maps))
 
 
-class ByteTransformer(nn.Module):
+class Torchvision(ImageTower, LibraryTower):
+    """A classifier of torchvision, its last linear layer replaced by the identity."""
+
+    def __init__(self, config: TorchvisionTower, preprocess: Preprocess) -> None:
+        import torchvision
+
+        super().__init__()
+        known = torchvision.models.list_models(module=torchvision.models)
+        if config.arch not in known:
+            listing = "torchvision.models.list_models()"
+            raise CardError(unknown("torchvision architecture", config.arch, known, listing=listing))
+        # Some architectures compute while they are built, which the meta device cannot.
+        with torch.device("cpu"):
+            net: nn.Module = torchvision.models.get_model(config.arch, weights=None)
+            linear = [name for name, part in net.named_modules() if isinstance(part, nn.Linear)]
+            if not linear:
+                raise CardError(f"{config.arch} of torchvision has no linear classifier to be left out")
+            net.set_submodule(linear[-1], nn.Identity())
+            self.features = _pooled_width(net, preprocess, config.arch)
+        self.net = net
+        self._classifier = f"{linear[-1]}."
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, channels, side, side] to float [B, features]."""
+        features: Tensor = self.net(images)
+        return features
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `LibraryTower`: without the classifier."""
+        return {name: tensor for name, tensor in state.items() if not name.startswith(self._classifier)}
+
+
+class Timm(ImageTower, LibraryTower):
+    """A model of timm without its classifier."""
+
+    def __init__(self, config: TimmTower, preprocess: Preprocess) -> None:
+        import timm
+
+        super().__init__()
+        if not timm.is_model(config.arch):
+            listing = "timm.list_models()"
+            raise CardError(unknown("timm architecture", config.arch, timm.list_models(), listing=listing))
+        # On the CPU: many have buffers that no file holds, and the meta device would lose them.
+        with torch.device("cpu"):
+            net: nn.Module = timm.create_model(
+                config.arch, pretrained=False, num_classes=0, in_chans=preprocess.channels
+            )
+            self.features = _pooled_width(net, preprocess, config.arch)
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, channels, side, side] to float [B, features]."""
+        features: Tensor = self.net(images)
+        return features
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `LibraryTower`: EfficientNet-PyTorch's names become timm's; without the classifier."""
+        if layouts.is_efficientnet_pytorch(state):
+            blocks = getattr(self.net, "blocks", nn.Sequential())
+            state = layouts.efficientnet_pytorch(state, [len(list(s.children())) for s in blocks])
+        described: dict[str, Any] = getattr(self.net, "pretrained_cfg", {})
+        found = described.get("classifier") or ()  # a name, or several
+        names = (found,) if isinstance(found, str) else found
+        dropped = tuple(f"{name}." for name in names)
+        return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+
+
+def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
+    """Length of the feature that `net` gives for an image of `preprocess`."""
+    side = preprocess.side
+    image = torch.zeros(1, preprocess.channels, side, side)
+    try:
+        with torch.no_grad():
+            features = net.eval()(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise CardError(
+            f"{arch} cannot take images of {preprocess.channels} channels and {side} × {side} px: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}",
+            hint="correct preprocess, or choose another architecture",
+        ) from None
+    net.train()
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        raise CardError(f"{arch} gives no pooled feature of an image", hint="choose another architecture")
+    return features.shape[1]
+
+
+class ByteTransformer(TextTower):
     """Pre-norm transformer over UTF-8 bytes, with learned positions, mean-pooled over the real tokens.
 
     Padding is masked everywhere, so a batch cut at its longest real token gives the same features.
@@ -148,6 +311,7 @@ class ByteTransformer(nn.Module):
 
     def __init__(self, config: BytesTower) -> None:
         super().__init__()
+        self.features = config.features
         self.context_length = config.context_length
         self.bytes = nn.Embedding(_VOCABULARY, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
@@ -203,3 +367,77 @@ class _Layer(nn.Module):
         hidden = hidden + self.attention_output(mixed.transpose(1, 2).reshape(batch, length, width))
         out: Tensor = hidden + self.mlp(hidden)
         return out
+
+
+class Bert(TextTower, LibraryTower):
+    """A BERT, RoBERTa or MPNet encoder of transformers, pooled.
+
+    Which tokens are real follows from the rows' lengths, never from an id: a text may hold a literal "[PAD]", and
+    CLIP-Lite's own code attends to MPNet's padding. So a batch cut at its longest text gives the same features.
+    """
+
+    #: what files of these architectures hold beside the encoder: heads for language modelling, and a buffer of
+    #: old versions
+    _EXTRA = ("cls.", "lm_head.", "embeddings.position_ids")
+
+    def __init__(self, config: BertTower, folder: Path) -> None:
+        from transformers import AutoConfig, AutoModel
+
+        super().__init__()
+        self.features = config.features
+        self.context_length = config.context_length
+        self._architecture, self._pool, self._clean = config.architecture, config.pool, config.clean
+        self._tokenizer = Tokenizer(
+            config.tokenizer, folder, context_length=config.context_length, vocabulary=config.vocabulary
+        )
+        settings = AutoConfig.for_model(
+            config.architecture,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.feedforward,
+            vocab_size=config.vocabulary,
+            max_position_embeddings=config.positions,
+            type_vocab_size=config.token_types,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+        build: Callable[..., nn.Module] = AutoModel.from_config
+        self.net = build(settings, add_pooling_layer=config.pool == "pooler")
+        # No file holds these buffers, so they are made here even where the rest stands on the meta device.
+        embeddings = self.net.get_submodule("embeddings")
+        embeddings.position_ids = torch.arange(config.positions, device="cpu").expand(1, -1)
+        if hasattr(embeddings, "token_type_ids"):
+            embeddings.token_type_ids = torch.zeros(1, config.positions, dtype=torch.int64, device="cpu")
+        self._padding = int(settings.pad_token_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `TextTower`."""
+        return self._tokenizer.fingerprint
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids (int64 [N, context_length], padded with -1) and each row's count of real tokens (int64 [N]).
+
+        A text that is too long loses its last tokens, never the end token.
+        """
+        return self._tokenizer([clean_caption(text) for text in texts] if self._clean else texts)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, L] (L at most `context_length`, padded with -1) to float [B, width]."""
+        real = tokens >= 0
+        ids = tokens.where(real, self._padding)
+        output = self.net(input_ids=ids, attention_mask=real.long())
+        if self._pool == "pooler":
+            pooled: Tensor = output.pooler_output
+            return pooled
+        hidden: Tensor = output.last_hidden_state
+        if self._pool == "cls":
+            return hidden[:, 0]
+        weight = real.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1)
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See `LibraryTower`: without heads, and without the pooler unless it is what pools."""
+        dropped = self._EXTRA if self._pool == "pooler" else (*self._EXTRA, "pooler.")
+        renamed = layouts.bert(state, self._architecture)
+        return {name: tensor for name, tensor in renamed.items() if not name.startswith(dropped)}

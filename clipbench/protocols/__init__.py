@@ -3,14 +3,19 @@
     ID, VERSION                                   "zs", 1
     class Params(Strict)                          what a task card may set; `primary` names the main metric
     def check(card, params) -> str | None         what is wrong with `params` for this card, if anything
-    def needs(params) -> [(split role, space)]    the image features that it reads
+    TEXT                                          whether it reads text features
+    VARIANTS                                      name → what it changes in `Params`; on every card that allows it
+    def needs(params, compared) -> [(role, space)]  the image features that it reads
     def run(task, splits, encoder, params, seed)  -> Outcome
 
-A protocol sees splits and an Encoder; never a checkpoint, a path or a command-line flag.
+`compared` is the space in which the model compares images with text. A protocol sees splits and an Encoder;
+never a checkpoint, a path or a command-line flag.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +24,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from clipbench.data import Split
+    from clipbench.models import Compared
     from clipbench.stats import Score
 
 
@@ -30,11 +36,13 @@ class Outcome:
         scores: metric → score.
         per_class: metric → value a class, in the card's order (NaN where a class has no sample).
         samples: column → one value a sample, in the split's order.
+        evidence: what a person wants to see of how the numbers came about (plain JSON), for example a curve.
     """
 
     scores: dict[str, Score]
     per_class: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     samples: dict[str, NDArray[Any] | list[NDArray[Any]]] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
 
 
 class Encoder(Protocol):
@@ -45,10 +53,36 @@ class Encoder(Protocol):
         """Factor on cosines."""
         ...
 
-    def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
-        """Features [n, D] of a split; memory-mapped; `joint` rows have unit length."""
+    @property
+    def device(self) -> str:
+        """Where tensors are computed: cpu, cuda or cuda:N."""
         ...
 
-    def texts(self, texts: list[str]) -> NDArray[np.float32]:
-        """Joint features [len(texts), D], unit rows, in the order given (duplicates are encoded once)."""
+    @property
+    def compared(self) -> Compared:
+        """The space in which images are compared with text: `joint`, or `tokens` (late interaction)."""
+        ...
+
+    @property
+    def token_width(self) -> int | None:
+        """Length of one token's feature in `tokens`; None without that space."""
+        ...
+
+    def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
+        """Features [n, D] of a split; memory-mapped; `joint` rows have unit length.
+
+        A row of `tokens` is T unit tokens, one behind the other: D = T × token_width.
+        """
+        ...
+
+    def crops(self, split: Split, space: str, seed: int, epoch: int) -> NDArray[np.float32]:
+        """Features [n, D] of new random crops and flips of the images; valid until the next call."""
+        ...
+
+    def tracked(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar of `total` steps; what it gives is called with the steps that were done."""
+        ...
+
+    def texts(self, texts: list[str], space: str = "joint") -> NDArray[np.float32]:
+        """Features [len(texts), D] in the order given, as of images (duplicates are encoded once)."""
         ...

@@ -7,14 +7,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench import metrics, stats
+from clipbench import outcomes
 from clipbench.cards import Strict, TaskCard
 from clipbench.data import Split
 from clipbench.errors import DataError, unknown
 from clipbench.protocols import Encoder, Outcome
+from clipbench.scoring import similarity
 
 ID = "zs"
 VERSION = 1
+TEXT = True
+VARIANTS: dict[str, dict[str, object]] = {}
 
 _BLOCK = 4_000_000  # scores, and features, held at once
 _SINGLE = ("acc1", "acc5", "mean_per_class_recall")
@@ -54,20 +57,21 @@ def check(card: TaskCard, params: Params) -> str | None:
     return None
 
 
-def needs(params: Params) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> list[tuple[str, str]]:
     """Image features that the protocol reads: (split role, feature space)."""
-    return [(params.split, "joint")]
+    return [(params.split, compared)]
 
 
 def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
     """Score every image against every class.
 
     Class weight = normalise(mean over prompts of normalise(text(prompt))); logit = cosine × logit scale, in
-    float32 whatever precision encoded the features; the lowest index wins a tie. Images that could not be
-    decoded (rows of NaN) are left out.
+    float32 whatever precision encoded the features; the lowest index wins a tie. A model that compares tokens
+    is scored by late interaction instead (see `classifier`). Images that could not be decoded (rows of NaN) are
+    left out.
     """
     split = splits[params.split]
-    images = encoder.images(split, "joint")
+    images = encoder.images(split, encoder.compared)
     weights = classifier(card, params.templates, encoder)
     rows = np.flatnonzero(np.isfinite(images[:, 0]))
     if not len(rows):
@@ -87,16 +91,19 @@ def prompts(card: TaskCard, templates: str) -> list[list[str]]:
 
 
 def classifier(card: TaskCard, templates: str, encoder: Encoder) -> NDArray[np.float32]:
-    """Class weights, unit rows: float32 [C, D]."""
+    """Class weights: float32 [C, D], unit rows; or [C, T, d], where the model compares tokens.
+
+    Tokens are averaged over a class's prompts position by position, padding included, and divided by the
+    Frobenius norm of the class's block, as FILIP's evaluation in the DeCLIP repository does.
+    """
     groups = prompts(card, templates)
-    rows = encoder.texts([text for group in groups for text in group])
-    ends = np.cumsum([len(group) for group in groups])
-    means = np.stack(
-        [rows[end - len(group) : end].mean(axis=0) for end, group in zip(ends, groups, strict=True)]
-    )
+    unique = list(dict.fromkeys(text for group in groups for text in group))
+    number = {text: i for i, text in enumerate(unique)}
+    rows = encoder.texts(unique, encoder.compared)
+    means = np.stack([rows[[number[text] for text in group]].mean(axis=0) for group in groups])
     norms = np.linalg.norm(means, axis=1, keepdims=True)
     unit: NDArray[np.float32] = means / np.maximum(norms, np.float32(1e-12))
-    return unit
+    return unit if encoder.compared == "joint" else unit.reshape(len(unit), -1, encoder.token_width or 0)
 
 
 def _single_label(
@@ -107,28 +114,11 @@ def _single_label(
     weights: NDArray[np.float32],
     seed: int,
 ) -> Outcome:
-    count = len(weights)
-    target = split.labels[rows].astype(np.int64)
-    rank, prediction = np.empty_like(target), np.empty_like(target)
-    confidence = np.empty(len(rows), dtype=np.float64)
-    step = max(1, _BLOCK // max(count, images.shape[1]))
-    for start in range(0, len(rows), step):
-        block = slice(start, start + step)
-        logits = images[rows[block]] @ weights.T
-        rank[block] = metrics.rank_of_target(logits, target[block])
-        prediction[block] = metrics.predict(logits)
-        confidence[block] = metrics.winning_confidence(logits)
-    correct = rank == 0
-    scores = {"acc1": stats.accuracy_score(correct, 1 / count)}
-    if count >= 5:
-        scores["acc5"] = stats.accuracy_score(rank < 5, 5 / count)
-    scores["mean_per_class_recall"] = stats.mean_per_class_recall_score(target, prediction, count, seed)
-    scores["ece"] = stats.ece_score(confidence, correct, seed)
-    return Outcome(
-        scores,
-        {"recall": metrics.per_class_recall(target, prediction, count)},
-        {"id": ids, "target": target, "prediction": prediction, "rank": rank, "confidence": confidence},
-    )
+    step = max(1, _BLOCK // max(len(weights), images.shape[1]))
+    starts = range(0, len(rows), step)
+    blocks = (slice(start, start + step) for start in starts)
+    logits = ((block, similarity(images[rows[block]], weights)) for block in blocks)
+    return outcomes.single_label(logits, split.labels[rows].astype(np.int64), ids, len(weights), seed)
 
 
 def _multi_label(
@@ -140,23 +130,9 @@ def _multi_label(
     params: Params,
     seed: int,
 ) -> Outcome:
-    labels = split.labels[rows].astype(np.uint8)
-    marked = bool((split.labels == metrics.DIFFICULT).any())
-    if params.difficult in ("ignore", "negative") and not marked:
-        raise DataError(
-            f"{split.dataset}: this copy of the data does not mark difficult objects, so difficult: "
-            f"{params.difficult} would be difficult: positive under another name",
-            hint="take the variant that counts them as positive (clipbench list tasks), or a copy that marks them",
-        )
+    difficult = outcomes.require_difficult(split, params.difficult)
     step = max(1, _BLOCK // images.shape[1])
-    scores = np.concatenate([images[rows[i : i + step]] @ weights.T for i in range(0, len(rows), step)])
-    difficult = params.difficult or "ignore"
-    per_class: dict[str, NDArray[np.float64]] = {
-        "ap_area": metrics.per_class_average_precision(scores, labels, "area", difficult),
-        "ap_11pt": metrics.per_class_average_precision(scores, labels, "11pt", difficult),
-    }
-    return Outcome(
-        stats.mean_average_precision_scores(scores, labels, seed, difficult),
-        per_class,
-        {"id": ids, "target": list(labels), "score": list(scores.astype(np.float32))},
+    scores = np.concatenate(
+        [similarity(images[rows[i : i + step]], weights) for i in range(0, len(rows), step)]
     )
+    return outcomes.multi_label(scores, split.labels[rows].astype(np.uint8), ids, difficult, seed)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipbench import records
-from clipbench.cards import ModelCard
-from clipbench.catalog import Catalog
+from clipbench.cards import ModelCard, Reported
+from clipbench.catalog import CHECKPOINTS, Catalog
 from clipbench.errors import CardError, unknown
 from clipbench.report import table as report
 
@@ -114,7 +114,7 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
             "dataset": task.dataset.card.canonical(),
         }
         return value, _card(name, value, task.dataset.path)
-    if name in catalog.model_files or "/" in name or ":" in name:
+    if name in catalog.model_files or "/" in name or ":" in name or name.endswith(CHECKPOINTS):
         model = catalog.model(name)
         return model.card.canonical(), _model(name, model.card, catalog.model_files.get(name))
     known = [
@@ -138,22 +138,27 @@ def _card(name: str, value: dict[str, Any], path: Path | None) -> RenderableType
 
 def _model(name: str, card: ModelCard, path: Path | None) -> RenderableType:
     from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
 
     value = card.canonical()
     value.pop("reported")
-    parts = [_card(name, value, path)]
-    if card.reported:
-        shown = [
-            {
-                "task": r.task,
-                "metric": r.metric,
-                "reported %": r.percent,
-                "confidence": r.confidence,
-                "source": r.source,
-            }
-            for r in card.reported
+    notes = value.pop("notes")
+    parts: list[RenderableType] = [_card(name, value, path)]
+    if notes:
+        parts.append(Text(notes))
+    by_source: dict[tuple[str, str], list[Reported]] = {}
+    for row in card.reported:
+        by_source.setdefault((row.source, row.confidence), []).append(row)
+    task_width = max((len(row.task) for row in card.reported), default=0)
+    metric_width = max((len(row.metric) for row in card.reported), default=0)
+    for (source, confidence), rows in by_source.items():
+        lines = [
+            f"{r.task:<{task_width}}  {r.metric:<{metric_width}}  {report.as_printed(r.percent):>6}"
+            for r in rows
         ]
-        parts += ["", table(shown)]
+        heading = Text.assemble("\nreported, %: ", (source, "bold"), f" ({confidence})")
+        parts += [heading, Padding(Text("\n".join(lines)), (0, 0, 0, 2))]
     return Group(*parts)
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from clipbench.cards import Confidence, Reported
 from clipbench.records import Record
@@ -158,10 +158,17 @@ def _source_mark(row: Row) -> str:
 def _reported_cell(row: Row) -> str:
     if row.reported_percent is None:
         return DASH
-    # Papers print one decimal, some two: show what they show.
-    short = f"{row.reported_percent:.1f}"
-    exact = short if float(short) == row.reported_percent else f"{row.reported_percent:.2f}"
-    return exact + _source_mark(row)
+    return as_printed(row.reported_percent) + _source_mark(row)
+
+
+def as_printed(percent: float) -> str:
+    """A published percentage with the decimals of its source: papers print one, some two.
+
+    >>> as_printed(74.0), as_printed(63.334)
+    ('74.0', '63.33')
+    """
+    short = f"{percent:.1f}"
+    return short if float(short) == percent else f"{percent:.2f}"
 
 
 def _difference(row: Row) -> str:
@@ -289,7 +296,29 @@ def record_table(record: Record) -> RenderableType:
         )
     title = Text(f"{record.model} on {record.task}", style="bold")
     legend = [f"{mark} {_LEGEND[mark]}" for mark in _marks(_row(record, record.primary))]
-    return Group(title, table, *_notes(legend))
+    return Group(title, table, *_notes([*legend, *_remarks(record)]))
+
+
+def _remarks(record: Record) -> list[str]:
+    """What a reader of a probe's number must know: its λ, an edge, and what did not converge."""
+    evidence: Any = record.evidence
+    said = []
+    if "lambda" in evidence.get("chosen", {}):
+        chosen, validation = evidence["chosen"], evidence["validation"]
+        said.append(
+            f"λ = {chosen['lambda']:.4g} (C = {chosen['C']:.4g}), the best of {len(evidence['curve'])} by "
+            f"{validation['metric']} on {validation['n']:,} validation samples ({validation['source']})"
+        )
+        if chosen["edge"]:
+            said.append(f"careful: {chosen['edge']}")
+    if "std" in evidence:
+        spread = evidence["std"][record.primary]
+        draws = len(evidence["per_draw"][record.primary])
+        said.append(f"mean of {draws} draws" + (f", standard deviation {100 * spread:.2f}" if spread else ""))
+    if evidence.get("not_converged"):
+        named = ", ".join(f"{value:.3g}" for value in evidence["not_converged"])
+        said.append(f"not converged: λ = {named}")
+    return said
 
 
 def _notes(legend: Sequence[str]) -> list[Text]:

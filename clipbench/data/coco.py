@@ -1,0 +1,127 @@
+"""COCO's instance annotations as a multi-label set: a class is present in an image that has a box of it.
+
+A copy is a folder with `annotations/instances_<split>.json` and the images in `<split>/`, `images/<split>/` or
+`images/`. Source: the data format on cocodataset.org (lists `images`, `annotations`, `categories`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.cards import TaskCard
+from clipbench.catalog import Entry
+from clipbench.data.hub import FileLayout, split_names
+from clipbench.errors import DataError
+
+#: what is read: list → key of its entries → type
+_READ: dict[str, dict[str, type]] = {
+    "images": {"id": int, "file_name": str},
+    "categories": {"id": int, "name": str},
+    "annotations": {"image_id": int, "category_id": int},
+}
+_KEYS = frozenset([*_READ, *(key for keys in _READ.values() for key in keys)])
+
+
+def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
+    """The split of `dataset` that plays `role`, in the COCO folder `root`; None where that has no instances*.json.
+
+    The samples are the images that the JSON lists, in its order; one without a box shows none of the classes, since
+    COCO's annotators looked for every category in every listed image. A crowd (`iscrowd`) counts as present: nothing
+    is difficult. `annotations/instances.json`, without a split's name, is one split, for a card that has one.
+
+    Raises:
+        DataError: no such split, a JSON file that is not COCO's, or an image that is missing.
+    """
+    annotations = root / "annotations"
+    there = sorted(p.name for p in annotations.glob("instances*.json"))
+    if not there:
+        return None
+    names = split_names(dataset.card.splits[role], role)
+    wanted = [f"instances_{name}.json" for name in names]
+    if len(dataset.card.splits) == 1:
+        wanted.append("instances.json")
+    file = next((annotations / name for name in wanted if name in there), None)
+    if file is None:
+        raise DataError(
+            f"{dataset.id}: no {role} split in {annotations}: no {' or '.join(wanted)} (there is {', '.join(there)})",
+            hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows instances_",
+        )
+    return _Instances(
+        file, root, [*(root / n for n in names), *(root / "images" / n for n in names), root / "images"]
+    )
+
+
+class _Instances(FileLayout):
+    """One annotation file; its images lie in the first of `folders` that holds the first of them."""
+
+    def __init__(self, file: Path, root: Path, folders: list[Path]) -> None:
+        found = _read(file)
+        self._ids = [image["file_name"] for image in found["images"]]
+        row = _numbered(file, "images", [image["id"] for image in found["images"]])
+        column = _numbered(file, "categories", [category["id"] for category in found["categories"]])
+        _numbered(file, "file_name", self._ids)
+        self.names = [category["name"] for category in found["categories"]]
+        self._rows = np.zeros((len(row), len(column)), dtype=np.uint8)
+        for number, box in enumerate(found["annotations"]):
+            for key, known in (("image_id", row), ("category_id", column)):
+                if box[key] not in known:
+                    raise DataError(
+                        f"{file}: annotations[{number}] has the {key} {box[key]}, which the file does not list"
+                    )
+            self._rows[row[box["image_id"]], column[box["category_id"]]] = 1
+        super().__init__(root, _images(self._ids, file, folders), [file])
+
+    def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        yield from zip(self._ids, self._rows, strict=True)
+
+
+def _images(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
+    for name in names:
+        path = PurePosixPath(name)
+        if not name or path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{file}: the file_name {name!r} leads out of the folder of images")
+    holding = [folder for folder in folders if names and (folder / names[0]).is_file()]
+    if names and not holding:
+        raise DataError(
+            f"no image {names[0]}, which {file} lists, in {', '.join(map(str, folders))}",
+            hint="unpack the images into one of these folders",
+        )
+    return [holding[0] / name for name in names]
+
+
+def _numbered(file: Path, what: str, keys: list[Any]) -> dict[Any, int]:
+    """Key → place in the list."""
+    if len(set(keys)) != len(keys):
+        twice = Counter(keys).most_common(1)[0][0]
+        raise DataError(f"{file}: {what}: {twice} is there twice", hint="fetch the file again")
+    return {key: place for place, key in enumerate(keys)}
+
+
+def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lists of an annotation file, checked. Polygons, most of the file, are dropped while it is parsed."""
+    try:
+        found = json.loads(
+            file.read_bytes(), object_hook=lambda entry: {k: v for k, v in entry.items() if k in _KEYS}
+        )
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}", hint="fetch the file again") from None
+    for name, keys in _READ.items():
+        entries = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(
+                f'{file} has no list "{name}", so it is no file of COCO instances',
+                hint=f"expected the lists {', '.join(_READ)}",
+            )
+        for number, entry in enumerate(entries):
+            for key, kind in keys.items():
+                if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
+                    raise DataError(f"{file}: {name}[{number}] has no {key} ({kind.__name__})")
+    checked: dict[str, list[dict[str, Any]]] = found
+    return checked

@@ -1,0 +1,56 @@
+"""How images are compared with text: by the cosine of two vectors, or token by token (late interaction)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BLOCK_BYTES = 32 << 20  # of token products held at once
+_BLOCK_ROWS = 512  # query tokens in one product
+
+
+def similarity(images: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Similarity of every image with every text: float32 [n, C].
+
+    Args:
+        images: float32 [n, D], unit rows; or rows of unit tokens, [n, S × d].
+        texts: float32 [C, D], unit rows; or [C, T, d], tokens.
+
+    With tokens it is FILIP's image-to-text score (Yao et al. 2021, arXiv 2111.07783, section 3.1).
+    """
+    if texts.ndim == 2:
+        product: NDArray[np.float32] = images @ texts.T
+        return product
+    return late_interaction(images.reshape(len(images), -1, texts.shape[2]), texts)
+
+
+def late_interaction(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over a query's tokens of the best product with any of a key's tokens: float32 [n, C].
+
+    Args:
+        queries: float32 [n, S, d].
+        keys: float32 [C, T, d].
+
+    Both are taken in blocks: no array of n × S × C × T products is made.
+
+    >>> images = np.array([[[1, 0], [0, 1]]], dtype=np.float32)
+    >>> texts = np.array([[[1, 0], [0, 0.5]], [[0, 0], [0, 0]]], dtype=np.float32)
+    >>> late_interaction(images, texts).tolist()
+    [[0.75, 0.0]]
+    """
+    import torch
+
+    n, s, d = queries.shape
+    count, t, _ = keys.shape
+    rows = max(1, min(n, _BLOCK_BYTES // (4 * s * t), _BLOCK_ROWS // s))
+    step = max(1, min(count, _BLOCK_BYTES // (4 * s * t * rows)))
+    columns = torch.from_numpy(np.ascontiguousarray(keys)).view(count * t, d).T
+    scores = torch.empty((n, count), dtype=torch.float32)
+    for start in range(0, n, rows):
+        block = torch.from_numpy(np.array(queries[start : start + rows]))
+        for column in range(0, count, step):
+            here = slice(column, min(column + step, count))
+            products = block.view(-1, d) @ columns[:, here.start * t : here.stop * t]
+            best = products.view(len(block), s, -1, t).amax(dim=3)
+            scores[start : start + len(block), here] = best.mean(dim=1)
+    return scores.numpy()
