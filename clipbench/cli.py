@@ -232,7 +232,7 @@ def list_command(
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        _stdout(listing.table(rows))
+        _stdout(listing.table(listing.with_variants(rows) if kind == "tasks" else rows))
 
 
 @app.command("show")
@@ -343,6 +343,47 @@ def bench_encode_command(
         print(json.dumps(measured, indent=2))
     else:
         _stdout(view(measured))
+
+
+@bench.command("probe")
+def bench_probe_command(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose backbone features are probed.")
+    ] = "efficientnet-lite0",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="A data set with splits train and test.")
+    ] = "cifar10",
+    data: Data = None,
+    cards: Cards = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="scikit-learn fits every n-th λ.")] = 8,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """The whole regularisation path against scikit-learn's fits, on the same features in one run."""
+    import numpy as np
+
+    from clipbench.bench.probe import measure, view
+    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.features import ModelEncoder
+
+    catalog = _catalog(cards)
+    paths = DataPaths.parse(_known_data(data, catalog))
+    entry = catalog.dataset(dataset)
+    encoder = ModelEncoder(catalog.model(model), _runtime(device, precision), progress=not as_json)
+    train, test = (open_split(entry, role, paths) for role in ("train", "test"))
+    found = measure(
+        np.asarray(encoder.images(train, "backbone")),
+        train.labels.astype(np.int64),
+        np.asarray(encoder.images(test, "backbone")),
+        test.labels.astype(np.int64),
+        len(entry.card.classes),
+        every=every,
+    )
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
 
 
 # -------------------------------------------------------------------- weights

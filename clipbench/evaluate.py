@@ -162,7 +162,7 @@ def _able(encoder: ModelEncoder, task: Task) -> list[tuple[str, str]]:
         encoder.adapter.require_text(encoder.compared)
     needed: list[tuple[str, str]] = task.protocol.needs(task.params, encoder.compared)
     for _, space in needed:
-        encoder.adapter.require_space(space)
+        encoder.require(space)
     return needed
 
 

@@ -26,7 +26,7 @@ from clipbench.cache import cache_root, locked, make_folder, write_atomic
 from clipbench.cards import Preprocess, fingerprint
 from clipbench.data import Sample, Split
 from clipbench.data.decode import Bad, Crops, OnBadImage, cores, decode_stream, normalise
-from clipbench.errors import ClipbenchError, DataError, StorageError
+from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
 
 if TYPE_CHECKING:
@@ -193,13 +193,31 @@ class ModelEncoder:
             DataError: an image that cannot be decoded (unless such images are skipped).
             NotApplicable: the model has no such feature space.
         """
-        self.adapter.require_space(space)
+        self.require(space)
         if isinstance(split, Subset) and self.has(split, space):
             whole = self.file(split.whole, space)
             self._refuse_bad(whole, split.ids)
             return np.ascontiguousarray(whole.read()[split.rows])
         encode_images([self], split, space)
         return self.file(split, space).read()
+
+    def require(self, space: str) -> None:
+        """Raise NotApplicable unless images have `space`, at the size that it may name."""
+        base, size = _sized(space)
+        self.adapter.require_space(base)
+        own = self.adapter.preprocess
+        if size is not None and (own.resize != "shortest" or own.side > size):
+            raise NotApplicable(
+                f"{self.adapter.card.title}: images are not scaled to {size} px and cropped (it sees {own.side} px, "
+                f"resize: {own.resize})"
+            )
+
+    def preprocess(self, space: str) -> Preprocess:
+        """How images are prepared for `space`: the model's own way, but for the size that it may name."""
+        own, size = self.adapter.preprocess, _sized(space)[1]
+        if size is None or size == own.size:
+            return own
+        return own.model_copy(update={"size": size, "crop": own.side})
 
     def bad_images(self, split: Split, space: str) -> dict[str, str]:
         """id → reason of the skipped images of `split`."""
@@ -251,6 +269,7 @@ class ModelEncoder:
 
     def tower(self, space: str, rows: int) -> Tower:
         """The image tower, laid out for `rows` images."""
+        space = _sized(space)[0]
         if space not in self._towers:
             preprocess = self.adapter.preprocess
             shape = (preprocess.channels, preprocess.side, preprocess.side)
@@ -298,10 +317,10 @@ class ModelEncoder:
             "version": models.family(card.family).VERSION,
             "config": card.config,
             "weights": self.adapter.weights_sha256,
-            "preprocess": None if text else card.preprocess.canonical(),
+            "preprocess": None if text else self.preprocess(space).canonical(),
             "tokenizer": self.adapter.text_fingerprint if text else None,
             "precision": self.runtime.precision,
-            "space": space,
+            "space": _sized(space)[0],
             "content": content,
         }
 
@@ -364,7 +383,17 @@ class ModelEncoder:
 
     def _unit(self, space: str) -> int | None:
         """Length of the pieces of a row that are made unit vectors; 0: the whole row; None: left as they are."""
-        return {"joint": 0, "tokens": self.token_width}.get(space)
+        return {"joint": 0, "tokens": self.token_width}.get(_sized(space)[0])
+
+
+def _sized(space: str) -> tuple[str, int | None]:
+    """The space, and the size of `<space>@<size>`.
+
+    >>> _sized("backbone"), _sized("backbone@256")
+    (('backbone', None), ('backbone', 256))
+    """
+    base, _, size = space.partition("@")
+    return base, int(size) if size else None
 
 
 def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) -> None:
@@ -387,7 +416,7 @@ def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) ->
         todo = {i: set(f.missing()) for i, f in enumerate(files)}
         shards = sorted(set().union(*todo.values()))
         if shards:
-            _encode_shards(encoding, files, todo, shards, split, space, encoding[0].model.card.preprocess)
+            _encode_shards(encoding, files, todo, shards, split, space, encoding[0].preprocess(space))
     for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
         encoder._refuse_bad(file, split.ids)

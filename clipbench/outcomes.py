@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clipbench import metrics, stats
 from clipbench.data import Split
 from clipbench.errors import DataError
-from clipbench.metrics import Difficult
+from clipbench.metrics import APKind, Difficult
 from clipbench.protocols import Outcome
 
 
@@ -53,20 +53,18 @@ def multi_label(
     ids: Sequence[str] | NDArray[np.object_],
     difficult: Difficult,
     seed: int,
+    kinds: Sequence[APKind] = ("area", "11pt"),
 ) -> Outcome:
     """Mean average precisions over classes, each class ranked over all images.
 
     Args:
         scores: float32 [n, C].
         labels: uint8 [n, C]: 0, 1, or `metrics.DIFFICULT`.
+        kinds: of average precision.
     """
-    per_class: dict[str, NDArray[np.float64]] = {
-        "ap_area": metrics.per_class_average_precision(scores, labels, "area", difficult),
-        "ap_11pt": metrics.per_class_average_precision(scores, labels, "11pt", difficult),
-    }
     return Outcome(
-        dict(stats.mean_average_precision_scores(scores, labels, seed, difficult)),
-        per_class,
+        dict(stats.mean_average_precision_scores(scores, labels, seed, difficult, kinds)),
+        {f"ap_{k}": metrics.per_class_average_precision(scores, labels, k, difficult) for k in kinds},
         {"id": np.asarray(ids), "target": list(labels), "score": list(scores.astype(np.float32))},
     )
 

@@ -109,7 +109,12 @@ def pack(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         elif isinstance(child, nn.Linear):
             setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
         elif isinstance(child, nn.Conv2d):
-            if child.padding_mode == "zeros" and not isinstance(child.padding, str):
+            # Not subclasses: timm's pad by the image's size before they convolve.
+            if (
+                type(child) is nn.Conv2d
+                and child.padding_mode == "zeros"
+                and not isinstance(child.padding, str)
+            ):
                 setattr(module, name, PackedConv(child, dtype))
         elif type(child).__name__ == "QuickGELU":
             setattr(module, name, InPlaceQuickGELU())

@@ -19,11 +19,13 @@ class Selection:
         dtype: float32.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part], *, unit: bool = False) -> None:
         """
         Args:
             parts: matrices float32 [n, D] and, for each, the rows that are taken, in order.
+            unit: give rows of unit length (L2).
         """
+        self._unit = unit
         self._parts = [(matrix, rows) for matrix, rows in parts if len(rows)]
         self._ends = np.cumsum([len(rows) for _, rows in self._parts])
         self.dtype = np.dtype(np.float32)
@@ -44,6 +46,8 @@ class Selection:
                 found[low - start : high - start] = matrix[rows[low - begin : high - begin]]
                 _forget(matrix)
             begin = end
+        if self._unit:
+            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         return found
 
     def part(self, rows: NDArray[np.int64]) -> Selection:
@@ -53,11 +57,11 @@ class Selection:
             inside = rows[(rows >= begin) & (rows < end)] - begin
             parts.append((matrix, own[inside]))
             begin = end
-        return Selection(parts)
+        return Selection(parts, unit=self._unit)
 
     def joined(self, other: Selection) -> Selection:
         """These rows, then those of `other`."""
-        return Selection([*self._parts, *other._parts])
+        return Selection([*self._parts, *other._parts], unit=self._unit)
 
 
 def _forget(matrix: NDArray[np.float32]) -> None:

@@ -7,7 +7,7 @@ which samples the test set happened to hold; it says nothing of training seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import NormalDist
@@ -182,9 +182,13 @@ def _stratified_deviations(
 
 
 def mean_average_precision_scores(
-    scores: Floats, labels: NDArray[np.uint8], seed: int, difficult: Difficult = "ignore"
+    scores: Floats,
+    labels: NDArray[np.uint8],
+    seed: int,
+    difficult: Difficult = "ignore",
+    kinds: Sequence[APKind] = ("area", "11pt"),
 ) -> dict[str, Score]:
-    """`map_area` and `map_11pt`, with bootstrap intervals from the same resamples of images.
+    """`map_area`, `map_11pt` and `map_envelope`, as asked for, with intervals from the same resamples of images.
 
     Classes are sorted once; a resample is a weight for each image. A class without positives in a resample
     drops out of that resample's mean. Chance is what equal scores for all images get: the mean share of
@@ -203,13 +207,13 @@ def mean_average_precision_scores(
     """
     n = scores.shape[0]
     ranked = list(metrics.rankings(scores, labels, difficult))
-    value = _map_of_weightings(ranked, np.ones((n, 1), dtype=np.int32))
+    value = _map_of_weightings(ranked, np.ones((n, 1), dtype=np.int32), kinds)
     if any(np.isnan(found[0]) for found in value.values()):
         raise DataError(
             f"no class has a positive among these {n:,} images, so mean average precision is not defined",
             hint="score more images: raise --limit, or leave it out",
         )
-    draws = [_map_of_weightings(ranked, weights) for weights in _weight_chunks(n, seed)]
+    draws = [_map_of_weightings(ranked, weights, kinds) for weights in _weight_chunks(n, seed)]
     chance = _mean_prevalence(labels, difficult)
     return {
         f"map_{kind}": Score(
@@ -220,10 +224,9 @@ def mean_average_precision_scores(
 
 
 def _map_of_weightings(
-    ranked: list[metrics.Ranking], weights: NDArray[np.int32]
+    ranked: list[metrics.Ranking], weights: NDArray[np.int32], kinds: Sequence[APKind]
 ) -> dict[APKind, NDArray[np.float64]]:
-    """mAP of both kinds for weightings int32 [N, B]: float64 [B], NaN where nothing is positive."""
-    kinds: tuple[APKind, ...] = ("area", "11pt")
+    """mAP of these kinds for weightings int32 [N, B]: float64 [B], NaN where nothing is positive."""
     found: dict[APKind, list[NDArray[np.float64]]] = {kind: [] for kind in kinds}
     for one in ranked:
         true, seen = metrics.curve(one, weights)

@@ -183,8 +183,7 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             RECIPE,
             "negatives: 1}",
             "negatives: 1, negativs: 2}",
-            'unknown key "objective.negativs"; did you mean "negatives"? '
-            "(allowed: kind, negatives)",
+            'unknown key "objective.negativs"; did you mean "negatives"? (allowed: kind, negatives)',
         ),
     ],
 )

@@ -226,8 +226,8 @@ def test_a_folder_that_is_not_there(tmp_path: Path, way: str, monkeypatch: pytes
             'unknown task or suite "quikstart"; did you mean "quickstart"? See: clipbench list tasks',
         ),
         (
-            lambda c: c.suite("declip-11"),
-            'unknown suite "declip-11"; did you mean "declip-11-zs"? See: clipbench list suites',
+            lambda c: c.suite("declip-11-sz"),
+            'unknown suite "declip-11-sz"; did you mean "declip-11-zs"? See: clipbench list suites',
         ),
         (
             lambda c: c.recipe("clip-lite-digit"),

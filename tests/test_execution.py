@@ -65,6 +65,10 @@ def test_packed_bf16_is_as_exact_as_autocast(kind: str) -> None:
     exact = Tower(module, CPU)(images)
     runtime = Runtime("cpu", "bf16")
     autocast = execution._error(Tower(module, runtime)(images), exact)
+    try:
+        Tower(module, runtime, "packed")
+    except RuntimeError as error:  # the trial of plans passes over it there
+        pytest.skip(f"this processor packs no bf16: {error}")
     packed = execution._error(Tower(module, runtime, "packed")(images), exact)
     assert 0 < packed < 2 * autocast < 0.2
 

@@ -88,7 +88,18 @@ def test_the_file_holds_exactly_the_documented_keys(tmp_path: Path) -> None:
     value = json.loads(records.write(make_record(), SAMPLES, tmp_path).read_text())
     assert set(value) == {
         *("schema_version", "model", "task", "protocol", "primary", "scores", "per_class", "seed", "limit"),
-        *("skipped", "precision", "device", "env", "fingerprints", "timing", "encoder", "evidence", "cards", "created"),
+        *(
+            "skipped",
+            "precision",
+            "device",
+            "env",
+            "fingerprints",
+            "timing",
+            "encoder",
+            "evidence",
+            "cards",
+            "created",
+        ),
     }
     assert value["schema_version"] == 1
     assert value["scores"]["acc1"] == {"value": 0.75, "ci95": [0.7, 0.8], "n": 360, "chance": 0.1}

@@ -114,6 +114,12 @@ def test_counts_and_primary_metric(stem: str) -> None:
     assert card.kind == ("multi-label" if stem.startswith(("voc", "coco")) else "single-label")
 
 
+@pytest.mark.parametrize("stem", [*DECLIP_11, "digits", "tiny-imagenet", "voc07"])
+def test_sets_with_a_training_split_have_a_probe(stem: str) -> None:
+    primary = "map_11pt" if stem == "voc07" else EXPECTED[stem][4]
+    assert task_card(stem).protocols["lp"]["primary"] == primary
+
+
 @pytest.mark.parametrize("stem", EXPECTED)
 def test_variants_name_templates_that_the_card_has(stem: str) -> None:
     card = task_card(stem)
@@ -158,7 +164,7 @@ def test_imagenet_sample_inherits_everything_but_its_data() -> None:
     sample, imagenet = task_card("imagenet-1k-sample"), task_card("imagenet")
     assert sample.classes == imagenet.classes
     assert sample.templates == imagenet.templates
-    assert sample.protocols == imagenet.protocols
+    assert sample.protocols == {"zs": imagenet.protocols["zs"]}  # it has no training split to probe with
     assert sample.source.local is True
     assert "never" in (sample.notes or "")
 
@@ -205,10 +211,14 @@ def test_class_names_differ_by_more_than_case_and_punctuation(stem: str) -> None
 
 def test_suites_name_tasks_and_variants_that_exist() -> None:
     suites = parse(Suites, Document(ROOT / "tasks/suites.yaml")).suites
-    assert set(suites["declip-11-zs"].tasks) == {f"{stem}-zs" for stem in DECLIP_11}
+    for protocol in ("zs", "lp"):
+        assert set(suites[f"declip-11-{protocol}"].tasks) == {f"{stem}-{protocol}" for stem in DECLIP_11}
+    assert suites["declip-11"].tasks == ("declip-11-zs", "declip-11-lp")
     assert suites["quickstart"].tasks == ("digits-zs",)
     for suite in suites.values():
         for task in suite.tasks:
+            if task in suites:
+                continue
             name, _, variant = task.partition("@")
             dataset, _, protocol = name.rpartition("-")
             settings = task_card(dataset).protocols[protocol]
@@ -484,7 +494,7 @@ def test_clip_lite_card() -> None:
     assert card.training_pairs_m == pytest.approx(118_287 * 5 / 1e6)
     assert "never released" in (card.notes or "")
     assert [(r.task, r.metric, r.percent, r.confidence) for r in card.reported] == [
-        ("voc07-svm", "map_area", 88.2, "from-memory-medium"),
+        ("voc07-svm@clip-lite", "map_area", 88.2, "from-memory-medium"),
         ("imagenet-lp@sgd-virtex", "acc1", 55.3, "from-memory-medium"),
     ]
     assert all("not verified" in r.source for r in card.reported)

@@ -71,7 +71,8 @@ class Encoder(Protocol):
     def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
         """Features [n, D] of a split; memory-mapped; `joint` rows have unit length.
 
-        A row of `tokens` is T unit tokens, one behind the other: D = T × token_width.
+        A row of `tokens` is T unit tokens, one behind the other: D = T × token_width. `<space>@<size>`: the short
+        side of the images is first scaled to `size` px, whatever the model's own evaluation does.
         """
         ...
 

@@ -40,6 +40,23 @@ def tasks(catalog: Catalog) -> list[dict[str, Any]]:
     return rows
 
 
+def with_variants(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of tasks, the variants of each in one cell: `<id>@<variant>` is what to type."""
+    variants: dict[str, list[str]] = {}
+    for row in rows:
+        name, _, variant = row["id"].partition("@")
+        variants.setdefault(name, []).extend([variant] if variant else [])
+    shown = []
+    for row in rows:
+        if "@" not in row["id"]:
+            own = variants[row["id"]]
+            shots = [v.removesuffix("-shot") for v in own if v.endswith("-shot")]
+            cells = [f"@{v}" for v in own if not v.endswith("-shot")]
+            cells += [f"@{{{','.join(shots)}}}-shot"] if shots else []
+            shown.append({k: v for k, v in row.items() if k != "title"} | {"variants": " ".join(cells)})
+    return shown
+
+
 def suites(catalog: Catalog) -> list[dict[str, Any]]:
     """One row a suite."""
     return [

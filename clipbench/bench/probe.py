@@ -1,0 +1,189 @@
+"""`clipbench bench probe`: the whole regularisation path beside scikit-learn's single fits, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from clipbench.solvers.logistic import Path
+
+    Doubles = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+
+def measure(
+    train: NDArray[np.floating],
+    train_targets: Ints,
+    test: NDArray[np.floating],
+    test_targets: Ints,
+    classes: int,
+    *,
+    every: int = 8,
+    threads: int | None = None,
+    max_iter: int = 1000,
+    tolerance: float | None = None,
+    lambdas: Doubles | None = None,
+) -> dict[str, Any]:
+    """Time the path and scikit-learn's `LogisticRegression` (default tolerance) on the same features.
+
+    Ratios, of wall times with the same number of threads (below 1: the path is faster):
+
+        path_over_one_fit   the whole path / one fit at the λ that is best on the test rows
+        path_over_all_fits  the whole path / one fit a λ, extrapolated from every `every`-th
+
+    Args:
+        train, test: float [n, D] features; `train_targets` and `test_targets` int64 [n], below `classes`.
+        every: scikit-learn fits every n-th λ.
+        threads: of both (all cores by default).
+        max_iter: of both; the path counts passes over the features.
+        tolerance: of the path.
+        lambdas: float64 [L], ascending; the 96 of the protocol by default.
+
+    Raises:
+        DataError: there are fewer λ than `every`.
+    """
+    from clipbench.solvers import logistic
+
+    lambdas = logistic.LAMBDAS if lambdas is None else lambdas
+    if not 1 <= every <= lambdas.size:
+        raise DataError(f"--every must be 1 to {lambdas.size}, the number of λ (found {every})")
+    with _threads(threads) as used:
+        start = time.perf_counter()
+        path = logistic.fit_path(
+            train,
+            train_targets,
+            classes,
+            lambdas,
+            max_iter=max_iter,
+            tolerance=logistic.TOLERANCE if tolerance is None else tolerance,
+        )
+        path_s = time.perf_counter() - start
+        right = path.correct(test, test_targets)
+        best = int(right.argmax())
+        sampled = sorted({*range(every // 2, lambdas.size, every), best})
+        fits = {
+            i: _fit(train, train_targets, test, test_targets, float(lambdas[i]), max_iter) for i in sampled
+        }
+    regular = [fits[i]["seconds"] for i in range(every // 2, lambdas.size, every)]
+    all_s = float(np.mean(regular)) * lambdas.size
+    return {
+        "rows": int(train.shape[0]),
+        "columns": int(train.shape[1]),
+        "classes": classes,
+        "lambdas": int(lambdas.size),
+        "threads": used,
+        "tolerance": path.tolerance,
+        "path_s": round(path_s, 2),
+        "path_passes": int(path.n_iter.sum()),
+        "unconverged": path.unconverged(),
+        "best_lambda": float(lambdas[best]),
+        "fits": [_side(path, i, fits[i], right, test_targets.size) for i in sampled],
+        "ratios": {
+            "path_over_one_fit": round(path_s / fits[best]["seconds"], 4),
+            "path_over_all_fits": round(path_s / all_s, 6),
+        },
+    }
+
+
+def view(found: dict[str, Any]) -> RenderableType:
+    """The measurement as tables for the terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    head = (
+        f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes, {found['lambdas']} λ, "
+        f"{found['threads']} threads: the path takes {found['path_s']:,} s"
+    )
+    left = found["unconverged"]
+    if left:
+        head += f"\nnot converged: λ = {', '.join(f'{value:.2g}' for value in left)}"
+    ratios = Table("ratio", "value", box=box.SIMPLE_HEAD, show_edge=False)
+    for name, value in found["ratios"].items():
+        ratios.add_row(name, f"{value:.4g}")
+    columns = ("λ", "fit s", "iterations", "objective, path / fit", "accuracy, path", "accuracy, fit")
+    fits = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False)
+    for one in found["fits"]:
+        fits.add_row(
+            f"{one['lambda']:.3g}",
+            f"{one['seconds']:.1f}",
+            f"{one['iterations']:,}",
+            f"{one['objective_over_fit']:.6f}",
+            f"{one['path_accuracy']:.4f}",
+            f"{one['fit_accuracy']:.4f}",
+        )
+    return Group(head, "", ratios, "", fits)
+
+
+def _fit(
+    train: NDArray[np.floating],
+    targets: Ints,
+    test: NDArray[np.floating],
+    test_targets: Ints,
+    penalty: float,
+    max_iter: int,
+) -> dict[str, Any]:
+    """One fit of scikit-learn's at its default tolerance."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1 / penalty, max_iter=max_iter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        start = time.perf_counter()
+        model.fit(train, targets)
+        seconds = time.perf_counter() - start
+    logits = np.asarray(model.decision_function(train), dtype=np.float64)
+    if logits.ndim == 1:  # two classes
+        logits = np.stack([np.zeros_like(logits), logits], axis=1)
+    column = np.searchsorted(model.classes_, targets)
+    top = logits.max(axis=1)
+    loss = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(column.size), column]
+    objective = float(loss.sum() + penalty * np.square(model.coef_.astype(np.float64)).sum() / 2)
+    return {
+        "seconds": seconds,
+        "iterations": int(model.n_iter_[0]),
+        "objective": objective,
+        "accuracy": float(np.mean(model.predict(test) == test_targets)),
+    }
+
+
+def _side(path: Path, at: int, fit: dict[str, Any], right: Ints, count: int) -> dict[str, Any]:
+    """One λ of both."""
+    return {
+        "lambda": float(path.lambdas[at]),
+        "seconds": round(fit["seconds"], 3),
+        "iterations": fit["iterations"],
+        "objective_over_fit": float(path.objective[at] / fit["objective"]),
+        "path_accuracy": float(right[at] / count),
+        "fit_accuracy": fit["accuracy"],
+    }
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[int]:
+    """The same number of threads for torch and for scikit-learn's libraries."""
+    import torch
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    from clipbench.data.decode import cores
+
+    count = count or cores()
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield count
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,120 @@
+"""Linear SVMs on frozen features, mean average precision over classes: VOC07 as VirTex and CLIP-Lite measure it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+import numpy as np
+from pydantic import Field
+
+from clipbench import outcomes
+from clipbench.cards import Strict, TaskCard, Tuple
+from clipbench.data import Split
+from clipbench.errors import DataError, unknown
+from clipbench.metrics import DIFFICULT
+from clipbench.protocols import Encoder, Outcome
+from clipbench.selection import Selection
+
+ID = "svm"
+VERSION = 1
+TEXT = False
+VARIANTS: dict[str, dict[str, object]] = {"clip-lite": {"resize": 224}, "as-trained": {"resize": None}}
+
+_METRICS: Final = ("map_area", "map_11pt", "map_envelope")
+
+
+class Params(Strict):
+    """What a task card may set under `protocols: {svm: …}`; the defaults are VirTex's.
+
+    Attributes:
+        primary: the metric that stands for the task: `map_area` is scikit-learn's average precision.
+        train, test: the card's splits.
+        resize: short side in px before the central crop, whatever the model's own evaluation does: 256 in VirTex,
+            224 in CLIP-Lite (the variant `clip-lite`); None: as the model's card says (`as-trained`).
+        costs: each class takes the one that is best in cross-validation, the smallest among equals.
+        folds: stratified, unshuffled.
+        positive_weight: of a positive against a negative.
+        difficult: what objects marked as difficult are in the test. In training they are negatives, unless they
+            are positive in the test.
+    """
+
+    primary: Literal["map_area", "map_11pt", "map_envelope"] = "map_area"
+    train: str = "train"
+    test: str = "test"
+    resize: int | None = Field(256, gt=0)
+    costs: Tuple[float] = (0.01, 0.1, 1.0, 10.0)
+    folds: int = Field(3, ge=2)
+    positive_weight: float = Field(2.0, gt=0)
+    difficult: Literal["ignore", "positive", "negative"] | None = None
+
+
+def check(card: TaskCard, params: Params) -> str | None:
+    """What is wrong with `params` for `card`, or None."""
+    for role in (params.train, params.test):
+        if role not in card.splits:
+            return unknown("split", role, card.splits)
+    if params.train == params.test:
+        return "train and test must be different splits"
+    if card.kind != "multi-label":
+        return "the SVM protocol is for multi-label sets"
+    if not params.costs or any(a >= b for a, b in zip(params.costs, params.costs[1:], strict=False)):
+        return "costs must ascend, and there must be one at least"
+    return "costs must be above 0" if params.costs[0] <= 0 else None
+
+
+def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+    """Image features that the protocol reads: (split role, feature space)."""
+    space = "backbone" if params.resize is None else f"backbone@{params.resize}"
+    return [(params.train, space), (params.test, space)]
+
+
+def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+    """One squared-hinge SVM a class on L2-normalised features, its cost by cross-validation on the training split.
+
+    Source: CLIP-Lite, `voc_clf.py`, and VirTex, `scripts/clf_voc07.py`.
+    """
+    from clipbench.solvers.svm import fit_map
+
+    difficult = outcomes.require_difficult(splits[params.test], params.difficult)
+    features, labels, ids = {}, {}, {}
+    for role, space in needs(params, encoder.compared):
+        split = splits[role]
+        matrix = encoder.images(split, space)
+        rows = np.flatnonzero(np.isfinite(matrix[:, 0]))
+        if not len(rows):
+            raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
+        features[role] = Selection([(matrix, rows)], unit=True)
+        labels[role] = split.labels[rows].astype(np.uint8)
+        ids[role] = np.array(split.ids, dtype=object)[rows]
+    trained = labels[params.train]
+    trained = np.where(trained == DIFFICULT, np.uint8(difficult == "positive"), trained).astype(np.uint8)
+    found = fit_map(
+        features[params.train],
+        trained,
+        params.costs,
+        count=params.folds,
+        positive_weight=params.positive_weight,
+        device=encoder.device,
+    )
+    scores = found.svms.scores(features[params.test])
+    outcome = outcomes.multi_label(
+        scores, labels[params.test], ids[params.test], difficult, seed, kinds=("area", "11pt", "envelope")
+    )
+    return replace(outcome, evidence=_evidence(card, found, params))
+
+
+def _evidence(card: TaskCard, found: Any, params: Params) -> dict[str, Any]:
+    names = card.classes
+    return {
+        "chosen": {name: {"C": float(cost)} for name, cost in zip(names, found.cost, strict=True)},
+        "cross_validation": {
+            name: dict(zip(map(str, params.costs), map(float, row), strict=True))
+            for name, row in zip(names, found.cv, strict=True)
+        },
+        "criterion": "estimated (f − min f) / f ≤ 1e-07",
+        "not_converged": [
+            {"class": names[c], "C": float(cost), "fold": int(fold) if fold >= 0 else None}
+            for c, cost, fold in found.unconverged
+        ],
+    }

@@ -1,0 +1,150 @@
+"""Linear heads trained by minibatches, as two published recipes do, on stored features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipbench.solvers.rows import Features, fetch
+
+_RESIDENT_BYTES: Final = (
+    2**30
+)  # features up to this size are kept on the device; larger ones are read in chunks
+_CHUNK_ROWS: Final = 32_768  # of those: read together, shuffled among themselves
+
+Source = Callable[[int], Features]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier: weights float32 [K, D], bias float32 [K], and the loss of every epoch."""
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    losses: list[float]
+
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits, float32 [n, K], of features [n, D]."""
+        found: NDArray[np.float32] = features @ self.weights.T + self.bias
+        return found
+
+
+def fit_adamw(
+    features: Features,
+    targets: NDArray[np.int64],
+    classes: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Head:
+    """LAION CLIP_benchmark's probe: AdamW (weight and bias decayed alike), cosine to 0 by step, no warm-up.
+
+    Args:
+        features: float [n, D].
+        targets: int64 [n].
+        progress: called with 1 after every epoch.
+
+    Source: CLIP_benchmark 1.6.2, metrics/linear_probe.py (lr 0.1, 10 epochs, batches of 64 by default).
+    """
+    torch_seed = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(features.shape[1], classes)
+    bound = 1 / math.sqrt(features.shape[1])
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=torch_seed)  # PyTorch's own initialisation
+    layer.to(device)
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=lr, weight_decay=weight_decay)
+    return _fit(layer, optimiser, lambda _: features, targets, epochs, batch_size, seed, progress)
+
+
+def fit_sgd(
+    source: Source,
+    targets: NDArray[np.int64],
+    classes: int,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Head:
+    """VirTex's linear classification: SGD, weights N(0, 0.01), bias 0, cosine to 0 by step, no warm-up.
+
+    Args:
+        source: epoch number → features float [n, D] of that epoch: the same, or of freshly cropped images.
+
+    Source: Desai & Johnson 2021 (arXiv 2006.06666), the released code's ImageNet configuration.
+    """
+    layer = nn.Linear(source(0).shape[1], classes)
+    nn.init.normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(layer.bias)
+    layer.to(device)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return _fit(layer, optimiser, source, targets, epochs, batch_size, seed, progress)
+
+
+def _fit(
+    layer: nn.Linear,
+    optimiser: torch.optim.Optimizer,
+    source: Source,
+    targets: NDArray[np.int64],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> Head:
+    rng = np.random.default_rng(seed)
+    device = layer.weight.device
+    goal = torch.from_numpy(targets).to(device)
+    n, step, losses = len(targets), 0, []
+    peak = [group["lr"] for group in optimiser.param_groups]
+    held: tuple[Features, Tensor] | None = None  # an epoch's features, where they fit
+    for epoch in range(epochs):
+        features = source(epoch)
+        small = n * features.shape[1] * 4 <= _RESIDENT_BYTES
+        if small and (held is None or held[0] is not features):
+            held = (features, fetch(features, slice(0, n)).to(device, torch.float32))
+        chunks = (
+            [np.arange(n)]
+            if small
+            else [np.arange(start, min(start + _CHUNK_ROWS, n)) for start in range(0, n, _CHUNK_ROWS)]
+        )
+        total = 0.0
+        steps = sum(-(-len(chunk) // batch_size) for chunk in chunks)
+        for chunk in (chunks[i] for i in rng.permutation(len(chunks))):
+            first, last = int(chunk[0]), int(chunk[-1]) + 1
+            block = (
+                held[1] if small and held else fetch(features, slice(first, last)).to(device, torch.float32)
+            )
+            order = torch.from_numpy(rng.permutation(len(chunk))).to(device)
+            for begin in range(0, len(order), batch_size):
+                rows = order[begin : begin + batch_size]
+                ahead = 0.5 * (1 + math.cos(math.pi * step / (epochs * steps)))
+                for group, lr in zip(optimiser.param_groups, peak, strict=True):
+                    group["lr"] = lr * ahead
+                loss = F.cross_entropy(layer(block[rows]), goal[first + rows])
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                total += float(loss.detach()) * len(rows)
+                step += 1
+        losses.append(total / n)
+        if progress:
+            progress(1)
+    weights, bias = layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
+    return Head(weights, bias, losses)

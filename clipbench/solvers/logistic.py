@@ -1,0 +1,477 @@
+"""Logistic regression for all penalties at once: scikit-learn's objective, its whole path in one run.
+
+    f(W, b) = Σᵢ cross-entropy(W xᵢ + b, yᵢ) + λ ‖W‖² / 2,   λ = 1 / C,   the bias unpenalised
+
+as `sklearn.linear_model.LogisticRegression(C)` states it. For two classes scikit-learn penalises the one vector
+w = w₁ − w₀, which is λ (‖w₀‖² + ‖w₁‖²) for the symmetric pair w₁ = −w₀ = w / 2: followed here.
+
+The path is solved from coarse to fine. One λ a decade is solved from the strongest penalty to the weakest, each
+started on the line through the last two solutions; then the λ between them in batches, started on the polynomial
+in log λ through their solved neighbours, until the finest ones are next to their optimum before they begin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipbench.errors import DataError
+from clipbench.solvers.losses import Loss, Sigmoid, Signs, Softmax
+from clipbench.solvers.newton import Newton
+from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
+
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Precision = Literal["auto", "float32", "float64"]
+#: Called after every batch with how many of how many λ are done.
+Progress = Callable[[int, int], None]
+
+#: The 96 penalties of CLIP's linear probe (Radford et al., 2021, appendix A.3).
+LAMBDAS: Final[Doubles] = np.logspace(-6, 6, 96)
+TOLERANCE: Final = 1e-8
+#: A gradient tolerance with which every objective ends below that of scikit-learn's fit at its default tolerance.
+SWEEP: Final = 1e-4
+NEVER: Final = -1e9  # bias of a class without samples: its optimum is −∞, and scores must stay finite
+IGNORED: Final = 255
+_FEW, _MANY = 16, 32  # passes for one λ, below and above which the next is further off or nearer
+_SMALL: Final = 2**21  # values up to which float64 costs nothing worth saving
+_SCORE_BYTES: Final = 2**26
+
+
+@dataclass(frozen=True)
+class Path:
+    """Probes of one training set, one for each λ, and how well each was solved.
+
+    A λ has converged when the estimated relative distance of its objective to the minimum,
+    gᵀ H⁻¹ g / 2 f with gradient g and Hessian H, is at most `tolerance`. H⁻¹ stands for the preconditioner, scaled
+    by what conjugate gradients last showed it to be short of: no scale of the features enters.
+
+    Attributes:
+        lambdas: float64 [L], as given.
+        weights: float32 [L, K, D].
+        bias: float32 [L, K]; `NEVER` for a class without samples.
+        objective: float64 [L] (several binary problems: [L, K]), the sum over samples plus penalty.
+        distance: float64, like `objective`: the estimate above.
+        gradient: float64, like `objective`: ‖∇f‖₂ at the solution over ‖∇f‖₂ at the best constant probe.
+        n_iter: int64, like `objective`: passes over the features, one a gradient or Hessian product.
+        converged: bool, like `objective`.
+        tolerance: of `distance`.
+    """
+
+    lambdas: Doubles
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    objective: Doubles
+    distance: Doubles
+    gradient: Doubles
+    n_iter: Ints
+    converged: NDArray[np.bool_]
+    tolerance: float
+    device: str = "cpu"
+    spectrum: _Shared | None = field(default=None, repr=False, compare=False)
+
+    def scores(self, features: Features) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Row slices of `features` [n, D] and their scores, float32 [L, b, K].
+
+        Raises:
+            ValueError: the features have another width than those fitted on.
+        """
+        check(features)
+        count, classes, width = self.weights.shape
+        if features.shape[1] != width:
+            raise ValueError(f"features have {features.shape[1]} columns, the probes {width}")
+        weights = torch.from_numpy(self.weights).to(self.device).view(-1, width).T
+        bias = torch.from_numpy(self.bias).to(self.device).view(-1)
+        step = max(1, min(4096, _SCORE_BYTES // (4 * count * classes)))
+        for start in range(0, features.shape[0], step):
+            rows = slice(start, min(start + step, features.shape[0]))
+            block = fetch(features, rows).to(self.device, torch.float32)
+            found = torch.addmm(bias, block, weights).view(-1, count, classes)
+            yield rows, found.transpose(0, 1).cpu().numpy()
+
+    def predict(self, features: Features) -> Ints:
+        """Class of the highest score under each λ, int64 [L, n]; the lowest index among equals."""
+        found = np.empty((self.lambdas.size, features.shape[0]), dtype=np.int64)
+        for rows, scores in self.scores(features):
+            found[:, rows] = scores.argmax(axis=2)
+        return found
+
+    def correct(self, features: Features, targets: Ints) -> Ints:
+        """How many of `targets` int64 [n] each λ predicts right, int64 [L]."""
+        hits = np.zeros(self.lambdas.size, dtype=np.int64)
+        for rows, scores in self.scores(features):
+            hits += (scores.argmax(axis=2) == targets[rows]).sum(axis=1)
+        return hits
+
+    def unconverged(self) -> list[float]:
+        """The λ whose objective may still be above its minimum by more than the tolerance."""
+        solved = self.converged.reshape(self.lambdas.size, -1).all(axis=1)
+        return [float(value) for value in self.lambdas[~solved]]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The spectrum of a training set, for another one much like it."""
+
+    spectrum: Spectrum
+    n: int
+
+
+def fit_path(
+    features: Features,
+    targets: Ints,
+    classes: int,
+    lambdas: Doubles = LAMBDAS,
+    *,
+    device: str = "cpu",
+    tolerance: float = TOLERANCE,
+    gradient_tolerance: float = 0.0,
+    max_iter: int = 1000,
+    precision: Precision = "auto",
+    block_rows: int | None = None,
+    like: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Multinomial logistic regression for every λ.
+
+    Args:
+        features: float16, float32 or float64 [n, D], in memory or memory-mapped; streamed in row blocks where a
+            copy would be large.
+        targets: int64 [n], class indices below `classes`.
+        classes: K; classes without samples are never predicted.
+        lambdas: float64 [L], positive, in any order.
+        device: `cpu`, `cuda` or `cuda:N`.
+        tolerance: of `Path.distance`.
+        gradient_tolerance: of `Path.gradient`; a λ that meets either has converged. Weak penalties leave directions
+            along which the objective is all but flat, and most work goes there: `SWEEP` skips it, for choosing λ.
+        max_iter: passes over the features for one λ at most.
+        precision: of products with the features; `auto` is float64 for small sets and float32 otherwise.
+        block_rows: rows handled at a time.
+        like: a path whose training set is most of this one (train, then train + validation): solutions start
+            from its nearest λ, and its spectrum is used again.
+
+    Raises:
+        DataError: fewer than two classes have samples, or features are not finite.
+        ValueError: shapes, targets or λ that cannot be.
+
+    Source: Radford et al. 2021, appendix A.3 (the protocol); scikit-learn's LogisticRegression (the objective).
+    """
+    check(features)
+    lambdas = _checked_lambdas(lambdas)
+    counts = _class_counts(features, targets, classes)
+    present = np.flatnonzero(counts)
+    if present.size < 2:
+        raise DataError(
+            f"a probe needs samples of two classes at least (found {present.size} of {classes})",
+            hint="check the split's labels, or take more samples",
+        )
+    place = np.full(classes, -1)
+    place[present] = np.arange(present.size)
+    column = torch.from_numpy(place[targets]).to(device)
+    # scikit-learn's penalty for two classes, see above
+    penalties = lambdas * (2 if present.size == 2 else 1)
+    prior = np.log(counts[present] / counts.sum())
+    driver = _Driver(
+        features,
+        Softmax(column, present.size),
+        prior[None] - prior.mean(),
+        1,
+        device,
+        precision,
+        block_rows,
+        like,
+    )
+    driver.run(penalties, tolerance, gradient_tolerance, max_iter, present, progress)
+    return driver.path(lambdas, classes, present, tolerance, np.full(classes, NEVER))
+
+
+def fit_path_binary(
+    features: Features,
+    labels: NDArray[np.uint8],
+    lambdas: Doubles = LAMBDAS,
+    *,
+    device: str = "cpu",
+    tolerance: float = TOLERANCE,
+    gradient_tolerance: float = 0.0,
+    max_iter: int = 1000,
+    precision: Precision = "auto",
+    block_rows: int | None = None,
+    like: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """One binary logistic regression a class and λ, on multi-label sets.
+
+    Args:
+        labels: uint8 [n, C], 0 absent, 1 present, 255 left out of this class.
+        features, lambdas and the rest: as `fit_path`.
+
+    Returns:
+        A path whose K is C; `objective` and its like are [L, C]. A class without positives (or without negatives)
+        scores a constant.
+
+    Raises:
+        DataError: no class has both positives and negatives, or features are not finite.
+        ValueError: shapes, labels or λ that cannot be.
+    """
+    check(features)
+    lambdas = _checked_lambdas(lambdas)
+    if labels.ndim != 2 or labels.shape[0] != features.shape[0]:
+        raise ValueError(f"labels have shape {labels.shape}, expected [{features.shape[0]}, C]")
+    if np.any((labels > 1) & (labels != IGNORED)):
+        raise ValueError("multi-label labels must be 0 (absent), 1 (present) or 255 (left out)")
+    sign = np.where(labels == IGNORED, 0, 2 * labels.astype(np.int8) - 1).astype(np.int8)
+    positives, negatives = (sign > 0).sum(axis=0), (sign < 0).sum(axis=0)
+    present = np.flatnonzero((positives > 0) & (negatives > 0))
+    if not present.size:
+        raise DataError("no class has both positives and negatives", hint="check the split's labels")
+    signs = Signs(
+        torch.from_numpy(np.ascontiguousarray(sign[:, present].T)).to(device),
+        torch.arange(present.size, device=device),
+    )
+    prior = np.log(positives[present] / negatives[present])
+    driver = _Driver(
+        features, Sigmoid(signs), prior[:, None], present.size, device, precision, block_rows, like
+    )
+    driver.run(lambdas, tolerance, gradient_tolerance, max_iter, present, progress)
+    return driver.path(lambdas, labels.shape[1], present, tolerance, np.where(negatives > 0, NEVER, -NEVER))
+
+
+class _Driver:
+    """Walks over the λ, strongest first, coarse to fine."""
+
+    def __init__(
+        self,
+        features: Features,
+        loss: Loss,
+        prior: Doubles,
+        problems: int,
+        device: str,
+        precision: Precision,
+        block_rows: int | None,
+        like: Path | None,
+    ) -> None:
+        """`prior` [problems, K] is the best bias of zero weights."""
+        n, width = features.shape
+        small = n * min(n, width) <= _SMALL
+        double = precision == "float64" or (precision == "auto" and small)
+        dtype = torch.float64 if double else torch.float32
+        rows = Rows(features, device=device, dtype=dtype, block_rows=block_rows)
+        self._mean, self._basis = rows.mean, None
+        self.shared: _Shared | None = None
+        if n < width:
+            reduced = Reduced.of(rows)
+            rows, spectrum, self._basis = reduced.rows, reduced.spectrum, reduced.basis
+        elif like is not None and like.spectrum is not None and like.spectrum.spectrum.values.dtype == dtype:
+            known = like.spectrum
+            spectrum = Spectrum(known.spectrum.values * (n / known.n), known.spectrum.vectors)
+        else:
+            spectrum = Spectrum.of(rows)
+        if self._basis is None:
+            self.shared = _Shared(spectrum, n)
+        self._like, self._problems, self._device = like, problems, device
+        self._engine = Newton(rows, spectrum, loss)
+        self._prior = torch.from_numpy(prior).to(rows.device, dtype)
+
+    def run(
+        self,
+        penalties: Doubles,
+        tolerance: float,
+        gradient_tolerance: float,
+        max_iter: int,
+        present: Ints,
+        progress: Progress | None,
+    ) -> None:
+        """Solve every penalty; results in the order of `penalties`."""
+        count, rows = penalties.size, self._engine.rows
+        self._logs = np.log(penalties)
+        shape = (count, *self._prior.shape, rows.d + 1)
+        self._solved = torch.zeros(shape, dtype=rows.dtype, device=rows.device)
+        self._known: list[int] = []
+        self._stiff = np.ones((count, self._problems))
+        self.objective, self.distance, self.gradient = (np.zeros((count, self._problems)) for _ in range(3))
+        self.n_iter = np.zeros((count, self._problems), dtype=np.int64)
+        self.converged = np.zeros((count, self._problems), dtype=bool)
+        members = torch.arange(self._problems, device=rows.device)
+        zero = self._zero()
+        start = self._engine.evaluate(
+            zero, torch.ones(self._problems, device=rows.device), members, keep=False
+        )
+        scale = start.gradient.square().sum(dim=(1, 2)).sqrt().cpu().numpy()
+        for batch in self._batches():
+            penalty = torch.from_numpy(np.repeat(penalties[batch], self._problems)).to(rows.device)
+            first = torch.cat([self._start(i, present) for i in batch])
+            stiffness = torch.from_numpy(np.concatenate([self._guess(i) for i in batch])).to(rows.device)
+            found = self._engine.solve(
+                penalty,
+                members.repeat(len(batch)),
+                first,
+                stiffness,
+                tolerance=tolerance,
+                small=torch.from_numpy(gradient_tolerance * np.tile(scale, len(batch))).to(rows.device),
+                max_passes=max_iter,
+            )
+            across = (len(batch), self._problems)
+            for at, i in enumerate(batch):
+                self._solved[i] = found.weights[at * self._problems : (at + 1) * self._problems]
+            self.objective[batch] = found.objective.view(across).cpu().numpy()
+            self.distance[batch] = found.distance.view(across).cpu().numpy()
+            gradient = found.gradient.view(across).cpu().numpy()
+            self.gradient[batch] = np.divide(gradient, scale, out=np.zeros_like(gradient), where=scale > 0)
+            self.n_iter[batch] = found.passes.view(across).cpu().numpy()
+            self.converged[batch] = found.converged.view(across).cpu().numpy()
+            self._stiff[batch] = found.stiffness.view(across).cpu().numpy()
+            self._known += batch
+            if progress is not None:
+                progress(len(self._known), count)
+
+    def path(self, lambdas: Doubles, classes: int, present: Ints, tolerance: float, absent: Doubles) -> Path:
+        """The solutions, of all classes and in the features' own coordinates."""
+        count, width = lambdas.size, self._mean.numel()
+        weights = np.zeros((count, classes, width), dtype=np.float32)
+        bias = np.tile(absent.astype(np.float32), (count, 1))
+        for i in range(count):
+            solved = self._solved[i].flatten(0, 1).double()
+            inside = solved[:, :-1] if self._basis is None else solved[:, :-1] @ self._basis.T
+            weights[i, present] = inside.cpu().numpy()
+            bias[i, present] = (solved[:, -1] - inside @ self._mean).cpu().numpy()
+        single = self._problems == 1 and self._prior.shape[1] > 1
+        numbers = [self.objective, self.distance, self.gradient, self.n_iter, self.converged]
+        if single:
+            objective, distance, gradient, n_iter, converged = (part[:, 0] for part in numbers)
+        else:
+            objective, distance, gradient, n_iter, converged = (
+                self._of_all(part, classes, present) for part in numbers
+            )
+        return Path(
+            lambdas, weights, bias, objective, distance, gradient, n_iter, converged, tolerance,
+            self._device, self.shared,
+        )  # fmt: skip
+
+    @staticmethod
+    def _of_all(part: NDArray[np.generic], classes: int, present: Ints) -> NDArray[np.generic]:
+        whole = np.zeros((part.shape[0], classes), dtype=part.dtype)
+        if part.dtype == bool:
+            whole[:] = True  # nothing to solve
+        whole[:, present] = part
+        return whole
+
+    def _batches(self) -> Iterator[list[int]]:
+        """λ indices, in the order in which to solve them; asked for the next when the last is solved."""
+        order = np.argsort(-self._logs, kind="stable")
+        last = order.size - 1
+        widest = 1
+        while widest < last and 2 * widest * self._spacing() <= 1.1 * math.log(10):
+            widest *= 2
+        at, stride, done = 0, widest, [0]
+        yield [int(order[0])]
+        while at < last:
+            at = min(at + stride, last)
+            yield [int(order[at])]
+            done.append(at)
+            # Where the optimum moves far, shorter ways keep Newton's method within its region of fast convergence.
+            passes = self.n_iter[order[at]].max()
+            if passes > _MANY:
+                stride = max(min(2, widest), stride // 2)
+            elif passes < _FEW:
+                stride = min(widest, stride * 2)
+        at_once = max(1, self._engine.problems_at_once() // self._problems)
+        while len(done) <= last:
+            level = [(a + b) // 2 for a, b in pairwise(done) if b - a > 1]
+            for begin in range(0, len(level), at_once):
+                yield [int(order[at]) for at in level[begin : begin + at_once]]
+            done = sorted(done + level)
+
+    def _spacing(self) -> float:
+        """Mean distance between neighbouring λ, in log λ."""
+        span = float(self._logs.max() - self._logs.min())
+        return span / max(1, self._logs.size - 1) or math.inf
+
+    def _zero(self) -> Tensor:
+        rows = self._engine.rows
+        zero = torch.zeros(*self._prior.shape, rows.d + 1, dtype=rows.dtype, device=rows.device)
+        zero[:, :, -1] = self._prior
+        return zero
+
+    def _start(self, index: int, present: Ints) -> Tensor:
+        """Where the solution at a λ is expected, [problems, K, d + 1]."""
+        if self._like is not None:
+            return self._from_like(index, present)
+        if not self._known:
+            return self._zero()
+        away = self._logs[self._known] - self._logs[index]
+        inside = away.min() < 0 < away.max()
+        nearest = np.argsort(np.abs(away), kind="stable")
+        if not inside:
+            nodes = nearest[: 3 if np.abs(away).min() < 0.35 * math.log(10) else 2]
+        else:
+            near = np.sort(np.abs(away))[:2].sum()
+            nodes = nearest[: 4 if near > 0.6 * math.log(10) else 6]
+        mix = _lagrange(away[nodes])
+        start = torch.zeros_like(self._solved[0])
+        for weight, node in zip(mix, nodes, strict=True):
+            start += float(weight) * self._solved[self._known[node]]
+        return start
+
+    def _from_like(self, index: int, present: Ints) -> Tensor:
+        """The nearest solution of another path, in the coordinates of this one."""
+        assert self._like is not None
+        known = np.log(self._like.lambdas)
+        nearest = int(np.abs(known - self._logs[index]).argmin())
+        weights = torch.from_numpy(self._like.weights[nearest][present]).to(self._mean.device).double()
+        bias = torch.from_numpy(self._like.bias[nearest][present]).to(self._mean.device).double()
+        inside = weights if self._basis is None else weights @ self._basis
+        start = self._zero()
+        start[:, :, :-1] = inside.view(start[:, :, :-1].shape)
+        centred = bias + weights @ self._mean
+        # A class that the other set lacked has no bias there to start from.
+        own = start[:, :, -1].flatten()
+        start[:, :, -1] = torch.where(bias.abs() < -NEVER / 2, centred.to(own.dtype), own).view(
+            start.shape[:2]
+        )
+        return start
+
+    def _guess(self, index: int) -> Doubles:
+        """Stiffness of the nearest solved λ."""
+        if not self._known:
+            return np.ones(self._problems)
+        nearest = int(np.abs(self._logs[self._known] - self._logs[index]).argmin())
+        found: Doubles = self._stiff[self._known[nearest]]
+        return found
+
+
+def _lagrange(nodes: Doubles) -> Doubles:
+    """Weights with which values at `nodes` make the value at 0 of the polynomial through them.
+
+    >>> _lagrange(np.array([-1.0, 1.0])).tolist()
+    [0.5, 0.5]
+    """
+    weights = np.ones(nodes.size)
+    for i in range(nodes.size):
+        others = np.delete(nodes, i)
+        weights[i] = np.prod(-others / (nodes[i] - others))
+    return weights
+
+
+def _checked_lambdas(lambdas: Doubles) -> Doubles:
+    found: Doubles = np.asarray(lambdas, dtype=np.float64)
+    if found.ndim != 1 or not found.size or not np.all(np.isfinite(found) & (found > 0)):
+        raise ValueError("lambdas must be a vector of positive numbers")
+    if np.unique(found).size != found.size:
+        raise ValueError("a λ is given twice")
+    return found
+
+
+def _class_counts(features: Features, targets: Ints, classes: int) -> Ints:
+    if targets.shape != (features.shape[0],):
+        raise ValueError(f"targets have shape {targets.shape}, expected ({features.shape[0]},)")
+    if targets.min() < 0 or targets.max() >= classes:
+        raise ValueError(f"targets reach from {targets.min()} to {targets.max()}, expected 0 … {classes - 1}")
+    return np.bincount(targets, minlength=classes).astype(np.int64)

@@ -1,0 +1,576 @@
+"""Truncated Newton for many linear problems at once: f(W) = Σᵢ loss(xᵢ W + b) + λ ‖W‖² / 2.
+
+Each iteration solves H x = −g by preconditioned conjugate gradients (Steihaug's truncation is not needed: H ≻ 0),
+with the matrix products of all problems fused into one, and takes the step by a line search. Three things are
+shared or saved:
+
+- The preconditioner is a Kronecker product, (Σᵢ second derivative by the scores) ⊗ (Gram matrix) / n + λ. One
+  eigendecomposition of the centred Gram matrix, and one of a K × K matrix a problem, invert it exactly for every λ.
+- Products with H go over those rows only whose curvature matters: with weak regularisation most rows are certain.
+- A problem leaves the batch when it has converged.
+
+Products are in the dtype of the rows, sums over blocks and objectives in float64.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from clipbench.solvers.losses import Loss, Which
+from clipbench.solvers.rows import Rows, Spectrum
+
+_FORCING: Final = 0.1  # conjugate gradients end at this share of the first residual
+_NEGLIGIBLE: Final = 1e-4  # curvature of a row, as a share of the mean, that products with H leave out
+_MINOR: Final = 0.03  # the same for a class's block, where a mean stands for what is left out
+_MOST_PRODUCTS: Final = 60  # of one step: past that a new linearisation, or new blocks, gain more
+_SUFFICIENT: Final = 1e-4  # Armijo's constant
+_MIXING_ROWS: Final = 4096  # at least, for the K × K matrices
+_BLOCK_BYTES: Final = 512 * 2**20  # of blocks being made, and again of those that are kept
+_BLOCK_REACH: Final = 1.3 * math.log(10)  # how far in log λ blocks serve another penalty
+_BLOCK_STIFFNESS: Final = 2.0  # of blocks, before conjugate gradients have shown it
+_RENT: Final = (
+    0.5  # blocks are made anew once this share of their cost has gone into products without new ones
+)
+_PARALLEL_WORK: Final = 2**24  # multiplications of one product with the features
+_NARROW: Final = 2.5  # how much dearer an operation is in a product with few columns than in one with many
+STATE_BYTES: Final = 192 * 2**20  # of the probabilities that are kept between a gradient and its products
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solved problems.
+
+    Attributes:
+        weights: [P, K, d + 1]; the last column is the bias (0 where there is none).
+        objective: float64 [P].
+        distance: float64 [P], estimated (f − min f) / f; at most the tolerance where converged.
+        gradient: float64 [P], ‖∇f‖₂, the bias's part included.
+        passes: int64 [P], products with the features and back: gradients and Hessian products.
+        converged: bool [P].
+        stiffness: float64 [P], gᵀ H⁻¹ g / gᵀ M⁻¹ g for the preconditioner M, as last met.
+    """
+
+    weights: Tensor
+    objective: Tensor
+    distance: Tensor
+    gradient: Tensor
+    passes: Tensor
+    converged: Tensor
+    stiffness: Tensor
+
+
+@dataclass
+class _Point:
+    """A batch of problems at their weights; `state` is None where it is too large to keep."""
+
+    value: Tensor
+    gradient: Tensor
+    state: Tensor | None
+    weight: Tensor
+    mixing: Tensor
+
+
+class Newton:
+    """Minimises problems that share features, spectrum and loss."""
+
+    def __init__(self, rows: Rows, spectrum: Spectrum, loss: Loss, *, intercept: bool = True) -> None:
+        self.rows, self.spectrum, self.loss = rows, spectrum, loss
+        self.blocks: list[_Blocks] = []
+        self.since = 0  # products of single problems since blocks were last made
+        self._intercept = intercept
+        self._stride = max(1, rows.n // max(_MIXING_ROWS, 8 * loss.columns))
+
+    def problems_at_once(self) -> int:
+        """How many problems fit the memory set aside for them."""
+        room = STATE_BYTES if self.rows.device.type == "cpu" else 16 * STATE_BYTES
+        return max(1, room // (self.rows.n * self.loss.columns * self.rows.dtype.itemsize))
+
+    def solve(
+        self,
+        penalty: Tensor,
+        members: Tensor,
+        start: Tensor,
+        stiffness: Tensor,
+        *,
+        tolerance: float,
+        small: Tensor,
+        max_passes: int,
+    ) -> Solution:
+        """Minimise the problems `members` [P] with `penalty` float64 [P] from `start` [P, K, d + 1].
+
+        A problem has converged at a `distance` of `tolerance`, or with ‖∇f‖₂ at most `small` float64 [P].
+        `stiffness` float64 [P] is a first guess of `Solution.stiffness`, 1 where nothing is known.
+        """
+        work = self.rows.n * self.rows.d * start.shape[0] * start.shape[1]
+        with _threads(self.rows.device, work):
+            run = _Run(self, penalty, members, start, stiffness, small, tolerance, max_passes)
+            while run.left():
+                run.step()
+        return run.solution()
+
+    def remember(self, blocks: _Blocks) -> None:
+        """Keep factored blocks for problems of a like penalty, as far as there is room."""
+        self.since = 0
+        self.blocks = [known for known in self.blocks if abs(known.log - blocks.log) > 0.1]
+        self.blocks.append(blocks)
+        del self.blocks[: max(0, len(self.blocks) - max(1, _BLOCK_BYTES // blocks.bytes()))]
+
+    def nearest_blocks(self, penalty: Tensor) -> list[_Blocks | None]:
+        """The known blocks of the penalty most like each given one, if there are any within a decade or so."""
+        found: list[_Blocks | None] = []
+        for log in penalty.log().tolist():
+            near = min(self.blocks, key=lambda known: abs(known.log - log), default=None)
+            found.append(near if near is not None and abs(near.log - log) < _BLOCK_REACH else None)
+        return found
+
+    def evaluate(self, weights: Tensor, penalty: Tensor, members: Tensor, *, keep: bool = True) -> _Point:
+        """Value, gradient and curvature of a batch at `weights` [P, K, d + 1]."""
+        count, columns, _ = weights.shape
+        rows = self.rows
+        value = torch.zeros(count, dtype=torch.float64, device=rows.device)
+        gradient = torch.zeros(weights.shape, dtype=torch.float64, device=rows.device)
+        mixing = torch.zeros(count, columns, columns, dtype=torch.float64, device=rows.device)
+        weight = torch.empty(count, rows.n, dtype=rows.dtype, device=rows.device)
+        keep &= rows.n * count * columns * rows.dtype.itemsize <= STATE_BYTES
+        state = torch.empty(count, columns, rows.n, dtype=rows.dtype, device=rows.device) if keep else None
+        for place, block in rows.blocks():
+            terms = self.loss.terms(_scores(weights, block), place, members, self._stride)
+            value += terms.value
+            gradient[:, :, :-1] += (terms.residual.flatten(0, 1) @ block).view(count, columns, -1)
+            gradient[:, :, -1] += terms.residual.sum(dim=2, dtype=torch.float64)
+            mixing += terms.mixing
+            weight[:, place] = terms.weight
+            if state is not None:
+                state[:, :, place] = terms.state
+        inner = weights[:, :, :-1]
+        gradient[:, :, :-1] += penalty[:, None, None] * inner
+        if not self._intercept:
+            gradient[:, :, -1] = 0
+        value += penalty / 2 * inner.square().sum(dim=(1, 2), dtype=torch.float64)
+        return _Point(value, gradient, state, weight, mixing)
+
+
+class _Run:
+    """One batch on its way."""
+
+    def __init__(
+        self,
+        engine: Newton,
+        penalty: Tensor,
+        members: Tensor,
+        start: Tensor,
+        stiffness: Tensor,
+        small: Tensor,
+        tolerance: float,
+        max_passes: int,
+    ) -> None:
+        self._engine, self._tolerance, self._max_passes = engine, tolerance, max_passes
+        count = start.shape[0]
+        zeros = torch.zeros(count, dtype=torch.float64, device=start.device)
+        self._found = Solution(
+            start.clone(),
+            zeros.clone(),
+            zeros.clone(),
+            zeros.clone(),
+            zeros.long(),
+            zeros.bool(),
+            zeros.clone(),
+        )
+        # of the problems that are left
+        self._index = torch.arange(count, device=start.device)
+        self._penalty, self._members, self._weights = penalty, members, start
+        self._stiffness, self._small = stiffness.clone(), small
+        self._passes = zeros.long()
+        self._stuck = zeros.bool()
+        self._point = engine.evaluate(start, penalty, members)
+        self._passes += 1
+        self._settle(fresh=True)
+
+    def left(self) -> bool:
+        return bool(self._index.numel())
+
+    def solution(self) -> Solution:
+        return self._found
+
+    def step(self) -> None:
+        """One Newton step of every problem that is left, then let go of those that have arrived."""
+        if _Blocks.pays(self._engine, self._point, self._penalty):
+            middle = self._penalty.numel() // 2
+            self._engine.remember(_Blocks(self._engine, self._point, middle, float(self._penalty[middle])))
+            self._aim(fresh=True)
+        step, products = self._direction()
+        self._passes += products
+        if _close(self._penalty):
+            self._engine.since += int(products.sum())
+        slope, norm = (_dot(self._point.gradient, vector) for vector in (step, self._preconditioned))
+        self._stiffness = torch.where(norm > 0, (-slope / norm).clamp(min=1.0), self._stiffness)
+        self._search(step, slope)
+        self._settle()
+
+    def _aim(self, *, fresh: bool) -> None:
+        """Make the preconditioner of the point, and the preconditioned gradient."""
+        engine, point = self._engine, self._point
+        shared = _Preconditioner(
+            engine.spectrum, point.mixing, self._penalty, engine.rows.n, engine._intercept
+        )
+        self._precondition = _Mixed(shared, engine.nearest_blocks(self._penalty))
+        if fresh:
+            # What is known of the shared preconditioner's shortfall says nothing of the blocks'.
+            own = self._precondition.has_blocks()
+            self._stiffness = torch.where(
+                own, torch.full_like(self._stiffness, _BLOCK_STIFFNESS), self._stiffness
+            )
+        self._preconditioned = self._precondition(point.gradient.to(self._weights.dtype))
+
+    def _settle(self, *, fresh: bool = False) -> None:
+        """Store what is done and keep the rest."""
+        self._aim(fresh=fresh)
+        distance = self._stiffness * _dot(self._point.gradient, self._preconditioned)
+        distance = distance / 2 / self._point.value.clamp(min=torch.finfo(torch.float64).tiny)
+        slope = self._point.gradient.square().sum(dim=(1, 2)).sqrt()
+        converged = (distance <= self._tolerance) | (slope <= self._small)
+        over = converged | self._stuck | (self._passes >= self._max_passes)
+        if not bool(over.any()):
+            return
+        found, at = self._found, self._index[over]
+        found.weights[at] = self._weights[over]
+        found.objective[at] = self._point.value[over]
+        found.distance[at] = distance[over]
+        found.gradient[at] = slope[over]
+        found.passes[at] = self._passes[over]
+        found.converged[at] = converged[over]
+        # Blocks have a stiffness of their own; the next problem may have none.
+        found.stiffness[at] = torch.where(self._precondition.has_blocks(), 1.0, self._stiffness)[over]
+        self._keep(~over)
+
+    def _keep(self, kept: Tensor) -> None:
+        self._index, self._penalty, self._members = (
+            self._index[kept],
+            self._penalty[kept],
+            self._members[kept],
+        )
+        self._stiffness, self._passes, self._stuck = (
+            self._stiffness[kept],
+            self._passes[kept],
+            self._stuck[kept],
+        )
+        self._small, self._weights = self._small[kept], self._weights[kept]
+        self._preconditioned = self._preconditioned[kept]
+        self._precondition.keep(kept)
+        point = self._point
+        self._point = _Point(
+            point.value[kept],
+            point.gradient[kept],
+            None if point.state is None else point.state[kept],
+            point.weight[kept],
+            point.mixing[kept],
+        )
+
+    def _direction(self) -> tuple[Tensor, Tensor]:
+        """Conjugate gradients: a step [P, K, d + 1] for every problem, and how many products each took."""
+        point = self._point
+        curvature = _Curvature(self._engine, point, self._weights, self._penalty, self._members)
+        precondition = self._precondition.copy()
+        step = torch.zeros_like(self._weights)
+        products = torch.zeros_like(self._passes)
+        index = torch.arange(self._index.numel(), device=step.device)
+        residual = -point.gradient.to(step.dtype)
+        ahead = -self._preconditioned
+        inner = step
+        norm = first = _dot(residual, ahead)
+        # No further than the tolerance asks for: the rest would be lost to the next linearisation anyway.
+        wanted = 0.5 * self._tolerance * point.value
+        goal = torch.maximum(_FORCING**2 * first, wanted / self._stiffness)
+        room, small = (self._max_passes - self._passes).clamp(max=_MOST_PRODUCTS), self._small / 2
+        while index.numel():
+            image = curvature(ahead)
+            length = norm / _dot(ahead, image).clamp(min=torch.finfo(torch.float64).tiny)
+            inner = inner + length.to(step.dtype)[:, None, None] * ahead
+            residual = residual - length.to(step.dtype)[:, None, None] * image
+            products[index] += 1
+            solved = precondition(residual)
+            new = _dot(residual, solved)
+            flat = residual.square().sum(dim=(1, 2), dtype=torch.float64).sqrt() <= small
+            over = (new <= goal) | flat | (products[index] >= room)
+            ahead = solved + (new / norm).to(step.dtype)[:, None, None] * ahead
+            norm = new
+            if bool(over.all()) or int(over.sum()) * 4 >= over.numel():
+                step[index] = inner
+                kept = ~over
+                index, norm, goal = index[kept], norm[kept], goal[kept]
+                room, small = room[kept], small[kept]
+                inner, residual, ahead = inner[kept], residual[kept], ahead[kept]
+                precondition.keep(kept)
+                if index.numel():
+                    curvature.keep(kept)
+        return step, products
+
+    def _search(self, step: Tensor, slope: Tensor) -> None:
+        """Go along `step`, as far as it is for the better: full steps, shortened where they overshoot."""
+        engine = self._engine
+        length = torch.ones_like(slope)
+        trial = self._weights + step
+        point = engine.evaluate(trial, self._penalty, self._members)
+        self._passes += 1
+        for _ in range(12):
+            ahead = _dot(point.gradient, step)
+            short = ~_accepted(self._point.value, point.value, slope, ahead, length)
+            if not bool(short.any()):
+                break
+            shorter = _minimum(self._point.value, point.value, slope, ahead, length)
+            length = torch.where(short, shorter, length)
+            tried = self._weights[short] + length[short].to(step.dtype)[:, None, None] * step[short]
+            again = engine.evaluate(tried, self._penalty[short], self._members[short])
+            self._passes[short] += 1
+            trial[short] = tried
+            _put(point, short, again)
+        else:
+            # Below what the products resolve: stay, and say so.
+            self._stuck = short
+            trial[short] = self._weights[short]
+        self._weights, self._point = trial, point
+
+
+class _Curvature:
+    """Products with the Hessians of a batch, over the rows that matter."""
+
+    def __init__(
+        self, engine: Newton, point: _Point, weights: Tensor, penalty: Tensor, members: Tensor
+    ) -> None:
+        self._engine, self._penalty = engine, penalty
+        self._members = members
+        mean = point.weight.mean(dim=1, keepdim=True).clamp(min=torch.finfo(point.weight.dtype).tiny)
+        matters = (point.weight > _NEGLIGIBLE * mean).any(dim=0)
+        index = torch.nonzero(matters)[:, 0]
+        whole = index.numel() > 0.8 * engine.rows.n
+        self._rows = None if whole else engine.rows.some(index)
+        self._state = point.state if whole or point.state is None else point.state[:, :, index]
+        self._weights = weights if point.state is None else None
+
+    def keep(self, kept: Tensor) -> None:
+        self._penalty, self._members = self._penalty[kept], self._members[kept]
+        if self._state is not None:
+            self._state = self._state[kept]
+        if self._weights is not None:
+            self._weights = self._weights[kept]
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """H times `vector` [P, K, d + 1]."""
+        engine = self._engine
+        product = torch.zeros_like(vector)
+        flat = product.view(-1, vector.shape[2])
+        for place, index, block in self._blocks():
+            curved = engine.loss.curve(self._state_of(place, index, block), _scores(vector, block), index)
+            flat[:, :-1].addmm_(curved.flatten(0, 1), block)
+            product[:, :, -1] += curved.sum(dim=2)
+        product[:, :, :-1] += self._penalty.to(vector.dtype)[:, None, None] * vector[:, :, :-1]
+        if not engine._intercept:
+            product[:, :, -1] = 0
+        return product
+
+    def _blocks(self) -> Iterator[tuple[slice, Which, Tensor]]:
+        if self._rows is not None:
+            yield from self._rows.blocks()
+            return
+        for place, block in self._engine.rows.blocks():
+            yield place, place, block
+
+    def _state_of(self, place: slice, index: Which, block: Tensor) -> Tensor:
+        if self._state is not None:
+            return self._state[:, :, place]
+        assert self._weights is not None
+        scores = _scores(self._weights, block)
+        return self._engine.loss.terms(scores, index, self._members, stride=scores.shape[2]).state
+
+
+class _Preconditioner:
+    """(mixing ⊗ Gram / n + λ)⁻¹ on weights, mixing⁺ on the bias."""
+
+    def __init__(self, spectrum: Spectrum, mixing: Tensor, penalty: Tensor, n: int, intercept: bool) -> None:
+        self._spectrum, self._intercept = spectrum, intercept
+        self.device = mixing.device
+        values, turn = torch.linalg.eigh(mixing)
+        values = values.clamp(min=0)
+        dtype = spectrum.values.dtype
+        self._turn = turn.to(dtype)
+        scale = (values / n)[:, :, None] * spectrum.values.double() + penalty[:, None, None]
+        self._divide = scale.reciprocal_().to(dtype)
+        floor = 1e-10 * values.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+        inverse = torch.where(values > floor, 1 / values.clamp(min=floor), torch.zeros_like(values))
+        self._bias = ((turn * inverse[:, None]) @ turn.transpose(1, 2)).to(dtype)
+
+    def copy(self) -> _Preconditioner:
+        other = _Preconditioner.__new__(_Preconditioner)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def keep(self, kept: Tensor) -> None:
+        self._turn, self._divide, self._bias = self._turn[kept], self._divide[kept], self._bias[kept]
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        basis = self._spectrum.vectors
+        inside = self._turn.transpose(1, 2) @ vector[:, :, :-1]
+        if basis is not None:
+            inside = inside @ basis
+        inside *= self._divide
+        if basis is not None:
+            inside = inside @ basis.T
+        out = torch.zeros_like(vector)
+        torch.matmul(self._turn, inside, out=out[:, :, :-1])
+        if self._intercept:
+            out[:, :, -1] = (self._bias @ vector[:, :, -1:])[:, :, 0]
+        return out
+
+
+class _Blocks:
+    """The Hessian's diagonal blocks of one softmax problem, each class with its bias, factored.
+
+    With weak regularisation each class's curvature sits on rows of its own, few of them, and no product of one
+    matrix of classes with one of features describes that; the blocks do (measured: 4 to 12 times fewer products).
+    """
+
+    def __init__(self, engine: Newton, point: _Point, problem: int, penalty: float) -> None:
+        assert point.state is not None
+        share = point.state[problem]
+        columns, width = share.shape[0], engine.rows.d + 1
+        blocks = torch.zeros(columns, width, width, dtype=torch.float64, device=share.device)
+        rest = torch.zeros(columns, dtype=torch.float64, device=share.device)
+        for place, block in engine.rows.blocks():
+            curvature, matters = _of_class(share[:, place])
+            rest += (curvature * ~matters).sum(dim=1, dtype=torch.float64)
+            wide = torch.cat([block, torch.ones_like(block[:, :1])], dim=1)
+            for k in range(columns):
+                index = torch.nonzero(matters[k])[:, 0]
+                some = wide[index]
+                blocks[k] += (some * curvature[k, index, None]).T @ some
+        # The rows left out are many and alike: the mean row's Gram matrix stands for theirs.
+        mean = engine.spectrum.gram().double() / engine.rows.n
+        for k in range(columns):
+            blocks[k, :-1, :-1] += rest[k] * mean
+        diagonal = blocks.diagonal(dim1=1, dim2=2)
+        diagonal[:, -1] += rest
+        diagonal[:, :-1] += penalty
+        diagonal.mul_(1 + 1e-6).add_(torch.finfo(torch.float32).tiny)
+        self.log = math.log(penalty)
+        self._factor = torch.linalg.cholesky(blocks).to(share.dtype)
+
+    def bytes(self) -> int:
+        return int(self._factor.nbytes)
+
+    @staticmethod
+    def pays(engine: Newton, point: _Point, penalty: Tensor) -> bool:
+        """Whether building and using the blocks costs less than the products that it saves."""
+        columns, width = engine.loss.columns, engine.rows.d + 1
+        if (
+            point.state is None
+            or point.state.shape[0] > 1
+            or columns < 2
+            or columns * width**2 * 12 > _BLOCK_BYTES
+        ):
+            return False
+        if not engine.since:
+            return False
+        _, matters = _of_class(point.state[0])
+        build = 2 * int(matters.sum()) * width**2 + columns * width**3
+        product = 4 * engine.rows.n * width * columns * _NARROW
+        return build < _RENT * product * engine.since
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Solve for `vector` [P, K, d + 1]."""
+        return torch.cholesky_solve(vector.permute(1, 2, 0), self._factor).permute(2, 0, 1)
+
+
+class _Mixed:
+    """The shared preconditioner, and blocks for those problems that have them."""
+
+    def __init__(self, shared: _Preconditioner, blocks: list[_Blocks | None]) -> None:
+        self._shared, self._blocks = shared, blocks
+
+    def copy(self) -> _Mixed:
+        return _Mixed(self._shared.copy(), self._blocks)
+
+    def keep(self, kept: Tensor) -> None:
+        self._shared.keep(kept)
+        self._blocks = [blocks for blocks, stays in zip(self._blocks, kept.tolist(), strict=True) if stays]
+
+    def has_blocks(self) -> Tensor:
+        found = [blocks is not None for blocks in self._blocks]
+        return torch.tensor(found, dtype=torch.bool, device=self._shared.device)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        if all(blocks is None for blocks in self._blocks):
+            return self._shared(vector)
+        out = torch.empty_like(vector) if all(self._blocks) else self._shared(vector)
+        for blocks in {id(blocks): blocks for blocks in self._blocks if blocks is not None}.values():
+            at = [i for i, own in enumerate(self._blocks) if own is blocks]
+            out[at] = blocks(vector[at])
+        return out
+
+
+def _close(penalty: Tensor) -> bool:
+    """Whether one problem's blocks serve them all."""
+    return bool(penalty.max() < 4 * penalty.min())
+
+
+def _of_class(share: Tensor) -> tuple[Tensor, Tensor]:
+    """Curvature of every class on every row, and whether it matters, both [K, b]."""
+    curvature = share * (1 - share)
+    return curvature, curvature > _MINOR * curvature.mean(dim=1, keepdim=True)
+
+
+@contextlib.contextmanager
+def _threads(device: torch.device, work: int) -> Iterator[None]:
+    """One thread for small products: waiting for each other would cost more than the work."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or work >= _PARALLEL_WORK or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _scores(weights: Tensor, block: Tensor) -> Tensor:
+    """Scores [P, K, b] of a block of rows; weights first, since few of them against many rows is the fast order."""
+    found = weights[:, :, :-1].flatten(0, 1) @ block.T
+    return found.view(*weights.shape[:2], -1).add_(weights[:, :, -1:])
+
+
+def _accepted(before: Tensor, after: Tensor, slope: Tensor, ahead: Tensor, length: Tensor) -> Tensor:
+    """Armijo's condition; near the end, where values no longer resolve it, its form in slopes (Hager & Zhang 2005)."""
+    enough = after <= before + _SUFFICIENT * length * slope
+    flat = (after <= before * (1 + 1e-6)) & (ahead <= (2 * _SUFFICIENT - 1) * slope)
+    return enough | flat
+
+
+def _minimum(before: Tensor, after: Tensor, slope: Tensor, ahead: Tensor, length: Tensor) -> Tensor:
+    """Where the cubic through both values and slopes is least, within 0.1 … 0.5 of `length`."""
+    theta = slope + ahead - 3 * (after - before) / length
+    root = (theta * theta - slope * ahead).clamp(min=0).sqrt()
+    share = 1 - (ahead + root - theta) / (ahead - slope + 2 * root)
+    share = torch.where(torch.isfinite(share), share, torch.full_like(share, 0.1))
+    return length * share.clamp(0.1, 0.5)
+
+
+def _put(point: _Point, where: Tensor, part: _Point) -> None:
+    """Overwrite some problems of a batch."""
+    point.value[where] = part.value
+    point.gradient[where] = part.gradient
+    point.weight[where] = part.weight
+    point.mixing[where] = part.mixing
+    if point.state is not None and part.state is not None:
+        point.state[where] = part.state
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each problem, float64 [P]."""
+    return (a * b).sum(dim=(1, 2), dtype=torch.float64)

@@ -1,0 +1,195 @@
+"""The SVM protocol against scikit-learn's LinearSVC done by hand, and the size that images are scaled to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import StratifiedKFold
+from sklearn.svm import LinearSVC
+from test_linear_probe import FakeEncoder, Given, card
+
+from clipbench import metrics
+from clipbench.catalog import Catalog
+from clipbench.data import Split
+from clipbench.data.hub import DataPaths
+from clipbench.errors import DataError, NotApplicable
+from clipbench.evaluate import Options, evaluate
+from clipbench.execution import Runtime
+from clipbench.features import ModelEncoder
+from clipbench.protocols.svm_map import Params, check, needs, run
+
+one_thread = small.one_thread
+
+
+def things(seed: int = 0, count: int = 420, width: int = 16, classes: int = 4) -> dict[str, Split]:
+    """Features that tell the classes apart as well as real ones do, with objects marked difficult."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, width)).astype(np.float32) * rng.uniform(0.5, 3, (count, 1)).astype(
+        np.float32
+    )
+    score = x @ rng.standard_normal((width, classes)) / np.linalg.norm(x, axis=1, keepdims=True)
+    score += 0.7 * rng.standard_normal(score.shape)
+    labels = (score > 1).astype(np.uint8)
+    labels[(score > 0.8) & (score <= 1)] = 255
+    half = count // 2
+    return {
+        "train": Given("train", x[:half], labels[:half], classes),
+        "test": Given("test", x[half:], labels[half:], classes),
+    }
+
+
+def test_protocol_is_virtexs_done_by_hand(tmp_path: Path) -> None:
+    splits = things()
+    params = Params(resize=None, difficult="ignore")
+    outcome = run(card(tmp_path, 4, kind="multi-label"), splits, FakeEncoder(), params, seed=0)
+    train, test = splits["train"], splits["test"]
+    assert isinstance(train, Given)
+    assert isinstance(test, Given)
+    x, held = (s.features / np.linalg.norm(s.features, axis=1, keepdims=True) for s in (train, test))
+    precisions = []
+    for c in range(4):
+        y = np.where(train.labels[:, c] == 1, 1, -1)
+        curve = []
+        for cost in (0.01, 0.1, 1.0, 10.0):
+            folds = []
+            for fit, out in StratifiedKFold(3).split(x, y):
+                folds.append(
+                    average_precision_score(
+                        y[out] == 1, svm(cost).fit(x[fit], y[fit]).decision_function(x[out])
+                    )
+                )
+            curve.append(np.mean(folds))
+        best = int(np.argmax(curve))
+        cost = (0.01, 0.1, 1.0, 10.0)[best]
+        assert outcome.evidence["chosen"][f"c{c}"]["C"] == cost
+        found = outcome.evidence["cross_validation"][f"c{c}"]
+        np.testing.assert_allclose(list(found.values()), curve, atol=2e-3)
+        decision = svm(cost).fit(x, y).decision_function(held)
+        kept = test.labels[:, c] != 255
+        truth = test.labels[:, c][kept] == 1
+        precisions.append(average_precision_score(truth, decision[kept]))
+        for kind in ("11pt", "envelope"):
+            expected = getattr(metrics, f"average_precision_{kind}")(decision[kept], truth)
+            assert outcome.per_class[f"ap_{kind}"][c] == pytest.approx(expected, abs=2e-3)
+    assert outcome.scores["map_area"].value == pytest.approx(np.mean(precisions), abs=5e-4)
+    assert set(outcome.scores) == {"map_area", "map_11pt", "map_envelope"}
+    assert outcome.evidence["not_converged"] == []
+
+
+def svm(cost: float) -> LinearSVC:
+    return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-8, max_iter=20_000)
+
+
+def test_difficult_objects_are_negatives_in_training_unless_positive_in_the_test(tmp_path: Path) -> None:
+    splits = things()
+    described = card(tmp_path, 4, kind="multi-label")
+    scores = {
+        rule: run(described, splits, FakeEncoder(), Params(resize=None, difficult=rule), seed=0).scores["map_area"]
+        for rule in ("ignore", "negative", "positive")
+    }  # fmt: skip
+    assert len({score.value for score in scores.values()}) == 3
+
+
+def test_class_with_too_few_positives_is_an_error(tmp_path: Path) -> None:
+    splits = things()
+    splits["train"].labels[:, 1] = 0
+    splits["train"].labels[:2, 1] = 1
+    with pytest.raises(DataError, match="3-fold cross-validation needs 3 positives and 3 negatives"):
+        run(card(tmp_path, 4, kind="multi-label"), splits, FakeEncoder(), Params(resize=None), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"train": "trian"}, 'unknown split "trian"'),
+        ({"test": "train"}, "train and test must be different"),
+        ({"costs": (1.0, 0.1)}, "costs must ascend"),
+        ({"costs": (0.0, 0.1)}, "costs must be above 0"),
+    ],
+)
+def test_params_that_a_card_cannot_have(params: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert message in (check(card(tmp_path, 4, kind="multi-label"), Params(**params)) or "")
+    assert "multi-label sets" in (check(card(tmp_path, 4), Params()) or "")
+
+
+# ------------------------------------------------------------------ the size of images
+
+
+def test_presets_name_the_size_that_images_are_scaled_to() -> None:
+    assert needs(Params(), "joint") == [("train", "backbone@256"), ("test", "backbone@256")]
+    assert needs(Params(resize=224), "joint")[0] == ("train", "backbone@224")
+    assert needs(Params(resize=None), "tokens")[0] == ("train", "backbone")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Catalog, Options]:
+    data = small.write_images(tmp_path / "data", 24, side=40)
+    catalog = Catalog([small.write_task(tmp_path / "cards")])
+    return catalog, Options(Runtime("cpu", "fp32"), data=DataPaths({"animals": data}, ()), progress=False)
+
+
+def test_size_of_a_space_overrides_the_models_own(tmp_path: Path, pictures: tuple[Catalog, Options]) -> None:
+    from clipbench.data.hub import open_split
+
+    catalog, options = pictures
+    split = open_split(catalog.dataset("animals"), "test", options.data)
+    encoder = ModelEncoder(
+        catalog.model(str(small.write_run(tmp_path / "run"))), options.runtime, progress=False
+    )
+    own, same, larger = (encoder.images(split, f"backbone{size}") for size in ("", "@8", "@12"))
+    np.testing.assert_array_equal(own, same)
+    assert not np.allclose(own, larger)
+    assert encoder.preprocess("backbone@12").size == 12
+    assert encoder.preprocess("backbone@12").side == 8
+    assert len(list(encoder.root.iterdir())) == 2  # the model's own size and the other one
+    with pytest.raises(NotApplicable, match="images are not scaled to 4 px and cropped"):
+        encoder.images(split, "backbone@4")
+
+
+def test_model_that_takes_images_as_they_are_cannot_do_it(pictures: tuple[Catalog, Options]) -> None:
+    catalog, options = pictures
+    encoder = ModelEncoder(catalog.model("digits-clip-lite"), options.runtime, progress=False)
+    with pytest.raises(NotApplicable, match="resize: none"):
+        encoder.require("backbone@256")
+    encoder.require("backbone")
+
+
+@pytest.mark.shared
+def test_a_devkit_of_real_photos_the_whole_way(tmp_path: Path, shared_data: Path) -> None:
+    """VOC's layout with lists, two thirds of the photos to train on, for the classes that are frequent enough."""
+    kit = tmp_path / "VOCdevkit" / "VOC2012"
+    (kit / "ImageSets" / "Main").mkdir(parents=True)
+    for name in ("JPEGImages", "Annotations"):
+        (kit / name).symlink_to(shared_data / "voc2012-100" / name)
+    ids = sorted(path.stem for path in (kit / "Annotations").iterdir())
+    for role in ("train", "test"):
+        chosen = [i for n, i in enumerate(ids) if (n % 3 == 0) == (role == "test")]
+        (kit / "ImageSets" / "Main" / f"{role}.txt").write_text("\n".join(chosen) + "\n")
+    frequent = ("person", "car", "chair", "dog")
+    card = {
+        "base": "voc07",
+        "source": {"local": True},
+        "classes": list(frequent),
+        "other_labels": "ignore",
+        "splits": {"train": {"name": "train"}, "test": {"name": "test"}},
+        "protocols": {"svm": {"difficult": "ignore", "resize": 32}, "lp": {"primary": "map_11pt"}},
+    }
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "photos2012.yaml").write_text(json.dumps(card))
+    catalog = Catalog([tmp_path / "cards"])
+    model = catalog.model(str(small.write_run(tmp_path / "run", size=24)))
+    options = Options(Runtime("cpu", "fp32"), data=DataPaths({"photos2012": tmp_path}, ()), progress=False)
+    results = list(evaluate([model], catalog.tasks(["photos2012-svm", "photos2012-lp"]), options))
+    for result in results:
+        assert result.record is not None, result
+        assert result.record.scores["map_11pt"].n == 34
+        assert 0 < result.record.scores["map_area"].value < 1
+    assert results[0].record is not None
+    assert "map_envelope" in results[0].record.scores
+    assert set(results[0].record.per_class["ap_area"]) == set(frequent)
