@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,7 +17,14 @@ from clipbench.cache import remember
 from clipbench.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
 from clipbench.models import Adapter, LoadedModel
-from clipbench.models.weights import load_strict, read_state_dict, resolve, sha256_file, verify
+from clipbench.models.weights import (
+    count_numbered,
+    load_strict,
+    read_state_dict,
+    resolve,
+    sha256_file,
+    verify,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -268,19 +274,19 @@ def _sizes(state: Mapping[str, torch.Tensor]) -> tuple[object, ...] | None:
     """(vision width, layers, patch, image side, text width, layers, context), or None."""
     try:
         text_context, text_width = state["positional_embedding"].shape
-        text_layers = _count(state, r"transformer\.resblocks\.(\d+)\.")
+        text_layers = count_numbered(state, r"transformer\.resblocks\.(\d+)\.")
         stem = state["visual.conv1.weight"]
         if "visual.class_embedding" in state:
             grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
             patch = stem.shape[2]
             vision: tuple[object, ...] = (
                 len(stem),
-                _count(state, r"visual\.transformer\.resblocks\.(\d+)\."),
+                count_numbered(state, r"visual\.transformer\.resblocks\.(\d+)\."),
                 patch,
             )
             return (*vision, grid * patch, text_width, text_layers, text_context)
         grid = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
-        layers = tuple(_count(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+        layers = tuple(count_numbered(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
         return (2 * len(stem), layers, None, 32 * grid, text_width, text_layers, text_context)
     except (KeyError, ValueError):
         return None
@@ -312,12 +318,6 @@ def _joint(arch: str) -> tuple[int, int]:
 
     settings = open_clip.get_model_config(arch)
     return settings["embed_dim"], settings["text_cfg"].get("vocab_size", 49408)
-
-
-def _count(state: Mapping[str, torch.Tensor], pattern: str) -> int:
-    """How many numbers `pattern` finds among the names: layers are counted from 0."""
-    found = (re.match(pattern, name) for name in state)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 # ------------------------------------------------------------------- building

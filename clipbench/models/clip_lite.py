@@ -7,7 +7,7 @@ keys say about the architecture. The official code keeps the two projection bloc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -17,7 +17,7 @@ from pydantic import Field
 from clipbench.cards import Preprocess, Strict
 from clipbench.errors import WeightsError
 from clipbench.models import Adapter, LoadedModel, dual
-from clipbench.models.weights import load_strict, read_state_dict, resolve
+from clipbench.models.weights import count_numbered, load_strict, read_state_dict, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,9 @@ def detect(state: State) -> Detected | None:
     layout = _layout(state)
     if layout is None:
         return None
-    blocks = tuple(_count(state, rf"{re.escape(layout.image)}layer{stage}\.(\d+)\.") for stage in range(1, 5))
+    blocks = tuple(
+        count_numbered(state, rf"{re.escape(layout.image)}layer{stage}\.(\d+)\.") for stage in range(1, 5)
+    )
     bottleneck = any(key.startswith(layout.image) and ".conv3." in key for key in state)
     image = _RESNETS.get((blocks, bottleneck))
     kinds = {"bert": ".attention.self.", "mpnet": ".attention.attn."}
@@ -150,7 +152,7 @@ def detect(state: State) -> Detected | None:
     ]
     if image is None or len(texts) != 1:
         return None
-    layers = _count(state, rf"{re.escape(layout.text)}encoder\.layer\.(\d+)\.")
+    layers = count_numbered(state, rf"{re.escape(layout.text)}encoder\.layer\.(\d+)\.")
     reasons = {
         "image": f"{layout.image}layer1 to layer4 hold {', '.join(map(str, blocks))} blocks "
         f"{'with' if bottleneck else 'without'} a conv3",
@@ -175,11 +177,6 @@ def _layout(state: State) -> _Layout | None:
 
 def _described(layout: _Layout) -> str:
     return f"{layout.name} ({layout.image}*, {layout.text}*, {layout.image_block}feature_*)"
-
-
-def _count(keys: Iterable[str], pattern: str) -> int:
-    """1 + the largest number that `pattern` finds at the beginning of a key."""
-    return 1 + max((int(found[1]) for key in keys if (found := re.match(pattern, key))), default=-1)
 
 
 def _agree(path: Path, config: Config, found: Detected) -> None:

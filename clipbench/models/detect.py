@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from clipbench.cards import ModelCard, Weights
+from clipbench.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import WeightsError
 from clipbench.models import LoadedModel, clip, clip_lite, declip
 from clipbench.models.weights import read_state_dict
@@ -68,14 +68,8 @@ def _declip(path: Path, state: State) -> ModelCard | None:
     if found is None:
         return None
     config = found.config
-    return ModelCard(
-        title=f"{config.variant} {config.arch}, {path.name}",
-        family="declip",
-        config=config.canonical(),
-        preprocess=declip.PREPROCESS,
-        weights=Weights(file=str(path)),
-        notes=f"detected: {config.variant} of DeCLIP's repository, {config.arch}, {config.embed_dim}-d: {found.why}",
-    )
+    notes = f"{config.variant} of DeCLIP's repository, {config.arch}, {config.embed_dim}-d: {found.why}"
+    return _card(path, "declip", config, declip.PREPROCESS, f"{config.variant} {config.arch}", notes)
 
 
 def _clip_lite(path: Path, state: State) -> ModelCard | None:
@@ -83,13 +77,20 @@ def _clip_lite(path: Path, state: State) -> ModelCard | None:
     if found is None:
         return None
     config = found.config
+    notes = f"CLIP-Lite, {config.image} and {config.layers} layers of {config.text}: {found.why}"
+    return _card(path, "clip_lite", config, clip_lite.PREPROCESS, f"CLIP-Lite {config.image}", notes)
+
+
+def _card(
+    path: Path, family: str, config: Strict, preprocess: Preprocess, title: str, notes: str
+) -> ModelCard:
     return ModelCard(
-        title=f"CLIP-Lite {config.image}, {path.name}",
-        family="clip_lite",
+        title=f"{title}, {path.name}",
+        family=family,
         config=config.canonical(),
-        preprocess=clip_lite.PREPROCESS,
+        preprocess=preprocess,
         weights=Weights(file=str(path)),
-        notes=f"detected: CLIP-Lite, {config.image} and {config.layers} layers of {config.text}: {found.why}",
+        notes=f"detected: {notes}",
     )
 
 

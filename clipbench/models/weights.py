@@ -318,6 +318,16 @@ def unprefixed(state: Mapping[str, torch.Tensor]) -> State:
     return {str(k)[len(prefix) :]: v for k, v in state.items()}
 
 
+def count_numbered(keys: Iterable[str], pattern: str) -> int:
+    r"""1 + the largest number that `pattern` finds at the beginning of a key: layers are counted from 0.
+
+    >>> count_numbered(["layer.0.bias", "layer.11.bias", "norm.bias"], r"layer\.(\d+)\.")
+    12
+    """
+    found = (re.match(pattern, key) for key in keys)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
 def load_strict(
     module: nn.Module, state: State, path: Path, *, adopt: Callable[[str], bool] | None = None
 ) -> None:

@@ -314,6 +314,7 @@ class _Driver:
                 members.repeat(len(batch)),
                 first,
                 stiffness,
+                constant=start.value.repeat(len(batch)),
                 tolerance=tolerance,
                 small=torch.from_numpy(gradient_tolerance * np.tile(scale, len(batch))).to(rows.device),
                 max_passes=max_iter,

@@ -30,6 +30,7 @@ _FORCING: Final = 0.1  # conjugate gradients end at this share of the first resi
 _NEGLIGIBLE: Final = 1e-4  # curvature of a row, as a share of the mean, that products with H leave out
 _MINOR: Final = 0.03  # the same for a class's block, where a mean stands for what is left out
 _MOST_PRODUCTS: Final = 60  # of one step: past that a new linearisation, or new blocks, gain more
+_FLOOR: Final = 1e-6  # of f, below which f₀ − f is taken for rounding
 _SUFFICIENT: Final = 1e-4  # Armijo's constant
 _MIXING_ROWS: Final = 4096  # at least, for the K × K matrices
 _BLOCK_BYTES: Final = 512 * 2**20  # of blocks being made, and again of those that are kept
@@ -50,7 +51,7 @@ class Solution:
     Attributes:
         weights: [P, K, d + 1]; the last column is the bias (0 where there is none).
         objective: float64 [P].
-        distance: float64 [P], estimated (f − min f) / f; at most the tolerance where converged.
+        distance: float64 [P], estimated (f − min f) / min(f, f₀ − f), with f₀ the objective of zero weights.
         gradient: float64 [P], ‖∇f‖₂, the bias's part included.
         passes: int64 [P], products with the features and back: gradients and Hessian products.
         converged: bool [P].
@@ -99,18 +100,20 @@ class Newton:
         start: Tensor,
         stiffness: Tensor,
         *,
+        constant: Tensor,
         tolerance: float,
         small: Tensor,
         max_passes: int,
     ) -> Solution:
         """Minimise the problems `members` [P] with `penalty` float64 [P] from `start` [P, K, d + 1].
 
+        `constant` float64 [P] is the objective of zero weights, the best there is without looking at the features.
         A problem has converged at a `distance` of `tolerance`, or with ‖∇f‖₂ at most `small` float64 [P].
         `stiffness` float64 [P] is a first guess of `Solution.stiffness`, 1 where nothing is known.
         """
         work = self.rows.n * self.rows.d * start.shape[0] * start.shape[1]
         with _threads(self.rows.device, work):
-            run = _Run(self, penalty, members, start, stiffness, small, tolerance, max_passes)
+            run = _Run(self, penalty, members, start, stiffness, constant, small, tolerance, max_passes)
             while run.left():
                 run.step()
         return run.solution()
@@ -167,6 +170,7 @@ class _Run:
         members: Tensor,
         start: Tensor,
         stiffness: Tensor,
+        constant: Tensor,
         small: Tensor,
         tolerance: float,
         max_passes: int,
@@ -186,7 +190,7 @@ class _Run:
         # of the problems that are left
         self._index = torch.arange(count, device=start.device)
         self._penalty, self._members, self._weights = penalty, members, start
-        self._stiffness, self._small = stiffness.clone(), small
+        self._stiffness, self._constant, self._small = stiffness.clone(), constant, small
         self._passes = zeros.long()
         self._stuck = zeros.bool()
         self._point = engine.evaluate(start, penalty, members)
@@ -233,7 +237,7 @@ class _Run:
         """Store what is done and keep the rest."""
         self._aim(fresh=fresh)
         distance = self._stiffness * _dot(self._point.gradient, self._preconditioned)
-        distance = distance / 2 / self._point.value.clamp(min=torch.finfo(torch.float64).tiny)
+        distance = distance / 2 / self._unit()
         slope = self._point.gradient.square().sum(dim=(1, 2)).sqrt()
         converged = (distance <= self._tolerance) | (slope <= self._small)
         over = converged | self._stuck | (self._passes >= self._max_passes)
@@ -250,6 +254,12 @@ class _Run:
         found.stiffness[at] = torch.where(self._precondition.has_blocks(), 1.0, self._stiffness)[over]
         self._keep(~over)
 
+    def _unit(self) -> Tensor:
+        """What a distance to the minimum is measured in: the objective, or what fitting has taken off it."""
+        value = self._point.value
+        floor = (_FLOOR * value).clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.minimum(value, self._constant - value).maximum(floor)
+
     def _keep(self, kept: Tensor) -> None:
         self._index, self._penalty, self._members = (
             self._index[kept],
@@ -261,7 +271,8 @@ class _Run:
             self._passes[kept],
             self._stuck[kept],
         )
-        self._small, self._weights = self._small[kept], self._weights[kept]
+        self._constant, self._small = self._constant[kept], self._small[kept]
+        self._weights = self._weights[kept]
         self._preconditioned = self._preconditioned[kept]
         self._precondition.keep(kept)
         point = self._point
@@ -286,7 +297,7 @@ class _Run:
         inner = step
         norm = first = _dot(residual, ahead)
         # No further than the tolerance asks for: the rest would be lost to the next linearisation anyway.
-        wanted = 0.5 * self._tolerance * point.value
+        wanted = 0.5 * self._tolerance * self._unit()
         goal = torch.maximum(_FORCING**2 * first, wanted / self._stiffness)
         room, small = (self._max_passes - self._passes).clamp(max=_MOST_PRODUCTS), self._small / 2
         while index.numel():

@@ -241,6 +241,7 @@ class _Fit:
                 some,
                 start[some],
                 torch.ones(some.numel(), dtype=torch.float64, device=some.device),
+                constant=zero.value,
                 tolerance=self._tolerance,
                 small=torch.zeros(some.numel(), dtype=torch.float64, device=some.device),
                 max_passes=self._max_iter,
