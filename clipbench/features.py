@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -164,7 +166,7 @@ class ModelEncoder:
     progress: bool = True
     root: Path = field(default_factory=lambda: cache_root() / "features")
     counts: Counts = field(default_factory=Counts)
-    _crops_folder: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False, repr=False)
+    _end_of_crops: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def adapter(self) -> models.Adapter:
@@ -249,9 +251,12 @@ class ModelEncoder:
         They are memory-mapped below the cache like any features, and not kept.
         """
         how = Crops(**dict(self.adapter.preprocess), seed=seed, epoch=epoch)
-        self._crops_folder = tempfile.TemporaryDirectory(prefix="crops-", dir=make_folder(self.root))
+        folder = tempfile.mkdtemp(prefix="crops-", dir=make_folder(self.root))
+        if self._end_of_crops is not None:
+            self._end_of_crops()
+        self._end_of_crops = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         key = self._key(space, split.fingerprint) | {"preprocess": how.canonical()}
-        file = FeatureFile(key, len(split), Path(self._crops_folder.name))
+        file = FeatureFile(key, len(split), Path(folder))
         shards = file.missing()
         _encode_shards([self], [file], {0: set(shards)}, shards, split, space, how)
         self.counts.images_encoded += len(split)

@@ -1,0 +1,80 @@
+"""Random crops for probes: drawn by the image, the seed and the epoch alone, as torchvision draws them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from clipbench.catalog import Catalog
+from clipbench.data.decode import Crops, decode
+from clipbench.data.hub import DataPaths, open_split
+from clipbench.execution import Runtime
+from clipbench.features import ModelEncoder
+
+one_thread = small.one_thread
+CROPS = Crops(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0, epoch=0)
+
+
+def ramp(width: int, height: int) -> bytes:
+    """Red grows to the right, green downwards: a pixel tells where it comes from."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([x, y, 0 * x], axis=2).astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_draw_depends_on_image_seed_and_epoch_alone() -> None:
+    data = ramp(60, 40)
+    first = decode(data, CROPS)
+    assert first.shape == (3, 16, 16)
+    np.testing.assert_array_equal(first, decode(data, CROPS))
+    for change in ({"epoch": 1}, {"seed": 1}):
+        assert not np.array_equal(first, decode(data, CROPS.model_copy(update=change)))
+    assert not np.array_equal(first, decode(ramp(60, 41), CROPS))
+
+
+def test_areas_ratios_and_mirrors_are_those_that_were_asked_for() -> None:
+    data, areas, ratios, mirrored = ramp(200, 200), [], [], 0
+    for epoch in range(400):
+        red, green, _ = decode(data, CROPS.model_copy(update={"epoch": epoch})).astype(float)
+        across, down = red.mean(axis=0), green.mean(axis=1)
+        mirrored += across[0] > across[-1]
+        # the first and last pixel are half a pixel inside: 15 of 16 steps
+        w, h = (abs(line[-1] - line[0]) / 255 * 16 / 15 for line in (across, down))
+        areas.append(w * h)
+        ratios.append(w / h)
+    assert min(areas) > 0.06
+    assert max(areas) < 1.05
+    assert np.mean(areas) == pytest.approx(0.5, abs=0.06)  # some large ones do not fit at the drawn ratio
+    assert 0.7 < min(ratios) < 0.85
+    assert 1.2 < max(ratios) < 1.45
+    assert 150 < mirrored < 250
+
+
+def test_long_narrow_image_gives_its_middle() -> None:
+    crops = CROPS.model_copy(update={"area": (0.9, 1.0)})
+    red = decode(ramp(400, 20), crops).astype(float)[0].mean(axis=0)
+    assert np.sort(red)[[0, -1]] == pytest.approx([255 * 186 / 399, 255 * 213 / 399], abs=6)
+
+
+def test_features_of_every_epoch_are_new_and_not_kept(tmp_path: Path) -> None:
+    catalog = Catalog([small.write_task(tmp_path / "cards")])
+    data = small.write_images(tmp_path / "data", 30, side=24)
+    split = open_split(catalog.dataset("animals"), "test", DataPaths({"animals": data}, ()))
+    encoder = ModelEncoder(
+        catalog.model(str(small.write_run(tmp_path / "run"))), Runtime("cpu", "fp32"), progress=False
+    )
+    central = np.array(encoder.images(split, "backbone"))
+    first = np.array(encoder.crops(split, "backbone", 0, 0))
+    second = np.array(encoder.crops(split, "backbone", 0, 1))
+    again = np.array(encoder.crops(split, "backbone", 0, 0))
+    assert first.shape == central.shape
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, second)
+    assert not np.allclose(first, central)
+    assert len(list(encoder.root.glob("crops-*"))) == 1
