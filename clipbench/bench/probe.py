@@ -175,7 +175,7 @@ def _side(path: Path, at: int, fit: dict[str, Any], right: Ints, count: int) -> 
 def _threads(count: int | None) -> Iterator[int]:
     """The same number of threads for torch and for scikit-learn's libraries."""
     import torch
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     from clipbench.data.decode import cores
 
