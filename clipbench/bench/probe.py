@@ -32,7 +32,7 @@ def measure(
     every: int = 8,
     threads: int | None = None,
     max_iter: int = 1000,
-    tolerance: float | None = None,
+    gradient_tolerance: float | None = None,
     lambdas: Doubles | None = None,
 ) -> dict[str, Any]:
     """Time the path and scikit-learn's `LogisticRegression` (default tolerance) on the same features.
@@ -47,7 +47,7 @@ def measure(
         every: scikit-learn fits every n-th λ.
         threads: of both (all cores by default).
         max_iter: of both; the path counts passes over the features.
-        tolerance: of the path.
+        gradient_tolerance: of the path; `logistic.SWEEP` by default, 0 for solutions exact to the path's tolerance.
         lambdas: float64 [L], ascending; the 96 of the protocol by default.
 
     Raises:
@@ -58,6 +58,7 @@ def measure(
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas
     if not 1 <= every <= lambdas.size:
         raise DataError(f"--every must be 1 to {lambdas.size}, the number of λ (found {every})")
+    gradient = logistic.SWEEP if gradient_tolerance is None else gradient_tolerance
     with _threads(threads) as used:
         start = time.perf_counter()
         path = logistic.fit_path(
@@ -66,7 +67,7 @@ def measure(
             classes,
             lambdas,
             max_iter=max_iter,
-            tolerance=logistic.TOLERANCE if tolerance is None else tolerance,
+            gradient_tolerance=gradient,
         )
         path_s = time.perf_counter() - start
         right = path.correct(test, test_targets)
@@ -83,7 +84,7 @@ def measure(
         "classes": classes,
         "lambdas": int(lambdas.size),
         "threads": used,
-        "tolerance": path.tolerance,
+        "gradient_tolerance": gradient,
         "path_s": round(path_s, 2),
         "path_passes": int(path.n_iter.sum()),
         "unconverged": path.unconverged(),

@@ -39,8 +39,9 @@ class Logistic(Strict):
     """Logistic regression with L2: Σ cross-entropy + λ ‖W‖² / 2, the bias unpenalised, λ = 1 / C.
 
     λ is the best on validation data of `lambdas` log-spaced values, the middle one among equals; the probe is
-    then fitted again on training and validation data together. Every λ is solved until the estimated relative
-    distance of its objective to the minimum is at most `tolerance`, within `max_iter` passes over the features.
+    then fitted again on training and validation data together. Every λ is solved until the estimated
+    distance of its objective to the minimum is at most `tolerance`, relative to the objective and to what it gains
+    on the best constant probe, within `max_iter` passes over the features.
     """
 
     kind: Literal["logistic"] = "logistic"
@@ -328,7 +329,10 @@ def _steps(advance: Any) -> Any:
 
 
 def _criterion(tolerance: float) -> str:
-    return f"estimated (f − min f) / f ≤ {tolerance:g}, by gᵀ H⁻¹ g / 2f with gradient g and Hessian H"
+    return (
+        f"estimated f − min f ≤ {tolerance:g} · min(f, f₀ − f), by gᵀ H⁻¹ g / 2 with gradient g and Hessian H; "
+        "f₀ is the objective of the best constant probe"
+    )
 
 
 def _described(validation: _Samples | None, held: _Samples, params: Params) -> dict[str, Any]:

@@ -36,9 +36,10 @@ Progress = Callable[[int, int], None]
 
 #: The 96 penalties of CLIP's linear probe (Radford et al., 2021, appendix A.3).
 LAMBDAS: Final[Doubles] = np.logspace(-6, 6, 96)
-TOLERANCE: Final = 1e-8
-#: A gradient tolerance with which every objective ends below that of scikit-learn's fit at its default tolerance.
-SWEEP: Final = 1e-4
+#: Of `Path.distance`, by precision of the products: float32 resolves no more.
+TOLERANCE: Final = {"float64": 1e-8, "float32": 1e-7}
+#: A gradient tolerance for choosing λ, about what scikit-learn's fit reaches at its default tolerance.
+SWEEP: Final = 1e-3
 NEVER: Final = -1e9  # bias of a class without samples: its optimum is −∞, and scores must stay finite
 IGNORED: Final = 255
 _FEW, _MANY = 16, 32  # passes for one λ, below and above which the next is further off or nearer
@@ -50,9 +51,10 @@ _SCORE_BYTES: Final = 2**26
 class Path:
     """Probes of one training set, one for each λ, and how well each was solved.
 
-    A λ has converged when the estimated relative distance of its objective to the minimum,
-    gᵀ H⁻¹ g / 2 f with gradient g and Hessian H, is at most `tolerance`. H⁻¹ stands for the preconditioner, scaled
-    by what conjugate gradients last showed it to be short of: no scale of the features enters.
+    A λ has converged when the estimated distance of its objective to the minimum, gᵀ H⁻¹ g / 2 with gradient g and
+    Hessian H, is at most `tolerance` times min(f, f₀ − f), where f₀ is the objective of the best constant probe; or
+    when `gradient` is at most the gradient tolerance asked for. H⁻¹ stands for the preconditioner, scaled by what
+    conjugate gradients last showed it to be short of: no scale of the features enters.
 
     Attributes:
         lambdas: float64 [L], as given.
@@ -132,7 +134,7 @@ def fit_path(
     lambdas: Doubles = LAMBDAS,
     *,
     device: str = "cpu",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     gradient_tolerance: float = 0.0,
     max_iter: int = 1000,
     precision: Precision = "auto",
@@ -149,7 +151,7 @@ def fit_path(
         classes: K; classes without samples are never predicted.
         lambdas: float64 [L], positive, in any order.
         device: `cpu`, `cuda` or `cuda:N`.
-        tolerance: of `Path.distance`.
+        tolerance: of `Path.distance`; `TOLERANCE` by default.
         gradient_tolerance: of `Path.gradient`; a λ that meets either has converged. Weak penalties leave directions
             along which the objective is all but flat, and most work goes there: `SWEEP` skips it, for choosing λ.
         max_iter: passes over the features for one λ at most.
@@ -188,7 +190,9 @@ def fit_path(
         precision,
         block_rows,
         like,
+        gradient_tolerance == 0,
     )
+    tolerance = driver.tolerance if tolerance is None else tolerance
     driver.run(penalties, tolerance, gradient_tolerance, max_iter, present, progress)
     return driver.path(lambdas, classes, present, tolerance, np.full(classes, NEVER))
 
@@ -199,7 +203,7 @@ def fit_path_binary(
     lambdas: Doubles = LAMBDAS,
     *,
     device: str = "cpu",
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     gradient_tolerance: float = 0.0,
     max_iter: int = 1000,
     precision: Precision = "auto",
@@ -238,8 +242,17 @@ def fit_path_binary(
     )
     prior = np.log(positives[present] / negatives[present])
     driver = _Driver(
-        features, Sigmoid(signs), prior[:, None], present.size, device, precision, block_rows, like
+        features,
+        Sigmoid(signs),
+        prior[:, None],
+        present.size,
+        device,
+        precision,
+        block_rows,
+        like,
+        gradient_tolerance == 0,
     )
+    tolerance = driver.tolerance if tolerance is None else tolerance
     driver.run(lambdas, tolerance, gradient_tolerance, max_iter, present, progress)
     return driver.path(lambdas, labels.shape[1], present, tolerance, np.where(negatives > 0, NEVER, -NEVER))
 
@@ -257,12 +270,14 @@ class _Driver:
         precision: Precision,
         block_rows: int | None,
         like: Path | None,
+        exact: bool,
     ) -> None:
         """`prior` [problems, K] is the best bias of zero weights."""
         n, width = features.shape
         small = n * min(n, width) <= _SMALL
         double = precision == "float64" or (precision == "auto" and small)
         dtype = torch.float64 if double else torch.float32
+        self.tolerance = TOLERANCE["float64" if double else "float32"]
         rows = Rows(features, device=device, dtype=dtype, block_rows=block_rows)
         self._mean, self._basis = rows.mean, None
         self.shared: _Shared | None = None
@@ -277,7 +292,7 @@ class _Driver:
         if self._basis is None:
             self.shared = _Shared(spectrum, n)
         self._like, self._problems, self._device = like, problems, device
-        self._engine = Newton(rows, spectrum, loss)
+        self._engine = Newton(rows, spectrum, loss, exact=exact)
         self._prior = torch.from_numpy(prior).to(rows.device, dtype)
 
     def run(
@@ -307,7 +322,7 @@ class _Driver:
         scale = start.gradient.square().sum(dim=(1, 2)).sqrt().cpu().numpy()
         for batch in self._batches():
             penalty = torch.from_numpy(np.repeat(penalties[batch], self._problems)).to(rows.device)
-            first = torch.cat([self._start(i, present) for i in batch])
+            first = torch.cat([self._start(i, present, float(penalties[i]), members) for i in batch])
             stiffness = torch.from_numpy(np.concatenate([self._guess(i) for i in batch])).to(rows.device)
             found = self._engine.solve(
                 penalty,
@@ -401,7 +416,7 @@ class _Driver:
         zero[:, :, -1] = self._prior
         return zero
 
-    def _start(self, index: int, present: Ints) -> Tensor:
+    def _start(self, index: int, present: Ints, penalty: float, members: Tensor) -> Tensor:
         """Where the solution at a λ is expected, [problems, K, d + 1]."""
         if self._like is not None:
             return self._from_like(index, present)
@@ -411,13 +426,28 @@ class _Driver:
         inside = away.min() < 0 < away.max()
         nearest = np.argsort(np.abs(away), kind="stable")
         if not inside:
-            nodes = nearest[: 3 if np.abs(away).min() < 0.35 * math.log(10) else 2]
-        else:
-            near = np.sort(np.abs(away))[:2].sum()
-            nodes = nearest[: 4 if near > 0.6 * math.log(10) else 6]
-        mix = _lagrange(away[nodes])
+            return self._extrapolated(index, penalty, members)
+        near = np.sort(np.abs(away))[:2].sum()
+        return self._through(nearest[: 4 if near > 0.6 * math.log(10) else 6], away)
+
+    def _extrapolated(self, index: int, penalty: float, members: Tensor) -> Tensor:
+        """The best of the last solution and the line and the parabola through the last ones, by problem."""
+        away = self._logs[self._known] - self._logs[index]
+        nearest = np.argsort(np.abs(away), kind="stable")
+        starts = torch.stack(
+            [self._through(nearest[:count], away) for count in (1, 2, 3) if count <= len(away)]
+        )
+        if len(starts) == 1:
+            return starts[0]
+        of_each = torch.full((members.numel(),), penalty, dtype=torch.float64, device=members.device)
+        values = [self._engine.evaluate(start, of_each, members, keep=False).value for start in starts]
+        best = torch.stack(values).argmin(dim=0)
+        return starts[best, torch.arange(members.numel(), device=members.device)]
+
+    def _through(self, nodes: Ints, away: Doubles) -> Tensor:
+        """The polynomial in log λ through solved ones (places in `_known`), at 0 of `away`."""
         start = torch.zeros_like(self._solved[0])
-        for weight, node in zip(mix, nodes, strict=True):
+        for weight, node in zip(_lagrange(away[nodes]), nodes, strict=True):
             start += float(weight) * self._solved[self._known[node]]
         return start
 

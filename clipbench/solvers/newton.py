@@ -30,7 +30,9 @@ _FORCING: Final = 0.1  # conjugate gradients end at this share of the first resi
 _NEGLIGIBLE: Final = 1e-4  # curvature of a row, as a share of the mean, that products with H leave out
 _MINOR: Final = 0.03  # the same for a class's block, where a mean stands for what is left out
 _MOST_PRODUCTS: Final = 60  # of one step: past that a new linearisation, or new blocks, gain more
-_FLOOR: Final = 1e-6  # of f, below which f₀ − f is taken for rounding
+#: of f, below which f₀ − f is taken for rounding
+_FLOOR: Final = {torch.float32: 1e-2, torch.float64: 1e-6}
+_PATIENCE: Final = 20  # steps without coming nearer, after which rounding is all that is left
 _SUFFICIENT: Final = 1e-4  # Armijo's constant
 _MIXING_ROWS: Final = 4096  # at least, for the K × K matrices
 _BLOCK_BYTES: Final = 512 * 2**20  # of blocks being made, and again of those that are kept
@@ -81,11 +83,20 @@ class _Point:
 class Newton:
     """Minimises problems that share features, spectrum and loss."""
 
-    def __init__(self, rows: Rows, spectrum: Spectrum, loss: Loss, *, intercept: bool = True) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        spectrum: Spectrum,
+        loss: Loss,
+        *,
+        intercept: bool = True,
+        exact: bool = True,
+    ) -> None:
+        """`exact`: solutions are wanted close enough for dearer preconditioners to pay."""
         self.rows, self.spectrum, self.loss = rows, spectrum, loss
         self.blocks: list[_Blocks] = []
         self.since = 0  # products of single problems since blocks were last made
-        self._intercept = intercept
+        self._intercept, self._exact = intercept, exact
         self._stride = max(1, rows.n // max(_MIXING_ROWS, 8 * loss.columns))
 
     def problems_at_once(self) -> int:
@@ -192,7 +203,8 @@ class _Run:
         self._penalty, self._members, self._weights = penalty, members, start
         self._stiffness, self._constant, self._small = stiffness.clone(), constant, small
         self._passes = zeros.long()
-        self._stuck = zeros.bool()
+        self._stuck, self._idle = zeros.bool(), zeros.long()
+        self._nearest = torch.full_like(zeros, math.inf)
         self._point = engine.evaluate(start, penalty, members)
         self._passes += 1
         self._settle(fresh=True)
@@ -240,6 +252,10 @@ class _Run:
         distance = distance / 2 / self._unit()
         slope = self._point.gradient.square().sum(dim=(1, 2)).sqrt()
         converged = (distance <= self._tolerance) | (slope <= self._small)
+        nearer = distance < self._nearest
+        self._nearest = torch.minimum(distance, self._nearest)
+        self._idle = torch.where(nearer, 0, self._idle + 1)
+        self._stuck |= self._idle >= _PATIENCE
         over = converged | self._stuck | (self._passes >= self._max_passes)
         if not bool(over.any()):
             return
@@ -257,7 +273,7 @@ class _Run:
     def _unit(self) -> Tensor:
         """What a distance to the minimum is measured in: the objective, or what fitting has taken off it."""
         value = self._point.value
-        floor = (_FLOOR * value).clamp(min=torch.finfo(torch.float64).tiny)
+        floor = (_FLOOR[self._weights.dtype] * value).clamp(min=torch.finfo(torch.float64).tiny)
         return torch.minimum(value, self._constant - value).maximum(floor)
 
     def _keep(self, kept: Tensor) -> None:
@@ -272,6 +288,7 @@ class _Run:
             self._stuck[kept],
         )
         self._constant, self._small = self._constant[kept], self._small[kept]
+        self._nearest, self._idle = self._nearest[kept], self._idle[kept]
         self._weights = self._weights[kept]
         self._preconditioned = self._preconditioned[kept]
         self._precondition.keep(kept)

@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 #: The costs that VirTex and CLIP-Lite choose from (`voc_clf.py`).
 COSTS: Final = (0.01, 0.1, 1.0, 10.0)
 POSITIVE_WEIGHT: Final = 2.0
-TOLERANCE: Final = 1e-8
+TOLERANCE: Final = 1e-6
 _SMALL: Final = 2**21
 
 
