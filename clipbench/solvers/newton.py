@@ -43,7 +43,7 @@ _RENT: Final = (
 )
 _PARALLEL_WORK: Final = 2**24  # multiplications of one product with the features
 _NARROW: Final = 2.5  # how much dearer an operation is in a product with few columns than in one with many
-STATE_BYTES: Final = 192 * 2**20  # of the probabilities that are kept between a gradient and its products
+STATE_BYTES: Final = 128 * 2**20  # of the probabilities that are kept between a gradient and its products
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,13 @@ class _Run:
 
     def step(self) -> None:
         """One Newton step of every problem that is left, then let go of those that have arrived."""
-        if _Blocks.pays(self._engine, self._point, self._penalty):
-            middle = self._penalty.numel() // 2
-            self._engine.remember(_Blocks(self._engine, self._point, middle, float(self._penalty[middle])))
+        if _Blocks.pays(self._engine, self._point):
+            self._engine.remember(_Blocks(self._engine, self._point, float(self._penalty)))
             self._aim(fresh=True)
         step, products = self._direction()
         self._passes += products
-        if _close(self._penalty):
-            self._engine.since += int(products.sum())
+        if products.numel() == 1:
+            self._engine.since += int(products)
         slope, norm = (_dot(self._point.gradient, vector) for vector in (step, self._preconditioned))
         self._stiffness = torch.where(norm > 0, (-slope / norm).clamp(min=1.0), self._stiffness)
         self._search(step, slope)
@@ -464,9 +463,9 @@ class _Blocks:
     matrix of classes with one of features describes that; the blocks do (measured: 4 to 12 times fewer products).
     """
 
-    def __init__(self, engine: Newton, point: _Point, problem: int, penalty: float) -> None:
+    def __init__(self, engine: Newton, point: _Point, penalty: float) -> None:
         assert point.state is not None
-        share = point.state[problem]
+        share = point.state[0]
         columns, width = share.shape[0], engine.rows.d + 1
         blocks = torch.zeros(columns, width, width, dtype=torch.float64, device=share.device)
         rest = torch.zeros(columns, dtype=torch.float64, device=share.device)
@@ -493,17 +492,12 @@ class _Blocks:
         return int(self._factor.nbytes)
 
     @staticmethod
-    def pays(engine: Newton, point: _Point, penalty: Tensor) -> bool:
+    def pays(engine: Newton, point: _Point) -> bool:
         """Whether building and using the blocks costs less than the products that it saves."""
         columns, width = engine.loss.columns, engine.rows.d + 1
-        if (
-            point.state is None
-            or point.state.shape[0] > 1
-            or columns < 2
-            or columns * width**2 * 12 > _BLOCK_BYTES
-        ):
+        if not engine._exact or not engine.since or columns < 2 or columns * width**2 * 12 > _BLOCK_BYTES:
             return False
-        if not engine.since:
+        if point.state is None or point.state.shape[0] > 1:
             return False
         _, matters = _of_class(point.state[0])
         build = 2 * int(matters.sum()) * width**2 + columns * width**3
@@ -540,11 +534,6 @@ class _Mixed:
             at = [i for i, own in enumerate(self._blocks) if own is blocks]
             out[at] = blocks(vector[at])
         return out
-
-
-def _close(penalty: Tensor) -> bool:
-    """Whether one problem's blocks serve them all."""
-    return bool(penalty.max() < 4 * penalty.min())
 
 
 def _of_class(share: Tensor) -> tuple[Tensor, Tensor]:
