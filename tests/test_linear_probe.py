@@ -32,7 +32,7 @@ from clipbench.solvers.heads import fit_adamw, fit_sgd
 
 one_thread = small.one_thread
 Array = NDArray[np.float32]
-LAMBDAS = {"kind": "logistic", "lambdas": 7, "lowest": 1e-3, "highest": 1e3}
+LAMBDAS = {"kind": "logistic", "lambdas": 7, "lowest": 1e-3, "highest": 1e3, "sweep": 0.0}
 
 
 class Given(Split):
@@ -145,6 +145,18 @@ def test_the_whole_protocol_is_scikit_learns_done_by_hand(primary: str, tmp_path
         "n": len(held),
         "source": "0.2 of train, held out",
     }
+
+
+def test_sweep_chooses_loosely_and_fits_exactly(tmp_path: Path) -> None:
+    splits = digits()
+    loose = Params.model_validate({"classifier": LAMBDAS | {"sweep": 1e-3}})
+    outcome = run(card(tmp_path), splits, FakeEncoder(), loose, seed=3)
+    chosen = outcome.evidence["chosen"]["lambda"]
+    final = reference(features_of(splits["train"]), splits["train"].labels, chosen)
+    same = np.asarray(outcome.samples["prediction"]) == final.predict(features_of(splits["test"]))
+    assert same.sum() >= 499  # one image of the 500 lies on the boundary
+    assert "‖g‖ ≤ 0.001 ‖g₀‖ is enough" in outcome.evidence["criterion"]
+    assert outcome.evidence["final"]["distance"] <= 1e-7
 
 
 def test_validation_split_of_the_card_is_used_and_joined_for_the_last_fit(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ class Logistic(Strict):
     λ is the best on validation data of `lambdas` log-spaced values, the middle one among equals; the probe is
     then fitted again on training and validation data together. Every λ is solved until the estimated
     distance of its objective to the minimum is at most `tolerance`, relative to the objective and to what it gains
-    on the best constant probe, within `max_iter` passes over the features.
+    on the best constant probe, within `max_iter` passes over the features. While λ is being chosen, a gradient
+    norm of at most `sweep` of its value at the best constant probe is enough (0: never); what is chosen is then
+    fitted exactly.
     """
 
     kind: Literal["logistic"] = "logistic"
@@ -49,6 +51,7 @@ class Logistic(Strict):
     lowest: float = Field(1e-6, gt=0)
     highest: float = Field(1e6, gt=0)
     tolerance: float = Field(1e-7, gt=0)
+    sweep: float = Field(1e-3, ge=0)
     max_iter: int = Field(1000, ge=1)
 
 
@@ -258,7 +261,7 @@ def _logistic(
         path = fit_path(
             fitted.features, fitted.labels, classes, _lambdas(settings),
             device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter,
-            progress=_steps(advance),
+            gradient_tolerance=settings.sweep, progress=_steps(advance),
         )  # fmt: skip
     if params.primary == "mean_per_class_recall":
         predictions = path.predict(held.features)
@@ -278,7 +281,7 @@ def _logistic(
         "curve": _curve(path, curve),
         "chosen": _chosen(path, best),
         "final": _solution(final, 0),
-        "criterion": _criterion(settings.tolerance),
+        "criterion": _criterion(settings),
         "not_converged": [*path.unconverged(), *final.unconverged()],
     }
     return blocks, evidence
@@ -328,10 +331,13 @@ def _steps(advance: Any) -> Any:
     return progress
 
 
-def _criterion(tolerance: float) -> str:
+def _criterion(settings: Logistic) -> str:
+    exact = (
+        f"estimated f − min f ≤ {settings.tolerance:g} · min(f, f₀ − f), by gᵀ H⁻¹ g / 2 with gradient g and Hessian "
+        "H; f₀ is the objective of the best constant probe"
+    )
     return (
-        f"estimated f − min f ≤ {tolerance:g} · min(f, f₀ − f), by gᵀ H⁻¹ g / 2 with gradient g and Hessian H; "
-        "f₀ is the objective of the best constant probe"
+        exact if not settings.sweep else f"{exact}; while choosing λ, ‖g‖ ≤ {settings.sweep:g} ‖g₀‖ is enough"
     )
 
 
@@ -388,7 +394,7 @@ def _multi_label(
         path = fit_path_binary(
             fitted.features, _trained(fitted.labels, difficult), _lambdas(settings),
             device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter,
-            progress=_steps(advance),
+            gradient_tolerance=settings.sweep, progress=_steps(advance),
         )  # fmt: skip
     kind: metrics.APKind = "11pt" if params.primary == "map_11pt" else "area"
     ranked = np.concatenate([scores for _, scores in path.scores(held.features)], axis=1)
@@ -410,7 +416,7 @@ def _multi_label(
         "validation": _described(validation, held, params),
         "curve": _curve(path, overall),
         "chosen": {name: _chosen(path, index) for name, index in names.items()},
-        "criterion": _criterion(settings.tolerance),
+        "criterion": _criterion(settings),
         "not_converged": [*path.unconverged(), *final.unconverged()],
     }
     return replace(outcome, evidence=evidence)
@@ -506,7 +512,7 @@ def _mean_of(
             "metric": "acc1",
             "source": f"up to {min(params.shots or 0, 4)} further samples a class",
         },
-        "criterion": _criterion(params.classifier.tolerance),  # type: ignore[union-attr]
+        "criterion": _criterion(params.classifier.model_copy(update={"sweep": 0.0})),  # type: ignore[arg-type]
     }
     return Outcome(scores, {"recall": recall}, samples, evidence)
 
