@@ -25,7 +25,7 @@ def validation_curve(record: Record) -> bytes:
     if not curves:
         raise ClipbenchError(
             f"{record.model} on {record.task}: this record has no validation curve",
-            hint="records of the logistic probes and the SVMs have one (tasks …-lp, …-svm)",
+            hint="records of the logistic probes have one (tasks …-lp, …-lp@<k>-shot)",
         )
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axes = figure.subplots()

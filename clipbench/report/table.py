@@ -316,9 +316,16 @@ def _remarks(record: Record) -> list[str]:
         draws = len(evidence["per_draw"][record.primary])
         said.append(f"mean of {draws} draws" + (f", standard deviation {100 * spread:.2f}" if spread else ""))
     if evidence.get("not_converged"):
-        named = ", ".join(f"{value:.3g}" for value in evidence["not_converged"])
-        said.append(f"not converged: λ = {named}")
+        said.append(f"not converged: {'; '.join(map(_fit, evidence['not_converged']))}")
     return said
+
+
+def _fit(which: Any) -> str:
+    """A fit that did not converge: a probe's λ, or an SVM's class, cost and fold."""
+    if not isinstance(which, dict):
+        return f"λ = {which:.3g}"
+    fold = "all folds" if which["fold"] is None else f"fold {which['fold']}"
+    return f"{which['class']} at C = {which['C']:g}, {fold}"
 
 
 def _notes(legend: Sequence[str]) -> list[Text]:
