@@ -161,6 +161,14 @@ def test_clip_lite(tmp_path: Path) -> None:
     assert (card.notes or "").startswith("detected: CLIP-Lite, resnet18 and 2 layers of bert: ")
 
 
+def test_clip_without_its_projection_is_of_no_family(tmp_path: Path) -> None:
+    state = build("small-rn").state_dict()
+    del state["text_projection"]
+    torch.save(state, tmp_path / "cut.pt")
+    with pytest.raises(WeightsError, match="of no family that is known"):
+        detect.ad_hoc(str(tmp_path / "cut.pt"))
+
+
 def test_keys_of_no_family(tmp_path: Path) -> None:
     torch.save({"encoder.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(

@@ -224,7 +224,8 @@ def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str] 
     Raises:
         WeightsError: several architectures fit, or the activation cannot be known: naming the commands to choose from.
     """
-    if "token_embedding.weight" not in state or not any(k.startswith("visual.") for k in state):
+    text = {"token_embedding.weight", "text_projection"} <= state.keys()
+    if not text or not any(k.startswith("visual.") for k in state):
         return None
     width, vocabulary = state["text_projection"].shape[-1], len(state["token_embedding.weight"])
     archs = [a for a in matching_archs(state) if _joint(a) == (width, vocabulary)]
