@@ -12,7 +12,7 @@ import os
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -345,6 +345,7 @@ def protocol_module(protocol: str) -> ModuleType:
     return _protocols()[protocol]
 
 
+@cache
 def _protocols() -> dict[str, ModuleType]:
     names = [m.name for m in pkgutil.iter_modules(protocols.__path__)]
     modules = [importlib.import_module(f"{protocols.__name__}.{name}") for name in names]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_weights import same
 from torch import Tensor, nn
 
 from clipbench import cli
@@ -38,13 +39,6 @@ def state() -> State:
         "norm.bias": torch.randn(4, generator=generator).half(),
         "norm.count": torch.tensor(7),
     }
-
-
-def same(left: State, right: State) -> bool:
-    """The same names, types and values."""
-    return left.keys() == right.keys() and all(
-        left[k].dtype == right[k].dtype and torch.equal(left[k], right[k]) for k in left
-    )
 
 
 WRITERS: dict[str, Callable[[Any, Path], None]] = {

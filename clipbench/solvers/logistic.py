@@ -426,14 +426,12 @@ class _Driver:
         inside = away.min() < 0 < away.max()
         nearest = np.argsort(np.abs(away), kind="stable")
         if not inside:
-            return self._extrapolated(index, penalty, members)
+            return self._extrapolated(away, nearest, penalty, members)
         near = np.sort(np.abs(away))[:2].sum()
         return self._through(nearest[: 4 if near > 0.6 * math.log(10) else 6], away)
 
-    def _extrapolated(self, index: int, penalty: float, members: Tensor) -> Tensor:
+    def _extrapolated(self, away: Doubles, nearest: Ints, penalty: float, members: Tensor) -> Tensor:
         """The best of the last solution and the line and the parabola through the last ones, by problem."""
-        away = self._logs[self._known] - self._logs[index]
-        nearest = np.argsort(np.abs(away), kind="stable")
         starts = torch.stack(
             [self._through(nearest[:count], away) for count in (1, 2, 3) if count <= len(away)]
         )
