@@ -83,3 +83,16 @@ def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:
             hint="take the variant that counts them as positive (clipbench list tasks), or a copy that marks them",
         )
     return difficult or "ignore"
+
+
+def training_labels(labels: NDArray[np.uint8], difficult: Difficult) -> NDArray[np.uint8]:
+    """Labels to train on: objects marked as difficult are negatives, unless the test counts them as positive."""
+    return np.where(labels == metrics.DIFFICULT, int(difficult == "positive"), labels).astype(np.uint8)
+
+
+def convergence(tolerance: float) -> str:
+    """When the solvers call a fit converged, for the record (see `clipbench.solvers.logistic.Path`)."""
+    return (
+        f"estimated f − min f ≤ {tolerance:g} · min(f, f₀ − f), by gᵀ H⁻¹ g / 2 with gradient g and Hessian H; "
+        "f₀ is the objective of the best constant probe"
+    )

@@ -44,7 +44,7 @@ class Selection:
             low, high = max(start, begin), min(stop, end)
             if low < high:
                 found[low - start : high - start] = matrix[rows[low - begin : high - begin]]
-                _forget(matrix)
+                forget(matrix)
             begin = end
         if self._unit:
             found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
@@ -64,7 +64,7 @@ class Selection:
         return Selection([*self._parts, *other._parts], unit=self._unit)
 
 
-def _forget(matrix: NDArray[np.float32]) -> None:
+def forget(matrix: object) -> None:
     """Let go of the pages of a memory map that were read: they count as this process's memory until it does."""
     mapped = getattr(matrix, "_mmap", None)
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -70,6 +70,7 @@ LIGHT = (
     "clipbench.records",
     "clipbench.report.listing",
     "clipbench.report.table",
+    "clipbench.samples",
     "clipbench.scoring",
     "clipbench.stats",
 )

@@ -80,6 +80,7 @@ def test_protocol_is_virtexs_done_by_hand(tmp_path: Path) -> None:
     assert outcome.scores["map_area"].value == pytest.approx(np.mean(precisions), abs=5e-4)
     assert set(outcome.scores) == {"map_area", "map_11pt", "map_envelope"}
     assert outcome.evidence["not_converged"] == []
+    assert outcome.evidence["criterion"].startswith("estimated f − min f ≤ 1e-06 · ")
 
 
 def svm(cost: float) -> LinearSVC:

@@ -16,6 +16,7 @@ from clipbench.cards import Strict, TaskCard
 from clipbench.data import Split
 from clipbench.errors import DataError, unknown
 from clipbench.protocols import Encoder, Outcome
+from clipbench.samples import Samples
 from clipbench.selection import Selection
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     Images that could not be decoded (rows of NaN) are left out. What is drawn depends on the seed and the split
     alone, never on whether its features were cached.
     """
-    train = _Samples.of(splits[params.train], encoder, params.space)
-    test = _Samples.of(splits[params.test], encoder, params.space)
+    train = Samples.of(splits[params.train], encoder, params.space)
+    test = Samples.of(splits[params.test], encoder, params.space)
     if card.kind == "multi-label":
         return _multi_label(card, splits, train, test, encoder, params, seed)
     if params.shots is not None:
@@ -158,9 +159,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     classes = len(card.classes)
     match params.classifier:
         case Logistic():
-            validation = (
-                _Samples.of(splits[params.validation], encoder, params.space) if params.validation else None
-            )
+            validation = _validation(splits, encoder, params)
             blocks, evidence = _logistic(train, validation, test, classes, encoder, params, seed)
         case AdamW() | SgdVirtex():
             blocks, evidence = _minibatches(splits[params.train], train, test, classes, encoder, params, seed)
@@ -176,47 +175,6 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
 def _without_ece(outcome: Outcome) -> dict[str, stats.Score]:
     """A probe's temperature is that of its training data; its calibration is nothing that papers report."""
     return {name: score for name, score in outcome.scores.items() if name != "ece"}
-
-
-# ------------------------------------------------------------------- samples
-
-
-class _Samples:
-    """The samples of a split that could be decoded.
-
-    Attributes:
-        features: [n, D].
-        labels: int64 [n], or uint8 [n, C].
-        ids: [n].
-        rows: int64 [n], their places in the split.
-    """
-
-    def __init__(
-        self, features: Selection, labels: NDArray[Any], ids: NDArray[np.object_], rows: NDArray[np.int64]
-    ) -> None:
-        self.features, self.labels, self.ids, self.rows = features, labels, ids, rows
-
-    @classmethod
-    def of(cls, split: Split, encoder: Encoder, space: str) -> _Samples:
-        matrix = encoder.images(split, space)
-        rows = np.flatnonzero(np.isfinite(matrix[:, 0]))
-        if not len(rows):
-            raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
-        labels = split.labels[rows]
-        if labels.ndim == 1:
-            labels = labels.astype(np.int64)
-        return cls(Selection([(matrix, rows)]), labels, np.array(split.ids, dtype=object)[rows], rows)
-
-    def part(self, rows: NDArray[np.int64]) -> _Samples:
-        return _Samples(self.features.part(rows), self.labels[rows], self.ids[rows], self.rows[rows])
-
-    def joined(self, other: _Samples) -> _Samples:
-        return _Samples(
-            self.features.joined(other.features),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.ids, other.ids]),
-            np.concatenate([self.rows, other.rows]),
-        )
 
 
 def hold_out(labels: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -244,9 +202,9 @@ def hold_out(labels: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.
 
 
 def _logistic(
-    train: _Samples,
-    validation: _Samples | None,
-    test: _Samples,
+    train: Samples,
+    validation: Samples | None,
+    test: Samples,
     classes: int,
     encoder: Encoder,
     params: Params,
@@ -260,8 +218,7 @@ def _logistic(
     with encoder.tracked("λ", settings.lambdas) as advance:
         path = fit_path(
             fitted.features, fitted.labels, classes, _lambdas(settings),
-            device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter,
-            gradient_tolerance=settings.sweep, progress=_steps(advance),
+            gradient_tolerance=settings.sweep, progress=_steps(advance), **_solving(settings, encoder),
         )  # fmt: skip
     if params.primary == "mean_per_class_recall":
         predictions = path.predict(held.features)
@@ -273,7 +230,7 @@ def _logistic(
     best = _best(curve)
     final = fit_path(
         whole.features, whole.labels, classes, path.lambdas[best : best + 1],
-        device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter, like=path,
+        like=path, **_solving(settings, encoder),
     )  # fmt: skip
     blocks = ((rows, scores[0]) for rows, scores in final.scores(test.features))
     evidence = {
@@ -287,9 +244,14 @@ def _logistic(
     return blocks, evidence
 
 
+def _validation(splits: dict[str, Split], encoder: Encoder, params: Params) -> Samples | None:
+    """The samples of the card's own validation split, where `params` names one."""
+    return Samples.of(splits[params.validation], encoder, params.space) if params.validation else None
+
+
 def _divided(
-    train: _Samples, validation: _Samples | None, params: Params, seed: int
-) -> tuple[_Samples, _Samples, _Samples]:
+    train: Samples, validation: Samples | None, params: Params, seed: int
+) -> tuple[Samples, Samples, Samples]:
     """Samples to fit on, to choose λ on, and both together."""
     if validation is not None:
         return train, validation, train.joined(validation)
@@ -306,13 +268,18 @@ def _lambdas(settings: Logistic) -> NDArray[np.float64]:
     return np.geomspace(settings.lowest, settings.highest, settings.lambdas)
 
 
+def _solving(settings: Logistic, encoder: Encoder) -> dict[str, Any]:
+    """What all fits of a probe have in common."""
+    return {"device": encoder.device, "tolerance": settings.tolerance, "max_iter": settings.max_iter}
+
+
 def _best(curve: NDArray[np.float64]) -> int:
     """Index of the best score; among equals the middle one, which is furthest from where scores fall."""
     equal = np.flatnonzero(curve == curve.max())
     return int(equal[len(equal) // 2])
 
 
-def _top5(path: Path, held: _Samples) -> NDArray[np.float64]:
+def _top5(path: Path, held: Samples) -> NDArray[np.float64]:
     hits = np.zeros(path.lambdas.size)
     for rows, scores in path.scores(held.features):
         hits += [(metrics.rank_of_target(s, held.labels[rows]) < 5).sum() for s in scores]
@@ -331,17 +298,15 @@ def _steps(advance: Any) -> Any:
     return progress
 
 
-def _criterion(settings: Logistic) -> str:
-    exact = (
-        f"estimated f − min f ≤ {settings.tolerance:g} · min(f, f₀ − f), by gᵀ H⁻¹ g / 2 with gradient g and Hessian "
-        "H; f₀ is the objective of the best constant probe"
-    )
-    return (
-        exact if not settings.sweep else f"{exact}; while choosing λ, ‖g‖ ≤ {settings.sweep:g} ‖g₀‖ is enough"
-    )
+def _criterion(settings: Logistic, *, sweep: bool = True) -> str:
+    """When a λ had converged. `sweep`: λ was chosen on fits that were allowed to end sooner."""
+    exact = outcomes.convergence(settings.tolerance)
+    if not (sweep and settings.sweep):
+        return exact
+    return f"{exact}; while choosing λ, ‖g‖ ≤ {settings.sweep:g} ‖g₀‖ is enough"
 
 
-def _described(validation: _Samples | None, held: _Samples, params: Params) -> dict[str, Any]:
+def _described(validation: Samples | None, held: Samples, params: Params) -> dict[str, Any]:
     source = (
         f"{params.holdout:g} of {params.train}, held out" if validation is None else str(params.validation)
     )
@@ -376,8 +341,8 @@ def _chosen(path: Path, index: int) -> dict[str, Any]:
 def _multi_label(
     card: TaskCard,
     splits: dict[str, Split],
-    train: _Samples,
-    test: _Samples,
+    train: Samples,
+    test: Samples,
     encoder: Encoder,
     params: Params,
     seed: int,
@@ -388,13 +353,12 @@ def _multi_label(
     assert isinstance(params.classifier, Logistic)
     settings = params.classifier
     difficult = outcomes.require_difficult(splits[params.test], params.difficult)
-    validation = _Samples.of(splits[params.validation], encoder, params.space) if params.validation else None
+    validation = _validation(splits, encoder, params)
     fitted, held, whole = _divided(train, validation, params, seed)
     with encoder.tracked("λ", settings.lambdas) as advance:
         path = fit_path_binary(
-            fitted.features, _trained(fitted.labels, difficult), _lambdas(settings),
-            device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter,
-            gradient_tolerance=settings.sweep, progress=_steps(advance),
+            fitted.features, outcomes.training_labels(fitted.labels, difficult), _lambdas(settings),
+            gradient_tolerance=settings.sweep, progress=_steps(advance), **_solving(settings, encoder),
         )  # fmt: skip
     kind: metrics.APKind = "11pt" if params.primary == "map_11pt" else "area"
     ranked = np.concatenate([scores for _, scores in path.scores(held.features)], axis=1)
@@ -404,8 +368,8 @@ def _multi_label(
     best = [_best(c if np.isfinite(c).all() else overall) for c in curves.T]
     chosen = sorted(set(best))
     final = fit_path_binary(
-        whole.features, _trained(whole.labels, difficult), path.lambdas[chosen],
-        device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter, like=path,
+        whole.features, outcomes.training_labels(whole.labels, difficult), path.lambdas[chosen],
+        like=path, **_solving(settings, encoder),
     )  # fmt: skip
     place = np.array([chosen.index(b) for b in best])
     columns = np.arange(len(best))
@@ -422,11 +386,6 @@ def _multi_label(
     return replace(outcome, evidence=evidence)
 
 
-def _trained(labels: NDArray[np.uint8], difficult: str) -> NDArray[np.uint8]:
-    """Training labels: difficult objects are negatives, unless the test counts them as positive."""
-    return np.where(labels == metrics.DIFFICULT, int(difficult == "positive"), labels).astype(np.uint8)
-
-
 def _mean_known(curves: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the classes that could be scored: [L, C] to [L]."""
     known = np.isfinite(curves).all(axis=0)
@@ -439,7 +398,7 @@ def _mean_known(curves: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _few_shot(
-    card: TaskCard, train: _Samples, test: _Samples, encoder: Encoder, params: Params, seed: int
+    card: TaskCard, train: Samples, test: Samples, encoder: Encoder, params: Params, seed: int
 ) -> Outcome:
     """`draws` probes on few samples a class; scores are means over the draws, their intervals over test samples.
 
@@ -457,16 +416,15 @@ def _few_shot(
             shot, further = _draw(train.labels, params.shots, rng)
             fitted, held = train.part(shot), train.part(further)
             path = fit_path(
-                fitted.features, fitted.labels, classes, _lambdas(settings),
-                device=encoder.device, tolerance=settings.tolerance, max_iter=settings.max_iter,
-            )  # fmt: skip
+                fitted.features, fitted.labels, classes, _lambdas(settings), **_solving(settings, encoder)
+            )
             curve = path.correct(held.features, held.labels) / len(held.labels)
             best = _best(curve)
             blocks = ((rows, scores[best]) for rows, scores in path.scores(test.features))
             found.append(outcomes.single_label(blocks, test.labels, test.ids, classes, seed))
             evidence.append({"curve": _curve(path, curve), "chosen": _chosen(path, best), "n": len(shot)})
             advance(1)
-    return _mean_of(found, evidence, test, params, seed)
+    return _mean_of(found, evidence, test, params.shots, settings, seed)
 
 
 def _draw(
@@ -488,7 +446,12 @@ def _draw(
 
 
 def _mean_of(
-    found: list[Outcome], draws: list[dict[str, Any]], test: _Samples, params: Params, seed: int
+    found: list[Outcome],
+    draws: list[dict[str, Any]],
+    test: Samples,
+    shots: int,
+    settings: Logistic,
+    seed: int,
 ) -> Outcome:
     scores: dict[str, stats.Score] = {}
     per_draw: dict[str, list[float]] = {}
@@ -510,9 +473,9 @@ def _mean_of(
         "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in per_draw.items()},
         "validation": {
             "metric": "acc1",
-            "source": f"up to {min(params.shots or 0, 4)} further samples a class",
+            "source": f"up to {min(shots, 4)} further samples a class",
         },
-        "criterion": _criterion(params.classifier.model_copy(update={"sweep": 0.0})),  # type: ignore[arg-type]
+        "criterion": _criterion(settings, sweep=False),
     }
     return Outcome(scores, {"recall": recall}, samples, evidence)
 
@@ -522,8 +485,8 @@ def _mean_of(
 
 def _minibatches(
     split: Split,
-    train: _Samples,
-    test: _Samples,
+    train: Samples,
+    test: Samples,
     classes: int,
     encoder: Encoder,
     params: Params,
@@ -552,7 +515,13 @@ def _minibatches(
                 return Selection([(encoder.crops(split, params.space, seed, epoch), train.rows)])
 
             head = fit_sgd(
-                source, train.labels, classes, momentum=settings.momentum, progress=advance, **common
+                source,
+                train.labels,
+                classes,
+                width=train.features.shape[1],
+                momentum=settings.momentum,
+                progress=advance,
+                **common,
             )
     step = 8192
     starts = range(0, len(test.labels), step)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, Literal
 
-import numpy as np
 from pydantic import Field
 
 from clipbench import outcomes
 from clipbench.cards import Strict, TaskCard, Tuple
 from clipbench.data import Split
-from clipbench.errors import DataError, unknown
-from clipbench.metrics import DIFFICULT
+from clipbench.errors import unknown
 from clipbench.protocols import Encoder, Outcome
-from clipbench.selection import Selection
+from clipbench.samples import Samples
 
 ID = "svm"
 VERSION = 1
@@ -35,6 +33,8 @@ class Params(Strict):
         costs: each class takes the one that is best in cross-validation, the smallest among equals.
         folds: stratified, unshuffled.
         positive_weight: of a positive against a negative.
+        tolerance: each SVM is solved until the estimated distance of its objective to the minimum is at most this,
+            relative to the objective and to what it gains on zero weights, within `max_iter` passes over the features.
         difficult: what objects marked as difficult are in the test. In training they are negatives, unless they
             are positive in the test.
     """
@@ -46,6 +46,8 @@ class Params(Strict):
     costs: Tuple[float] = (0.01, 0.1, 1.0, 10.0)
     folds: int = Field(3, ge=2)
     positive_weight: float = Field(2.0, gt=0)
+    tolerance: float = Field(1e-6, gt=0)
+    max_iter: int = Field(2000, ge=1)
     difficult: Literal["ignore", "positive", "negative"] | None = None
 
 
@@ -77,29 +79,21 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     from clipbench.solvers.svm import fit_map
 
     difficult = outcomes.require_difficult(splits[params.test], params.difficult)
-    features, labels, ids = {}, {}, {}
-    for role, space in needs(params, encoder.compared):
-        split = splits[role]
-        matrix = encoder.images(split, space)
-        rows = np.flatnonzero(np.isfinite(matrix[:, 0]))
-        if not len(rows):
-            raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
-        features[role] = Selection([(matrix, rows)], unit=True)
-        labels[role] = split.labels[rows].astype(np.uint8)
-        ids[role] = np.array(split.ids, dtype=object)[rows]
-    trained = labels[params.train]
-    trained = np.where(trained == DIFFICULT, np.uint8(difficult == "positive"), trained).astype(np.uint8)
+    (_, space), _ = needs(params, encoder.compared)
+    train, test = (Samples.of(splits[r], encoder, space, unit=True) for r in (params.train, params.test))
     found = fit_map(
-        features[params.train],
-        trained,
+        train.features,
+        outcomes.training_labels(train.labels, difficult),
         params.costs,
         count=params.folds,
         positive_weight=params.positive_weight,
         device=encoder.device,
+        tolerance=params.tolerance,
+        max_iter=params.max_iter,
     )
-    scores = found.svms.scores(features[params.test])
+    scores = found.svms.scores(test.features)
     outcome = outcomes.multi_label(
-        scores, labels[params.test], ids[params.test], difficult, seed, kinds=("area", "11pt", "envelope")
+        scores, test.labels, test.ids, difficult, seed, kinds=("area", "11pt", "envelope")
     )
     return replace(outcome, evidence=_evidence(card, found, params))
 
@@ -112,7 +106,7 @@ def _evidence(card: TaskCard, found: Any, params: Params) -> dict[str, Any]:
             name: dict(zip(map(str, params.costs), map(float, row), strict=True))
             for name, row in zip(names, found.cv, strict=True)
         },
-        "criterion": "estimated (f − min f) / f ≤ 1e-07",
+        "criterion": outcomes.convergence(params.tolerance),
         "not_converged": [
             {"class": names[c], "C": float(cost), "fold": int(fold) if fold >= 0 else None}
             for c, cost, fold in found.unconverged

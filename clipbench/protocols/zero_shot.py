@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from clipbench import outcomes
 from clipbench.cards import Strict, TaskCard
 from clipbench.data import Split
-from clipbench.errors import DataError, unknown
+from clipbench.errors import unknown
 from clipbench.protocols import Encoder, Outcome
+from clipbench.samples import decoded
 from clipbench.scoring import similarity
 
 ID = "zs"
@@ -73,9 +74,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     split = splits[params.split]
     images = encoder.images(split, encoder.compared)
     weights = classifier(card, params.templates, encoder)
-    rows = np.flatnonzero(np.isfinite(images[:, 0]))
-    if not len(rows):
-        raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
+    rows = decoded(split, images)
     ids = np.array(split.ids, dtype=object)[rows]
     if card.kind == "multi-label":
         return _multi_label(images, rows, ids, split, weights, params, seed)

@@ -74,6 +74,7 @@ def fit_sgd(
     targets: NDArray[np.int64],
     classes: int,
     *,
+    width: int,
     lr: float,
     momentum: float,
     weight_decay: float,
@@ -86,11 +87,12 @@ def fit_sgd(
     """VirTex's linear classification: SGD, weights N(0, 0.01), bias 0, cosine to 0 by step, no warm-up.
 
     Args:
-        source: epoch number → features float [n, D] of that epoch: the same, or of freshly cropped images.
+        source: epoch number → features float [n, width] of that epoch: the same, or of freshly cropped images.
+            Each epoch is asked for once.
 
     Source: Desai & Johnson 2021 (arXiv 2006.06666), the released code's ImageNet configuration.
     """
-    layer = nn.Linear(source(0).shape[1], classes)
+    layer = nn.Linear(width, classes)
     nn.init.normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
     nn.init.zeros_(layer.bias)
     layer.to(device)

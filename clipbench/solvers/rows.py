@@ -5,7 +5,6 @@ Also what all problems on the same features share: the eigenbasis of their Gram 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipbench.errors import DataError
-from clipbench.selection import Selection
+from clipbench.selection import Selection, forget
 
 Features = NDArray[np.floating] | Tensor | Selection
 
@@ -201,7 +200,7 @@ def fetch(features: Features, rows: slice) -> Tensor:
     if isinstance(part, Tensor):
         return part if part.dtype.itemsize >= 4 else part.float()
     copied = np.array(part, dtype=np.float64 if part.dtype.itemsize > 4 else np.float32)
-    _forget(features)
+    forget(features)
     return torch.from_numpy(copied)
 
 
@@ -224,10 +223,3 @@ def _is_float(features: Features) -> bool:
     if isinstance(features, Tensor):
         return features.is_floating_point()
     return bool(np.issubdtype(features.dtype, np.floating))
-
-
-def _forget(features: Features) -> None:
-    """Let go of the pages of a memory map: they count as this process's memory until it does."""
-    mapped = getattr(features, "_mmap", None)
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
