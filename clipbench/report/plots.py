@@ -60,6 +60,7 @@ def validation_curve(record: Record) -> bytes:
         title=f"{record.model} on {record.task}",
     )
     axes.margins(y=0.15)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 102))
     axes.grid(alpha=0.25)
     if len(curves) > 1:
         axes.legend()
