@@ -244,6 +244,10 @@ Templates = Annotated[
 ]
 
 
+#: kinds of sets whose samples have labels
+LABELLED = ("single-label", "multi-label")
+
+
 class TaskCard(Strict):
     """One data set with all its protocols. The id of a task is `<dataset>-<protocol>[@<variant>]`.
 
@@ -254,6 +258,9 @@ class TaskCard(Strict):
     position. `other_labels: ignore` leaves out what a multi-label set labels beside those (COCO's 80 categories
     for VOC's 20 classes), where a name that is not on the card is otherwise an error. `protocols` holds each
     protocol's parameters, validated by that protocol.
+
+    `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
+    two have no classes and no templates.
     """
 
     title: str
@@ -262,12 +269,12 @@ class TaskCard(Strict):
     source: Source
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
-    kind: Literal["single-label", "multi-label"] = "single-label"
-    classes: Tuple[str]
+    kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
+    classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
     other_labels: Literal["error", "ignore"] = "error"
-    templates: dict[str, Templates]
-    prompts_source: str
+    templates: dict[str, Templates] = {}
+    prompts_source: str | None = None
     protocols: dict[str, dict[str, Any]]
     notes: str | None = None
 
@@ -277,6 +284,16 @@ class TaskCard(Strict):
         if len(classes) < 2:
             raise ValueError(f"a classification set needs at least 2 classes (found {len(classes)})")
         return classes
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> TaskCard:
+        """Classes and prompts where the kind has labels, and nowhere else."""
+        for key in ("classes", "templates", "prompts_source"):
+            if self.kind in LABELLED and key not in self.model_fields_set:
+                raise ValueError(f'missing key "{key}", which a {self.kind} set needs')
+            if self.kind not in LABELLED and key in self.model_fields_set:
+                raise Misplaced(f"a set of {self.kind} has no {key}", key)
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> TaskCard:
@@ -290,7 +307,7 @@ class TaskCard(Strict):
                 raise Misplaced("label_names holds the same name twice", "label_names")
         if self.other_labels == "ignore" and self.kind != "multi-label":
             raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
-        if "default" not in self.templates:
+        if self.kind in LABELLED and "default" not in self.templates:
             raise Misplaced(
                 f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})',
                 "templates",

@@ -276,7 +276,7 @@ class Catalog:
         elif variant is not None:
             merged |= module.VARIANTS[variant]
         params: Strict = parse(module.Params, document, merged, prefix=where)
-        problem = module.check(entry.card, params)
+        problem = _misfit(module, entry.card, params)
         if problem:
             raise CardError(f"{entry.path}:{document.line(where)}: {'.'.join(where)}: {problem}")
         return params
@@ -290,7 +290,8 @@ class Catalog:
             name
             for name, changes in module.VARIANTS.items()
             if name not in own
-            and module.check(self.dataset(dataset).card, module.Params.model_validate(base | changes)) is None
+            and _misfit(module, self.dataset(dataset).card, module.Params.model_validate(base | changes))
+            is None
         ]
         return [*own, *standard]
 
@@ -333,6 +334,14 @@ def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, A
         if not isinstance(value, dict):
             line = Document(entry.path).line(place)
             raise CardError(f"{entry.path}:{line}: {'.'.join(place)}: expected a mapping of keys to values")
+
+
+def _misfit(module: ModuleType, card: TaskCard, params: Strict) -> str | None:
+    """What keeps a protocol with `params` from measuring on `card`, or None."""
+    if card.kind not in module.KINDS:
+        return f"{module.ID} is for sets of kind {' or '.join(module.KINDS)}, this one is of kind {card.kind}"
+    problem: str | None = module.check(card, params)
+    return problem
 
 
 def protocol_ids() -> list[str]:

@@ -139,6 +139,8 @@ class Subset(Split):
         self.fingerprint = fingerprint([whole.fingerprint, rows.tolist()])
         self.ids = [whole.ids[r] for r in rows.tolist()]
         self.labels = whole.labels[rows]
+        self.captions = None if whole.captions is None else whole.captions.part(rows)
+        self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         return self.whole.samples(self.rows[rows])

@@ -1,4 +1,4 @@
-"""Splits: an ordered list of samples with labels, read as a stream.
+"""Splits: an ordered list of samples with labels, captions or expressions, read as a stream.
 
 One loader a source; every one gives a `Split`. Images stay encoded bytes until the decoder needs them,
 so a split of any size costs no memory.
@@ -22,16 +22,71 @@ class Sample:
     image: bytes
 
 
+@dataclass(frozen=True)
+class Captions:
+    """The texts that belong to a split's images.
+
+    Attributes:
+        texts: one caption each, grouped by image.
+        image: int64 [M], the sample that each belongs to, ascending.
+    """
+
+    texts: tuple[str, ...]
+    image: NDArray[np.int64]
+
+    def part(self, rows: NDArray[np.int64]) -> Captions:
+        """Those of the samples at `rows` (ascending), renumbered."""
+        kept, image = _renumbered(self.image, rows)
+        return Captions(tuple(self.texts[i] for i in kept.tolist()), image)
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """Referring expressions, each with the box of what it means.
+
+    Attributes:
+        ids: one stable name each.
+        texts: the expressions, grouped by image.
+        image: int64 [M], the sample that each belongs to, ascending.
+        boxes: float64 [M, 4], x0, y0, x1, y1 in pixels of the image as stored.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    image: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+
+    def part(self, rows: NDArray[np.int64]) -> Expressions:
+        """Those of the samples at `rows` (ascending), renumbered."""
+        kept, image = _renumbered(self.image, rows)
+        of_kept = kept.tolist()
+        return Expressions(
+            tuple(self.ids[i] for i in of_kept),
+            tuple(self.texts[i] for i in of_kept),
+            image,
+            self.boxes[kept],
+        )
+
+
+def _renumbered(
+    image: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in `image` whose value is one of `rows` (ascending), and that value's place in `rows`."""
+    kept = np.flatnonzero(np.isin(image, rows))
+    return kept, np.searchsorted(rows, image[kept])
+
+
 class Split(ABC):
-    """An ordered set of samples with labels.
+    """An ordered set of samples with labels, captions or expressions.
 
     Attributes:
         dataset, role: for example "cifar10", "test".
         fingerprint: sha256 (hex) of everything that decides the samples, their order and their labels.
         ids: one stable name a sample, in order.
         labels: int64 [n] class indices into the card's `classes`, or uint8 [n, C] for multi-label sets
-            (0 absent, 1 present, 255 difficult).
-        classes, templates: the names and prompts that go with the labels.
+            (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
+        classes: the names that go with the labels.
+        captions, expressions: what a set of that kind has, else None.
     """
 
     dataset: str
@@ -40,6 +95,8 @@ class Split(ABC):
     ids: list[str]
     labels: NDArray[np.int64] | NDArray[np.uint8]
     classes: tuple[str, ...]
+    captions: Captions | None = None
+    expressions: Expressions | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,6 +1,7 @@
 """Ways of measuring, one module each, found by its `ID` (the last part of a task id).
 
     ID, VERSION                                   "zs", 1
+    KINDS                                         the kinds of cards that it can measure on
     class Params(Strict)                          what a task card may set; `primary` names the main metric
     def check(card, params) -> str | None         what is wrong with `params` for this card, if anything
     TEXT                                          whether it reads text features

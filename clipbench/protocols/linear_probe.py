@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from clipbench import metrics, outcomes, stats
-from clipbench.cards import Strict, TaskCard
+from clipbench.cards import LABELLED, Strict, TaskCard
 from clipbench.data import Split
 from clipbench.errors import DataError, unknown
 from clipbench.protocols import Encoder, Outcome
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ID = "lp"
 VERSION = 1
+KINDS = LABELLED
 TEXT = False
 VARIANTS: dict[str, dict[str, object]] = {
     **{f"{k}-shot": {"shots": k} for k in (1, 2, 4, 8, 16)},

@@ -16,6 +16,7 @@ from clipbench.samples import Samples
 
 ID = "svm"
 VERSION = 1
+KINDS = ("multi-label",)
 TEXT = False
 VARIANTS: dict[str, dict[str, object]] = {"clip-lite": {"resize": 224}, "as-trained": {"resize": None}}
 
@@ -58,8 +59,6 @@ def check(card: TaskCard, params: Params) -> str | None:
             return unknown("split", role, card.splits)
     if params.train == params.test:
         return "train and test must be different splits"
-    if card.kind != "multi-label":
-        return "the SVM protocol is for multi-label sets"
     if not params.costs or any(a >= b for a, b in zip(params.costs, params.costs[1:], strict=False)):
         return "costs must ascend, and there must be one at least"
     return "costs must be above 0" if params.costs[0] <= 0 else None

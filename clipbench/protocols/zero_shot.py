@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench import outcomes
-from clipbench.cards import Strict, TaskCard
+from clipbench.cards import LABELLED, Strict, TaskCard
 from clipbench.data import Split
 from clipbench.errors import unknown
 from clipbench.protocols import Encoder, Outcome
@@ -17,6 +17,7 @@ from clipbench.scoring import similarity
 
 ID = "zs"
 VERSION = 1
+KINDS = LABELLED
 TEXT = True
 VARIANTS: dict[str, dict[str, object]] = {}
 
