@@ -22,11 +22,17 @@ from threadpoolctl import threadpool_limits
 
 from clipbench import metrics
 from clipbench.bench import probe
+from clipbench.catalog import Catalog
+from clipbench.data.decode import cores
+from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError
+from clipbench.evaluate import limited
+from clipbench.execution import Runtime, keep_freed_memory
+from clipbench.features import ModelEncoder
 from clipbench.solvers import logistic, newton, svm
 from clipbench.solvers.logistic import NEVER, fit_path, fit_path_binary
 from clipbench.solvers.logistic import Path as Probes
-from clipbench.solvers.rows import Rows
+from clipbench.solvers.rows import Rows, Spectrum
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -193,7 +199,11 @@ def test_a_sweep_stops_at_its_gradient_and_chooses_as_the_exact_path() -> None:
     exact, sweep = (fit_path(train, y, 10, gradient_tolerance=most) for most in (0.0, logistic.SWEEP))
     assert sweep.unconverged() == []
     assert sweep.n_iter.sum() < exact.n_iter.sum()
-    assert np.all(np.minimum(sweep.gradient / logistic.SWEEP, sweep.distance / sweep.tolerance) <= 1)
+    centred = train - train.mean(axis=0)
+    enough = logistic.SWEEP * logistic.widening(
+        sweep.lambdas, float(np.square(centred).sum()) / train.shape[1]
+    )
+    assert np.all(np.minimum(sweep.gradient / enough, sweep.distance / sweep.tolerance) <= 1)
     hits = [path.correct(test, target) for path in (exact, sweep)]
     assert abs(int(hits[0].max()) - int(hits[1].max())) <= 2
 
@@ -377,3 +387,46 @@ def test_rows_are_centred_and_read_in_blocks() -> None:
     index = torch.tensor([0, 6, 7, 30, 49])
     part = torch.cat([block for _, _, block in rows.some(index).blocks()]).numpy()
     np.testing.assert_allclose(part, whole[index.numpy()])
+
+
+def test_one_bias_for_all_classes_is_no_direction_of_a_step() -> None:
+    # rounding gives it a curvature next to 0, whose inverse would drown every other direction
+    rng = np.random.default_rng(0)
+    shares = torch.from_numpy(rng.dirichlet(np.ones(5), 4000)).float()
+    mixing = (torch.diag(shares.sum(dim=0)) - shares.T @ shares)[None].double()
+    spectrum = Spectrum(torch.ones(3), None)
+    precondition = newton._Preconditioner(spectrum, mixing, torch.ones(1, dtype=torch.float64), 4000, True)
+    vector = torch.zeros(1, 5, 4)
+    vector[:, :, -1] = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0]) + 1.0
+    found = precondition(vector)[0, :, -1]
+    assert abs(float(found.sum())) < 1e-6 * float(found.abs().max())
+    expected = torch.linalg.pinv(mixing[0], hermitian=True, rtol=1e-3) @ vector[0, :, -1].double()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-9)
+
+
+# -------------------------------------------------------------- real features
+
+
+@pytest.mark.shared
+def test_the_path_equals_scikit_learn_on_real_features(shared_data: Path, tmp_path: Path) -> None:
+    catalog = Catalog()
+    entry = catalog.dataset("cifar10")
+    paths = DataPaths({"cifar10": shared_data / "cifar10"}, ())
+    keep_freed_memory()
+    model = catalog.model("efficientnet-lite0")
+    torch.set_num_threads(cores())  # no small tower
+    encoder = ModelEncoder(model, Runtime.choose("cpu"), progress=False, root=tmp_path)
+    splits = [limited(open_split(entry, role, paths), n, 0) for role, n in (("train", 160), ("test", 60))]
+    train, test = (encoder.images(split, "backbone").astype(np.float64) for split in splits)
+    torch.set_num_threads(1)
+    columns = np.linspace(0, train.shape[1] - 1, 48).astype(int)
+    train, test, targets = train[:, columns], test[:, columns], splits[0].labels.astype(np.int64)
+    path = fit_path(train, targets, 10, TEN, precision="float32")
+    assert path.unconverged() == []
+    predicted, same = path.predict(test), []
+    for at, penalty in enumerate(TEN):
+        fitted = reference(train, targets, penalty)
+        best = reference_objective(fitted, train, targets, penalty)
+        assert objective(path, at, train, targets) == pytest.approx(best, rel=1e-6, abs=1e-6)
+        same.append(np.mean(predicted[at] == fitted.predict(test)))
+    assert np.mean(same) >= 0.999

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clipbench.solvers.logistic import Path
 
 ID = "lp"
-VERSION = 1
+VERSION = 2
 KINDS = LABELLED
 TEXT = False
 VARIANTS: dict[str, dict[str, object]] = {
@@ -44,8 +44,8 @@ class Logistic(Strict):
     then fitted again on training and validation data together. Every λ is solved until the estimated
     distance of its objective to the minimum is at most `tolerance`, relative to the objective and to what it gains
     on the best constant probe, within `max_iter` passes over the features. While λ is being chosen, a gradient
-    norm of at most `sweep` of its value at the best constant probe is enough (0: never); what is chosen is then
-    fitted exactly.
+    norm of at most `sweep` of its value at the best constant probe is enough (0: never), and up to five times that
+    for weak λ (`logistic.widening`); what is chosen is then fitted exactly.
     """
 
     kind: Literal["logistic"] = "logistic"
@@ -53,7 +53,7 @@ class Logistic(Strict):
     lowest: float = Field(1e-6, gt=0)
     highest: float = Field(1e6, gt=0)
     tolerance: float = Field(1e-7, gt=0)
-    sweep: float = Field(1e-3, ge=0)
+    sweep: float = Field(4e-4, ge=0)
     max_iter: int = Field(1000, ge=1)
 
 
@@ -304,7 +304,10 @@ def _criterion(settings: Logistic, *, sweep: bool = True) -> str:
     exact = outcomes.convergence(settings.tolerance)
     if not (sweep and settings.sweep):
         return exact
-    return f"{exact}; while choosing λ, ‖g‖ ≤ {settings.sweep:g} ‖g₀‖ is enough"
+    return (
+        f"{exact}; while choosing λ, ‖g‖ ≤ {settings.sweep:g} ‖g₀‖ min(5, max(1, (ḡ / 2000 λ)^¼)) is enough, "
+        "with ḡ the mean eigenvalue of the centred Gram matrix"
+    )
 
 
 def _described(validation: Samples | None, held: Samples, params: Params) -> dict[str, Any]:

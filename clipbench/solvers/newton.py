@@ -28,6 +28,7 @@ from clipbench.solvers.rows import Rows, Spectrum
 
 _FORCING: Final = 0.1  # conjugate gradients end at this share of the first residual
 _NEGLIGIBLE: Final = 1e-4  # curvature of a row, as a share of the mean, that products with H leave out
+_MODEST: Final = 0.05  # the same, where solutions need not be exact
 _MINOR: Final = 0.03  # the same for a class's block, where a mean stands for what is left out
 _MOST_PRODUCTS: Final = 60  # of one step: past that a new linearisation, or new blocks, gain more
 #: of f, below which f₀ − f is taken for rounding
@@ -96,7 +97,7 @@ class Newton:
         self.rows, self.spectrum, self.loss = rows, spectrum, loss
         self.blocks: list[_Blocks] = []
         self.since = 0  # products of single problems since blocks were last made
-        self._intercept, self._exact = intercept, exact
+        self.exact, self._intercept = exact, intercept
         self._stride = max(1, rows.n // max(_MIXING_ROWS, 8 * loss.columns))
 
     def problems_at_once(self) -> int:
@@ -143,6 +144,13 @@ class Newton:
             near = min(self.blocks, key=lambda known: abs(known.log - log), default=None)
             found.append(near if near is not None and abs(near.log - log) < _BLOCK_REACH else None)
         return found
+
+    def values(self, weights: Tensor, penalty: Tensor, members: Tensor) -> Tensor:
+        """Objectives of a batch at `weights` [P, K, d + 1], float64 [P]."""
+        value = penalty / 2 * weights[:, :, :-1].square().sum(dim=(1, 2), dtype=torch.float64)
+        for place, block in self.rows.blocks():
+            value += self.loss.terms(_scores(weights, block), place, members, self._stride).value
+        return value
 
     def evaluate(self, weights: Tensor, penalty: Tensor, members: Tensor, *, keep: bool = True) -> _Point:
         """Value, gradient and curvature of a batch at `weights` [P, K, d + 1]."""
@@ -374,7 +382,8 @@ class _Curvature:
         self._engine, self._penalty = engine, penalty
         self._members = members
         mean = point.weight.mean(dim=1, keepdim=True).clamp(min=torch.finfo(point.weight.dtype).tiny)
-        matters = (point.weight > _NEGLIGIBLE * mean).any(dim=0)
+        least = _NEGLIGIBLE if engine.exact else _MODEST
+        matters = (point.weight > least * mean).any(dim=0)
         index = torch.nonzero(matters)[:, 0]
         whole = index.numel() > 0.8 * engine.rows.n
         self._rows = None if whole else engine.rows.some(index)
@@ -431,7 +440,13 @@ class _Preconditioner:
         self._divide = scale.reciprocal_().to(dtype)
         floor = 1e-10 * values.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         inverse = torch.where(values > floor, 1 / values.clamp(min=floor), torch.zeros_like(values))
-        self._bias = ((turn * inverse[:, None]) @ turn.transpose(1, 2)).to(dtype)
+        bias = (turn * inverse[:, None]) @ turn.transpose(1, 2)
+        if bias.shape[1] > 1:
+            # One bias for all classes changes no softmax; rounding gives that direction a curvature next to 0,
+            # and its inverse would drown the others.
+            bias = bias - bias.mean(dim=1, keepdim=True)
+            bias = bias - bias.mean(dim=2, keepdim=True)
+        self._bias = bias.to(dtype)
 
     def copy(self) -> _Preconditioner:
         other = _Preconditioner.__new__(_Preconditioner)
@@ -495,7 +510,7 @@ class _Blocks:
     def pays(engine: Newton, point: _Point) -> bool:
         """Whether building and using the blocks costs less than the products that it saves."""
         columns, width = engine.loss.columns, engine.rows.d + 1
-        if not engine._exact or not engine.since or columns < 2 or columns * width**2 * 12 > _BLOCK_BYTES:
+        if not engine.exact or not engine.since or columns < 2 or columns * width**2 * 12 > _BLOCK_BYTES:
             return False
         if point.state is None or point.state.shape[0] > 1:
             return False
