@@ -260,7 +260,8 @@ class TaskCard(Strict):
     protocol's parameters, validated by that protocol.
 
     `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
-    two have no classes and no templates. `also` is what else goes with it, where a set has more than one.
+    two have no classes and no templates. `also` is what else goes with it, where a set has more than one; `objects`
+    are what an image shows beside what its label says.
     """
 
     title: str
@@ -270,7 +271,7 @@ class TaskCard(Strict):
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
     kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
-    also: Tuple[Literal["captions", "expressions"]] = ()
+    also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
     other_labels: Literal["error", "ignore"] = "error"
