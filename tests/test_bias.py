@@ -342,5 +342,5 @@ def test_a_limit_takes_both_groups_and_too_few_images_are_an_error(tmp_path: Pat
     assert "6 images of man, fewer than the 10" in str(result.error)
 
 
-def test_a_model_without_texts_is_not_applicable() -> None:
+def test_it_reads_one_vector_an_image_whatever_a_model_compares() -> None:
     assert needs(params(), "tokens") == [("test", "joint")]
