@@ -4,17 +4,26 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
+    from clipbench.concepts import concept_direction, remove_concept
     from clipbench.library import Model, load_model
 
-__all__ = ["Model", "__version__", "load_model"]
+__all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> object:
-    """`load_model` and `Model`, imported when they are first asked for."""
-    if name in ("Model", "load_model"):
-        from clipbench import library
+_HOMES = {
+    "Model": "library",
+    "concept_direction": "concepts",
+    "load_model": "library",
+    "remove_concept": "concepts",
+}
 
-        found: object = getattr(library, name)
+
+def __getattr__(name: str) -> object:
+    """What `__all__` names, imported when it is first asked for."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        found: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -260,7 +260,8 @@ class TaskCard(Strict):
     protocol's parameters, validated by that protocol.
 
     `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
-    two have no classes and no templates.
+    two have no classes and no templates. `also` is what else goes with it, where a set has more than one; `objects`
+    are what an image shows beside what its label says.
     """
 
     title: str
@@ -270,6 +271,7 @@ class TaskCard(Strict):
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
     kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
+    also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
     other_labels: Literal["error", "ignore"] = "error"
@@ -305,6 +307,8 @@ class TaskCard(Strict):
                 )
             if len(set(self.label_names)) != len(self.label_names):
                 raise Misplaced("label_names holds the same name twice", "label_names")
+        if len({self.kind, *self.also}) <= len(self.also):
+            raise Misplaced(f"also names {self.kind} or one kind twice", "also")
         if self.other_labels == "ignore" and self.kind != "multi-label":
             raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
         if self.kind in LABELLED and "default" not in self.templates:
@@ -323,9 +327,9 @@ class TaskCard(Strict):
 
     @model_serializer(mode="wrap")
     def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) != ("other_labels", "error")}
+        return {k: v for k, v in fields.items() if (k, v) != ("other_labels", "error") and (k != "also" or v)}
 
 
 def _check_templates(name: str, templates: tuple[str, ...]) -> None:

@@ -338,8 +338,10 @@ def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, A
 
 def _misfit(module: ModuleType, card: TaskCard, params: Strict) -> str | None:
     """What keeps a protocol with `params` from measuring on `card`, or None."""
-    if card.kind not in module.KINDS:
-        return f"{module.ID} is for sets of kind {' or '.join(module.KINDS)}, this one is of kind {card.kind}"
+    kinds = (card.kind, *card.also)
+    if not set(kinds) & set(module.KINDS):
+        wanted, found = " or ".join(module.KINDS), " and ".join(kinds)
+        return f"{module.ID} is for sets of kind {wanted}, this one is of kind {found}"
     problem: str | None = module.check(card, params)
     return problem
 

@@ -444,6 +444,25 @@ def _agreed(source: Path, names: list[str]) -> bool:
     return typer.confirm("Go on?", default=False, err=True)
 
 
+# ----------------------------------------------------------------------- data
+
+data_app = typer.Typer(help="Turn annotations into files that are read.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("convert-coco-gender")
+def convert_coco_gender_command(
+    source: Annotated[Path, typer.Argument(help="Folder of the original .data, .ids and object_id.map.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write gender_<split>.json to.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Copy COCO-gender's original annotations, which are pickles, to JSON. Nothing in them is run."""
+    from clipbench.data.coco_gender import convert
+
+    for path, images in convert(source, out, force=force):
+        print(f"{path}: {images:,} images")
+
+
 # ---------------------------------------------------------------------- parts
 
 

@@ -86,6 +86,19 @@ def percentile(draws: NDArray[np.float64]) -> Interval:
     return float(low), float(high)
 
 
+def basic(value: float, draws: NDArray[np.float64], floor: float = -math.inf) -> Interval:
+    """The percentiles of `draws` reflected about `value` (the basic bootstrap; Davison & Hinkley 1997, chapter 5).
+
+    For statistics that noise makes larger, such as means of absolute values: resamples then lie above the measured
+    value by about as much as that lies above the truth, and plain percentiles may not hold the truth, nor the value.
+
+    >>> basic(1.0, np.arange(1.0, 102.0), floor=0.0)
+    (0.0, 1.0)
+    """
+    low, high = percentile(draws)
+    return max(floor, min(value, 2 * value - high)), max(value, 2 * value - low)
+
+
 def resamples(n: int, seed: int, count: int = RESAMPLES) -> Iterator[Ints]:
     """`count` draws of n sample indices with replacement, each int64 [n].
 
@@ -95,6 +108,22 @@ def resamples(n: int, seed: int, count: int = RESAMPLES) -> Iterator[Ints]:
     rng = np.random.default_rng(seed)
     for _ in range(count):
         yield rng.integers(n, size=n)
+
+
+def stratified(strata: Ints, seed: int, count: int = RESAMPLES) -> Iterator[Ints]:
+    """`count` draws with replacement within each stratum: how often each sample is drawn, int64 [n].
+
+    Args:
+        strata: int64 [n], the stratum of each sample.
+
+    >>> [draw.tolist() for draw in stratified(np.array([0, 0, 1, 0]), seed=0, count=2)]
+    [[0, 2, 1, 1], [3, 0, 1, 0]]
+    """
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    for _ in range(count):
+        drawn = [rows[rng.integers(len(rows), size=len(rows))] for rows in members]
+        yield np.bincount(np.concatenate(drawn), minlength=strata.size)
 
 
 def bootstrap(
@@ -259,10 +288,8 @@ def _mean_prevalence(labels: NDArray[np.uint8], difficult: Difficult) -> float:
 def ece_score(confidence: NDArray[np.float64], correct: Bools, seed: int, bins: int = 15) -> Score:
     """Expected calibration error with a bootstrap interval over samples; it has no chance level.
 
-    Noise makes every bin's gap look larger, in the test set as in its resamples, which lie above the measured
-    value by about as much as that lies above the truth. The percentiles are therefore reflected about the
-    value (the basic bootstrap; Davison & Hinkley 1997, chapter 5). Plain percentiles never cover the truth
-    of a well-calibrated model.
+    Noise makes every bin's gap look larger, so the interval is `basic`: plain percentiles never cover the truth of a
+    well-calibrated model.
 
     Args: as `metrics.ece`, N ≥ 1.
 
@@ -276,5 +303,4 @@ def ece_score(confidence: NDArray[np.float64], correct: Bools, seed: int, bins: 
     def resampled(drawn: Ints) -> float:
         return float(np.abs(np.bincount(place[drawn], weights=gap[drawn])).sum() / gap.size)
 
-    low, high = percentile(bootstrap(gap.size, resampled, seed))
-    return Score(value, (max(0.0, min(value, 2 * value - high)), max(value, 2 * value - low)), gap.size, None)
+    return Score(value, basic(value, bootstrap(gap.size, resampled, seed), 0.0), gap.size, None)

@@ -543,6 +543,8 @@ def test_preprocess_side_is_the_crop_where_there_is_one() -> None:
         ("kind: captions\nclasses: [cat, dog]\n", "a set of captions has no classes"),
         ("kind: expressions\nprompts_source: mine\n", "a set of expressions has no prompts_source"),
         ("classes: [cat, dog]\n", 'missing key "templates", which a single-label set needs'),
+        ("kind: captions\nalso: [captions]\n", "also names captions or one kind twice"),
+        ("kind: captions\nalso: [expressions, expressions]\n", "also names captions or one kind twice"),
     ],
 )
 def test_classes_and_prompts_belong_to_sets_with_labels(tmp_path: Path, extra: str, message: str) -> None:
@@ -558,4 +560,7 @@ def test_a_protocol_refuses_a_set_of_another_kind(tmp_path: Path) -> None:
     )
     (tmp_path / "mine.yaml").write_text(card)
     with pytest.raises(CardError, match="zs is for sets of kind single-label or multi-label"):
+        Catalog((tmp_path,)).dataset("mine")
+    (tmp_path / "mine.yaml").write_text(card + "also: [expressions]\n")
+    with pytest.raises(CardError, match="this one is of kind captions and expressions"):
         Catalog((tmp_path,)).dataset("mine")

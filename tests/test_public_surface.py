@@ -34,7 +34,8 @@ SURFACE = {
     "clipbench.models": "Adapter LoadedModel config_model families family load",
     "clipbench.protocols": "Encoder Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
-    "clipbench.data": "Sample Split",
+    "clipbench.concepts": "concept_direction remove_concept",
+    "clipbench.data": "Captions Expressions Objects Sample Split",
     "clipbench.records": (
         "Env ProtocolUsed Record ResolvedCards Skipped Timing by_class environment file_name path_of paths read "
         "read_all same samples_path to_json utc_now write"
@@ -49,11 +50,14 @@ LIGHT = (
     "clipbench.catalog",
     "clipbench.check",
     "clipbench.cli",
+    "clipbench.concepts",
+    "clipbench.data.coco_gender",
     "clipbench.data.hub",
     "clipbench.errors",
     "clipbench.evaluate",
     "clipbench.execution",
     "clipbench.features",
+    "clipbench.groups",
     "clipbench.library",
     "clipbench.metrics",
     "clipbench.models.clip",
@@ -66,6 +70,7 @@ LIGHT = (
     "clipbench.models.tokenizer",
     "clipbench.models.dual",
     "clipbench.models.weights",
+    "clipbench.protocols.bias",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
     "clipbench.report.listing",

@@ -68,6 +68,23 @@ class Expressions:
         )
 
 
+@dataclass(frozen=True)
+class Objects:
+    """What each image shows beside what its label says.
+
+    Attributes:
+        names: of the objects.
+        present: uint8 [n, len(names)], 1 where the image shows the object, else 0.
+    """
+
+    names: tuple[str, ...]
+    present: NDArray[np.uint8]
+
+    def part(self, rows: NDArray[np.int64]) -> Objects:
+        """Those of the samples at `rows`."""
+        return Objects(self.names, self.present[rows])
+
+
 def _renumbered(
     image: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -86,7 +103,7 @@ class Split(ABC):
         labels: int64 [n] class indices into the card's `classes`, or uint8 [n, C] for multi-label sets
             (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
         classes: the names that go with the labels.
-        captions, expressions: what a set of that kind has, else None.
+        captions, expressions, objects: what a set of that kind has, else None.
     """
 
     dataset: str
@@ -97,6 +114,7 @@ class Split(ABC):
     classes: tuple[str, ...]
     captions: Captions | None = None
     expressions: Expressions | None = None
+    objects: Objects | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

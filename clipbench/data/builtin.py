@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.data import Sample, Split
+from clipbench.data import Captions, Expressions, Sample, Split
 from clipbench.errors import DataError, unknown
 
 _TEST_IMAGES = 360
 _ROLES = ("train", "test")
 
+_SCENES: Final = {"train": 3_000, "test": 500}
+_SIDE: Final = 32  # px of a scene
+_CELL: Final = 16  # px of one of its four places
+_MARGIN: Final = 1  # px, at least, from a digit's 8 × 8 pixels to the edge of its place
+_PLACES: Final = ("top left", "top right", "bottom left", "bottom right")  # reading order
+_WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
 
 class ArraySplit(Split):
-    """A small split held in memory: uint8 [n, height, width] grey images, handed out as PNG bytes."""
+    """A small split held in memory: `pixels`, uint8 [n, height, width] grey images, handed out as PNG bytes."""
 
     def __init__(
         self,
@@ -26,21 +35,25 @@ class ArraySplit(Split):
         role: str,
         ids: list[str],
         pixels: NDArray[np.uint8],
-        labels: NDArray[np.int64],
+        labels: NDArray[np.int64] | NDArray[np.uint8],
         classes: tuple[str, ...],
+        captions: Captions | None = None,
+        expressions: Expressions | None = None,
     ) -> None:
         self.dataset = dataset
         self.role = role
         self.ids = ids
         self.labels = labels
         self.classes = classes
-        self._pixels = pixels
-        self.fingerprint = _fingerprint(ids, pixels, labels)
+        self.captions = captions
+        self.expressions = expressions
+        self.pixels = pixels
+        self.fingerprint = _fingerprint(ids, pixels, labels, captions, expressions)
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         """The samples at `rows` (ascending indices), each a lossless 8-bit grey PNG."""
         for row in rows:
-            yield Sample(self.ids[row], _png(self._pixels[row]))
+            yield Sample(self.ids[row], _png(self.pixels[row]))
 
 
 def digits(role: str, classes: Sequence[str]) -> ArraySplit:
@@ -76,16 +89,98 @@ def digits(role: str, classes: Sequence[str]) -> ArraySplit:
     return ArraySplit("digits", role, ids, pixels, labels[rows].astype(np.int64), tuple(classes))
 
 
+def digits_scenes(role: str, classes: Sequence[str]) -> ArraySplit:
+    """Scenes composed of two to four of the built-in digits, with exact captions, boxes and labels.
+
+    A scene is 32×32 px, black, with a digit in two, three or four of its quarters: each one's 8×8 px as they are,
+    at a random place at least 1 px from the quarter's edges, so that no two touch. `train` has 3,000 scenes of
+    training digits, `test` 500 of test digits: no image of a digit is in both. How many, where, which images and
+    the exact places are drawn from a generator of the split's own, all uniformly.
+
+    The caption names digits and quarters in reading order: "a three at the top left, an eight at the bottom right".
+    A scene whose caption the split already has is drawn again, so that a caption is true of one scene of its split
+    alone. There is an expression ("the eight") for each digit that a scene shows once; its box is the smallest that
+    holds all pixels of that digit that are not black. A label says whether the digit is there at all.
+
+    Args, Raises: as `digits`.
+    """
+    source = digits(role, classes)
+    count = _SCENES[role]
+    rng = np.random.default_rng(_ROLES.index(role))
+    pixels = np.zeros((count, _SIDE, _SIDE), dtype=np.uint8)
+    labels = np.zeros((count, len(classes)), dtype=np.uint8)
+    ids = [f"scenes/{role}/{scene:04d}" for scene in range(count)]
+    captions: dict[str, None] = {}
+    names, texts, owners, boxes = [], [], [], []
+    while len(captions) < count:
+        scene = len(captions)
+        places = np.sort(rng.permutation(len(_PLACES))[: rng.integers(2, len(_PLACES) + 1)])
+        rows = rng.integers(len(source), size=len(places))
+        shown = source.labels[rows]
+        caption = ", ".join(
+            f"{_with_article(_WORDS[digit])} at the {_PLACES[place]}"
+            for digit, place in zip(shown, places, strict=True)
+        )
+        corners = _CELL * np.stack([places % 2, places // 2], axis=1)
+        corners += rng.integers(_MARGIN, _CELL - 8 - _MARGIN + 1, size=corners.shape)
+        if caption in captions:
+            continue
+        captions[caption] = None
+        labels[scene, shown] = 1
+        for digit, row, (x, y) in zip(shown, rows, corners, strict=True):
+            image = source.pixels[row]
+            pixels[scene, y : y + 8, x : x + 8] = image
+            if np.count_nonzero(shown == digit) == 1:
+                names.append(f"{ids[scene]}/{_WORDS[digit]}")
+                texts.append(f"the {_WORDS[digit]}")
+                owners.append(scene)
+                boxes.append(np.array([x, y, x, y]) + _ink(image))
+    return ArraySplit(
+        "digits-scenes",
+        role,
+        ids,
+        pixels,
+        labels,
+        tuple(classes),
+        Captions(tuple(captions), np.arange(count)),
+        Expressions(tuple(names), tuple(texts), np.array(owners), np.array(boxes, dtype=np.float64)),
+    )
+
+
+def _with_article(word: str) -> str:
+    return f"{'an' if word == 'eight' else 'a'} {word}"
+
+
+def _ink(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The smallest box, x0, y0, x1, y1, that holds all pixels that are not black."""
+    y, x = np.nonzero(image)
+    return np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+
+
 #: name (a task card's `source: {builtin: …}`) → loader of one split
-BUILTINS: dict[str, Callable[[str, Sequence[str]], Split]] = {"digits": digits}
+BUILTINS: dict[str, Callable[[str, Sequence[str]], Split]] = {
+    "digits": digits,
+    "digits-scenes": digits_scenes,
+}
 
 
-def _fingerprint(ids: list[str], pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
+def _fingerprint(
+    ids: list[str],
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64] | NDArray[np.uint8],
+    captions: Captions | None,
+    expressions: Expressions | None,
+) -> str:
     # Of the pixels, not of the PNG bytes, which change with the compression library.
     digest = hashlib.sha256("\n".join(ids).encode())
     digest.update(repr(pixels.shape).encode())
     digest.update(pixels.tobytes())
     digest.update(labels.astype("<i8").tobytes())
+    if captions is not None:
+        digest.update(json.dumps([captions.texts, captions.image.tolist()]).encode())
+    if expressions is not None:
+        named = [expressions.ids, expressions.texts, expressions.image.tolist(), expressions.boxes.tolist()]
+        digest.update(json.dumps(named).encode())
     return digest.hexdigest()
 
 

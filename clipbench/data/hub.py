@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clipbench.cache import cache_root, recall, remember, write_atomic
 from clipbench.cards import SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
-from clipbench.data import Sample, Split
+from clipbench.data import Objects, Sample, Split
 from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
 from clipbench.models.weights import digests
 
@@ -132,6 +132,7 @@ class TableSplit(Split):
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
         self.labels = _labels(dataset, raw, source, self.ids)
+        self.objects = source.objects
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())
@@ -150,6 +151,8 @@ class Layout(ABC):
     where: str
     #: the data's own label names by label number, where it has them
     names: list[str] | None = None
+    #: what the images show beside what their labels say, where the data has it
+    objects: Objects | None = None
 
     @abstractmethod
     def index(self) -> Iterator[tuple[str, Any]]:
@@ -359,9 +362,9 @@ def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
-    from clipbench.data import coco, voc  # which build on this module
+    from clipbench.data import coco, coco_gender, voc  # which build on this module
 
-    listed = voc.layout(dataset, role, root) or coco.layout(dataset, role, root)
+    listed = next(filter(None, (m.layout(dataset, role, root) for m in (coco_gender, voc, coco))), None)
     if listed is not None:
         split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
         _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split

@@ -1,0 +1,283 @@
+"""How a model's similarity with neutral queries differs between two groups, before and after a concept is removed.
+
+CLIP-Lite's probe (arXiv 2112.07133; `bias_eda.py`), with an aggregate, intervals, and what the removal costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from clipbench import metrics, stats
+from clipbench.cards import Strict, TaskCard, Tuple
+from clipbench.concepts import concept_direction, remove_concept
+from clipbench.data import Split
+from clipbench.data.hub import plain
+from clipbench.errors import DataError, unknown
+from clipbench.groups import Counts, Rankings, membership
+from clipbench.protocols import Encoder, Outcome
+from clipbench.protocols.zero_shot import classifier
+from clipbench.samples import decoded
+from clipbench.scoring import similarity
+from clipbench.stats import Score
+
+ID = "bias"
+VERSION = 1
+KINDS = ("objects",)
+TEXT = True
+VARIANTS: dict[str, dict[str, object]] = {}
+
+Pair = Annotated[tuple[str, str], Field(strict=False)]
+Stage = Literal["before", "after"]
+Images = dict[Stage, NDArray[np.float32]]
+_STAGES: Final[tuple[Stage, ...]] = ("before", "after")
+
+_MEASURES: Final = (
+    "how far the highest similarities of the two groups' images with neutral queries lie apart, and who is among "
+    "the best images of all, before and after one direction is removed from the image features; and how well the "
+    "model then still tells objects in the same images"
+)
+_DOES_NOT_MEASURE: Final = (
+    "whether the model, or a use of it, is fair. The groups are two, and are what the words of captions say of "
+    "people, not what people say of themselves. The direction is one, linear, and found from a few English word "
+    "pairs: what else tells the groups apart stays in the features, and a small gap after removal does not show "
+    "that it is gone. The groups' images differ in scenes and objects too, so a gap is not the effect of gender "
+    "alone. Queries and images are a choice; other ones give other numbers"
+)
+
+
+class Params(Strict):
+    """What a task card may set under `protocols: {bias: …}`.
+
+    Attributes:
+        primary: the metric that stands for the task.
+        split: which of the card's splits.
+        pairs: definitional pairs of words, from which the direction is found.
+        queries: texts that name neither group.
+        objects: names of the objects that the data labels, as they stand in prompts.
+        templates: which of the card's template sets makes the objects' prompts.
+        top: a group's similarity with a query is the mean over this many of its images, the most similar ones.
+        skew_at: maxskew@k looks at this many images, the most similar ones of both groups.
+    """
+
+    primary: Literal["gap_before", "gap_after"] = "gap_before"
+    split: str = "test"
+    pairs: Tuple[Pair]
+    queries: Tuple[str]
+    objects: Tuple[str]
+    templates: str = "default"
+    top: int = Field(10, ge=1)
+    skew_at: int = Field(100, ge=1)
+
+
+def check(card: TaskCard, params: Params) -> str | None:
+    """What is wrong with `params` for `card`, or None."""
+    if params.split not in card.splits:
+        return unknown("split", params.split, card.splits)
+    if params.templates not in card.templates:
+        return unknown("template set", params.templates, card.templates)
+    if isinstance(card.templates[params.templates], dict):
+        return f"templates {params.templates} are finished prompts of the classes; objects need a list with {{c}}"
+    if len(card.classes) != 2:
+        return f"a gap is between two groups (the card has {len(card.classes)} classes)"
+    if not params.pairs or any(a == b for a, b in params.pairs):
+        return "pairs must hold a pair at least, each of two different words"
+    for name, given in (("queries", params.queries), ("objects", tuple(map(plain, params.objects)))):
+        if not given or len(set(given)) < len(given):
+            return f"{name} must hold one at least, and none twice"
+    return None
+
+
+def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+    """Image features that the protocol reads: (split role, feature space).
+
+    Always `joint`: a direction is removed from one vector an image.
+    """
+    return [(params.split, "joint")]
+
+
+def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+    """Compare the groups with each query, remove the concept from the images, and compare again.
+
+    The direction is `concept_direction` of the pairs' texts, as the model gives them, of unit length (CLIP-Lite's
+    code has them before normalisation, which weights the pairs by the lengths of their vectors). It is removed from
+    the image vectors alone, which then are brought to unit length again; texts stay. `gap` is the mean over queries
+    of the absolute difference between the groups' mean of their `top` highest cosines; `maxskew@k` the mean over
+    queries of `Rankings.max_skew`. Chance is the mean of the same number over groups that are shuffled: what a model
+    that does not see the groups gets on these images. Intervals are from resamples within the groups.
+
+    What removal costs is measured on the objects that the same images show, zero-shot: `object_acc1`, the share of
+    images whose most similar object is there (of those that show any), and `object_map`, the mean average precision.
+
+    Raises:
+        DataError: fewer images than `top` in a group or than `skew_at` in all, or objects that are not the card's.
+    """
+    split = splits[params.split]
+    found = encoder.images(split, "joint")
+    rows = decoded(split, found)
+    groups = split.labels[rows].astype(np.int64)
+    _enough(split, groups, params)
+    pairs = encoder.texts([word for pair in params.pairs for word in pair], "joint")
+    direction = concept_direction(np.stack([pairs[::2], pairs[1::2]], axis=1))
+    before = np.asarray(found[rows])
+    removed = remove_concept(before, direction)
+    length = np.linalg.norm(removed, axis=1, keepdims=True)
+    images: Images = {"before": before, "after": removed / np.maximum(length, np.float32(1e-12))}
+    queries = encoder.texts(list(params.queries), "joint")
+    ranked = {stage: Rankings(similarity(images[stage], queries)) for stage in _STAGES}
+    members = membership(groups, 2)
+    top = {stage: ranked[stage].top_means(params.top, members) for stage in _STAGES}
+    skew = {stage: ranked[stage].max_skew(params.skew_at, members) for stage in _STAGES}
+    cost, shown = _cost(card, split, rows, images, encoder, params, seed)
+    ids = np.array(split.ids, dtype=object)[rows]
+    return Outcome(
+        _scores(ranked, groups, params, seed) | cost,
+        {f"top{params.top}_{stage}": top[stage].mean(axis=0) for stage in _STAGES},
+        {"id": ids, "target": groups, "projection": before @ direction, **shown},
+        _evidence(card, params, pairs, direction, {"before": before, "after": removed}, groups, top, skew),
+    )
+
+
+def _enough(split: Split, groups: NDArray[np.int64], params: Params) -> None:
+    counts = np.bincount(groups, minlength=2)
+    for name, count in zip(split.classes, counts.tolist(), strict=True):
+        if count < params.top:
+            raise DataError(
+                f"{split.dataset}: {count} images of {name}, fewer than the {params.top} that a mean is over",
+                hint="measure more images (raise --limit, or leave it out), or lower `top` on the task card",
+            )
+    if len(groups) < params.skew_at:
+        raise DataError(
+            f"{split.dataset}: {len(groups)} images, fewer than the {params.skew_at} of maxskew@{params.skew_at}",
+            hint="measure more images (raise --limit, or leave it out), or lower `skew_at` on the task card",
+        )
+
+
+# ---------------------------------------------------------------------- groups
+
+
+def _scores(
+    ranked: dict[Stage, Rankings], groups: NDArray[np.int64], params: Params, seed: int
+) -> dict[str, Score]:
+    """Gap and skew before and after, and how far removal moves them."""
+    names = [f"{metric}_{stage}" for stage in _STAGES for metric in ("gap", f"maxskew@{params.skew_at}")]
+
+    def measured(counts: Iterable[Counts]) -> NDArray[np.float64]:
+        return np.array([_of_counts(ranked, c, params) for c in counts])
+
+    members = membership(groups, 2)
+    value = measured([members])[0].tolist()
+    draws = measured(members * weights for weights in stats.stratified(groups, seed))
+    rng = np.random.default_rng(seed)
+    shuffled = measured(membership(rng.permutation(groups), 2) for _ in range(stats.RESAMPLES))
+    scores = {
+        name: Score(value[i], stats.basic(value[i], draws[:, i], 0.0), len(groups), float(chance))
+        for i, (name, chance) in enumerate(zip(names, shuffled.mean(axis=0), strict=True))
+    }
+    for i, name in enumerate(("gap_change", f"maxskew@{params.skew_at}_change")):
+        change, drawn = value[2 + i] - value[i], draws[:, 2 + i] - draws[:, i]
+        scores[name] = Score(change, stats.basic(change, drawn), len(groups), None)
+    return scores
+
+
+def _of_counts(ranked: dict[Stage, Rankings], counts: Counts, params: Params) -> list[float]:
+    """Gap and mean skew before, then after."""
+    found = []
+    for stage in _STAGES:
+        top = ranked[stage].top_means(params.top, counts)
+        found.append(float(np.abs(top[:, 0] - top[:, 1]).mean()))
+        found.append(float(ranked[stage].max_skew(params.skew_at, counts).mean()))
+    return found
+
+
+# ------------------------------------------------------------------------ cost
+
+
+def _cost(
+    card: TaskCard,
+    split: Split,
+    rows: NDArray[np.int64],
+    images: Images,
+    encoder: Encoder,
+    params: Params,
+    seed: int,
+) -> tuple[dict[str, Score], dict[str, NDArray[np.float64]]]:
+    """Scores of zero-shot objects before and after, and each image's hits; nothing where no image shows any."""
+    present = _present(split, params)[rows]
+    some = np.flatnonzero(present.any(axis=1))
+    if not len(some):
+        return {}, {}
+    weights = classifier(card.model_copy(update={"classes": params.objects}), params.templates, encoder)
+    scores: dict[str, Score] = {}
+    hits: dict[Stage, NDArray[np.bool_]] = {}
+    for stage in _STAGES:
+        found = similarity(images[stage], weights)
+        hits[stage] = present[some, metrics.predict(found[some])] == 1
+        scores[f"object_acc1_{stage}"] = stats.accuracy_score(hits[stage], float(present[some].mean()))
+        precision = stats.mean_average_precision_scores(found, present, seed, kinds=("area",))
+        scores[f"object_map_{stage}"] = precision["map_area"]
+    change = hits["after"].astype(np.float64) - hits["before"]
+    scores["object_acc1_change"] = Score(
+        float(change.mean()), stats.bootstrap_mean(change, seed), len(some), None
+    )
+    columns = {f"object_hit_{stage}": np.full(len(rows), np.nan) for stage in _STAGES}
+    for stage in _STAGES:
+        columns[f"object_hit_{stage}"][some] = hits[stage]
+    return scores, columns
+
+
+def _present(split: Split, params: Params) -> NDArray[np.uint8]:
+    """The data's objects in the order of the card's: uint8 [n, C]."""
+    found = split.objects
+    named = {plain(name): i for i, name in enumerate(found.names)} if found else {}
+    wanted = [plain(name) for name in params.objects]
+    if found is None or set(named) != set(wanted):
+        odd = sorted(set(named) ^ set(wanted))
+        raise DataError(
+            f"{split.dataset}: the data labels {len(named)} objects, the card names {len(wanted)}; not in both: "
+            f"{', '.join(odd[:5])}",
+            hint="correct `objects` of the protocol bias on the task card",
+        )
+    return found.present[:, [named[name] for name in wanted]]
+
+
+# -------------------------------------------------------------------- evidence
+
+
+def _evidence(
+    card: TaskCard,
+    params: Params,
+    pairs: NDArray[np.float32],
+    direction: NDArray[np.float64],
+    images: Images,
+    groups: NDArray[np.int64],
+    top: dict[Stage, NDArray[np.float64]],
+    skew: dict[Stage, NDArray[np.float64]],
+) -> dict[str, Any]:
+    """What each query gives, how much of the pairs the direction holds, and what the numbers do and do not say."""
+    halves = (pairs[::2] - pairs[1::2]).astype(np.float64)
+    along = {stage: images[stage].astype(np.float64) @ direction for stage in _STAGES}
+    return {
+        "measures": _MEASURES,
+        "does_not_measure": _DOES_NOT_MEASURE,
+        "images": dict(zip(card.classes, np.bincount(groups, minlength=2).tolist(), strict=True)),
+        "share_of_pairs_along_direction": float(((halves @ direction) ** 2).sum() / (halves**2).sum()),
+        "mean_projection": {
+            stage: {name: float(along[stage][groups == i].mean()) for i, name in enumerate(card.classes)}
+            for stage in _STAGES
+        },
+        "queries": {
+            query: {
+                stage: {
+                    f"top{params.top}": dict(zip(card.classes, top[stage][q].tolist(), strict=True)),
+                    f"maxskew@{params.skew_at}": float(skew[stage][q]),
+                }
+                for stage in _STAGES
+            }
+            for q, query in enumerate(params.queries)
+        },
+    }
