@@ -431,13 +431,15 @@ class Affine(Strict):
 
 
 class Pairs(Strict):
-    """Training pairs: a task card's split whose class names, put into templates, are the captions.
+    """Training pairs: the images of a task card's split, each with one of its texts, drawn anew every time.
 
-    `templates` names one or more of the card's template sets; a caption is drawn from all of them together.
+    `texts` are the kinds of text that are drawn from, each as likely as the next: `labels` (the names of what the
+    image shows, in the card's template sets that `templates` names), `captions`, `expressions`.
     """
 
     dataset: str
     split: str = "train"
+    texts: Tuple[Literal["labels", "captions", "expressions"]] = Field(("labels",), min_length=1)
     templates: Tuple[str] = Field(("default",), min_length=1)
     augment: Affine | None = None
 
@@ -471,7 +473,7 @@ class Recipe(Strict):
     command: str
     cost: str
     seed: int = Field(0, ge=0)
-    data: Pairs
+    data: Tuple[Pairs] = Field(min_length=1)
     model: RecipeModel
     objective: Annotated[ClipObjective | ClipLiteObjective, Field(discriminator="kind")]
     optim: Annotated[AdamW | Sgd, Field(discriminator="name")]

@@ -61,5 +61,6 @@ def _model(catalog: Catalog, name: str) -> None:
 
 def _recipe(catalog: Catalog, name: str) -> None:
     recipe = catalog.recipe(name).card
-    catalog.dataset(recipe.data.dataset)
+    for source in recipe.data:
+        catalog.dataset(source.dataset)
     catalog.tasks(recipe.evaluate)

@@ -191,10 +191,10 @@ def pretrain_command(
 
     catalog = _catalog(cards)
     entry = catalog.recipe(recipe)
-    dataset = catalog.dataset(entry.card.data.dataset)
+    sources = [(catalog.dataset(source.dataset), source.split) for source in entry.card.data]
     catalog.tasks(entry.card.evaluate)
     paths = DataPaths.parse(_known_data(data, catalog))
-    split = open_split(dataset, entry.card.data.split, paths)
+    splits = [(open_split(dataset, role, paths), dataset.card) for dataset, role in sources]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain
 
@@ -203,8 +203,7 @@ def pretrain_command(
         entry.card,
         entry.id,
         out,
-        split=split,
-        task=dataset.card,
+        data=splits,
         evaluator=evaluator(catalog, options),
         device=device,
         progress=not quiet,

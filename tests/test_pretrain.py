@@ -19,19 +19,31 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from clipbench import models
-from clipbench.cards import AdamW, Affine, Document, ModelCard, Recipe, Sgd, TaskCard, parse
-from clipbench.data.builtin import ArraySplit, digits
+from clipbench.cards import (
+    AdamW,
+    Affine,
+    Document,
+    ModelCard,
+    Pairs,
+    Preprocess,
+    Recipe,
+    Sgd,
+    TaskCard,
+    parse,
+)
+from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, WeightsError
 from clipbench.models import Adapter, LoadedModel, dual
 from clipbench.pretrain import objectives
 from clipbench.pretrain.loop import choose_device, make_optimiser, pretrain
 from clipbench.pretrain.objectives import clip_lite_loss, clip_loss
-from clipbench.pretrain.pairs import ClassCaptions, affine, captions, decode_all
+from clipbench.pretrain.pairs import DrawnPairs, Source, affine, captions, decode_all, texts_of
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 NAMES = tuple("0123456789")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CPU = torch.device("cpu")
 
 # ------------------------------------------------------------------ fixtures
@@ -66,6 +78,14 @@ def recipe() -> Recipe:
         "embed_dim": 16,
         "projection": "clip-lite",
     }
+    shipped["data"] = [{
+        "dataset": "digits",
+        "templates": ["default", "simple"],
+        "augment": {"kind": "affine", "rotate": 10, "shift": 0.08, "scale": 0.1},
+    }]  # fmt: skip
+    shipped["model"]["preprocess"] = {
+        "size": 8, "resize": "none", "channels": 1, "mean": [0.3054], "std": [0.376]
+    }  # fmt: skip
     shipped["schedule"] = {
         "steps": 20, "warmup": 4, "batch_size": 16, "eval_every": 8, "checkpoint_every": 6
     }  # fmt: skip
@@ -115,7 +135,7 @@ def accuracy(adapter: Adapter, template: str) -> float:
 
 
 def run(recipe: Recipe, out: Path, train: ArraySplit, task: TaskCard, **more: Any) -> Path:
-    return pretrain(recipe, "tiny", out, split=train, task=task, device="cpu", progress=False, **more)
+    return pretrain(recipe, "tiny", out, data=[(train, task)], device="cpu", progress=False, **more)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -216,9 +236,8 @@ def test_batches_pair_images_with_captions_of_their_class(
     preprocess = recipe.model.preprocess
     tokenize = dual_towers(recipe).text.tokenize
     texts = captions(task, NAMES, ["default", "simple"])
-    pairs = ClassCaptions(
-        train, texts, preprocess, tokenize, batch_size=500, augment=None, seed=1, device=CPU
-    )
+    sources = [Source(train, task, Pairs(dataset="digits", templates=("default", "simple")))]
+    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=500, seed=1, device=CPU)
     images = normalise(decode_all(train, preprocess), preprocess)
     label_of = {bytes(image.numpy()): label for image, label in zip(images, train.labels, strict=True)}
     seen: set[bytes] = set()
@@ -232,6 +251,62 @@ def test_batches_pair_images_with_captions_of_their_class(
         assert len(said) == 20
         assert (batch.tokens[:, -1] != 0).any()
     assert len(seen) > 990  # without replacement within an epoch
+
+
+def test_every_kind_of_text_of_every_source_is_drawn(
+    recipe: Recipe, train: ArraySplit, task: TaskCard
+) -> None:
+    preprocess = Preprocess(size=32, channels=1, mean=(0.0,), std=(1.0,))
+    scenes = digits_scenes("train", WORDS)
+    card = parse(TaskCard, Document(ROOT / "tasks" / "digits-scenes.yaml"))
+    wanted = Pairs(
+        dataset="digits-scenes", texts=("labels", "captions", "expressions"), templates=("default",)
+    )
+    sources = [Source(train, task, Pairs(dataset="digits")), Source(scenes, card, wanted)]
+    tokenize = dual_towers(changed(recipe, model=recipe_with_text(recipe, 128))).text.tokenize
+    batch_size = len(train) + len(scenes)
+    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=batch_size, seed=1, device=CPU)
+    images = torch.cat([decode_all(split, preprocess) for split in (train, scenes)])
+    number = {bytes(image.numpy()): i for i, image in enumerate(images)}
+    batch = pairs.next_batch()
+    said = [bytes(row[row > 2].to(torch.uint8) - 3).decode() for row in batch.tokens]
+    assert scenes.captions is not None
+    assert scenes.expressions is not None
+    about = {"the": 0, "a": 0}
+    for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
+        at = number[bytes((image * 255).round().to(torch.uint8).numpy())]
+        if at < len(train):
+            assert said[row] == f'a photo of the number: "{train.labels[at]}".'
+            continue
+        scene = at - len(train)
+        own = {f"the {word}" for word, there in zip(WORDS, scenes.labels[scene], strict=True) if there}
+        assert said[row] in own | {scenes.captions.texts[scene]}
+        about["the" if said[row] in own else "a"] += 1
+    # labels and expressions read alike here: two draws in three
+    assert 0.63 < about["the"] / (about["the"] + about["a"]) < 0.70
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "message"),
+    [
+        ({"texts": ("captions",)}, CardError, "digits train has no captions to be paired with its images"),
+        ({"templates": ("simpel",)}, CardError, 'did you mean "simple"'),
+    ],
+)
+def test_texts_that_a_source_lacks(
+    wanted: dict[str, Any], error: type[ClipbenchError], message: str, train: ArraySplit, task: TaskCard
+) -> None:
+    with pytest.raises(error, match=message):
+        texts_of(Source(train, task, Pairs(dataset="digits", **wanted)))
+
+
+def test_an_image_without_a_text_is_named() -> None:
+    scenes = digits_scenes("train", WORDS)
+    assert scenes.expressions is not None
+    bare = np.setdiff1d(np.arange(len(scenes)), scenes.expressions.image)
+    card = parse(TaskCard, Document(ROOT / "tasks" / "digits-scenes.yaml"))
+    with pytest.raises(DataError, match=f"{len(bare)} of 3000 images have no text.*{scenes.ids[bare[0]]}"):
+        texts_of(Source(scenes, card, Pairs(dataset="digits-scenes", texts=("expressions",))))
 
 
 def test_affine_draws_are_bounded_and_move_pixels() -> None:
@@ -266,6 +341,13 @@ def test_too_few_images(recipe: Recipe, task: TaskCard, tmp_path: Path, train: A
 
 
 # --------------------------------------------------------------------- parts
+
+
+def recipe_with_text(recipe: Recipe, length: int) -> dict[str, Any]:
+    """The recipe's model, with room for texts of `length` bytes."""
+    model = recipe.model.canonical()
+    model["config"]["text"]["context_length"] = length
+    return model
 
 
 def dual_towers(recipe: Recipe) -> Any:
@@ -472,7 +554,7 @@ def test_other_objectives_optimisers_and_precisions(
 ) -> None:
     value = recipe.canonical()
     value |= {k: v for k, v in parts.items() if k != "data"}
-    value["data"] |= parts.get("data", {})
+    value["data"][0] |= parts.get("data", {})
     value["schedule"]["steps"] = 8
     out = run(Recipe.model_validate(value), tmp_path / "run", train, task)
     logged = [line for line in lines(out) if "loss" in line]

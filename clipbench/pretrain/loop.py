@@ -15,13 +15,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from clipbench.cards import AdamW, ModelCard, Recipe, Schedule, Sgd, Target, TaskCard, Weights, finite
+from clipbench.cards import (
+    AdamW,
+    ModelCard,
+    Recipe,
+    Schedule,
+    Sgd,
+    Target,
+    TaskCard,
+    Weights,
+    fingerprint,
+    finite,
+)
 from clipbench.data import Split
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.models import Adapter, dual
 from clipbench.pretrain import curves, objectives
 from clipbench.pretrain.folder import Checkpoint, RunFolder, number
-from clipbench.pretrain.pairs import ClassCaptions, captions
+from clipbench.pretrain.pairs import DrawnPairs, Source
 from clipbench.pretrain.towers import DualTowers
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,8 +64,7 @@ def pretrain(
     recipe_id: str,
     out: Path,
     *,
-    split: Split,
-    task: TaskCard,
+    data: Sequence[tuple[Split, TaskCard]],
     evaluator: Evaluator | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -68,8 +78,7 @@ def pretrain(
     Args:
         recipe_id: the recipe's id, for titles.
         out: the run's folder (see `folder`); afterwards it is a model.
-        split: the images and labels to train on.
-        task: the task card whose templates make captions of the split's class names.
+        data: for each of the recipe's sources its split, and the task card that this belongs to.
         evaluator: measures the model on the recipe's `evaluate` tasks; None: no evaluation.
         device: "auto" (a GPU where there is one), or a torch device.
         progress: show a live progress line on stderr.
@@ -87,7 +96,9 @@ def pretrain(
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
     _refuse_pretrained(config, recipe_id)
-    texts = captions(task, split.classes, recipe.data.templates)
+    sources = [Source(*given, wanted) for given, wanted in zip(data, recipe.data, strict=True)]
+    images = sum(len(source.split) for source in sources)
+    seen = fingerprint([source.split.fingerprint for source in sources])
     target_device = choose_device(device)
     schedule = recipe.schedule
 
@@ -100,22 +111,20 @@ def pretrain(
         towers = DualTowers(config, recipe.model.preprocess).to(target_device)
         optimiser = make_optimiser(recipe.optim, towers)
         scaler = torch.amp.GradScaler(target_device.type, enabled=recipe.precision == "fp16")
-        pairs = ClassCaptions(
-            split,
-            texts,
+        pairs = DrawnPairs(
+            sources,
             recipe.model.preprocess,
             towers.text.tokenize,
             batch_size=schedule.batch_size,
-            augment=recipe.data.augment,
             seed=recipe.seed,
             device=target_device,
         )
-        describe = functools.partial(model_card, recipe, recipe_id, len(split))
+        describe = functools.partial(model_card, recipe, recipe_id, images)
         max_scale = objectives.max_logit_scale(recipe.objective)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
         step = 0
-        if found := run.begin(split.fingerprint):
+        if found := run.begin(seen):
             step = found["step"]
             towers.load_state_dict(found["towers"])
             optimiser.load_state_dict(found["optimiser"])
@@ -127,7 +136,7 @@ def pretrain(
         def checkpoint() -> Checkpoint:
             return {
                 "step": step,
-                "data": split.fingerprint,
+                "data": seen,
                 "towers": towers.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "scaler": scaler.state_dict(),
@@ -249,14 +258,14 @@ def choose_device(name: str) -> torch.device:
 
 def model_card(recipe: Recipe, recipe_id: str, images: int, sha256: str) -> ModelCard:
     """The card of the model that `recipe` trained on `images` images."""
-    schedule, data = recipe.schedule, recipe.data
+    schedule = recipe.schedule
     return ModelCard(
         title=f"{recipe.title} ({recipe_id})",
         family=recipe.model.family,
         config=dual.parse_config(recipe.model.config, f"recipe {recipe_id}").canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
-        training_data=f"{data.dataset}, split {data.split}",
+        training_data="; ".join(f"{data.dataset}, split {data.split}" for data in recipe.data),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "

@@ -1,6 +1,6 @@
-"""Training pairs: labelled images with class-name captions, decoded once and augmented in batches.
+"""Training pairs: images with texts, decoded once and augmented in batches.
 
-For sets that fit in memory: the decoded split is one uint8 tensor on the training device.
+For sets that fit in memory: the decoded images are one uint8 tensor on the training device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipbench.cards import Affine, Preprocess, TaskCard
+from clipbench.cards import Affine, Pairs, Preprocess, TaskCard
 from clipbench.data import Split
 from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
@@ -47,50 +47,62 @@ class PairsState(TypedDict):
     cursor: int
 
 
-class ClassCaptions:
-    """Endless shuffled batches of (image, one of its class's captions).
+@dataclass(frozen=True)
+class Source:
+    """A split to draw pairs from, the card it belongs to, and what the recipe wants of it."""
 
-    Every epoch is a new permutation of the split; its last, incomplete batch is left out. All draws (order,
-    captions, augmentation) come from one CPU generator, so that they do not depend on the device.
+    split: Split
+    card: TaskCard
+    wanted: Pairs
+
+
+class DrawnPairs:
+    """Endless shuffled batches of (image, one of its texts) from all sources together.
+
+    Every epoch is a new permutation of all images; its last, incomplete batch is left out. All draws (order,
+    texts, augmentation) come from one CPU generator, so that they do not depend on the device.
     """
 
     def __init__(
         self,
-        split: Split,
-        texts: Sequence[Sequence[str]],
+        sources: Sequence[Source],
         preprocess: Preprocess,
         tokenize: Tokenize,
         *,
         batch_size: int,
-        augment: Affine | None,
         seed: int,
         device: torch.device,
     ) -> None:
-        """Decode and tokenise everything. `texts` holds the captions of each class (see `captions`).
+        """Decode and tokenise everything.
 
         Raises:
-            DataError: a multi-label split, fewer images than a batch, or an image that cannot be decoded.
+            CardError: a source has not the texts, or its card not the templates, that the recipe wants.
+            DataError: fewer images than a batch, an image without a text, or one that cannot be decoded.
         """
-        if split.labels.ndim != 1:
+        texts = [own for source in sources for own in texts_of(source)]
+        if len(texts) < batch_size:
+            where = ", ".join(f"{s.split.dataset} {s.split.role}" for s in sources)
             raise DataError(
-                f"{split.dataset}: class captions need one label an image, this set is multi-label"
-            )
-        if len(split) < batch_size:
-            raise DataError(
-                f"{split.dataset} {split.role} has {len(split)} images, fewer than one batch of {batch_size}",
+                f"{where}: {len(texts)} images, fewer than one batch of {batch_size}",
                 hint="lower schedule.batch_size in the recipe",
             )
         self._preprocess = preprocess
         self._batch_size = batch_size
-        self._augment = augment
         self._device = device
-        self._images = decode_all(split, preprocess).to(device)
-        self._labels = torch.from_numpy(split.labels.astype(np.int64))
-        self._tokens, self._lengths = tokenize([text for own in texts for text in own])
-        self._counts = torch.tensor([len(own) for own in texts])
-        self._first = self._counts.cumsum(0) - self._counts
+        self._images = torch.cat([decode_all(source.split, preprocess) for source in sources]).to(device)
+        self._augment = [source.wanted.augment for source in sources]
+        self._source = torch.repeat_interleave(torch.tensor([len(source.split) for source in sources]))
+        number: dict[str, int] = {}
+        drawn = [number.setdefault(t, len(number)) for own in texts for kind in own for t in kind]
+        self._drawn = torch.tensor(drawn)
+        self._tokens, self._lengths = tokenize(list(number))
+        # Image i has the kinds [_first[i], _first[i] + _kinds[i]); kind k the texts [_start[k], _start[k] + _count[k]).
+        self._kinds = torch.tensor([len(own) for own in texts])
+        self._first = self._kinds.cumsum(0) - self._kinds
+        self._count = torch.tensor([len(kind) for own in texts for kind in own])
+        self._start = self._count.cumsum(0) - self._count
         self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.randperm(len(split), generator=self._generator)
+        self._order = torch.randperm(len(texts), generator=self._generator)
         self._cursor = 0
 
     def next_batch(self) -> Batch:
@@ -100,14 +112,17 @@ class ClassCaptions:
             self._cursor = 0
         chosen = self._order[self._cursor : self._cursor + self._batch_size]
         self._cursor += self._batch_size
-        labels = self._labels[chosen]
-        draws = torch.rand(len(chosen), generator=self._generator, dtype=torch.float64)
-        drawn = self._first[labels] + (draws * self._counts[labels]).long()
+        draws = torch.rand(2, len(chosen), generator=self._generator, dtype=torch.float64)
+        kind = self._first[chosen] + (draws[0] * self._kinds[chosen]).long()
+        drawn = self._drawn[self._start[kind] + (draws[1] * self._count[kind]).long()]
         distinct, rows = torch.unique(drawn, return_inverse=True)
         tokens = self._tokens[distinct, : int(self._lengths[distinct].max())]
         images = self._images[chosen.to(self._device)]
-        if self._augment:
-            images = affine(images, self._augment, self._generator)
+        for number, bounds in enumerate(self._augment):
+            own = torch.nonzero(self._source[chosen] == number)[:, 0]
+            if bounds and len(own):
+                at = own.to(self._device)
+                images[at] = affine(images[at], bounds, self._generator)
         return Batch(
             images=normalise(images, self._preprocess),
             tokens=tokens.to(self._device),
@@ -123,6 +138,49 @@ class ClassCaptions:
         self._generator.set_state(state["generator"])
         self._order = state["order"]
         self._cursor = state["cursor"]
+
+
+def texts_of(source: Source) -> list[list[list[str]]]:
+    """The texts of each image: a list for each kind that the recipe wants and the image has any of.
+
+    Raises:
+        CardError: the split has no texts of a kind that the recipe wants, or the card no such templates.
+        DataError: an image without any text.
+    """
+    split = source.split
+    found: list[list[list[str]]] = [[] for _ in range(len(split))]
+    for kind in source.wanted.texts:
+        for own, texts in zip(found, _of_kind(kind, source), strict=True):
+            if texts:
+                own.append(texts)
+    bare = [i for i, own in enumerate(found) if not own]
+    if bare:
+        raise DataError(
+            f"{split.dataset} {split.role}: {len(bare)} of {len(split)} images have no text to be paired with, "
+            f"the first is {split.ids[bare[0]]}",
+            hint=f"add another kind of text to `texts` of {split.dataset} in the recipe",
+        )
+    return found
+
+
+def _of_kind(kind: str, source: Source) -> list[list[str]]:
+    """The texts of one kind of each image."""
+    split = source.split
+    if kind == "labels" and split.classes:
+        of_class = captions(source.card, split.classes, source.wanted.templates)
+        if split.labels.ndim == 1:
+            return [of_class[label] for label in split.labels.tolist()]
+        return [[t for c in np.flatnonzero(row == 1) for t in of_class[c]] for row in split.labels]
+    belonging = {"captions": split.captions, "expressions": split.expressions}.get(kind)
+    if belonging is None:
+        raise CardError(
+            f"{split.dataset} {split.role} has no {kind} to be paired with its images",
+            hint=f"correct `texts` of {split.dataset} in the recipe",
+        )
+    found: list[list[str]] = [[] for _ in range(len(split))]
+    for text, image in zip(belonging.texts, belonging.image.tolist(), strict=True):
+        found[image].append(text)
+    return found
 
 
 def captions(task: TaskCard, classes: Sequence[str], sets: Sequence[str]) -> list[list[str]]:

@@ -70,7 +70,14 @@ def recipes(catalog: Catalog) -> list[dict[str, Any]]:
     rows = []
     for name in catalog.recipe_files:
         card = catalog.recipe(name).card
-        rows.append({"id": name, "data": card.data.dataset, "cost": card.cost, "title": card.title})
+        rows.append(
+            {
+                "id": name,
+                "data": ", ".join(source.dataset for source in card.data),
+                "cost": card.cost,
+                "title": card.title,
+            }
+        )
     return rows
 
 
