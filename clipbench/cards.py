@@ -70,14 +70,15 @@ class Preprocess(Strict):
     """How a PIL image becomes a tensor; part of every feature's key.
 
     `resize: shortest` scales the short side to `size` and keeps the ratio, then crops the centre;
-    `squash` scales to the square `crop`; `none` takes images that have that size already.
+    `squash` scales to the square `crop`; `none` takes images that have that size already, `pad` also smaller ones,
+    which it centres on black.
     `order` says whether the conversion to `channels` colours comes before or after resizing
     (open_clip: after; most others: before; it matters for palette and alpha images).
     """
 
     size: int = Field(224, gt=0)
     crop: int | None = Field(None, gt=0)
-    resize: Literal["shortest", "squash", "none"] = "shortest"
+    resize: Literal["shortest", "squash", "none", "pad"] = "shortest"
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
     channels: Literal[1, 3] = 3
     order: Literal["convert-last", "convert-first"] = "convert-last"

@@ -161,6 +161,16 @@ def test_without_resizing_another_size_is_refused() -> None:
         decode(picture("RGB", 9, 8), exact)
 
 
+def test_smaller_images_are_padded_with_black_and_larger_ones_refused() -> None:
+    padded = Preprocess(size=8, resize="pad", mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    small = decode(picture("RGB", 5, 4), padded)
+    whole = np.zeros((3, 8, 8), dtype=np.uint8)
+    whole[:, 2:6, 2:7] = np.asarray(Image.open(io.BytesIO(picture("RGB", 5, 4)))).transpose(2, 0, 1)
+    assert np.array_equal(small, whole)
+    with pytest.raises(ValueError, match=r"9×8.*up to 8×8"):
+        decode(picture("RGB", 9, 8), padded)
+
+
 def test_normalise_is_per_channel() -> None:
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     preprocess = Preprocess(size=1, mean=(0.0, 0.5, 0.1), std=(1.0, 0.25, 0.1))

@@ -125,6 +125,11 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
         case "none":
             if (width, height) != (side, side):
                 raise ValueError(f"image is {width}×{height}, the model takes {side}×{side} without resizing")
+        case "pad":
+            if max(width, height) > side:
+                raise ValueError(f"image is {width}×{height}, the model takes up to {side}×{side}")
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
     return _channels_first(image, preprocess)
 
 

@@ -32,12 +32,13 @@ VERSION = 1
 class ConvNetTower(Strict):
     """A small residual network for images of 8 to 64 px, globally average-pooled.
 
-    `stages` stages of `blocks` residual blocks; the first has `width` channels at full resolution, each
-    further one twice the channels at half the side.
+    `stages` stages of `blocks` residual blocks; the first has `width` channels at 1 / `stride` of the resolution,
+    each further one twice the channels at half the side.
     """
 
     kind: Literal["convnet"]
     width: int = Field(gt=0)
+    stride: int = Field(1, gt=0)
     stages: int = Field(gt=0)
     blocks: int = Field(1, gt=0)
 

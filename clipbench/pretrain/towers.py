@@ -167,15 +167,15 @@ class ConvNet(ImageTower):
 
     def __init__(self, config: ConvNetTower, channels: int, side: int) -> None:
         super().__init__()
-        if side < 2 ** (config.stages - 1):
+        if side < config.stride * 2 ** (config.stages - 1):
             raise CardError(
-                f"an image tower of {config.stages} stages halves the side {config.stages - 1} times: "
-                f"{side} px is too small",
+                f"an image tower of stride {config.stride} and {config.stages} stages divides the side by "
+                f"{config.stride} and halves it {config.stages - 1} times: {side} px is too small",
                 hint="lower config.image.stages, or raise preprocess.size",
             )
         self.features = config.features
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, config.width, 3, padding=1, bias=False),
+            nn.Conv2d(channels, config.width, 3, config.stride, padding=1, bias=False),
             nn.BatchNorm2d(config.width),
             nn.ReLU(),
         )
