@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from clipbench import metrics, stats
 from clipbench.cards import Strict, TaskCard, Tuple
-from clipbench.data import Captions, Split
+from clipbench.data import Split
 from clipbench.errors import DataError, unknown
 from clipbench.protocols import Encoder, Outcome
 from clipbench.samples import decoded
@@ -105,7 +105,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     return Outcome(
         scores(of_images, of_texts, captions.image, params.ks, seed),
         samples=_samples(
-            np.array(split.ids, dtype=object)[rows], of_images, of_texts, captions, params.ks[-1]
+            np.array(split.ids, dtype=object)[rows], of_images, of_texts, captions.image, params.ks[-1]
         ),
         evidence={
             "images": sizes[0],
@@ -219,16 +219,15 @@ def _mean_recall(of_images: Doubles, of_texts: Doubles, owner: Ints, chance: flo
 
 
 def _samples(
-    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, captions: Captions, top: int
+    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: Ints, top: int
 ) -> dict[str, Any]:
-    """One row an image: its rank and its best captions, and for each of its captions the rank and the best image."""
-    ends = np.cumsum(np.bincount(captions.image))[:-1]
-    texts = np.array(captions.texts, dtype=object)
+    """One row an image: the rank of its best caption, and whose captions are its best; for each of its captions the
+    rank of the image, and the best image. The texts themselves stay in the data."""
+    ends = np.cumsum(np.bincount(owner))[:-1]
     return {
         "id": ids,
-        "captions": np.split(texts, ends),
         "text_rank": _rank(of_images),
-        "top_texts": list(texts[of_images.top[:, :top]]),
+        "top_texts_of": list(ids[owner[of_images.top[:, :top]]]),
         "image_rank": np.split(_rank(of_texts), ends),
         "top_image": np.split(ids[of_texts.top[:, 0]], ends),
     }

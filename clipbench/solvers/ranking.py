@@ -16,6 +16,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,28 +105,30 @@ def rank(
 
     def take(i: int, j: int, scores: tuple[Any, Any]) -> None:
         rows, columns = engine.rows(0, i), engine.rows(1, j)
-        of_image.take(engine, scores[0], rows, columns, 1)
+        other = beside.submit(of_image.take, engine, scores[0], rows, columns, 1)
         of_text.take(engine, scores[1], columns, rows, 0)
+        other.result()
         if advance is not None:
             advance(1)
 
-    band = _band(owner, sides)
-    waiting: deque[tuple[int, int, tuple[Any, Any]]] = deque()
-    for (i, j), pairs in band.items():
-        by_image, by_text = engine.scores(i, j)
-        places = owner[pairs] - i * sides[0], pairs - j * sides[1]
-        own[pairs] = engine.at(by_image, *places)
-        np.maximum.at(of_image.target, owner[pairs], own[pairs])
-        of_text.target[pairs] = engine.at(by_text, *places)
-        waiting.append((i, j, engine.kept(by_image, by_text)))
-        while waiting[0][0] < i and waiting[0][1] < j:  # the band has left its rows and its columns
+    with ThreadPoolExecutor(1) as beside:  # the directions share a block's scores and nothing else
+        band = _band(owner, sides)
+        waiting: deque[tuple[int, int, tuple[Any, Any]]] = deque()
+        for (i, j), pairs in band.items():
+            by_image, by_text = engine.scores(i, j)
+            places = owner[pairs] - i * sides[0], pairs - j * sides[1]
+            own[pairs] = engine.at(by_image, *places)
+            np.maximum.at(of_image.target, owner[pairs], own[pairs])
+            of_text.target[pairs] = engine.at(by_text, *places)
+            waiting.append((i, j, engine.kept(by_image, by_text)))
+            while waiting[0][0] < i and waiting[0][1] < j:  # the band has left its rows and its columns
+                take(*waiting.popleft())
+        while waiting:
             take(*waiting.popleft())
-    while waiting:
-        take(*waiting.popleft())
-    for j in range(engine.count(1)):
-        for i in range(engine.count(0)):
-            if (i, j) not in band:
-                take(i, j, engine.scores(i, j))
+        for j in range(engine.count(1)):
+            for i in range(engine.count(0)):
+                if (i, j) not in band:
+                    take(i, j, engine.scores(i, j))
     return of_image.ranks(_by_image(own, owner)), of_text.ranks(of_text.target[:, None])
 
 
@@ -311,7 +314,7 @@ class _OnCpu(_Engine):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._mask = np.empty(self._sides, np.bool_)
+        self._masks = [np.empty(self._sides, np.bool_) for _ in range(2)]  # one a direction
 
     def scores(self, i: int, j: int) -> tuple[Any, Any]:
         by_image, by_text = self.product(i, j)
@@ -330,8 +333,9 @@ class _OnCpu(_Engine):
         line = np.full(side, np.inf, np.float32)
         line[: len(target)] = target
         wall = line[:, None] if axis else line
-        above = _count(np.greater(scores, wall, out=self._mask), axis)[: len(target)]
-        return above, _count(np.equal(scores, wall, out=self._mask), axis)[: len(target)]
+        mask = self._masks[axis]
+        above = _count(np.greater(scores, wall, out=mask), axis)[: len(target)]
+        return above, _count(np.equal(scores, wall, out=mask), axis)[: len(target)]
 
     def reaching(self, scores: Any, floor: Floats, top: int, axis: int) -> Found:
         rows, columns = scores.shape
