@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 Found = tuple[Ints, Ints, Floats]
 
 _GROUP = 16  # neighbours in a block whose maximum is looked at first
-_ROUND = 64  # block sides are multiples of this
+_ROUND = 64  # block sides are multiples of this; rows of a strip
 _CPU_BLOCK = (1024, 4096)  # images × texts: 16 MiB of scores, which caches of servers hold
 _GPU_BLOCK = (8192, 16384)
 _TOKEN_BLOCK = (256, 512)
@@ -149,8 +149,9 @@ def _sides(
 ) -> tuple[int, int]:
     usual = _CPU_BLOCK if device == "cpu" else _GPU_BLOCK
     most = block or (_TOKEN_BLOCK if token_width else usual)
+    # Blocks of equal size: the last one is padded by less than _ROUND.
     rows, columns = (
-        _ROUND * math.ceil(min(limit, size) / _ROUND)
+        _ROUND * math.ceil(size / math.ceil(size / limit) / _ROUND)
         for limit, size in zip(most, (images, texts), strict=True)
     )
     return rows, columns
@@ -171,10 +172,11 @@ class _Side:
 
     def take(self, engine: _Engine, scores: Any, queries: slice, keys: slice, axis: int) -> None:
         """Take in a block; its keys are along `axis`."""
-        above, equal = engine.compared(scores, self.target[queries], axis)
+        above, equal, (query, key, score) = engine.look(
+            scores, self.target[queries], self._scores[queries, -1], self._scores.shape[1], axis
+        )
         self._above[queries] += above
         self._equal[queries] += equal
-        query, key, score = engine.reaching(scores, self._scores[queries, -1], self._scores.shape[1], axis)
         self._merge(query + queries.start, key + keys.start, score)
 
     def ranks(self, own: Floats) -> Ranks:
@@ -298,12 +300,15 @@ class _Engine(ABC):
         """Single scores."""
 
     @abstractmethod
-    def compared(self, scores: Any, target: Floats, axis: int) -> tuple[Ints, Ints]:
-        """How many keys (along `axis`) score more than each query's target, and as much."""
+    def look(
+        self, scores: Any, target: Floats, floor: Floats, top: int, axis: int
+    ) -> tuple[Ints, Ints, Found]:
+        """What a block says of its queries, whose keys are along `axis`.
 
-    @abstractmethod
-    def reaching(self, scores: Any, floor: Floats, top: int, axis: int) -> Found:
-        """All keys that may be among the `top` best of their query, and score as much as its `floor` at least."""
+        Returns:
+            int64 [queries]: keys that score more than `target`; as much; and all keys that may be among the `top`
+            best of their query and score as much as its `floor` at least.
+        """
 
 
 class _OnCpu(_Engine):
@@ -311,10 +316,6 @@ class _OnCpu(_Engine):
 
     (NumPy's own product is not used: OpenBLAS rounds equal rows differently by where they stand in a block.)
     """
-
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self._masks = [np.empty(self._sides, np.bool_) for _ in range(2)]  # one a direction
 
     def scores(self, i: int, j: int) -> tuple[Any, Any]:
         by_image, by_text = self.product(i, j)
@@ -328,53 +329,69 @@ class _OnCpu(_Engine):
         found: Floats = scores[rows, columns]
         return found
 
-    def compared(self, scores: Any, target: Floats, axis: int) -> tuple[Ints, Ints]:
+    def look(
+        self, scores: Any, target: Floats, floor: Floats, top: int, axis: int
+    ) -> tuple[Ints, Ints, Found]:
         side = scores.shape[1 - axis]
-        line = np.full(side, np.inf, np.float32)
-        line[: len(target)] = target
-        wall = line[:, None] if axis else line
-        mask = self._masks[axis]
-        above = _count(np.greater(scores, wall, out=mask), axis)[: len(target)]
-        return above, _count(np.equal(scores, wall, out=mask), axis)[: len(target)]
-
-    def reaching(self, scores: Any, floor: Floats, top: int, axis: int) -> Found:
-        rows, columns = scores.shape
-        if axis:  # a group is every (columns / _GROUP)-th key, so that maxima are taken of whole lines
-            groups = scores.reshape(rows, _GROUP, columns // _GROUP)
-            best = groups.max(axis=1)
-        else:
-            groups = scores.reshape(rows // _GROUP, _GROUP, columns)
-            best = groups.max(axis=1)
-        line = np.full(scores.shape[1 - axis], np.inf, np.float32)
-        line[: len(floor)] = floor
+        above, equal, best = (_scan_rows if axis else _scan_columns)(scores, _line(target, side))
+        line = _line(floor, side)
         if np.isneginf(floor).any() and best.shape[axis] > top:
             # The top-th best of the groups' maxima: so many keys score as much at least.
-            bound = np.partition(best, -top, axis=axis).take(-top, axis=axis)
-            line = np.maximum(line, bound)
+            line = np.maximum(line, np.partition(best, -top, axis=axis).take(-top, axis=axis))
+        rows, columns = scores.shape
         if axis:
             query, group = np.nonzero(best >= line[:, None])
-            found = groups[query, :, group]
+            found = scores.reshape(rows, _GROUP, -1)[query, :, group]
         else:
             group, query = np.nonzero(best >= line)
-            found = groups[group, :, query]
+            found = scores.reshape(-1, _GROUP, columns)[group, :, query]
         hit, member = np.nonzero((found >= line[query][:, None]) & (found > -np.inf))
         query, group = query[hit], group[hit]
         key = member * (columns // _GROUP) + group if axis else group * _GROUP + member
-        return query, key, found[hit, member]
+        return above[: len(target)], equal[: len(target)], (query, key, found[hit, member])
 
 
-def _count(mask: NDArray[np.bool_], axis: int) -> Ints:
-    """True entries along an axis, added up as bytes: eight at once along the last axis, lines along the first."""
-    rows, columns = mask.shape
-    if axis == 0:
-        step = math.gcd(rows, 128)  # which a byte can hold
-        parts = np.add.reduce(mask.view(np.uint8).reshape(-1, step, columns), axis=1, dtype=np.uint8)
-    else:
-        words = mask.view(np.uint64)
-        step = math.gcd(words.shape[1], 128)
-        parts = np.add.reduce(words.reshape(rows, -1, step), axis=2).view(np.uint8)
-    counted: Ints = parts.sum(axis=axis, dtype=np.int64)
-    return counted
+def _line(values: Floats, side: int) -> Floats:
+    """`values`, and beyond them what nothing reaches."""
+    line = np.full(side, np.inf, np.float32)
+    line[: len(values)] = values
+    return line
+
+
+def _scan_columns(scores: Floats, target: Floats) -> tuple[Ints, Ints, Floats]:
+    """For the queries along the columns: keys above the target, equal to it, and the maxima of groups of rows.
+
+    Strips of a block go through all comparisons at once, so that they are read from memory only once.
+    """
+    rows, columns = scores.shape
+    counts = np.zeros((2, columns), np.int64)
+    best = np.empty((rows // _GROUP, columns), np.float32)
+    mask = np.empty((_ROUND, columns), np.bool_)
+    for start in range(0, rows, _ROUND):
+        strip = scores[start : start + _ROUND]
+        for count, test in zip(counts, (np.greater, np.equal), strict=True):
+            test(strip, target, out=mask)
+            count += np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8)  # at most _ROUND
+        groups = best[start // _GROUP : (start + _ROUND) // _GROUP]
+        strip.reshape(-1, _GROUP, columns).max(axis=1, out=groups)
+    return counts[0], counts[1], best
+
+
+def _scan_rows(scores: Floats, target: Floats) -> tuple[Ints, Ints, Floats]:
+    """The same for the queries along the rows; a group is every (columns / _GROUP)-th key: maxima of lines are fast."""
+    rows, columns = scores.shape
+    counts = np.zeros((2, rows), np.int64)
+    best = np.empty((rows, columns // _GROUP), np.float32)
+    mask = np.empty((_ROUND, columns), np.bool_)
+    # Eight keys in one word, whose bytes are added up apart, at most 128 words at once.
+    words = mask.view(np.uint64).reshape(_ROUND, -1, math.gcd(columns // 8, 128))
+    for start in range(0, rows, _ROUND):
+        here = slice(start, start + _ROUND)
+        for count, test in zip(counts, (np.greater, np.equal), strict=True):
+            test(scores[here], target[here, None], out=mask)
+            count[here] = np.add.reduce(words, axis=2).view(np.uint8).sum(axis=1, dtype=np.int64)
+        scores[here].reshape(_ROUND, _GROUP, -1).max(axis=1, out=best[here])
+    return counts[0], counts[1], best
 
 
 class _OnGpu(_Engine):
@@ -389,23 +406,20 @@ class _OnGpu(_Engine):
         found: Floats = scores[_tensor(rows, scores), _tensor(columns, scores)].cpu().numpy()
         return found
 
-    def compared(self, scores: Any, target: Floats, axis: int) -> tuple[Ints, Ints]:
-        used = scores[: len(target)] if axis else scores[:, : len(target)]
-        wall = _tensor(target, scores).unsqueeze(axis)
-        above, equal = (test.sum(dim=axis).cpu().numpy() for test in (used > wall, used == wall))
-        return above, equal
-
-    def reaching(self, scores: Any, floor: Floats, top: int, axis: int) -> Found:
+    def look(
+        self, scores: Any, target: Floats, floor: Floats, top: int, axis: int
+    ) -> tuple[Ints, Ints, Found]:
         import torch
 
         used = scores[: len(floor)] if axis else scores[:, : len(floor)]
+        wall = _tensor(target, scores).unsqueeze(axis)
+        above, equal = (test.sum(dim=axis).cpu().numpy() for test in (used > wall, used == wall))
         line = _tensor(floor, scores)
         if np.isneginf(floor).any() and used.shape[axis] > top:
             line = torch.maximum(line, used.topk(top, dim=axis).values.select(axis, -1))
         hits = ((used >= line.unsqueeze(axis)) & (used > -torch.inf)).nonzero(as_tuple=True)
-        score = used[hits].cpu().numpy()
         query, key = (hits[side].cpu().numpy() for side in (1 - axis, axis))
-        return query, key, score
+        return above, equal, (query, key, used[hits].cpu().numpy())
 
 
 def _tensor(array: NDArray[Any], like: torch.Tensor) -> torch.Tensor:
