@@ -34,7 +34,7 @@ SURFACE = {
     "clipbench.models": "Adapter LoadedModel config_model families family load",
     "clipbench.protocols": "Encoder Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
-    "clipbench.data": "Sample Split",
+    "clipbench.data": "Captions Expressions Sample Split",
     "clipbench.records": (
         "Env ProtocolUsed Record ResolvedCards Skipped Timing by_class environment file_name path_of paths read "
         "read_all same samples_path to_json utc_now write"
@@ -49,6 +49,7 @@ LIGHT = (
     "clipbench.catalog",
     "clipbench.check",
     "clipbench.cli",
+    "clipbench.data.captions",
     "clipbench.data.hub",
     "clipbench.errors",
     "clipbench.evaluate",
@@ -66,12 +67,14 @@ LIGHT = (
     "clipbench.models.tokenizer",
     "clipbench.models.dual",
     "clipbench.models.weights",
+    "clipbench.protocols.retrieval",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
     "clipbench.report.listing",
     "clipbench.report.table",
     "clipbench.samples",
     "clipbench.scoring",
+    "clipbench.solvers.ranking",
     "clipbench.stats",
 )
 
