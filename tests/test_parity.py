@@ -285,6 +285,7 @@ def _fake_programs(
 def _main(tmp_path: Path, *more: str) -> tuple[int, parity.Report]:
     data = _images(tmp_path / "data")
     arguments = ["--images", "9", "--archs", "RN50", "--data", str(data)]
+    arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
     code = parity.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *more])
     (path,) = (tmp_path / "out").iterdir()
     return code, parity.Report.model_validate_json(path.read_text())

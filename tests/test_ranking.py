@@ -75,6 +75,15 @@ def test_both_directions_equal_a_sort_of_all_scores(kind: str, block: tuple[int,
     check(ranking.rank(images, texts, owner, block=block), (scores, scores), owner, 10)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_runs_on_a_gpu_finds_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same operations of torch, here on a CPU."""
+    monkeypatch.setattr(ranking, "_OnCpu", ranking._OnGpu)
+    images, texts, owner = features(kind, 150)
+    scores = (torch.from_numpy(images) @ torch.from_numpy(texts).T).numpy()
+    check(ranking.rank(images, texts, owner, block=(64, 192)), (scores, scores), owner, 10)
+
+
 @pytest.mark.parametrize("top", [1, 3, 40, 10_000])
 def test_any_number_of_best_keys(top: int) -> None:
     images, texts, owner = features("tied", 90, seed=1, width=6)
