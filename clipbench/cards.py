@@ -229,6 +229,13 @@ class Columns(Strict):
 
     image: str = "image"
     label: str = "label"
+    caption: str = "caption"
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("caption", "caption")}
 
 
 class SplitSpec(Strict):

@@ -385,6 +385,25 @@ def bench_probe_command(
         _stdout(view(found))
 
 
+@bench.command("retrieval")
+def bench_retrieval_command(
+    images: Annotated[int, typer.Option("--images", min=1, help="Random images.")] = 10_000,
+    captions: Annotated[int, typer.Option("--captions", min=1, help="Texts of each image.")] = 5,
+    width: Annotated[int, typer.Option("--width", min=1, help="Length of a row.")] = 512,
+    top: Annotated[int, typer.Option("--top", min=1, help="Best keys that are wanted.")] = 10,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Of which the best counts.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Best keys and ranks in both directions against faiss's exact search, in one run."""
+    from clipbench.bench.retrieval import measure, view
+
+    found = measure(images, captions, width, top, rounds=rounds)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
+
+
 # -------------------------------------------------------------------- weights
 
 weights = typer.Typer(

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 _BLOCK_BYTES = 32 << 20  # of token products held at once
 _BLOCK_ROWS = 512  # query tokens in one product
@@ -40,17 +46,46 @@ def late_interaction(queries: NDArray[np.float32], keys: NDArray[np.float32]) ->
     """
     import torch
 
+    keyed = torch.from_numpy(np.ascontiguousarray(keys))
+    scores = torch.empty((len(queries), len(keys)), dtype=torch.float32)
+    for rows, columns, products in _token_products(queries, keyed):
+        scores[rows, columns] = products.amax(dim=3).mean(dim=1)
+    return scores.numpy()
+
+
+def late_interactions(images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Late interaction as the images' score of the texts, and as the texts' of the images: float32 [n, C] both.
+
+    The mean is over the tokens of the one that asks, padding of texts included (as in FILIP's loss).
+
+    Args:
+        images: float32 [n, S, d].
+        texts: float32 [C, T, d], on the same device.
+    """
+    import torch
+
+    of_images, of_texts = (torch.empty((len(images), len(texts)), device=images.device) for _ in range(2))
+    for rows, columns, products in _token_products(images, texts):
+        of_images[rows, columns] = products.amax(dim=3).mean(dim=1)
+        of_texts[rows, columns] = products.amax(dim=1).mean(dim=2)
+    return of_images, of_texts
+
+
+def _token_products(
+    queries: NDArray[np.float32] | torch.Tensor, keys: torch.Tensor
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Blocks of rows, of columns, and all products of their tokens: float32 [rows, S, columns, T]."""
+    import torch
+
     n, s, d = queries.shape
     count, t, _ = keys.shape
     rows = max(1, min(n, _BLOCK_BYTES // (4 * s * t), _BLOCK_ROWS // s))
     step = max(1, min(count, _BLOCK_BYTES // (4 * s * t * rows)))
-    columns = torch.from_numpy(np.ascontiguousarray(keys)).view(count * t, d).T
-    scores = torch.empty((n, count), dtype=torch.float32)
+    columns = keys.reshape(count * t, d).T
     for start in range(0, n, rows):
-        block = torch.from_numpy(np.array(queries[start : start + rows]))
+        part = queries[start : start + rows]
+        block = torch.from_numpy(np.array(part)) if isinstance(part, np.ndarray) else part
         for column in range(0, count, step):
             here = slice(column, min(column + step, count))
-            products = block.view(-1, d) @ columns[:, here.start * t : here.stop * t]
-            best = products.view(len(block), s, -1, t).amax(dim=3)
-            scores[start : start + len(block), here] = best.mean(dim=1)
-    return scores.numpy()
+            products = block.reshape(-1, d) @ columns[:, here.start * t : here.stop * t]
+            yield slice(start, start + len(block)), here, products.view(len(block), s, -1, t)

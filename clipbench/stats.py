@@ -31,7 +31,7 @@ class Score:
     """One number that can be judged.
 
     Attributes:
-        value: a fraction of 1, as all metrics here are.
+        value: a fraction of 1, but for ranks (metrics whose name ends in `_rank`), which count from 1.
         ci95: lower and upper end of the 95 % interval.
         n: samples that the value is over.
         chance: what a model that cannot tell the samples apart gets; None where that is not defined.
@@ -157,6 +157,41 @@ def accuracy_score(correct: Bools, chance: float | None) -> Score:
     """
     right = int(np.count_nonzero(correct))
     return Score(right / correct.size, wilson(right, correct.size), correct.size, chance)
+
+
+def grouped_share_score(hits: NDArray[np.float64], group: Ints, chance: float | None) -> Score:
+    """Mean of `hits` that come in groups, such as the captions of an image, with Wilson's interval.
+
+    Its sample size is what would give independent hits the spread that the groups' sums show (the variance of a ratio;
+    Cochran 1977, chapter 6), at most all hits; where they show none, the number of groups.
+
+    Args:
+        hits: float64 [Q], 0 to 1; between them where ties are counted as expected.
+        group: int64 [Q], from 0 on, none empty.
+
+    >>> score = grouped_share_score(np.array([1.0, 1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 1, 1, 2]), chance=0.2)
+    >>> score.value, score.n, tuple(round(end, 3) for end in score.ci95)
+    (0.6, 5, (0.121, 0.942))
+    """
+    value = float(hits.mean())
+    groups = int(group.max()) + 1
+    off = np.bincount(group, weights=hits - value)
+    spread = float((off**2).sum()) * groups / max(groups - 1, 1) / hits.size**2
+    alike = value * (1 - value)
+    effective = min(alike / spread, hits.size) if spread > 0 and alike > 0 else groups
+    value = min(max(value, 0.0), 1.0)
+    return Score(value, wilson(value * effective, effective), hits.size, chance)
+
+
+def median_of_weighted(ordered: NDArray[np.float64], weights: Ints) -> float:
+    """The median of ascending values that count as often as `weights` (int64) says; the middle of the middle two.
+
+    >>> median_of_weighted(np.array([1.0, 2.0, 4.0]), np.array([1, 0, 1]))
+    2.5
+    """
+    upto = np.cumsum(weights)
+    low, high = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
+    return float(ordered[low] + ordered[high]) / 2
 
 
 def mean_per_class_recall_score(target: Ints, prediction: Ints, n_classes: int, seed: int) -> Score:

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbench.bench import parity
-from clipbench.catalog import Catalog
+from clipbench.bench import parity, parity_sets
+from clipbench.cards import SplitSpec
+from clipbench.catalog import Catalog, Entry
 from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError
@@ -44,6 +46,7 @@ def test_both_programs_give_the_same_numbers(shared_data: Path, tmp_path: Path) 
     work, out = tmp_path / "work", tmp_path / "out"
     arguments = ["--images", "200", "--archs", "ViT-B-32,RN50", "--prompt-sets", "0"]
     arguments += ["--data", str(shared_data / "cifar10"), "--work", str(work), "--out", str(out)]
+    arguments += ["--captioned", "24"]
     try:
         code = parity.main(arguments)
     except parity.PeerUnavailable as error:
@@ -62,7 +65,40 @@ def test_both_programs_give_the_same_numbers(shared_data: Path, tmp_path: Path) 
             assert metric.ours == pytest.approx(metric.peer, abs=0.5e-4), f"{arch} {name}"
         assert report.images.n == 200
         assert report.images.confidence_difference < 1e-5, arch
+    retrieval, voc = (
+        parity_sets.SetReport.model_validate_json((out / f"ViT-B-32-fp32-{name}.json").read_text())
+        for name in ("flickr8k-1000-24", "voc2012-100-100")
+    )
+    assert set(retrieval.metrics) == set(parity_sets.RECALLS.values())
+    assert set(voc.metrics) == {"map_area"}
+    for found in (retrieval, voc):
+        for name, metric in found.metrics.items():
+            assert metric.ours == pytest.approx(metric.peer, abs=0.5e-4), f"{found.task} {name}"
+    assert retrieval.ranking is not None
+    assert (retrieval.ranking.images, retrieval.ranking.captions) == (24, 120)
+    assert retrieval.ranking.rank_difference <= 1
     assert code == 0
+
+
+def test_copies_of_captions_and_labels_have_the_layout_of_the_peer(tmp_path: Path) -> None:
+    folder = tmp_path / "shots"
+    (folder / "images").mkdir(parents=True)
+    for number in range(3):
+        (folder / f"images/{number}.png").write_bytes(_encoded(number, "PNG"))
+    (folder / "captions.txt").write_text("image,caption\n0.png,A cat\n0.png,Cats\n1.png,A dog\n2.png,A hen")
+    paths = DataPaths({"coco-363-captions": folder}, ())
+    entry = Catalog().dataset("coco-363-captions")
+    card = entry.card.model_copy(update={"splits": {"test": SplitSpec(name="test")}})
+    split = open_split(Entry(entry.id, card, entry.path), "test", paths)
+    parity_sets.write_captions(split, tmp_path / "copy")
+    assert (tmp_path / "copy/dataset_type.txt").read_text() == "retrieval"
+    with tarfile.open(tmp_path / "copy/test/0.tar") as tar:
+        texts = {m.name: tar.extractfile(m) for m in tar.getmembers() if m.name.endswith(".txt")}
+        assert [file.read() for file in texts.values() if file] == [b"A cat\nCats", b"A dog", b"A hen"]
+    copy = open_split(Entry(entry.id, card, entry.path), "test", DataPaths({entry.id: tmp_path / "copy"}, ()))
+    assert copy.captions is not None
+    assert split.captions is not None
+    assert copy.captions.texts == split.captions.texts
 
 
 # ------------------------------------------------------------------ the input
@@ -172,12 +208,12 @@ def test_peer_without_a_package_index(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_failed_program_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"]
     with pytest.raises(parity.ParityError, match=r"^exit status 3: .*\nwhy$"):
-        parity._run(command, cwd=tmp_path, env={})
+        parity.run(command, cwd=tmp_path, env={})
 
 
 def test_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(parity.ParityError, match="cannot be started: No such file"):
-        parity._run([str(tmp_path / "gone")], cwd=tmp_path, env={})
+        parity.run([str(tmp_path / "gone")], cwd=tmp_path, env={})
 
 
 # ------------------------------------------------------------- the comparison
@@ -249,6 +285,7 @@ def _fake_programs(
 def _main(tmp_path: Path, *more: str) -> tuple[int, parity.Report]:
     data = _images(tmp_path / "data")
     arguments = ["--images", "9", "--archs", "RN50", "--data", str(data)]
+    arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
     code = parity.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *more])
     (path,) = (tmp_path / "out").iterdir()
     return code, parity.Report.model_validate_json(path.read_text())

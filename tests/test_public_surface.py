@@ -52,6 +52,7 @@ LIGHT = (
     "clipbench.cli",
     "clipbench.concepts",
     "clipbench.data.coco_gender",
+    "clipbench.data.captions",
     "clipbench.data.hub",
     "clipbench.errors",
     "clipbench.evaluate",
@@ -71,12 +72,14 @@ LIGHT = (
     "clipbench.models.dual",
     "clipbench.models.weights",
     "clipbench.protocols.bias",
+    "clipbench.protocols.retrieval",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
     "clipbench.report.listing",
     "clipbench.report.table",
     "clipbench.samples",
     "clipbench.scoring",
+    "clipbench.solvers.ranking",
     "clipbench.stats",
 )
 

@@ -49,6 +49,8 @@ from clipbench.models.weights import sha256_file
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from clipbench.bench.parity_sets import SetReport
+
 PEER: Final = "clip-benchmark==1.6.2"
 #: what the peer imports and clipbench does not; all else comes from clipbench's environment
 LIBRARIES: Final = ("webdataset", "braceexpand", "pycocoevalcap", "pycocotools")
@@ -233,7 +235,12 @@ def compare(ours: Mapping[str, float], peer: Mapping[str, float]) -> dict[str, M
     >>> compare(dict.fromkeys(METRICS, 0.12), dict.fromkeys(METRICS, 0.1201))["acc1"].equal
     False
     """
-    return {m: Metric(ours=ours[m], peer=peer[m], equal=abs(ours[m] - peer[m]) < _HALF_STEP) for m in METRICS}
+    return {m: metric(ours[m], peer[m]) for m in METRICS}
+
+
+def metric(ours: float, peer: float) -> Metric:
+    """One metric of both."""
+    return Metric(ours=ours, peer=peer, equal=abs(ours - peer) < _HALF_STEP)
 
 
 def compare_images(ours: Outcomes, peer: Logits) -> Images:
@@ -301,7 +308,7 @@ def prepare_peer(folder: Path) -> Peer:
     made_of = folder / "made_of.json"
     with locked(folder.with_name(f"{folder.name}.lock")):
         if not made_of.is_file() or json.loads(made_of.read_text()) != recipe:
-            _say(f"installing {PEER} …")
+            say(f"installing {PEER} …")
             _python(sys.executable, "-m", "venv", "--clear", str(folder))
             write_atomic(_site_packages(folder) / "zz_clipbench.pth", "\n".join([*over, ""]).encode())
             _pip_install(folder, "--no-deps", PEER, *LIBRARIES)
@@ -334,10 +341,10 @@ def _pip_install(environment: Path, *arguments: str) -> None:
 
 def _python(*command: str) -> str:
     """What `command` prints. Paths of the caller's Python do not reach it."""
-    return _run(command, cwd=Path.cwd(), env={})[0]
+    return run(command, cwd=Path.cwd(), env={})[0]
 
 
-def _run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> tuple[str, float]:
+def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str]) -> tuple[str, float]:
     """Standard output and wall time (s) of `command`.
 
     Raises:
@@ -376,8 +383,8 @@ def write_webdataset(split: Split, rows: int, templates: Sequence[str], folder: 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for row, sample in enumerate(split.samples(np.arange(rows))):
-            _add(tar, f"{row:07d}.{_suffix(sample.image, sample.id)}", sample.image)
-            _add(tar, f"{row:07d}.cls", str(split.labels[row]).encode())
+            add(tar, f"{row:07d}.{suffix(sample.image, sample.id)}", sample.image)
+            add(tar, f"{row:07d}.cls", str(split.labels[row]).encode())
     write_atomic(folder / split.role / "0.tar", buffer.getvalue())
     write_atomic(folder / split.role / "nshards.txt", b"1\n")
     for name, lines in (
@@ -387,7 +394,7 @@ def write_webdataset(split: Split, rows: int, templates: Sequence[str], folder: 
         write_atomic(folder / name, "".join(f"{line}\n" for line in lines).encode())
 
 
-def _suffix(image: bytes, name: str) -> str:
+def suffix(image: bytes, name: str) -> str:
     kinds = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
     with Image.open(io.BytesIO(image)) as opened:
         kind = opened.format or ""
@@ -396,7 +403,7 @@ def _suffix(image: bytes, name: str) -> str:
     return kinds[kind]
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     entry = tarfile.TarInfo(name)
     entry.size = len(data)
     tar.addfile(entry, io.BytesIO(data))
@@ -410,7 +417,7 @@ def random_checkpoint(arch: str, folder: Path) -> Path:
     """
     path = folder / f"{records.file_name(arch)}.pt"
     if not path.is_file():
-        _say(f"making a random {arch} …")
+        say(f"making a random {arch} …")
         part = make_folder(folder) / f".{path.name}.{os.getpid()}.part"
         try:
             _python(sys.executable, "-c", _CHECKPOINT, arch, str(part))
@@ -506,7 +513,7 @@ def run_peer(peer: Peer, setting: Setting, templates: Sequence[str] | None = Non
             custom = scratch / "templates.json"
             write_atomic(custom, json.dumps({DATASET: list(templates)}).encode())
             command += ["--custom_template_file", str(custom)]
-        _, seconds = _run(command, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
+        _, seconds = run(command, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
         found: dict[str, float] = json.loads(output.read_text())["metrics"]
         with np.load(kept) as arrays:
             logits = Logits(arrays["logits"], arrays["target"], float(arrays["logit_scale"]))
@@ -536,7 +543,7 @@ def run_ours(setting: Setting, tasks: Sequence[str], cards: Path | None = None) 
             "CLIPBENCH_CARDS": "",
             "CLIPBENCH_DATA": "",
         }
-        _, seconds = _run(command, cwd=scratch, env=env)
+        _, seconds = run(command, cwd=scratch, env=env)
         paths = [records.path_of(model, task, results) for task in tasks]
         found = [records.read(path) for path in paths]
         places = {scratch: "RUN", setting.work: "WORK", Path(sys.executable): "python"}
@@ -580,9 +587,9 @@ def measure(peer: Peer, setting: Setting, data: dict[str, str | int], several: i
     cards = None
     if Catalog().dataset(DATASET).card.templates["default"] != templates:
         cards = write_card(setting.work / "cards-peer", {"default": templates})
-    _say(f"{setting.arch} {setting.precision}: the peer …")
+    say(f"{setting.arch} {setting.precision}: the peer …")
     theirs = run_peer(peer, setting)
-    _say(f"{setting.arch} {setting.precision}: clipbench …")
+    say(f"{setting.arch} {setting.precision}: clipbench …")
     ours = run_ours(setting, [task], cards)
     return Report(
         arch=setting.arch,
@@ -591,8 +598,8 @@ def measure(peer: Peer, setting: Setting, data: dict[str, str | int], several: i
         precision=setting.precision,
         device=ours.device,
         load_average=load,
-        peer=_peer_program(peer),
-        ours=_our_program(),
+        peer=peer_program(peer),
+        ours=our_program(),
         commands={"ours": ours.command, "peer": theirs.command},
         metrics=compare(ours.metrics[task], theirs.metrics),
         images=compare_images(ours.outcomes[task], theirs.logits),
@@ -611,11 +618,11 @@ def measure_several(peer: Peer, setting: Setting, count: int) -> Several:
     prompts = dict(list(prompt_sets(peer.templates()).items())[:count])
     cards = write_card(setting.work / "cards-sets", prompts)
     tasks = {name: f"{DATASET}-zs" + (f"@{name}" if i else "") for i, name in enumerate(prompts)}
-    _say(f"{setting.arch} {setting.precision}: clipbench, {count} prompt sets …")
+    say(f"{setting.arch} {setting.precision}: clipbench, {count} prompt sets …")
     ours = run_ours(setting, list(tasks.values()), cards)
     theirs = {}
     for name, templates in prompts.items():
-        _say(f"{setting.arch} {setting.precision}: the peer, prompt set {name} …")
+        say(f"{setting.arch} {setting.precision}: the peer, prompt set {name} …")
         theirs[name] = run_peer(peer, setting, templates)
     return Several(
         templates={name: len(templates) for name, templates in prompts.items()},
@@ -625,14 +632,14 @@ def measure_several(peer: Peer, setting: Setting, count: int) -> Several:
     )
 
 
-def _peer_program(peer: Peer) -> Program:
+def peer_program(peer: Peer) -> Program:
     name, _, _ = PEER.partition("==")
     return Program(
         name=name, version=peer.versions[name], packages=peer.versions, python=platform.python_version()
     )
 
 
-def _our_program() -> Program:
+def our_program() -> Program:
     env = records.environment()
     return Program(
         name="clipbench",
@@ -673,8 +680,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"{records.file_name(arch)}-{given.precision}-{given.images}.json"
         write_atomic(out / name, text.encode())
         reports.append(report)
-    _print(reports, as_json=given.json)
-    return 1 if any(report.differing() for report in reports) else 0
+    from clipbench.bench import parity_sets  # which builds on this module
+
+    sets = []
+    arch = given.archs.split(",")[0]
+    for one in parity_sets.comparisons(given.flickr8k, given.voc, given.captioned):
+        checkpoint = random_checkpoint(arch, work / "checkpoints")
+        found = parity_sets.measure(peer, one, arch, checkpoint, work)
+        text = json.dumps(found.canonical(), indent=2, ensure_ascii=False) + "\n"
+        name = f"{records.file_name(arch)}-fp32-{found.data['dataset']}-{found.data['n']}.json"
+        write_atomic(out / name, text.encode())
+        sets.append(found)
+    _print(reports, sets, as_json=given.json)
+    differing = [name for one in reports for name in one.differing()] + [
+        n for one in sets for n in one.differing()
+    ]
+    return 1 if differing else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -696,6 +717,12 @@ def _parser() -> argparse.ArgumentParser:
         default=3,
         help="also several prompt sets in one call (3)",
     )
+    for option, folder, what in (
+        ("--flickr8k", "flickr8k-1000", "its images and captions.txt, for retrieval"),
+        ("--voc", "voc2012-100", "its images and boxes, for mAP"),
+    ):
+        parser.add_argument(option, type=Path, default=_ROOT / "../shared/data" / folder, help=what)
+    parser.add_argument("--captioned", type=_count, help="images for retrieval (all of them)")
     parser.add_argument("--out", type=Path, default=Path("results/parity"), help="folder of the reports")
     parser.add_argument("--work", type=Path, help="folder of the peer's environment, checkpoints and data")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -708,10 +735,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _print(reports: Sequence[Report], *, as_json: bool) -> None:
+def _print(reports: Sequence[Report], sets: Sequence[SetReport], *, as_json: bool) -> None:
     if as_json:
         ratios = {name: ratio for report in reports for name, ratio in report.ratios().items()}
-        found = {"ratios": ratios, "reports": [report.canonical() for report in reports]}
+        ratios |= {f"{one.arch} {one.task}": one.wall_s.ratio for one in sets}
+        found = {"ratios": ratios, "reports": [report.canonical() for report in (*reports, *sets)]}
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
@@ -732,6 +760,24 @@ def _print(reports: Sequence[Report], *, as_json: bool) -> None:
         )
         if lost := report.differing():
             console.print(f"[bold red]differs:[/] {report.arch}: {', '.join(lost)}", highlight=False)
+    for one in sets:
+        console.print(_set_table(one), highlight=False)
+
+
+def _set_table(one: SetReport) -> Table:
+    from rich.table import Table
+
+    caption = f"{one.wall_s.ours:.1f} s / {one.wall_s.peer:.1f} s = {one.wall_s.ratio:.2f}"
+    if one.ranking is not None:
+        same = one.ranking
+        caption += (
+            f"; same rank for {same.same_text_rank:,} of {same.images:,} images and {same.same_image_rank:,} of "
+            f"{same.captions:,} captions"
+        )
+    table = Table("metric", "clipbench", "peer", title=f"{one.arch}, {one.task}, fp32", caption=caption)
+    for name, found in one.metrics.items():
+        table.add_row(name, f"{found.ours:.4f}", f"{found.peer:.4f}" + ("" if found.equal else " ≠"))
+    return table
 
 
 def _table(reports: Sequence[Report]) -> Table:
@@ -768,7 +814,7 @@ def _add_pair(
     table.add_row("", "", *theirs, end_section=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -776,6 +822,6 @@ if __name__ == "__main__":
     try:
         code = main()
     except ClipbenchError as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         code = 2
     raise SystemExit(code)

@@ -59,7 +59,7 @@ def measure(
     if not 1 <= every <= lambdas.size:
         raise DataError(f"--every must be 1 to {lambdas.size}, the number of λ (found {every})")
     gradient = logistic.SWEEP if gradient_tolerance is None else gradient_tolerance
-    with _threads(threads) as used:
+    with limited_threads(threads) as used:
         start = time.perf_counter()
         path = logistic.fit_path(
             train,
@@ -173,7 +173,7 @@ def _side(path: Path, at: int, fit: dict[str, Any], right: Ints, count: int) -> 
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[int]:
+def limited_threads(count: int | None) -> Iterator[int]:
     """The same number of threads for torch and for scikit-learn's libraries."""
     import torch
     from threadpoolctl import threadpool_limits

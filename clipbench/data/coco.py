@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,13 +20,13 @@ from clipbench.catalog import Entry
 from clipbench.data.hub import FileLayout, split_names
 from clipbench.errors import DataError
 
-#: what is read: list → key of its entries → type
+#: lists of a file → keys of their entries → type
+Lists = Mapping[str, Mapping[str, type]]
 _READ: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str},
     "categories": {"id": int, "name": str},
     "annotations": {"image_id": int, "category_id": int},
 }
-_KEYS = frozenset([*_READ, *(key for keys in _READ.values() for key in keys)])
 
 
 def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -62,11 +62,11 @@ class _Instances(FileLayout):
     """One annotation file; its images lie in the first of `folders` that holds the first of them."""
 
     def __init__(self, file: Path, root: Path, folders: list[Path]) -> None:
-        found = _read(file)
+        found = read_lists(file, _READ, "COCO instances")
         self._ids = [image["file_name"] for image in found["images"]]
-        row = _numbered(file, "images", [image["id"] for image in found["images"]])
-        column = _numbered(file, "categories", [category["id"] for category in found["categories"]])
-        _numbered(file, "file_name", self._ids)
+        row = numbered(file, "images", [image["id"] for image in found["images"]])
+        column = numbered(file, "categories", [category["id"] for category in found["categories"]])
+        numbered(file, "file_name", self._ids)
         self.names = [category["name"] for category in found["categories"]]
         self._rows = np.zeros((len(row), len(column)), dtype=np.uint8)
         for number, box in enumerate(found["annotations"]):
@@ -76,13 +76,18 @@ class _Instances(FileLayout):
                         f"{file}: annotations[{number}] has the {key} {box[key]}, which the file does not list"
                     )
             self._rows[row[box["image_id"]], column[box["category_id"]]] = 1
-        super().__init__(root, _images(self._ids, file, folders), [file])
+        super().__init__(root, listed_images(self._ids, file, folders), [file])
 
     def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield from zip(self._ids, self._rows, strict=True)
 
 
-def _images(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
+def listed_images(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
+    """The images that `file` lists, in the first of `folders` that holds the first of them.
+
+    Raises:
+        DataError: none does, or a name leads elsewhere.
+    """
     for name in names:
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
@@ -96,28 +101,44 @@ def _images(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
     return [holding[0] / name for name in names]
 
 
-def _numbered(file: Path, what: str, keys: list[Any]) -> dict[Any, int]:
-    """Key → place in the list."""
+def numbered(file: Path, what: str, keys: list[Any]) -> dict[Any, int]:
+    """Key → place in the list.
+
+    Raises:
+        DataError: a key is there twice.
+    """
     if len(set(keys)) != len(keys):
         twice = Counter(keys).most_common(1)[0][0]
         raise DataError(f"{file}: {what}: {twice} is there twice", hint="fetch the file again")
     return {key: place for place, key in enumerate(keys)}
 
 
-def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lists of an annotation file, checked. Polygons, most of the file, are dropped while it is parsed."""
+def read_lists(
+    file: Path, lists: Lists, what: str, extra: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """The lists of an annotation file, checked. Other keys, such as polygons, are dropped while it is parsed.
+
+    Args:
+        lists: what is read.
+        what: the file is, for messages.
+        extra: keys that are read where they are there.
+
+    Raises:
+        DataError: no JSON, or no such lists.
+    """
+    known = {*lists, *(key for keys in lists.values() for key in keys), *extra}
     try:
         found = json.loads(
-            file.read_bytes(), object_hook=lambda entry: {k: v for k, v in entry.items() if k in _KEYS}
+            file.read_bytes(), object_hook=lambda entry: {k: v for k, v in entry.items() if k in known}
         )
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}", hint="fetch the file again") from None
-    for name, keys in _READ.items():
+    for name, keys in lists.items():
         entries = found.get(name) if isinstance(found, dict) else None
         if not isinstance(entries, list):
             raise DataError(
-                f'{file} has no list "{name}", so it is no file of COCO instances',
-                hint=f"expected the lists {', '.join(_READ)}",
+                f'{file} has no list "{name}", so it is no file of {what}',
+                hint=f"expected the lists {', '.join(lists)}",
             )
         for number, entry in enumerate(entries):
             for key, kind in keys.items():

@@ -32,6 +32,8 @@ IMAGE_SUFFIXES = frozenset(
 DIFFICULT = 255
 _READ_ROWS = 256  # rows of a parquet file held at once
 _READ_BYTES = 1 << 20  # and what is read ahead of them
+#: how files with labels end in WebDataset tars
+_LABELS = {"cls": "class number", "npy": "0/1 a class"}
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
 
@@ -131,7 +133,13 @@ class TableSplit(Split):
         self.ids, raw = _index(source, content)
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
-        self.labels = _labels(dataset, raw, source, self.ids)
+        if dataset.card.kind == "captions":
+            from clipbench.data import captions  # which builds on this module
+
+            self.labels = np.zeros(len(self.ids), dtype=np.int64)
+            self.captions = captions.gather(dataset.id, self.ids, raw, source.where)
+        else:
+            self.labels = _labels(dataset, raw, source, self.ids)
         self.objects = source.objects
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
@@ -170,7 +178,9 @@ class _Parquet(Layout):
     """
 
     def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
-        self._files, self._image, self._label = files, card.columns.image, card.columns.label
+        self._files, self._image = files, card.columns.image
+        key = "caption" if card.kind == "captions" else "label"
+        self._label = getattr(card.columns, key)
         self.where = str(where)
         with self._open(files[0]) as file:
             schema = file.schema_arrow
@@ -178,7 +188,7 @@ class _Parquet(Layout):
             if column not in schema.names:
                 raise DataError(
                     f"{where}: no column {column!r}; it has {', '.join(map(repr, schema.names))}",
-                    hint=f"set columns.{'image' if column == self._image else 'label'} on the task card",
+                    hint=f"set columns.{'image' if column == self._image else key} on the task card",
                 )
         self.names = _class_label_names(schema, self._label)
 
@@ -273,9 +283,10 @@ class _Folder(FileLayout):
 
 
 class _WebDataset(Layout):
-    def __init__(self, files: list[Path], root: Path, where: Path | str) -> None:
+    def __init__(self, files: list[Path], root: Path, where: Path | str, kind: str) -> None:
         self._files = files
         self.where = str(where)
+        ends = {"txt": "captions, one a line"} if kind == "captions" else _LABELS
         names = root / _CLASS_NAMES
         if names.is_file():
             self.names = [
@@ -284,11 +295,11 @@ class _WebDataset(Layout):
         with self._readable():
             features = self._open().features or {}
         self._image = next((c for c in features if f".{c}" in IMAGE_SUFFIXES), "")
-        self._label = next((c for c in ("cls", "npy") if c in features), "")
+        self._label = next((c for c in ends if c in features), "")
         if not self._image or not self._label:
             raise DataError(
                 f"{where}: samples hold {', '.join(sorted(features)) or 'nothing'}; expected an image "
-                "(jpg, png, webp) with a .cls (class number) or .npy (0/1 a class) beside it"
+                f"(jpg, png, webp) with a {' or '.join(f'.{end} ({what})' for end, what in ends.items())} beside it"
             )
 
     def _open(self) -> Any:
@@ -362,9 +373,10 @@ def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
-    from clipbench.data import coco, coco_gender, voc  # which build on this module
+    from clipbench.data import captions, coco, coco_gender, voc  # which build on this module
 
-    listed = next(filter(None, (m.layout(dataset, role, root) for m in (coco_gender, voc, coco))), None)
+    modules = (captions,) if dataset.card.kind == "captions" else (coco_gender, voc, coco)
+    listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
         split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
         _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split
@@ -375,19 +387,25 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     source: Layout
     if tars:
         _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
-        source, files = _WebDataset(tars, root, tars[0].parent), tars
+        source, files = _WebDataset(tars, root, tars[0].parent, dataset.card.kind), tars
     elif tables:
         source, files = _Parquet(tables, dataset.card, root), tables
+    elif dataset.card.kind == "captions":
+        raise DataError(
+            f"{dataset.id}: no {role} data in {root} (it holds {_listing(root)})",
+            hint=f"expected annotations/captions_{spec.name}.json, Karpathy's dataset_*.json, "
+            f"captions_{spec.name}.txt (image,caption), {spec.name}*.parquet, or {spec.name}/*.tar "
+            "(CLIP_benchmark's WebDataset layout)",
+        )
     else:
         folder = root / _named(root, spec, role)
         source = _Folder(folder if folder.is_dir() else root)
         files = source.files
         others = {name for r, s in dataset.card.splits.items() for name in (r, s.name)}
         if not files or (not folder.is_dir() and others.issuperset(source.names or ())):
-            there = ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
             several = dataset.card.kind == "multi-label"
             raise DataError(
-                f"{dataset.id}: no {role} data in {root} (it holds {there})",
+                f"{dataset.id}: no {role} data in {root} (it holds {_listing(root)})",
                 hint=f"expected {spec.name}*.parquet, or {spec.name}/<class>/<image>, or {spec.name}/*.tar "
                 "(CLIP_benchmark's WebDataset layout)"
                 + (", or a VOCdevkit, or COCO's annotations/instances_*.json" if several else ""),
@@ -395,12 +413,20 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     return TableSplit(dataset, role, source, _content(dataset, source, root, files))
 
 
+def _listing(root: Path) -> str:
+    return ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+
+
 def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
     """The fingerprint of a local copy."""
     layout = type(source).__name__
-    return fingerprint(
-        {"layout": layout, "column": dataset.card.columns.image, "files": digests(root, files)}
-    )
+    return fingerprint({"layout": layout, "files": digests(root, files)} | _columns(dataset.card))
+
+
+def _columns(card: TaskCard) -> dict[str, str]:
+    """The columns that decide a tabular split: its images, and captions where it has them."""
+    columns = {"column": card.columns.image}
+    return columns | {"captions": card.columns.caption} if card.kind == "captions" else columns
 
 
 def _check_rows(dataset: Entry[TaskCard], role: str, split: Split, where: str) -> None:
@@ -486,7 +512,7 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     if kinds == {".parquet"}:
         opened = _Parquet(files, dataset.card, where)
     elif kinds == {".tar"}:
-        opened = _WebDataset(files, folder, where)
+        opened = _WebDataset(files, folder, where, dataset.card.kind)
     else:
         raise DataError(
             f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
@@ -498,8 +524,8 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
             "config": source.config,
             "commit": commit,
             "split": spec.name,
-            "column": dataset.card.columns.image,
         }
+        | _columns(dataset.card)
     )
     split = TableSplit(dataset, role, opened, content)
     _check_rows(dataset, role, split, where)

@@ -40,7 +40,7 @@ _LEGEND: Final = {
 class Row:
     """One score of one record, or (`metric` None) a task of the suite that the model has no record of.
 
-    `value`, the interval and `chance` are fractions of 1; `reported_percent` is as printed by its source and
+    `value`, the interval and `chance` are fractions of 1, or ranks; `reported_percent` is as printed by its source and
     `difference_points` is ours minus theirs in percentage points.
     """
 
@@ -141,6 +141,10 @@ def _reported(record: Record, metric: str) -> Reported | None:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f}"
+
+
+def _rank(rank: float) -> str:
+    return f"{rank:,.1f}"
 
 
 def _value(row: Row) -> str:
@@ -280,18 +284,19 @@ TEXT_FORMATS: Final[dict[str, Callable[[Sequence[Row]], str]]] = {
 
 
 def record_table(record: Record) -> RenderableType:
-    """All scores of one record: value and 95 % interval in percent, chance, n; the primary metric first."""
+    """All scores of one record: value, 95 % interval and chance in percent (ranks as they are), n; primary first."""
     from rich.console import Group
     from rich.text import Text
 
     table = _rich_table(["metric", "value %", "95 % interval", "chance", "n"], left=())
     for metric in _metrics(record):
         score = record.scores[metric]
+        shown = _rank if metric.endswith("_rank") else _percent
         table.add_row(
             Text(metric, style="bold" if metric == record.primary else ""),
-            _percent(score.value),
-            f"{_percent(score.ci95[0])} … {_percent(score.ci95[1])}",
-            DASH if score.chance is None else _percent(score.chance),
+            shown(score.value),
+            f"{shown(score.ci95[0])} … {shown(score.ci95[1])}",
+            DASH if score.chance is None else shown(score.chance),
             f"{score.n:,}",
         )
     title = Text(f"{record.model} on {record.task}", style="bold")

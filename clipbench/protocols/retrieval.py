@@ -1,0 +1,233 @@
+"""Retrieval: each caption's image among all images, and each image's captions among all captions, nothing trained."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench import metrics, stats
+from clipbench.cards import Strict, TaskCard, Tuple
+from clipbench.data import Split
+from clipbench.errors import DataError, unknown
+from clipbench.protocols import Encoder, Outcome
+from clipbench.samples import decoded
+from clipbench.solvers import ranking
+from clipbench.solvers.ranking import Ranks
+from clipbench.stats import Score
+
+ID = "ret"
+VERSION = 1
+KINDS = ("captions",)
+TEXT = True
+VARIANTS: dict[str, dict[str, object]] = {}
+
+#: captions are what is retrieved for an image: CLIP_benchmark's names of the two directions
+_OF_IMAGES: Final = "text_retrieval"
+_OF_TEXTS: Final = "image_retrieval"
+
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Params(Strict):
+    """What a task card may set under `protocols: {ret: …}`.
+
+    Attributes:
+        primary: the metric that stands for the task.
+        ks: the depths of recall@k; their mean over both directions is `mean_recall`.
+        split: which of the card's splits.
+    """
+
+    primary: str = "mean_recall"
+    ks: Tuple[int] = (1, 5, 10)
+    split: str = "test"
+
+
+def check(card: TaskCard, params: Params) -> str | None:
+    """What is wrong with `params` for `card`, or None."""
+    if params.split not in card.splits:
+        return unknown("split", params.split, card.splits)
+    if (
+        not params.ks
+        or params.ks[0] < 1
+        or any(a >= b for a, b in zip(params.ks, params.ks[1:], strict=False))
+    ):
+        return "ks must ascend from 1 or more, and there must be one at least"
+    recalls = [f"{way}_recall@{k}" for way in (_OF_IMAGES, _OF_TEXTS) for k in params.ks]
+    allowed = ["mean_recall", *recalls, f"{_OF_IMAGES}_map@R"]
+    return None if params.primary in allowed else unknown("primary metric", params.primary, allowed)
+
+
+def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+    """Image features that the protocol reads: (split role, feature space)."""
+    return [(params.split, compared)]
+
+
+def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+    """Rank all captions for every image, and all images for every caption.
+
+    All captions of an image count. The score is the cosine, or late interaction where the model compares tokens (each
+    direction by its own mean). Equal scores count as in random order (see `metrics.expected_hit`), so that a
+    model that tells nothing apart scores chance. An image that could not be decoded (a row of NaN) is left out, and
+    its captions with it.
+
+    Raises:
+        DataError: a k is larger than the number of images or of captions.
+    """
+    split = splits[params.split]
+    assert split.captions is not None
+    features = encoder.images(split, encoder.compared)
+    rows = decoded(split, features)
+    captions = split.captions.part(rows)
+    sizes = len(rows), len(captions.texts)
+    if params.ks[-1] > min(sizes):
+        raise DataError(
+            f"{split.dataset}: recall@{params.ks[-1]} needs as many (there are {sizes[0]:,} images and "
+            f"{sizes[1]:,} captions)",
+            hint="measure on more images: raise --limit, or leave it out; or set smaller ks on the task card",
+        )
+    images = features if len(rows) == len(features) else features[rows]
+    texts = encoder.texts(list(captions.texts), encoder.compared)
+    width = encoder.token_width if encoder.compared == "tokens" else None
+    total = ranking.blocks(*sizes, token_width=width, device=encoder.device)
+    with encoder.tracked("ranks", total) as advance:
+        of_images, of_texts = ranking.rank(
+            images,
+            texts,
+            captions.image,
+            top=max(params.ks[-1], int(np.bincount(captions.image).max())),
+            token_width=width,
+            device=encoder.device,
+            advance=advance,
+        )
+    return Outcome(
+        scores(of_images, of_texts, captions.image, params.ks, seed),
+        samples=_samples(
+            np.array(split.ids, dtype=object)[rows], of_images, of_texts, captions.image, params.ks[-1]
+        ),
+        evidence={
+            "images": sizes[0],
+            "captions": sizes[1],
+            "captions_left_out": len(split.captions.texts) - sizes[1],
+        },
+    )
+
+
+def scores(
+    of_images: Ranks, of_texts: Ranks, owner: Ints, ks: tuple[int, ...], seed: int
+) -> dict[str, Score]:
+    """All metrics of both directions.
+
+    `text_retrieval_recall@k`: images with one of their captions among the k best; `image_retrieval_recall@k`:
+    captions whose image is; `mean_recall`: the mean of all of these; mean and median rank, from 1 on, of the best
+    caption and of the image; `text_retrieval_map@R`: see `metrics.expected_average_precision` (of a caption, which
+    has one image, it would be recall@1). Chance is what equal scores for everything get. Intervals are about the
+    images: Wilson's for recalls, the captions of an image being taken together; a bootstrap over images for the rest.
+
+    Args:
+        of_images: of N images among M texts.
+        of_texts: of M texts among N images.
+        owner: int64 [M], the image that each text belongs to, ascending.
+        ks: of recall@k.
+        seed: of the bootstrap.
+    """
+    count = len(of_images.better)
+    each = np.arange(count)
+    guess_images, guess_texts = _guess(of_images, len(owner)), _guess(of_texts, count)
+    ways = {_OF_IMAGES: (of_images, guess_images, each), _OF_TEXTS: (of_texts, guess_texts, owner)}
+    found: dict[str, Score] = {}
+    hits = {way: [_hit(ranks, k) for k in ks] for way, (ranks, _, _) in ways.items()}
+    for way, (_, guess, group) in ways.items():
+        for k, hit in zip(ks, hits[way], strict=True):
+            chance = float(_hit(guess, k).mean())
+            found[f"{way}_recall@{k}"] = stats.grouped_share_score(hit, group, chance)
+    chances = [score.chance or 0.0 for score in found.values()]
+    found["mean_recall"] = _mean_recall(
+        np.mean(hits[_OF_IMAGES], axis=0),
+        np.mean(hits[_OF_TEXTS], axis=0),
+        owner,
+        float(np.mean(chances)),
+        seed,
+    )
+    for way, (ranks, guess, group) in ways.items():
+        of, chance_of = _rank(ranks), _rank(guess)
+        found[f"{way}_mean_rank"] = _mean(of, group, float(chance_of.mean()), seed)
+        found[f"{way}_median_rank"] = _median(of, group, float(np.median(chance_of)), seed)
+    precision, by_chance = (
+        metrics.expected_average_precision(r.own, r.scores, r.more) for r in (of_images, guess_images)
+    )
+    found[f"{_OF_IMAGES}_map@R"] = _mean(precision, each, float(by_chance.mean()), seed)
+    return found
+
+
+def _guess(ranks: Ranks, keys: int) -> Ranks:
+    """What equal scores for all `keys` would give the same queries."""
+    targets = (~np.isnan(ranks.own)).sum(axis=1)
+    return Ranks(
+        better=np.zeros_like(ranks.better),
+        tied=keys - targets,
+        best=targets,
+        own=ranks.own * 0,
+        top=ranks.top,
+        scores=ranks.scores * 0,
+        more=np.full_like(ranks.more, keys - ranks.top.shape[1]),
+    )
+
+
+def _hit(ranks: Ranks, k: int) -> Doubles:
+    return metrics.expected_hit(ranks.better, ranks.tied, ranks.best, k)
+
+
+def _rank(ranks: Ranks) -> Doubles:
+    return metrics.expected_rank(ranks.better, ranks.tied, ranks.best)
+
+
+def _mean(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
+    """Mean over all values, its interval over groups."""
+    sums, counts = np.bincount(group, weights=values), np.bincount(group)
+    draws = stats.bootstrap(len(counts), lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()), seed)
+    return Score(float(values.mean()), stats.percentile(draws), values.size, chance)
+
+
+def _median(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
+    order = np.argsort(values, kind="stable")
+    ordered, of = values[order], group[order]
+    groups = int(group.max()) + 1
+    draws = stats.bootstrap(
+        groups,
+        lambda drawn: stats.median_of_weighted(ordered, np.bincount(drawn, minlength=groups)[of]),
+        seed,
+    )
+    return Score(float(np.median(values)), stats.percentile(draws), values.size, chance)
+
+
+def _mean_recall(of_images: Doubles, of_texts: Doubles, owner: Ints, chance: float, seed: int) -> Score:
+    """Mean of both directions' mean recalls; n is the number of images."""
+    sums, counts = np.bincount(owner, weights=of_texts), np.bincount(owner)
+
+    def resampled(drawn: Ints) -> float:
+        return float(of_images[drawn].mean() + sums[drawn].sum() / counts[drawn].sum()) / 2
+
+    value = float(of_images.mean() + of_texts.mean()) / 2
+    draws = stats.bootstrap(of_images.size, resampled, seed)
+    # Where no draw differs, as when everything is found, Wilson's interval says what the bootstrap cannot.
+    alike = np.ptp(draws) == 0
+    ci95 = stats.wilson(value * of_images.size, of_images.size) if alike else stats.percentile(draws)
+    return Score(value, ci95, of_images.size, chance)
+
+
+def _samples(
+    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: Ints, top: int
+) -> dict[str, Any]:
+    """One row an image: the rank of its best caption, and whose captions are its best; for each of its captions the
+    rank of the image, and the best image. The texts themselves stay in the data."""
+    ends = np.cumsum(np.bincount(owner))[:-1]
+    return {
+        "id": ids,
+        "text_rank": _rank(of_images),
+        "top_texts_of": list(ids[owner[of_images.top[:, :top]]]),
+        "image_rank": np.split(_rank(of_texts), ends),
+        "top_image": np.split(ids[of_texts.top[:, 0]], ends),
+    }

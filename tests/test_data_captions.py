@@ -1,0 +1,384 @@
+"""Sets of captions: every layout gives the same split, and data that is wrong says where."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+
+from clipbench.cards import Columns, TaskCard
+from clipbench.catalog import Catalog, Entry
+from clipbench.data import Split
+from clipbench.data.captions import gather
+from clipbench.data.hub import DataPaths, open_split
+from clipbench.errors import CardError, DataError
+from clipbench.evaluate import limited
+
+#: image → captions: one with commas, one that begins with a quote, white space to be mended
+CAPTIONS = {
+    "b.png": ["A dog, a ball and a boy .", '"Stop" it says, in red'],
+    "a.png": ["A cat\n."],
+    "c.png": ["Two  hens ", "Hens", "A hen, a hen"],
+}
+TEXTS = ["A dog, a ball and a boy .", '"Stop" it says, in red', "A cat .", "Two hens", "Hens", "A hen, a hen"]
+OWNERS = [0, 0, 1, 2, 2, 2]
+
+
+def entry(**changes: Any) -> Entry[TaskCard]:
+    fields: dict[str, Any] = {
+        "title": "Pets",
+        "source": {"local": True},
+        "splits": {"test": {"name": "test"}},
+        "kind": "captions",
+        "protocols": {"ret": {}},
+    }
+    return Entry("pets", TaskCard.model_validate(fields | changes), Path("tasks/pets.yaml"))
+
+
+def open_test(root: Path, role: str = "test", **changes: Any) -> Split:
+    return open_split(entry(**changes), role, DataPaths({"pets": root}, ()))
+
+
+def write(path: Path, content: bytes | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_pictures(folder: Path) -> None:
+    for number, name in enumerate(CAPTIONS):
+        write(folder / name, small.picture(number))
+
+
+def coco() -> dict[str, Any]:
+    """Captions in another order than images, but for those of one image."""
+    pairs = [(7 * number, text) for number, texts in enumerate(CAPTIONS.values()) for text in texts]
+    pairs.sort(key=lambda pair: -pair[0])
+    return {
+        "info": {"year": 2017},
+        "images": [{"id": 7 * n, "file_name": name, "height": 8} for n, name in enumerate(CAPTIONS)],
+        "annotations": [{"image_id": i, "id": n, "caption": text} for n, (i, text) in enumerate(pairs)],
+    }
+
+
+def karpathy() -> dict[str, Any]:
+    splits = [
+        ("train", "x.png"),
+        *(("test", name) for name in CAPTIONS),
+        ("restval", "y.png"),
+        ("val", "z.png"),
+    ]
+    return {
+        "dataset": "pets",
+        "images": [
+            {
+                "filename": name,
+                "filepath": "val2014",
+                "split": split,
+                "imgid": n,
+                "sentences": [
+                    {"raw": raw, "tokens": raw.split(), "sentid": 0} for raw in CAPTIONS.get(name, ["A pig"])
+                ],
+            }
+            for n, (split, name) in enumerate(splits)
+        ],
+    }
+
+
+def quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
+
+
+def flat(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+def write_coco(root: Path) -> None:
+    write(root / "annotations/captions_test.json", json.dumps(coco()))
+    write_pictures(root / "test")
+
+
+def write_coco_alone(root: Path) -> None:
+    write(root / "annotations/captions.json", json.dumps(coco()))
+    write(root / "annotations/instances.json", "{}")  # of another task on the same images
+    write_pictures(root / "images")
+
+
+def write_karpathy(root: Path) -> None:
+    write(root / "dataset_pets.json", json.dumps(karpathy()))
+    write_pictures(root / "val2014")
+
+
+def write_table(root: Path) -> None:
+    lines = [f"{name},{quoted(flat(text))}" for name, texts in CAPTIONS.items() for text in texts]
+    write(root / "captions.txt", "\n".join(["image,caption", *lines, ""]))
+    write_pictures(root / "images")
+
+
+def write_unquoted_table(root: Path) -> None:
+    """As CLIP_benchmark reads them: all that follows the first comma is the caption."""
+    lines = [
+        f"{n},{quoted(t) if t[0] == chr(34) else flat(t)}" for n, texts in CAPTIONS.items() for t in texts
+    ]
+    write(root / "pets_test_karpathy.txt", "\n".join(["image,caption", *lines]))
+    write_pictures(root)
+
+
+def write_bars(root: Path) -> None:
+    lines = [f"{name}| {n}| {flat(t)}" for name, texts in CAPTIONS.items() for n, t in enumerate(texts)]
+    lines[2] = lines[2].replace("| 0| ", "| 0   ")  # the line that Flickr30k's has
+    write(root / "results.csv", "\n".join(["image_name| comment_number| comment", *lines]))
+    write_pictures(root / "flickr30k_images")
+
+
+def write_webdataset(root: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number, texts in enumerate(CAPTIONS.values()):
+            parts = {"png": small.picture(number), "txt": "\n".join(map(flat, [*texts, ""])).encode()}
+            for end, data in parts.items():
+                member = tarfile.TarInfo(f"{number:04d}.{end}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    write(root / "test/0.tar", buffer.getvalue())
+    write(root / "test/nshards.txt", "1\n")
+    write(root / "dataset_type.txt", "retrieval")
+
+
+def write_parquet(root: Path, column: str = "caption", mappings: bool = False) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [{"bytes": small.picture(n), "path": None} for n in range(len(CAPTIONS))]
+    texts: list[Any] = list(CAPTIONS.values())
+    if mappings:
+        texts = [[{"raw": text, "sentid": 1} for text in of] for of in texts]
+    root.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": images, column: texts}), root / "test-00000.parquet")
+
+
+LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "coco": write_coco,
+    "coco, one split": write_coco_alone,
+    "karpathy": write_karpathy,
+    "table": write_table,
+    "table, unquoted": write_unquoted_table,
+    "bars": write_bars,
+    "webdataset": write_webdataset,
+    "parquet": write_parquet,
+    "parquet of mappings": lambda root: write_parquet(root, mappings=True),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_split(layout: str, tmp_path: Path) -> None:
+    LAYOUTS[layout](tmp_path)
+    split = open_test(tmp_path, splits={"test": {"name": "test", "rows": 3}})
+    assert split.captions is not None
+    assert list(split.captions.texts) == TEXTS
+    assert split.captions.image.tolist() == OWNERS
+    assert (split.labels.tolist(), split.classes) == ([0, 0, 0], ())
+    assert [s.image for s in split.samples(np.arange(3))] == [small.picture(n) for n in range(3)]
+    again = open_test(tmp_path)  # WebDataset's captions come from the cache
+    assert again.captions is not None
+    assert again.captions.texts == split.captions.texts
+
+
+def test_a_column_of_another_name(tmp_path: Path) -> None:
+    write_parquet(tmp_path, "sentences")
+    split = open_test(tmp_path, columns={"caption": "sentences"})
+    assert split.captions is not None
+    assert len(split.captions.texts) == 6
+    with pytest.raises(
+        DataError, match=r"no column 'caption'; .*'sentences'\n.*set columns\.caption on the task"
+    ):
+        open_test(tmp_path)
+    assert Columns().canonical() == {
+        "image": "image",
+        "label": "label",
+    }  # older cards keep their fingerprints
+
+
+def test_images_that_karpathy_calls_restval_are_training_images(tmp_path: Path) -> None:
+    write_karpathy(tmp_path)
+    for name in "xyz":
+        write(tmp_path / f"val2014/{name}.png", small.picture(0))
+    splits = {role: {"name": role} for role in ("train", "val", "test")}
+    found = {role: open_test(tmp_path, role, splits=splits).ids for role in splits}
+    assert found["train"] == ["val2014/x.png", "val2014/y.png"]
+    assert found["val"] == ["val2014/z.png"]
+    assert len(found["test"]) == 3
+
+
+def test_a_limited_split_keeps_whole_images(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    part = limited(open_test(tmp_path), 2, seed=0)
+    assert part.captions is not None
+    whole = dict(zip(CAPTIONS, ([0, 1], [2], [3, 4, 5]), strict=True))
+    assert list(part.captions.texts) == [TEXTS[i] for name in part.ids for i in whole[name]]
+
+
+def test_fingerprint_follows_captions_and_images(tmp_path: Path) -> None:
+    for name in "abc":
+        write_table(tmp_path / name)
+    write(tmp_path / "b/captions.txt", (tmp_path / "b/captions.txt").read_text().replace("Hens", "Cocks"))
+    write(tmp_path / "c/images/a.png", small.picture(9))
+    write_table(tmp_path / "d")
+    found = [open_test(tmp_path / name).fingerprint for name in "abcd"]
+    assert found[0] == found[3]
+    assert len(set(found)) == 3
+
+
+# ----------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (["a", ["b", " \t"]], r"caption 2 of image i1 in here is empty\n"),
+        (["a", []], r"image i1 in here has no caption; 1 of 2 images have none\n"),
+        (["\n \n", None], r"image i1 in here has 'None', expected captions"),
+        ([["a"], "\n"], r"image i1 in here has no caption"),
+        (
+            [["a"], [3]],
+            r"caption 1 of image i1 in here is '3', expected a text, or a mapping with a text \"raw\"",
+        ),
+        ([["a"], [{"text": "b"}]], r"caption 1 of image i1 in here is \"\{'text'"),
+    ],
+)
+def test_captions_that_are_wrong(raw: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        gather("pets", ["i0", "i1"], raw, "here")
+
+
+def test_a_text_of_several_lines_is_several_captions_and_blank_ones_are_none() -> None:
+    assert gather("pets", ["i0"], ["one\n\n two \n"], "here").texts == ("one", "two")
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d["annotations"][0].update(image_id=3),
+            r"annotations\[0\] has the image_id 3, which the file does",
+        ),
+        (lambda d: d["annotations"].clear(), r"image b\.png in .* has no caption; 3 of 3"),
+        (lambda d: d["annotations"][1].update(caption=" "), r"caption 2 of image c\.png in .* is empty"),
+        (lambda d: d["annotations"][0].pop("caption"), r"annotations\[0\] has no caption \(str\)"),
+        (
+            lambda d: d.pop("images"),
+            r'has no list "images", so it is no file of COCO captions\n.*images, annotations',
+        ),
+        (lambda d: d["images"][1].update(file_name="b.png"), r"file_name: b\.png is there twice"),
+        (lambda d: d["images"][1].update(file_name="q.png"), r"q\.png is not there; 1 of the 3 images"),
+        (lambda d: d["images"][0].update(file_name="../b.png"), r"leads out of the folder"),
+    ],
+)
+def test_coco_files_that_are_wrong(change: Change, message: str, tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    found = coco()
+    change(found)
+    write(tmp_path / "annotations/captions_test.json", json.dumps(found))
+    with pytest.raises(DataError, match=message):
+        open_test(tmp_path)
+
+
+def test_karpathy_files_that_are_wrong(tmp_path: Path) -> None:
+    write_karpathy(tmp_path)
+    found = karpathy()
+    found["images"] = [image for image in found["images"] if image["split"] != "test"]
+    write(tmp_path / "dataset_pets.json", json.dumps(found))
+    wanted = r"no image of the split mini or test \(there is restval, train, val\)"
+    with pytest.raises(DataError, match=wanted) as caught:
+        open_test(tmp_path, splits={"test": {"name": "mini"}})
+    assert "splits.test.name in tasks/pets.yaml" in str(caught.value)
+    write(tmp_path / "dataset_cats.json", "{}")
+    with pytest.raises(DataError, match=r"holds dataset_cats\.json, dataset_pets\.json\n"):
+        open_test(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("b.png", r"captions\.txt:8: expected image,caption, found 'b\.png'"),
+        (",A dog", r"captions\.txt:8: expected image,caption"),
+        ("b.png,", r"caption 3 of image b\.png in .* is empty"),
+        ("q.png,A dog", r"q\.png is not there; 1 of the 4"),
+    ],
+)
+def test_tables_that_are_wrong(line: str, message: str, tmp_path: Path) -> None:
+    write_table(tmp_path)
+    write(tmp_path / "captions.txt", (tmp_path / "captions.txt").read_text() + line + "\n")
+    with pytest.raises(DataError, match=message):
+        open_test(tmp_path)
+
+
+def test_a_table_with_bars_that_is_wrong(tmp_path: Path) -> None:
+    write_bars(tmp_path)
+    write(tmp_path / "results.csv", (tmp_path / "results.csv").read_text() + "\nb.png, A dog")
+    with pytest.raises(DataError, match=r"results\.csv:8: expected image\| number\| caption"):
+        open_test(tmp_path)
+
+
+def test_splits_that_are_not_there(tmp_path: Path) -> None:
+    several = {"train": {"name": "train"}, "test": {"name": "test"}}
+    write_table(tmp_path / "a")
+    with pytest.raises(
+        DataError, match=r"no test split in .*: no captions_test\.txt or .* \(there is captions\.txt\)"
+    ):
+        open_test(tmp_path / "a", splits=several)  # a table that does not say what belongs to which
+    write_coco(tmp_path / "b")
+    with pytest.raises(DataError, match=r"no captions_train\.json \(there is captions_test\.json\)\n"):
+        open_test(tmp_path / "b", "train", splits=several)
+    with pytest.raises(DataError, match=r"has 3 samples, the card says 4"):
+        open_test(tmp_path / "b", splits={"test": {"name": "test", "rows": 4}})
+    write(tmp_path / "c/notes.md", "nothing")
+    with pytest.raises(
+        DataError, match=r"no test data in .* \(it holds notes\.md\)\n.*captions_test\.json, .*dataset_"
+    ):
+        open_test(tmp_path / "c")
+
+
+def test_tars_without_captions(tmp_path: Path) -> None:
+    write_webdataset(tmp_path)
+    with pytest.raises(
+        DataError, match=r"samples hold .*expected an image .* a \.cls \(class number\) or \.npy"
+    ):
+        open_split(
+            Entry("pets", Catalog().dataset("dtd").card, Path("x")), "test", DataPaths({"pets": tmp_path}, ())
+        )
+    (tmp_path / "test/0.tar").write_bytes((tmp_path / "test/0.tar").read_bytes().replace(b".txt", b".tex"))
+    with pytest.raises(DataError, match=r"expected an image .* a \.txt \(captions, one a line\)"):
+        open_test(tmp_path)
+
+
+def test_retrieval_is_for_captions(tmp_path: Path) -> None:
+    small.write_task(tmp_path, protocols={"ret": {}})
+    with pytest.raises(CardError, match="ret is for sets of kind captions, this one is of kind single-label"):
+        Catalog([tmp_path]).task("animals-ret")
+
+
+# ------------------------------------------------------------------ real data
+
+
+@pytest.mark.shared
+def test_real_captions(shared_data: Path) -> None:
+    catalog = Catalog()
+    for dataset, folder, images, texts in (
+        ("coco-363-captions", "coco-363", 363, 1816),
+        ("flickr8k-1000", "flickr8k-1000", 1000, 5000),
+    ):
+        split = open_split(catalog.dataset(dataset), "test", DataPaths({dataset: shared_data / folder}, ()))
+        assert split.captions is not None
+        assert (len(split), len(split.captions.texts)) == (images, texts)
+        assert np.bincount(split.captions.image).min() >= 5
+        assert not any(text.startswith('"') and text.count('"') == 1 for text in split.captions.texts)
