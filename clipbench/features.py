@@ -7,6 +7,7 @@ order; a row of NaN stands for an image that could not be decoded.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -14,26 +15,31 @@ import sys
 import tempfile
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from clipbench import models
 from clipbench.cache import cache_root, locked, make_folder, write_atomic
 from clipbench.cards import Preprocess, fingerprint
 from clipbench.data import Sample, Split
-from clipbench.data.decode import Bad, Crops, OnBadImage, cores, decode_stream, normalise
+from clipbench.data.decode import BAD_IMAGE, Bad, Crops, OnBadImage, cores, decode_stream, normalise, seen
 from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
+from clipbench.protocols import HEAT
 
 if TYPE_CHECKING:
     import torch
     from rich.progress import Progress, TaskID
+
+    from clipbench.heatmaps import Heat, HeatMaps
 
 SHARD_ROWS = MAX_BATCH
 _TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
@@ -207,6 +213,9 @@ class ModelEncoder:
 
     def require(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`, at the size that it may name."""
+        if space == HEAT:
+            self.adapter.heat_maps()
+            return
         base, size = _sized(space)
         self.adapter.require_space(base)
         own = self.adapter.preprocess
@@ -225,6 +234,8 @@ class ModelEncoder:
 
     def bad_images(self, split: Split, space: str) -> dict[str, str]:
         """id → reason of the skipped images of `split`."""
+        if space == HEAT:
+            return self._bad_heat.get(split.fingerprint, {})
         bad = self.file(split, space).bad()
         if isinstance(split, Subset) and not bad:
             bad = self.file(split.whole, space).bad()
@@ -286,6 +297,114 @@ class ModelEncoder:
             )
         return self._towers[space]
 
+    def heat(
+        self,
+        split: Split,
+        texts: Sequence[str],
+        image: NDArray[np.int64],
+        *,
+        whole: bool = True,
+        block: int | None = None,
+    ) -> Iterator[Heat]:
+        """See `protocols.HeatEncoder`.
+
+        Raises:
+            DataError: an image that cannot be decoded (unless such images are skipped).
+            NotApplicable: the model has no text tower, or no maps.
+        """
+        from clipbench.heatmaps import Heat
+
+        maps = self.adapter.heat_maps(block)
+        maps.tower.to(self.runtime.device)
+        unique = list(dict.fromkeys(texts))
+        number = {text: i for i, text in enumerate(unique)}
+        features = self.texts(unique, maps.space)
+        text_rows = np.array([number[text] for text in texts])
+        rows = np.unique(image)
+        preprocess = self.adapter.preprocess
+        if whole and preprocess.resize == "shortest":
+            preprocess = preprocess.model_copy(update={"resize": "squash"})
+        batch_size = self.runtime.batch_size or (16 if self.runtime.on_cpu else 64)
+        shapes: deque[tuple[int, int]] = deque()
+        stream = decode_stream(
+            _measured(split.samples(rows), shapes),
+            preprocess,
+            sizes=[len(part) for part in _pieces(rows, batch_size)],
+            workers=self._decoders(len(rows)),
+            overlap=not self.runtime.on_cpu,
+            on_bad_image=self.on_bad_image,
+        )
+        bad = self._bad_heat.setdefault(split.fingerprint, {})
+        with (
+            self.tracked(f"{split.dataset} {split.role}", len(rows)) as advance,
+            contextlib.closing(stream),
+        ):
+            for part in _pieces(rows, batch_size):
+                start = time.perf_counter()
+                batch = next(stream)
+                bad |= {b.id: b.reason for b in batch.bad}
+                of_batch = np.flatnonzero(np.isin(image, part[batch.good]))
+                place = np.searchsorted(part, image[of_batch])
+                found, scores = self._pairs(
+                    maps, batch.images, preprocess, place, features, text_rows[of_batch]
+                )
+                sizes = [shapes.popleft() for _ in part]
+                self.counts.images_encoded += len(part)
+                self.counts.images_s += time.perf_counter() - start
+                for row in np.flatnonzero(batch.good).tolist():
+                    own = np.flatnonzero(place == row)
+                    yield Heat(
+                        int(part[row]),
+                        of_batch[own],
+                        found[own],
+                        scores[own],
+                        sizes[row],
+                        seen(*sizes[row], preprocess),
+                        maps.described,
+                    )
+                advance(len(part))
+
+    def _pairs(
+        self,
+        maps: HeatMaps,
+        pixels: NDArray[np.uint8],
+        preprocess: Preprocess,
+        place: NDArray[np.int64],
+        features: NDArray[np.float32],
+        text_rows: NDArray[np.int64],
+    ) -> tuple[torch.Tensor, NDArray[np.float32]]:
+        """Maps and scores of the pairs of image `place[p]` and text `text_rows[p]`, a bounded number at once."""
+        import torch
+
+        device = self.runtime.device
+        found, scores = [], []
+        for pairs in _pieces(np.arange(len(place)), 4 * len(pixels)):
+            images, local = np.unique(place[pairs], return_inverse=True)
+            texts = torch.from_numpy(np.array(features[text_rows[pairs]])).to(device)
+            heat, score = maps(
+                normalise(torch.from_numpy(pixels[images]).to(device), preprocess),
+                texts,
+                torch.from_numpy(local.reshape(-1)).to(device),
+            )
+            if not (torch.isfinite(heat).all() and torch.isfinite(score).all()):
+                raise _not_finite(self.model.id, replace(self.runtime, precision="fp32"))
+            found.append(heat)
+            scores.append(score.cpu().numpy())
+        if not found:
+            return torch.zeros(0, 1, 1), np.zeros(0, dtype=np.float32)
+        return torch.cat(found), np.concatenate(scores)
+
+    def _decoders(self, images: int) -> int:
+        """Decoding processes for this many images."""
+        if self.runtime.workers is not None:
+            return self.runtime.workers
+        return cores() if images >= _PROCESSES_WORTH else 0
+
+    @cached_property
+    def _bad_heat(self) -> dict[str, dict[str, str]]:
+        """Fingerprint of a split → id → reason of the images that heat maps had to leave out."""
+        return {}
+
     @cached_property
     def _towers(self) -> dict[str, Tower]:
         return {}
@@ -307,11 +426,15 @@ class ModelEncoder:
         return self._text_towers[space]
 
     def has(self, split: Split, space: str) -> bool:
-        """Whether the features of a `--limit` sample can be taken from those of its whole split."""
+        """Whether the features of a `--limit` sample can be taken from those of its whole split, or none are needed."""
+        if space == HEAT:
+            return True
         return isinstance(split, Subset) and self.file(split.whole, space).complete()
 
     def plan(self, split: Split, space: str) -> str:
         """How the tower ran that encoded `split`."""
+        if space == HEAT:
+            return "plain, fp32"
         source = split.whole if isinstance(split, Subset) and self.has(split, space) else split
         return str(self.file(source, space).meta()["plan"])
 
@@ -454,14 +577,11 @@ def _encode_shards(
     size = batch_rows(runtime)
     sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
     towers = [e.tower(space, len(rows)) if todo[i] else None for i, e in enumerate(encoders)]
-    workers = runtime.workers
-    if workers is None:
-        workers = cores() if len(rows) >= _PROCESSES_WORTH else 0
     stream = decode_stream(
         split.samples(rows),
         preprocess,
         sizes=sizes,
-        workers=workers,
+        workers=first._decoders(len(rows)),
         overlap=not runtime.on_cpu,
         on_bad_image=first.on_bad_image,
     )
@@ -516,6 +636,17 @@ def _rows(tower: Tower, images: torch.Tensor, piece: int | None) -> NDArray[np.f
         return np.concatenate([_rows(tower, images[:half], piece), _rows(tower, images[half:count], piece)])
     rows: NDArray[np.float32] = unit(features, piece).cpu().numpy()
     return rows
+
+
+def _measured(samples: Iterator[Sample], shapes: deque[tuple[int, int]]) -> Iterator[Sample]:
+    """`samples`, the width and height of each put into `shapes`; 0 × 0 for bytes that are no image."""
+    for sample in samples:
+        try:
+            with Image.open(io.BytesIO(sample.image)) as image:
+                shapes.append(image.size)
+        except BAD_IMAGE:
+            shapes.append((0, 0))
+        yield sample
 
 
 def _padded(images: torch.Tensor, size: int) -> torch.Tensor:

@@ -76,13 +76,18 @@ class _Instances(FileLayout):
                         f"{file}: annotations[{number}] has the {key} {box[key]}, which the file does not list"
                     )
             self._rows[row[box["image_id"]], column[box["category_id"]]] = 1
-        super().__init__(root, _images(self._ids, file, folders), [file])
+        super().__init__(root, image_files(self._ids, file, folders), [file])
 
     def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield from zip(self._ids, self._rows, strict=True)
 
 
-def _images(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
+def image_files(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
+    """The images that `file` names, in the first of `folders` that holds the first of them.
+
+    Raises:
+        DataError: a name that leads elsewhere, or no folder holds the first.
+    """
     for name in names:
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:

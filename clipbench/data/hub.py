@@ -131,7 +131,13 @@ class TableSplit(Split):
         self.ids, raw = _index(source, content)
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
-        self.labels = _labels(dataset, raw, source, self.ids)
+        if dataset.card.kind == "expressions":
+            from clipbench.data import refer  # which builds on this module
+
+            self.expressions = refer.expressions(dataset, source, self.ids, raw)
+            self.labels = np.zeros(len(self.ids), dtype=np.int64)
+        else:
+            self.labels = _labels(dataset, raw, source, self.ids)
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())
@@ -160,7 +166,7 @@ class Layout(ABC):
         """(row, encoded image), ascending, of at least `rows`."""
 
 
-class _Parquet(Layout):
+class Parquet(Layout):
     """Parquet files as `datasets` writes them, read with pyarrow.
 
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
@@ -359,9 +365,12 @@ def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
-    from clipbench.data import coco, voc  # which build on this module
+    from clipbench.data import coco, refer, voc  # which build on this module
 
-    listed = voc.layout(dataset, role, root) or coco.layout(dataset, role, root)
+    if dataset.card.kind == "expressions":
+        listed = refer.layout(dataset, role, root)
+    else:
+        listed = voc.layout(dataset, role, root) or coco.layout(dataset, role, root)
     if listed is not None:
         split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
         _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split
@@ -370,11 +379,13 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     tars = _find(root, spec, role, "*.tar")
     tables = _find(root, spec, role, "*.parquet")
     source: Layout
+    if dataset.card.kind == "expressions" and not tables:
+        raise refer.nothing_there(dataset, role, root)
     if tars:
         _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
         source, files = _WebDataset(tars, root, tars[0].parent), tars
     elif tables:
-        source, files = _Parquet(tables, dataset.card, root), tables
+        source, files = _parquet(tables, dataset.card, root), tables
     else:
         folder = root / _named(root, spec, role)
         source = _Folder(folder if folder.is_dir() else root)
@@ -390,6 +401,15 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
                 + (", or a VOCdevkit, or COCO's annotations/instances_*.json" if several else ""),
             )
     return TableSplit(dataset, role, source, _content(dataset, source, root, files))
+
+
+def _parquet(files: list[Path], card: TaskCard, where: Path | str) -> Parquet:
+    """Parquet files as a card of its kind reads them."""
+    if card.kind == "expressions":
+        from clipbench.data import refer
+
+        return refer.Rows(files, card, where)
+    return Parquet(files, card, where)
 
 
 def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
@@ -481,7 +501,7 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     kinds = {path.suffix for path in files}
     opened: Layout
     if kinds == {".parquet"}:
-        opened = _Parquet(files, dataset.card, where)
+        opened = _parquet(files, dataset.card, where)
     elif kinds == {".tar"}:
         opened = _WebDataset(files, folder, where)
     else:

@@ -1,0 +1,298 @@
+"""Heat maps of the image-text score: where in the image it comes from.
+
+The score is the cosine of an image's joint feature with a text's, as the adapter gives them (FILIP: late
+interaction). Three kinds of map, by what a tower offers:
+
+    GradCam        towers that end in a convolutional map A: ReLU(sum over c of mean_xy(ds/dA_c) · A_c)
+                   (Selvaraju et al. 2017, arXiv 1610.02391, section 3)
+    Attention      ViTs: mean over heads of attention(class token → patches) · ReLU(ds/dattention) in one block
+                   (ALBEF's "itc" map: Li et al. 2021, arXiv 2107.07651; salesforce/ALBEF, `Grounding.py`)
+    TokenCosine    models with a token space: each patch's own term of FILIP's score, ReLU of its best cosine with
+                   any text token (Yao et al. 2021, arXiv 2111.07783, section 3.1)
+
+An image goes through the tower once, up to the map or block; only what follows is computed, and differentiated,
+once an expression. Towers are those that encode, called with forward hooks that are gone afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipbench.cards import Preprocess
+from clipbench.errors import NotApplicable
+
+#: the block of ALBEF's twelve whose attention is looked at, counted from 0
+_ALBEF_BLOCK, _ALBEF_DEPTH = 8, 12
+#: transformer blocks whose attention is known: class name → name of its `nn.MultiheadAttention`
+_BLOCKS = {"ResidualAttentionBlock": "attn", "EncoderBlock": "self_attention"}  # open_clip's, torchvision's
+
+
+@dataclass(frozen=True)
+class Heat:
+    """The maps of one image.
+
+    Attributes:
+        sample: its number in the split.
+        texts: int64 [K], the numbers of the texts.
+        maps: float32 [K, h, w], at least 0.
+        scores: float32 [K], each text's similarity with the image.
+        size: width and height of the image as stored, px.
+        seen: left, top, right, bottom of the part that the maps cover, in those pixels; it may reach beyond the image.
+        described: how they were made.
+    """
+
+    sample: int
+    texts: NDArray[np.int64]
+    maps: Tensor
+    scores: NDArray[np.float32]
+    size: tuple[int, int]
+    seen: tuple[int, int, int, int]
+    described: str
+
+    def large(self, place: int) -> NDArray[np.float32]:
+        """The map of `texts[place]` up-sampled bicubically to the image: float32 [height, width], 0 outside `seen`.
+
+        Overshoots below 0 are cut.
+        """
+        width, height = self.size
+        left, top, right, bottom = self.seen
+        covered = F.interpolate(
+            self.maps[place][None, None],
+            size=(bottom - top, right - left),
+            mode="bicubic",
+            align_corners=False,
+        )
+        whole = np.zeros((height, width), dtype=np.float32)
+        x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        inside = covered[0, 0, y0 - top : y1 - top, x0 - left : x1 - left]
+        whole[y0:y1, x0:x1] = inside.clamp_min(0).cpu().numpy()
+        return whole
+
+
+class HeatMaps(ABC):
+    """Maps of one model.
+
+    Attributes:
+        tower: the image tower; in evaluation mode.
+        space: the space whose text features are wanted.
+        described: what is computed, for the record.
+    """
+
+    tower: nn.Module
+    space: str = "joint"
+    described: str
+
+    @abstractmethod
+    def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps and scores of P pairs of an image and a text, in float32.
+
+        Args:
+            images: float32 [B, channels, side, side], normalised.
+            texts: float32 [P, D], unit rows (`tokens`: T unit tokens one behind the other).
+            pairs: int64 [P], the image of each.
+
+        Returns:
+            maps [P, h, w], at least 0 everywhere, and scores [P].
+        """
+
+
+@dataclass
+class GradCam(HeatMaps):
+    """Grad-CAM on the output of the module `stage` of `tower`."""
+
+    tower: nn.Module
+    stage: str
+
+    def __post_init__(self) -> None:
+        self.described = f"Grad-CAM on {self.stage}"
+
+    def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        found: list[Tensor] = []
+
+        def expand(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            found.append(output.detach().index_select(0, pairs).requires_grad_())
+            torch.set_grad_enabled(True)
+            return found[0].clone()  # what follows may work in place
+
+        with _hooked(self.tower.get_submodule(self.stage).register_forward_hook(expand)):
+            scores, gradient = _scored(self.tower, images, texts, found)
+        weights = gradient.mean(dim=(2, 3), keepdim=True)
+        return F.relu((weights * found[0].detach()).sum(dim=1)), scores
+
+
+@dataclass
+class Attention(HeatMaps):
+    """Gradient × attention of the class token in the module `block` of `tower`, whose attention is `attention`."""
+
+    tower: nn.Module
+    block: str
+    attention: nn.MultiheadAttention
+
+    def __post_init__(self) -> None:
+        self.described = f"attention × gradient in {self.block}"
+
+    def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        found: list[Tensor] = []
+        layer = self.attention
+        batch = 0 if layer.batch_first else 1
+
+        def expand(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0].index_select(batch, pairs), *inputs[1:])
+
+        def expose(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+            tokens, mixed = (x if layer.batch_first else x.transpose(0, 1) for x in (inputs[0], output[0]))
+            weights, values = _class_attention(layer, tokens)
+            found.append(weights.detach().requires_grad_())
+            torch.set_grad_enabled(True)
+            own = torch.einsum("bhl,bhld->bhd", found[0], values).flatten(1)
+            replaced = torch.cat([layer.out_proj(own).unsqueeze(1), mixed[:, 1:]], dim=1)
+            return (replaced if layer.batch_first else replaced.transpose(0, 1), *output[1:])
+
+        hooks = (
+            self.tower.get_submodule(self.block).register_forward_pre_hook(expand),
+            layer.register_forward_hook(expose),
+        )
+        with _hooked(*hooks):
+            scores, gradient = _scored(self.tower, images, texts, found)
+        patches = (found[0].detach() * F.relu(gradient)).mean(dim=1)[:, 1:]
+        return _square(patches), scores
+
+
+@dataclass
+class TokenCosine(HeatMaps):
+    """Cosines of the patches that `tower` gives, tokens of `width`, with the text's tokens."""
+
+    tower: nn.Module
+    width: int
+    space: str = "tokens"
+    described: str = "best cosine of each patch with the text's tokens"
+
+    def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            patches = F.normalize(self.tower(images).float().view(len(images), -1, self.width), dim=2)
+            best = torch.stack(
+                [
+                    (patches[image] @ text.view(-1, self.width).T).amax(dim=1)
+                    for image, text in zip(pairs.tolist(), texts, strict=True)
+                ]
+            )
+        return F.relu(_square(best)), best.mean(dim=1)
+
+
+def of_tower(tower: nn.Module, preprocess: Preprocess, title: str, block: int | None = None) -> HeatMaps:
+    """The maps that `tower` (images to joint features) offers: `Attention` for a ViT, else `GradCam`.
+
+    Args:
+        block: of a ViT, counted from 0. None: at two thirds of the depth, as ALBEF's 8 of 12.
+
+    Raises:
+        NotApplicable: there is no such block, or neither a known ViT nor a map at the end.
+    """
+    blocks = _attention_blocks(tower)
+    if blocks:
+        place = len(blocks) * _ALBEF_BLOCK // _ALBEF_DEPTH if block is None else block
+        if place >= len(blocks):
+            raise NotApplicable(f"{title}: no block {place} (the image tower has {len(blocks)}, from 0)")
+        return Attention(tower, *blocks[place])
+    stage = last_map(tower, preprocess)
+    if stage is None:
+        raise NotApplicable(
+            f"{title}: no heat maps, since its image tower neither ends in a convolutional map nor is a ViT of "
+            "open_clip or torchvision with a class token"
+        )
+    return GradCam(tower, stage)
+
+
+def last_map(tower: nn.Module, preprocess: Preprocess) -> str | None:
+    """Name of the module that gives the last map [B, C, h, h] before pooling; None where tokens come after it."""
+    found: list[tuple[str, bool]] = []  # (name, whether it is a map), in the order in which they end
+
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim > 2 and max(output.shape[2:]) > 1:
+                square = output.ndim == 4 and output.shape[2] == output.shape[3]
+                found.append((name, square))
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in tower.named_modules() if name]
+    side = preprocess.side
+    device = next(tower.parameters()).device
+    with _hooked(*hooks), torch.no_grad():
+        tower(torch.zeros(1, preprocess.channels, side, side, device=device))
+    return found[-1][0] if found and found[-1][1] else None
+
+
+# ---------------------------------------------------------------------- parts
+
+
+class _hooked:  # noqa: N801 - reads as a statement
+    """Removes the hooks at the end, and restores whether gradients are computed, which a hook may have changed."""
+
+    def __init__(self, *hooks: Any) -> None:
+        self._hooks = hooks
+        self._gradients = torch.is_grad_enabled()
+
+    def __enter__(self) -> None:
+        torch.set_grad_enabled(False)  # until a hook says otherwise
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_grad_enabled(self._gradients)
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _scored(tower: nn.Module, images: Tensor, texts: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Scores [P], and the gradient of each by its row of the tensor that a hook puts into `found`."""
+    features = tower(images)
+    if isinstance(features, tuple):  # open_clip's towers that give tokens beside the pooled feature
+        features = features[0]
+    scores = (F.normalize(features.float(), dim=1) * texts).sum(dim=1)
+    # A row of `found` reaches its own score only, so that one backward pass gives all gradients.
+    (gradient,) = torch.autograd.grad(scores.sum(), found[0])
+    return scores.detach(), gradient
+
+
+def _class_attention(layer: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What the first token attends to, [B, heads, L], and the values, [B, heads, L, d], of tokens [B, L, D]."""
+    weight, bias = layer.in_proj_weight, layer.in_proj_bias
+    queries, keys, values = (
+        F.linear(x, w, b).view(*x.shape[:2], layer.num_heads, -1).transpose(1, 2)
+        for x, w, b in zip(
+            (tokens[:, :1], tokens, tokens),
+            weight.chunk(3),
+            (None,) * 3 if bias is None else bias.chunk(3),
+            strict=True,
+        )
+    )
+    logits = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+    return logits.softmax(dim=3)[:, :, 0], values
+
+
+def _attention_blocks(tower: nn.Module) -> list[tuple[str, nn.MultiheadAttention]]:
+    """Name and attention of each block of a ViT whose pooled feature is its class token; empty for other towers."""
+    for module in tower.modules():
+        if getattr(module, "attn_pool", None) is not None or getattr(module, "pool_type", "tok") != "tok":
+            return []
+    blocks = []
+    for name, module in tower.named_modules():
+        attention = getattr(module, _BLOCKS.get(type(module).__name__, ""), None)
+        if isinstance(attention, nn.MultiheadAttention) and attention.in_proj_weight is not None:
+            blocks.append((name, attention))
+    return blocks
+
+
+def _square(patches: Tensor) -> Tensor:
+    """[P, T] patches of a square grid, row by row, as [P, √T, √T]."""
+    side = math.isqrt(patches.shape[1])
+    return patches.reshape(-1, side, side)
