@@ -172,8 +172,12 @@ class Parquet(Layout):
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
     """
 
+    #: all files that decide the split
+    files: list[Path]
+
     def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
-        self._files, self._image, self._label = files, card.columns.image, card.columns.label
+        self.files = self._files = files
+        self._image, self._label = card.columns.image, card.columns.label
         self.where = str(where)
         with self._open(files[0]) as file:
             schema = file.schema_arrow
@@ -385,7 +389,8 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
         _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
         source, files = _WebDataset(tars, root, tars[0].parent), tars
     elif tables:
-        source, files = _parquet(tables, dataset.card, root), tables
+        source = _parquet(tables, dataset.card, root)
+        files = source.files
     else:
         folder = root / _named(root, spec, role)
         source = _Folder(folder if folder.is_dir() else root)

@@ -252,7 +252,10 @@ class Rows(Parquet):
 
     def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
         self._files, self._image, self.where = files, card.columns.image, str(where)
-        self.annotated = where if isinstance(where, Path) else None
+        self.annotated = (
+            where if isinstance(where, Path) else None
+        )  # of the hub's files none lies beside another
+        self.files = [*files, *(_detection_files(where) if isinstance(where, Path) else ())]
         columns = _columns(files[0])
         forms = (("ref_list", "image_info"), ("answer", "bbox", "file_name", "question_id"))
         form = next((f for f in forms if set(f) <= set(columns)), None)
