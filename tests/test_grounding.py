@@ -20,16 +20,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_linear_probe import FakeEncoder
 
-from clipbench import boxes, cli, records
+from clipbench import boxes, cli, models, records
 from clipbench.cards import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data import Expressions, Sample, Split
+from clipbench.data.decode import normalise, pixels
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder
-from clipbench.heatmaps import Heat
+from clipbench.heatmaps import Heat, of_tower
+from clipbench.models.weights import read_state_dict, resolve_source
 from clipbench.protocols.grounding import Params, check, run
 from clipbench.report import overlays
 
@@ -465,3 +467,42 @@ def test_real_photos_and_human_expressions(shared_data: Path, tmp_path: Path) ->
     encoder = ModelEncoder(model, FP32, progress=False)
     same = encoder.texts(["The red CUP, on the left!", "the red cup on the left"])
     np.testing.assert_array_equal(same[0], same[1])  # ALBEF's cleaning, where the card asks for it
+
+
+#: category of COCO → class of ImageNet that is the same thing, or one kind of it
+IMAGENET = {
+    "zebra": 340, "elephant": 386, "pizza": 963, "banana": 954, "laptop": 620, "teddy bear": 850, "orange": 950,
+    "broccoli": 937, "traffic light": 920, "parking meter": 704, "umbrella": 879, "sheep": 348, "cow": 345, "cat": 281,
+    "dog": 207, "bear": 294, "toilet": 861, "microwave": 651, "airplane": 404, "vase": 883,
+}  # fmt: skip
+
+
+@pytest.mark.shared
+def test_maps_of_a_trained_tower_point_at_what_is_asked_for(shared_data: Path) -> None:
+    """EfficientNet-Lite0, the rows of its own ImageNet classifier as texts, the boxes of COCO's categories."""
+    root = shared_data / "coco-363"
+    listed = json.loads((root / "annotations" / "instances.json").read_text())
+    names = {image["id"]: image["file_name"] for image in listed["images"]}
+    category = {c["id"]: c["name"] for c in listed["categories"]}
+    wanted: dict[tuple[int, str], list[list[float]]] = {}
+    for entry in listed["annotations"]:
+        x, y, width, height = entry["bbox"]
+        if category[entry["category_id"]] in IMAGENET:
+            key = (entry["image_id"], category[entry["category_id"]])
+            wanted.setdefault(key, []).append([x, y, x + width, y + height])
+    adapter = models.load(Catalog().model("efficientnet-lite0"))
+    file, _ = resolve_source(adapter.card.weights, owner="test", folder=Path())
+    rows = torch.nn.functional.normalize(read_state_dict(file)["_fc.weight"], dim=1)
+    whole = adapter.preprocess.model_copy(update={"resize": "squash"})
+    maps = of_tower(adapter.image_tower("backbone"), whole, "lite")
+    hits, chances = [], []
+    for (image, name), found in wanted.items():
+        with Image.open(root / "images" / names[image]) as opened:
+            size = opened.size
+            batch = normalise(torch.from_numpy(pixels(opened, whole)[None].copy()), whole)
+        made, scores = maps(batch, rows[[IMAGENET[name]]], torch.tensor([0]))
+        heat = Heat(0, np.arange(1), made, scores.numpy(), size, (0, 0, *size), maps.described).large(0)
+        hits.append(any(boxes.contains(box, boxes.peak(heat)) for box in found))
+        chances.append(min(1.0, sum(boxes.share(box, *size) for box in found)))
+    assert len(hits) > 80
+    assert np.mean(hits) > 2 * np.mean(chances)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import test_hub
 from PIL import Image
 from test_coco import jpeg
 
@@ -22,6 +24,8 @@ from clipbench.data import Expressions, Split
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError
 from clipbench.features import Subset
+
+hub = test_hub.hub
 
 #: images of 9 × 8 px; the third has no expression in the split
 NAMES = [f"COCO_train2014_{number:012d}.jpg" for number in (139, 285, 632)]
@@ -135,7 +139,9 @@ def write_plain(root: Path, found: Any = None, name: str = "referring_expression
     return root
 
 
-def write_table(root: Path, rows: list[dict[str, Any]], name: str = "refcoco_unc_val-0.parquet") -> Path:
+def write_table(
+    root: Path, rows: list[dict[str, Any]], name: str = "refcoco_unc_val-00000-of-00001.parquet"
+) -> Path:
     (root / "data").mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), root / "data" / name)
     return root
@@ -403,7 +409,7 @@ def test_tables_of_another_kind(tmp_path: Path) -> None:
     ):
         open_val(write_table(tmp_path, rows))
     assert of(open_val(tmp_path, columns={"image": "photo"})).texts == TEXTS
-    (tmp_path / "data" / "refcoco_unc_val-0.parquet").write_bytes(b"PAR1")
+    (tmp_path / "data" / "refcoco_unc_val-00000-of-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         open_val(tmp_path)
 
@@ -418,6 +424,32 @@ def test_a_copy_of_another_size_than_the_card_says(tmp_path: Path) -> None:
     sized: dict[str, Any] = {"splits": {"val": {"name": "val", "rows": 3}}}
     with pytest.raises(DataError, match=r"has 2 samples, the card says 3"):
         open_val(write_plain(tmp_path), **sized)
+
+
+def test_the_hubs_copy_of_the_shipped_cards_form(hub: test_hub.Hub, tmp_path: Path) -> None:
+    write_table(tmp_path / "served", image_rows())
+    write_table(tmp_path / "served", image_rows()[:1], "refcoco_unc_testA-00000-of-00001.parquet")
+    hub.repos = {"org/refer": {test_hub.FIRST: tmp_path / "served"}}
+    card = {
+        "title": "Refer",
+        "source": {"hub": "org/refer"},
+        "splits": {"val": {"name": "refcoco_unc_val", "rows": 2}, "testA": {"name": "refcoco_unc_testA"}},
+        "kind": "expressions",
+        "protocols": {"ground": {"split": "val"}},
+    }
+    wanted = [["val", "val", card], ["testA", "testA", card]]
+    printed = test_hub.run_python(
+        test_hub.OPEN,
+        json.dumps(wanted),
+        HF_ENDPOINT=hub.url,
+        HF_HOME=str(tmp_path / "home"),
+        HF_HUB_OFFLINE="0",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        NO_PROXY="127.0.0.1",
+    )
+    found = json.loads(printed.splitlines()[-1])
+    assert found["val"]["images"] == [hashlib.sha256(jpeg(n)).hexdigest() for n in (0, 1)]
+    assert found["testA"]["images"] == [hashlib.sha256(jpeg(0)).hexdigest()]
 
 
 @pytest.mark.shared
