@@ -33,8 +33,8 @@ from clipbench.errors import NotApplicable
 
 #: the block of ALBEF's twelve whose attention is looked at, counted from 0
 _ALBEF_BLOCK, _ALBEF_DEPTH = 8, 12
-#: transformer blocks whose attention is known: class name → name of its `nn.MultiheadAttention`
-_BLOCKS = {"ResidualAttentionBlock": "attn", "EncoderBlock": "self_attention"}  # open_clip's, torchvision's
+#: transformer blocks of open_clip, torchvision and timm: class name → name of its attention
+_BLOCKS = {"ResidualAttentionBlock": "attn", "EncoderBlock": "self_attention", "Block": "attn"}
 
 
 @dataclass(frozen=True)
@@ -132,39 +132,44 @@ class GradCam(HeatMaps):
 
 @dataclass
 class Attention(HeatMaps):
-    """Gradient × attention of the class token in the module `block` of `tower`, whose attention is `attention`."""
+    """Gradient × attention of the class token in the module `block` of `tower`, whose attention is `attention`.
+
+    `prefix` tokens come before those of the patches, the class token first.
+    """
 
     tower: nn.Module
     block: str
-    attention: nn.MultiheadAttention
+    attention: nn.Module
+    prefix: int = 1
 
     def __post_init__(self) -> None:
         self.described = f"attention × gradient in {self.block}"
 
     def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
-        layer = self.attention
-        batch = 0 if layer.batch_first else 1
+        batch_first = getattr(self.attention, "batch_first", True)
 
         def expand(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0].index_select(batch, pairs), *inputs[1:])
+            return (inputs[0].index_select(0 if batch_first else 1, pairs), *inputs[1:])
 
         def expose(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
-            tokens, mixed = (x if layer.batch_first else x.transpose(0, 1) for x in (inputs[0], output[0]))
-            weights, values = _class_attention(layer, tokens)
+            whole = output[0] if isinstance(output, tuple) else output
+            tokens, mixed = (x if batch_first else x.transpose(0, 1) for x in (inputs[0], whole))
+            weights, values, project = _class_attention(self.attention, tokens)
             found.append(weights.detach().requires_grad_())
             torch.set_grad_enabled(True)
-            own = torch.einsum("bhl,bhld->bhd", found[0], values).flatten(1)
-            replaced = torch.cat([layer.out_proj(own).unsqueeze(1), mixed[:, 1:]], dim=1)
-            return (replaced if layer.batch_first else replaced.transpose(0, 1), *output[1:])
+            own = project(torch.einsum("bhl,bhld->bhd", found[0], values).flatten(1))
+            replaced = torch.cat([own.unsqueeze(1), mixed[:, 1:]], dim=1)
+            replaced = replaced if batch_first else replaced.transpose(0, 1)
+            return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
 
         hooks = (
             self.tower.get_submodule(self.block).register_forward_pre_hook(expand),
-            layer.register_forward_hook(expose),
+            self.attention.register_forward_hook(expose),
         )
         with _hooked(*hooks):
             scores, gradient = _scored(self.tower, images, texts, found)
-        patches = (found[0].detach() * F.relu(gradient)).mean(dim=1)[:, 1:]
+        patches = (found[0].detach() * F.relu(gradient)).mean(dim=1)[:, self.prefix :]
         return _square(patches), scores
 
 
@@ -207,8 +212,8 @@ def of_tower(tower: nn.Module, preprocess: Preprocess, title: str, block: int | 
     stage = last_map(tower, preprocess)
     if stage is None:
         raise NotApplicable(
-            f"{title}: no heat maps, since its image tower neither ends in a convolutional map nor is a ViT of "
-            "open_clip or torchvision with a class token"
+            f"{title}: no heat maps, since its image tower neither ends in a convolutional map nor is a plain ViT "
+            "of open_clip, torchvision or timm with a class token"
         )
     return GradCam(tower, stage)
 
@@ -263,33 +268,50 @@ def _scored(tower: nn.Module, images: Tensor, texts: Tensor, found: list[Tensor]
     return scores.detach(), gradient
 
 
-def _class_attention(layer: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What the first token attends to, [B, heads, L], and the values, [B, heads, L, d], of tokens [B, L, D]."""
-    weight, bias = layer.in_proj_weight, layer.in_proj_bias
-    queries, keys, values = (
-        F.linear(x, w, b).view(*x.shape[:2], layer.num_heads, -1).transpose(1, 2)
-        for x, w, b in zip(
-            (tokens[:, :1], tokens, tokens),
-            weight.chunk(3),
-            (None,) * 3 if bias is None else bias.chunk(3),
-            strict=True,
-        )
-    )
-    logits = queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
-    return logits.softmax(dim=3)[:, :, 0], values
+def _class_attention(layer: Any, tokens: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
+    """What the first of tokens [B, L, D] attends to, [B, heads, L]; values [B, heads, L, d]; what follows them."""
+    if isinstance(layer, nn.MultiheadAttention):
+        assert layer.in_proj_weight is not None
+        projected, after = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias), layer.out_proj
+    else:
+        projected, after = layer.qkv(tokens), layer.proj
+    shape = (*tokens.shape[:2], 3, layer.num_heads, -1)
+    queries, keys, values = projected.view(shape).permute(2, 0, 3, 1, 4)
+    if not isinstance(layer, nn.MultiheadAttention):
+        queries, keys = layer.q_norm(queries), layer.k_norm(keys)
+    logits = queries[:, :, :1] @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
+    return logits.softmax(dim=3)[:, :, 0], values, after
 
 
-def _attention_blocks(tower: nn.Module) -> list[tuple[str, nn.MultiheadAttention]]:
-    """Name and attention of each block of a ViT whose pooled feature is its class token; empty for other towers."""
+def _attention_blocks(tower: nn.Module) -> list[tuple[str, nn.Module, int]]:
+    """Name, attention and prefix tokens of each block of a ViT that pools its class token; empty for other towers."""
+    prefix = 1
     for module in tower.modules():
-        if getattr(module, "attn_pool", None) is not None or getattr(module, "pool_type", "tok") != "tok":
+        pools = (
+            getattr(module, "pool_type", "tok"),  # open_clip's
+            getattr(module, "global_pool", "token"),  # timm's; a module in its convolutional networks
+        )
+        if any(isinstance(pool, str) and pool not in ("tok", "token") for pool in pools):
             return []
+        if getattr(module, "attn_pool", None) is not None:
+            return []
+        prefix = int(getattr(module, "num_prefix_tokens", prefix))
     blocks = []
     for name, module in tower.named_modules():
         attention = getattr(module, _BLOCKS.get(type(module).__name__, ""), None)
-        if isinstance(attention, nn.MultiheadAttention) and attention.in_proj_weight is not None:
-            blocks.append((name, attention))
+        if attention is not None and _plain(attention):
+            blocks.append((name, attention, prefix))
     return blocks
+
+
+def _plain(attention: nn.Module) -> bool:
+    """Whether it is softmax(q kᵀ / √d) v and a linear layer, as `_class_attention` computes it."""
+    from timm.layers.attention import Attention as Timms  # here, since timm takes a second
+
+    if isinstance(attention, nn.MultiheadAttention):
+        return attention.in_proj_weight is not None and attention.bias_k is None
+    norm, gate = getattr(attention, "norm", None), getattr(attention, "gate", None)
+    return type(attention) is Timms and gate is None and isinstance(norm, nn.Identity | None)
 
 
 def _square(patches: Tensor) -> Tensor:

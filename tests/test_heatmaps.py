@@ -167,11 +167,29 @@ def test_albefs_block_of_twelve() -> None:
     assert of_tower(vit(12), SQUARE, "small").described.endswith("resblocks.8")
 
 
-def test_attention_of_torchvisions_vit_has_the_score_of_its_features() -> None:
-    torch.manual_seed(0)
-    net = torchvision.models.VisionTransformer(64, 16, 3, 2, 32, 64, num_classes=16).eval()
-    images, texts, pairs = torch.randn(2, 3, 64, 64), unit(3, 16), torch.tensor([0, 1, 1])
+def torchvisions_vit() -> nn.Module:
+    net = torchvision.models.VisionTransformer(64, 16, 3, 2, 32, 64, num_classes=16)
     nn.init.normal_(net.heads[0].weight)
+    made: nn.Module = net
+    return made
+
+
+def timms_vit(**more: Any) -> nn.Module:
+    made: nn.Module = timm.models.VisionTransformer(
+        img_size=64, patch_size=16, embed_dim=32, depth=3, num_heads=2, num_classes=0, **more
+    )
+    return nn.Sequential(made, nn.Linear(32, 16))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [torchvisions_vit, timms_vit, lambda: timms_vit(reg_tokens=4, qk_norm=True)],
+    ids=["torchvision", "timm", "timm-registers"],
+)
+def test_attention_of_other_vits_has_the_score_of_their_features(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = make().eval()
+    images, texts, pairs = torch.randn(2, 3, 64, 64), unit(3, 16), torch.tensor([0, 1, 1])
     maps = of_tower(net, SQUARE, "small")
     assert isinstance(maps, Attention)
     found, scores = maps(images, texts, pairs)
@@ -272,11 +290,11 @@ def test_towers_of_libraries_end_in_a_map_or_have_none() -> None:
         maps = of_tower(tower.eval(), SQUARE, "small")
         assert isinstance(maps, GradCam)
         assert maps.stage == stage
-    tokens = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64).eval()
-    with pytest.raises(
-        NotApplicable, match="small: no heat maps, since its image tower neither ends in a conv"
-    ):
-        of_tower(tokens, SQUARE, "small")
+    for tokens in (timms_vit(global_pool="avg", class_token=False), timms_vit(scale_attn_norm=True)):
+        with pytest.raises(
+            NotApplicable, match="small: no heat maps, since its image tower neither ends in a"
+        ):
+            of_tower(tokens.eval(), SQUARE, "small")
     attentional = VisionTransformer(64, 16, 32, 2, 4, 2.0, attentional_pool=True, attn_pooler_heads=4)
     with pytest.raises(NotApplicable, match="no heat maps"):
         of_tower(attentional.eval(), SQUARE, "small")
@@ -337,7 +355,7 @@ def test_maps_lie_on_the_image_where_the_model_saw_it(size: tuple[int, int], res
 def test_outside_the_crop_a_map_is_zero_and_never_points() -> None:
     part = seen(200, 100, SQUARE)
     assert part == (50, 0, 150, 100)
-    large = heat(torch.rand(1, 7, 7) + 0.1, (200, 100), part).large(0)
+    large = heat(1 + 0.1 * torch.rand(1, 7, 7), (200, 100), part).large(0)
     assert not large[:, :50].any()
     assert not large[:, 150:].any()
     assert (large[:, 50:150] > 0).all()
