@@ -214,7 +214,7 @@ class ModelEncoder:
     def require(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`, at the size that it may name."""
         if space == HEAT:
-            self.adapter.heat_maps()
+            self._heat_maps(None)
             return
         base, size = _sized(space)
         self.adapter.require_space(base)
@@ -314,7 +314,7 @@ class ModelEncoder:
         """
         from clipbench.heatmaps import Heat
 
-        maps = self.adapter.heat_maps(block)
+        maps = self._heat_maps(block)
         maps.tower.to(self.runtime.device)
         unique = list(dict.fromkeys(texts))
         number = {text: i for i, text in enumerate(unique)}
@@ -364,6 +364,16 @@ class ModelEncoder:
                     )
                 advance(len(part))
 
+    def _heat_maps(self, block: int | None) -> HeatMaps:
+        """The model's maps; finding out what they are takes a forward pass, so that they are kept."""
+        if block not in self._known_heat_maps:
+            self._known_heat_maps[block] = self.adapter.heat_maps(block)
+        return self._known_heat_maps[block]
+
+    @cached_property
+    def _known_heat_maps(self) -> dict[int | None, HeatMaps]:
+        return {}
+
     def _pairs(
         self,
         maps: HeatMaps,
@@ -373,26 +383,34 @@ class ModelEncoder:
         features: NDArray[np.float32],
         text_rows: NDArray[np.int64],
     ) -> tuple[torch.Tensor, NDArray[np.float32]]:
-        """Maps and scores of the pairs of image `place[p]` and text `text_rows[p]`, a bounded number at once."""
+        """Maps [P, h, w] and scores [P] of the pairs of image `place[p]` and text `text_rows[p]`.
+
+        Images with about as many texts go together, since each is as much work as the one with the most.
+        """
         import torch
 
         device = self.runtime.device
-        found, scores = [], []
-        for pairs in _pieces(np.arange(len(place)), 4 * len(pixels)):
+        counts = np.bincount(place, minlength=len(pixels))
+        order = np.argsort(counts, kind="stable")
+        order = order[counts[order] > 0]
+        parts, found, scores = [], [], []
+        for images in _pieces(order, max(1, len(pixels) // 2)):
+            pairs = np.flatnonzero(np.isin(place, images))
             images, local = np.unique(place[pairs], return_inverse=True)
-            texts = torch.from_numpy(np.array(features[text_rows[pairs]])).to(device)
             heat, score = maps(
                 normalise(torch.from_numpy(pixels[images]).to(device), preprocess),
-                texts,
+                torch.from_numpy(np.array(features[text_rows[pairs]])).to(device),
                 torch.from_numpy(local.reshape(-1)).to(device),
             )
             if not (torch.isfinite(heat).all() and torch.isfinite(score).all()):
                 raise _not_finite(self.model.id, replace(self.runtime, precision="fp32"))
+            parts.append(pairs)
             found.append(heat)
             scores.append(score.cpu().numpy())
         if not found:
             return torch.zeros(0, 1, 1), np.zeros(0, dtype=np.float32)
-        return torch.cat(found), np.concatenate(scores)
+        back = np.argsort(np.concatenate(parts))
+        return torch.cat(found)[back], np.concatenate(scores)[back]
 
     def _decoders(self, images: int) -> int:
         """Decoding processes for this many images."""

@@ -10,14 +10,15 @@ interaction). Three kinds of map, by what a tower offers:
     TokenCosine    models with a token space: each patch's own term of FILIP's score, ReLU of its best cosine with
                    any text token (Yao et al. 2021, arXiv 2111.07783, section 3.1)
 
-An image goes through the tower once, up to the map or block; only what follows is computed, and differentiated,
-once an expression. Towers are those that encode, called with forward hooks that are gone afterwards.
+An image goes through the tower once; what follows the map or block is differentiated once a text, all images of a
+batch together. Towers are those that encode, called with forward hooks that are gone afterwards.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -119,15 +120,15 @@ class GradCam(HeatMaps):
     def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
 
-        def expand(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            found.append(output.detach().index_select(0, pairs).requires_grad_())
+        def expose(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            found.append(output.detach().clone().requires_grad_())
             torch.set_grad_enabled(True)
             return found[0].clone()  # what follows may work in place
 
-        with _hooked(self.tower.get_submodule(self.stage).register_forward_hook(expand)):
-            scores, gradient = _scored(self.tower, images, texts, found)
-        weights = gradient.mean(dim=(2, 3), keepdim=True)
-        return F.relu((weights * found[0].detach()).sum(dim=1)), scores
+        with _hooked(self.tower.get_submodule(self.stage).register_forward_hook(expose)):
+            scores, gradients = _differentiated(self.tower, images, texts, pairs, found)
+        weights = gradients.mean(dim=(2, 3), keepdim=True)
+        return F.relu((weights * found[0].detach()[pairs]).sum(dim=1)), scores
 
 
 @dataclass
@@ -149,9 +150,6 @@ class Attention(HeatMaps):
         found: list[Tensor] = []
         batch_first = getattr(self.attention, "batch_first", True)
 
-        def expand(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (inputs[0].index_select(0 if batch_first else 1, pairs), *inputs[1:])
-
         def expose(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
             whole = output[0] if isinstance(output, tuple) else output
             tokens, mixed = (x if batch_first else x.transpose(0, 1) for x in (inputs[0], whole))
@@ -163,13 +161,9 @@ class Attention(HeatMaps):
             replaced = replaced if batch_first else replaced.transpose(0, 1)
             return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
 
-        hooks = (
-            self.tower.get_submodule(self.block).register_forward_pre_hook(expand),
-            self.attention.register_forward_hook(expose),
-        )
-        with _hooked(*hooks):
-            scores, gradient = _scored(self.tower, images, texts, found)
-        patches = (found[0].detach() * F.relu(gradient)).mean(dim=1)[:, self.prefix :]
+        with _hooked(self.attention.register_forward_hook(expose)):
+            scores, gradients = _differentiated(self.tower, images, texts, pairs, found)
+        patches = (found[0].detach()[pairs] * F.relu(gradients)).mean(dim=1)[:, self.prefix :]
         return _square(patches), scores
 
 
@@ -257,15 +251,35 @@ class _hooked:  # noqa: N801 - reads as a statement
             hook.remove()
 
 
-def _scored(tower: nn.Module, images: Tensor, texts: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Scores [P], and the gradient of each by its row of the tensor that a hook puts into `found`."""
+def _differentiated(
+    tower: nn.Module, images: Tensor, texts: Tensor, pairs: Tensor, found: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Scores [P], and the gradient of each by its image's row of the tensor that a hook puts into `found`.
+
+    A backward pass takes one text of every image: rows do not mix, so that it gives the gradients of all of them.
+    """
     features = tower(images)
     if isinstance(features, tuple):  # open_clip's towers that give tokens beside the pooled feature
         features = features[0]
-    scores = (F.normalize(features.float(), dim=1) * texts).sum(dim=1)
-    # A row of `found` reaches its own score only, so that one backward pass gives all gradients.
-    (gradient,) = torch.autograd.grad(scores.sum(), found[0])
-    return scores.detach(), gradient
+    scores = (F.normalize(features.float(), dim=1)[pairs] * texts).sum(dim=1)
+    gradients = found[0].new_empty((len(pairs), *found[0].shape[1:]))
+    turns = _turns(pairs)
+    for number, turn in enumerate(turns, 1):
+        (gradient,) = torch.autograd.grad(scores[turn].sum(), found[0], retain_graph=number < len(turns))
+        gradients[turn] = gradient[pairs[turn]]
+    return scores.detach(), gradients
+
+
+def _turns(pairs: Tensor) -> list[Tensor]:
+    """Places of the first pair of every image, of the second of those that have one, and so on."""
+    turns: list[list[int]] = []
+    seen: Counter[int] = Counter()
+    for place, image in enumerate(pairs.tolist()):
+        if seen[image] == len(turns):
+            turns.append([])
+        turns[seen[image]].append(place)
+        seen[image] += 1
+    return [torch.tensor(turn, device=pairs.device) for turn in turns]
 
 
 def _class_attention(layer: Any, tokens: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
