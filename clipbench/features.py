@@ -7,7 +7,6 @@ order; a row of NaN stands for an image that could not be decoded.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -15,22 +14,20 @@ import sys
 import tempfile
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from clipbench import models
 from clipbench.cache import cache_root, locked, make_folder, write_atomic
 from clipbench.cards import Preprocess, fingerprint
 from clipbench.data import Sample, Split
-from clipbench.data.decode import BAD_IMAGE, Bad, Crops, OnBadImage, cores, decode_stream, normalise, seen
+from clipbench.data.decode import Bad, Crops, OnBadImage, cores, decode_stream, normalise
 from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
 from clipbench.protocols import HEAT
@@ -235,7 +232,7 @@ class ModelEncoder:
     def bad_images(self, split: Split, space: str) -> dict[str, str]:
         """id → reason of the skipped images of `split`."""
         if space == HEAT:
-            return self._bad_heat.get(split.fingerprint, {})
+            return self.bad_heat.get(split.fingerprint, {})
         bad = self.file(split, space).bad()
         if isinstance(split, Subset) and not bad:
             bad = self.file(split.whole, space).bad()
@@ -312,57 +309,14 @@ class ModelEncoder:
             DataError: an image that cannot be decoded (unless such images are skipped).
             NotApplicable: the model has no text tower, or no maps.
         """
-        from clipbench.heatmaps import Heat
+        from clipbench.heatstream import heats
 
         maps = self._heat_maps(block)
         maps.tower.to(self.runtime.device)
-        unique = list(dict.fromkeys(texts))
-        number = {text: i for i, text in enumerate(unique)}
-        features = self.texts(unique, maps.space)
-        text_rows = np.array([number[text] for text in texts])
-        rows = np.unique(image)
         preprocess = self.adapter.preprocess
         if whole and preprocess.resize == "shortest":
             preprocess = preprocess.model_copy(update={"resize": "squash"})
-        batch_size = self.runtime.batch_size or (16 if self.runtime.on_cpu else 64)
-        shapes: deque[tuple[int, int]] = deque()
-        stream = decode_stream(
-            _measured(split.samples(rows), shapes),
-            preprocess,
-            sizes=[len(part) for part in _pieces(rows, batch_size)],
-            workers=self._decoders(len(rows)),
-            overlap=not self.runtime.on_cpu,
-            on_bad_image=self.on_bad_image,
-        )
-        bad = self._bad_heat.setdefault(split.fingerprint, {})
-        with (
-            self.tracked(f"{split.dataset} {split.role}", len(rows)) as advance,
-            contextlib.closing(stream),
-        ):
-            for part in _pieces(rows, batch_size):
-                start = time.perf_counter()
-                batch = next(stream)
-                bad |= {b.id: b.reason for b in batch.bad}
-                of_batch = np.flatnonzero(np.isin(image, part[batch.good]))
-                place = np.searchsorted(part, image[of_batch])
-                found, scores = self._pairs(
-                    maps, batch.images, preprocess, place, features, text_rows[of_batch]
-                )
-                sizes = [shapes.popleft() for _ in part]
-                self.counts.images_encoded += len(part)
-                self.counts.images_s += time.perf_counter() - start
-                for row in np.flatnonzero(batch.good).tolist():
-                    own = np.flatnonzero(place == row)
-                    yield Heat(
-                        int(part[row]),
-                        of_batch[own],
-                        found[own],
-                        scores[own],
-                        sizes[row],
-                        seen(*sizes[row], preprocess),
-                        maps.described,
-                    )
-                advance(len(part))
+        return heats(self, maps, preprocess, split, texts, image)
 
     def _heat_maps(self, block: int | None) -> HeatMaps:
         """The model's maps; finding out what they are takes a forward pass, so that they are kept."""
@@ -374,52 +328,14 @@ class ModelEncoder:
     def _known_heat_maps(self) -> dict[int | None, HeatMaps]:
         return {}
 
-    def _pairs(
-        self,
-        maps: HeatMaps,
-        pixels: NDArray[np.uint8],
-        preprocess: Preprocess,
-        place: NDArray[np.int64],
-        features: NDArray[np.float32],
-        text_rows: NDArray[np.int64],
-    ) -> tuple[torch.Tensor, NDArray[np.float32]]:
-        """Maps [P, h, w] and scores [P] of the pairs of image `place[p]` and text `text_rows[p]`.
-
-        Images with about as many texts go together, since each is as much work as the one with the most.
-        """
-        import torch
-
-        device = self.runtime.device
-        counts = np.bincount(place, minlength=len(pixels))
-        order = np.argsort(counts, kind="stable")
-        order = order[counts[order] > 0]
-        parts, found, scores = [], [], []
-        for images in _pieces(order, max(1, len(pixels) // 2)):
-            pairs = np.flatnonzero(np.isin(place, images))
-            images, local = np.unique(place[pairs], return_inverse=True)
-            heat, score = maps(
-                normalise(torch.from_numpy(pixels[images]).to(device), preprocess),
-                torch.from_numpy(np.array(features[text_rows[pairs]])).to(device),
-                torch.from_numpy(local.reshape(-1)).to(device),
-            )
-            if not (torch.isfinite(heat).all() and torch.isfinite(score).all()):
-                raise _not_finite(self.model.id, replace(self.runtime, precision="fp32"))
-            parts.append(pairs)
-            found.append(heat)
-            scores.append(score.cpu().numpy())
-        if not found:
-            return torch.zeros(0, 1, 1), np.zeros(0, dtype=np.float32)
-        back = np.argsort(np.concatenate(parts))
-        return torch.cat(found)[back], np.concatenate(scores)[back]
-
-    def _decoders(self, images: int) -> int:
+    def decoders(self, images: int) -> int:
         """Decoding processes for this many images."""
         if self.runtime.workers is not None:
             return self.runtime.workers
         return cores() if images >= _PROCESSES_WORTH else 0
 
     @cached_property
-    def _bad_heat(self) -> dict[str, dict[str, str]]:
+    def bad_heat(self) -> dict[str, dict[str, str]]:
         """Fingerprint of a split → id → reason of the images that heat maps had to leave out."""
         return {}
 
@@ -520,7 +436,7 @@ class ModelEncoder:
             batch = ids[rows, : int(lengths[rows].max())].to(self.runtime.device)
             encoded = unit(tower(batch), self._unit(space)).cpu().numpy()
             if not np.isfinite(encoded).all():
-                raise _not_finite(self.model.id, self.runtime)
+                raise not_finite(self.model.id, self.runtime.precision)
             if features is None:
                 features = np.empty((len(texts), encoded.shape[1]), np.float32)
             features[rows.numpy()] = encoded
@@ -599,7 +515,7 @@ def _encode_shards(
         split.samples(rows),
         preprocess,
         sizes=sizes,
-        workers=first._decoders(len(rows)),
+        workers=first.decoders(len(rows)),
         overlap=not runtime.on_cpu,
         on_bad_image=first.on_bad_image,
     )
@@ -621,7 +537,7 @@ def _encode_shards(
                     if tower is not None and shard in todo[i]:
                         features = _rows(tower, images, encoders[i]._unit(space))
                         if not np.isfinite(features[batch.good]).all():
-                            raise _not_finite(encoders[i].model.id, runtime)
+                            raise not_finite(encoders[i].model.id, runtime.precision)
                         features[~batch.good] = np.nan
                         parts[i].append(features)
                 bar.advance(task, len(batch.images))
@@ -656,17 +572,6 @@ def _rows(tower: Tower, images: torch.Tensor, piece: int | None) -> NDArray[np.f
     return rows
 
 
-def _measured(samples: Iterator[Sample], shapes: deque[tuple[int, int]]) -> Iterator[Sample]:
-    """`samples`, the width and height of each put into `shapes`; 0 × 0 for bytes that are no image."""
-    for sample in samples:
-        try:
-            with Image.open(io.BytesIO(sample.image)) as image:
-                shapes.append(image.size)
-        except BAD_IMAGE:
-            shapes.append((0, 0))
-        yield sample
-
-
 def _padded(images: torch.Tensor, size: int) -> torch.Tensor:
     import torch
 
@@ -699,12 +604,11 @@ def _noise(shape: tuple[int, ...], runtime: Runtime) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(runtime.device)
 
 
-def _not_finite(model: str, runtime: Runtime) -> ClipbenchError:
+def not_finite(model: str, precision: str) -> ClipbenchError:
+    """That a model's features or maps are not finite in this precision."""
     return ClipbenchError(
-        f"{model} gives features that are not finite in {runtime.precision}",
-        hint="use --precision bf16 or fp32"
-        if runtime.precision == "fp16"
-        else "the checkpoint may be damaged",
+        f"{model} gives features that are not finite in {precision}",
+        hint="use --precision bf16 or fp32" if precision == "fp16" else "the checkpoint may be damaged",
     )
 
 

@@ -383,8 +383,10 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     tars = _find(root, spec, role, "*.tar")
     tables = _find(root, spec, role, "*.parquet")
     source: Layout
-    if dataset.card.kind == "expressions" and not tables:
-        raise refer.nothing_there(dataset, role, root)
+    if dataset.card.kind == "expressions":
+        tars = []
+        if not tables:
+            raise refer.nothing_there(dataset, role, root)
     if tars:
         _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
         source, files = _WebDataset(tars, root, tars[0].parent), tars
@@ -507,7 +509,7 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     opened: Layout
     if kinds == {".parquet"}:
         opened = _parquet(files, dataset.card, where)
-    elif kinds == {".tar"}:
+    elif kinds == {".tar"} and dataset.card.kind != "expressions":
         opened = _WebDataset(files, folder, where)
     else:
         raise DataError(

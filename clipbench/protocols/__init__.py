@@ -6,8 +6,9 @@
     def check(card, params) -> str | None         what is wrong with `params` for this card, if anything
     TEXT                                          whether it reads text features
     VARIANTS                                      name → what it changes in `Params`; on every card that allows it
-    def needs(params, compared) -> [(role, space)]  the image features that it reads
+    def needs(params, compared) -> [(role, space)]  the image features that it reads; space HEAT: heat maps instead
     def run(task, splits, encoder, params, seed)  -> Outcome
+    def pictures(task, splits, encoder, params, seed, count) -> {file name: PNG}, where there is something to see
 
 `compared` is the space in which the model compares images with text. A protocol sees splits and an Encoder;
 never a checkpoint, a path or a command-line flag.
