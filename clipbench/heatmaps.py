@@ -213,7 +213,10 @@ def of_tower(tower: nn.Module, preprocess: Preprocess, title: str, block: int | 
 
 
 def last_map(tower: nn.Module, preprocess: Preprocess) -> str | None:
-    """Name of the module that gives the last map [B, C, h, h] before pooling; None where tokens come after it."""
+    """Name of the module that gives the last map [B, C, h, h], h > 1, before pooling; None where tokens come after it.
+
+    For images so small that the last stage has one position left, it is an earlier one.
+    """
     found: list[tuple[str, bool]] = []  # (name, whether it is a map), in the order in which they end
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:

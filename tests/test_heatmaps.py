@@ -23,11 +23,15 @@ from torch.nn import functional as F
 from clipbench import models
 from clipbench.cards import Preprocess
 from clipbench.catalog import Catalog
+from clipbench.data.builtin import ArraySplit
 from clipbench.data.decode import normalise, pixels, seen
 from clipbench.errors import NotApplicable
+from clipbench.execution import Runtime
+from clipbench.features import ModelEncoder
 from clipbench.heatmaps import Attention, GradCam, Heat, HeatMaps, TokenCosine, of_tower
 from clipbench.models.dual import ConvNetTower
 from clipbench.pretrain.towers import ConvNet
+from clipbench.scoring import similarity
 
 one_thread = small.one_thread
 architectures = test_declip.architectures
@@ -217,6 +221,39 @@ def test_filips_map_is_each_patchs_term_of_its_score(arch: str, tmp_path: Path) 
         best = (patches[b] @ texts[p].T).amax(1)
         torch.testing.assert_close(found[p], best.clamp_min(0).view(7, 7), rtol=0, atol=1e-5)
         assert scores[p].item() == pytest.approx(best.mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "arch", "described"),
+    [
+        ("declip", "small-rn", "Grad-CAM on layer4"),
+        ("slip", "small-vit", "attention × gradient in transformer.resblocks.1"),
+        ("defilip", "small-vit", "best cosine of each patch with the text's tokens"),
+    ],
+)
+def test_families_name_what_they_do(variant: str, arch: str, described: str, tmp_path: Path) -> None:
+    shapes = test_declip.official(variant, test_declip.ARCHS[arch], test_declip.TEXT, 32)
+    path = test_declip.save(test_declip.random_state(shapes), tmp_path / "model.pth.tar")
+    adapter = models.load(test_declip.model_of(path, variant, arch))
+    assert adapter.heat_maps().described == described
+
+
+def test_a_stream_of_filips_maps_has_its_scores(tmp_path: Path) -> None:
+    shapes = test_declip.official("filip", test_declip.VIT, test_declip.TEXT, 32)
+    path = test_declip.save(test_declip.random_state(shapes), tmp_path / "filip.pth.tar")
+    model = test_declip.model_of(path, "filip", "small-vit")
+    encoder = ModelEncoder(model, Runtime("cpu", "fp32"), progress=False)
+    grey = np.random.default_rng(0).integers(0, 256, (3, 40, 60), dtype=np.uint8)
+    split = ArraySplit("noise", "test", ["0", "1", "2"], grey, np.zeros(3, dtype=np.int64), ("a", "b"))
+    texts, image = ["a cat", "snow", "a cat", "a dog on a chair"], np.array([0, 0, 1, 2])
+    heats = list(encoder.heat(split, texts, image, whole=False))
+    scores = np.concatenate([h.scores for h in heats])
+    tokens = encoder.texts(texts, "tokens").reshape(4, -1, 256)
+    every = similarity(encoder.images(split, "tokens"), tokens)
+    np.testing.assert_allclose(scores, every[image, np.arange(4)], atol=1e-5)
+    assert [h.texts.tolist() for h in heats] == [[0, 1], [2], [3]]
+    assert heats[0].large(1).shape == (40, 60)
+    assert heats[0].seen == (12, 2, 48, 38)  # 256 px, of which the central 224
 
 
 # ----------------------------------------------------------------- symmetry
