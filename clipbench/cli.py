@@ -108,6 +108,12 @@ def evaluate_command(
         str,
         typer.Option("--on-bad-image", help="stop, or skip: count and name images that cannot be decoded."),
     ] = "stop",
+    save_heatmaps: Annotated[
+        int,
+        typer.Option(
+            "--save-heatmaps", min=0, help="Draw the maps of N expressions (tasks …-ground) as PNG."
+        ),
+    ] = 0,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
@@ -120,6 +126,11 @@ def evaluate_command(
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
     catalog = _catalog(cards)
     tasks = catalog.tasks(_names("--task", task))
+    if save_heatmaps and not any(hasattr(t.protocol, "pictures") for t in tasks):
+        raise ClipbenchError(
+            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(t.id for t in tasks)})",
+            hint="tasks that end in -ground have some; leave the option out for others",
+        )
     paths = DataPaths.parse(_known_data(data, catalog))
     make_folder(results)
     models = [catalog.model(name) for name in _names("--model", model)]
@@ -135,6 +146,7 @@ def evaluate_command(
         seed=seed,
         on_bad_image="skip" if on_bad_image == "skip" else "stop",
         progress=not quiet,
+        pictures=save_heatmaps,
     )
     done: list[Result] = []
     for result in evaluate(models, tasks, options):
@@ -143,6 +155,10 @@ def evaluate_command(
             path = records.write(result.record, result.samples, results)
             if not quiet and not as_json:
                 _print_record(result.record, path)
+            if result.pictures:
+                folder = records.write_pictures(result.pictures, path)
+                if not quiet:
+                    _stderr(_plain(f"{len(result.pictures)} pictures in {folder}"))
         elif result.error is not None:
             if all(r.error is not result.error for r in done[:-1]):  # once a task, not once a model
                 _print_error(result.error, f"{result.task}: " if len(tasks) > 1 else "")

@@ -24,7 +24,10 @@ from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may choose besides models and tasks; all of it stands in the record."""
+    """What a run may choose besides models and tasks; all that can move a number stands in the record.
+
+    `pictures`: of how many samples a protocol that has something to show (heat maps) draws pictures.
+    """
 
     runtime: Runtime
     data: DataPaths = field(default_factory=lambda: DataPaths({}, ()))
@@ -32,11 +35,15 @@ class Options:
     seed: int = 0
     on_bad_image: OnBadImage = "stop"
     progress: bool = True
+    pictures: int = 0
 
 
 @dataclass(frozen=True)
 class Result:
-    """A record and its per-sample outcomes; or `reason`, why the model cannot do the task; or the data's `error`."""
+    """A record and its per-sample outcomes; or `reason`, why the model cannot do the task; or the data's `error`.
+
+    `pictures` maps a file name to a PNG.
+    """
 
     model: str
     task: str
@@ -44,6 +51,7 @@ class Result:
     samples: dict[str, records.Column]
     reason: str | None = None
     error: DataError | None = None
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
 
 def evaluate(
@@ -77,12 +85,13 @@ def evaluate(
         for encoder, counts, seconds in zip(encoders, before, load_s, strict=True):
             try:
                 record, samples = _outcome(encoder, task, options, splits, counts, seconds)
+                pictures = _pictures(encoder, task, options, splits)
             except NotApplicable as lack:
                 yield Result(encoder.model.id, task.id, None, {}, lack.message)
             except DataError as error:
                 yield Result(encoder.model.id, task.id, None, {}, error=error)
             else:
-                yield Result(encoder.model.id, task.id, record, samples)
+                yield Result(encoder.model.id, task.id, record, samples, pictures=pictures)
 
 
 def evaluator(
@@ -224,3 +233,16 @@ def _outcome(
         created=records.utc_now(),
     )
     return record, outcome.samples
+
+
+def _pictures(
+    encoder: ModelEncoder, task: Task, options: Options, splits: dict[str, Split]
+) -> dict[str, bytes]:
+    """File name → PNG, where they are asked for and the protocol draws any."""
+    if not options.pictures or not hasattr(task.protocol, "pictures"):
+        return {}
+    card = task.dataset.card
+    made: dict[str, bytes] = task.protocol.pictures(
+        card, splits, encoder, task.params, options.seed, options.pictures
+    )
+    return made

@@ -30,10 +30,13 @@ from clipbench.data import Sample, Split
 from clipbench.data.decode import Bad, Crops, OnBadImage, cores, decode_stream, normalise
 from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
+from clipbench.protocols import HEAT
 
 if TYPE_CHECKING:
     import torch
     from rich.progress import Progress, TaskID
+
+    from clipbench.heatmaps import Heat, HeatMaps
 
 SHARD_ROWS = MAX_BATCH
 _TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
@@ -208,6 +211,9 @@ class ModelEncoder:
 
     def require(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`, at the size that it may name."""
+        if space == HEAT:
+            self._heat_maps(None)
+            return
         base, size = _sized(space)
         self.adapter.require_space(base)
         own = self.adapter.preprocess
@@ -226,6 +232,8 @@ class ModelEncoder:
 
     def bad_images(self, split: Split, space: str) -> dict[str, str]:
         """id → reason of the skipped images of `split`."""
+        if space == HEAT:
+            return self.bad_heat.get(split.fingerprint, {})
         bad = self.file(split, space).bad()
         if isinstance(split, Subset) and not bad:
             bad = self.file(split.whole, space).bad()
@@ -287,6 +295,51 @@ class ModelEncoder:
             )
         return self._towers[space]
 
+    def heat(
+        self,
+        split: Split,
+        texts: Sequence[str],
+        image: NDArray[np.int64],
+        *,
+        whole: bool = True,
+        block: int | None = None,
+    ) -> Iterator[Heat]:
+        """See `protocols.HeatEncoder`.
+
+        Raises:
+            DataError: an image that cannot be decoded (unless such images are skipped).
+            NotApplicable: the model has no text tower, or no maps.
+        """
+        from clipbench.heatstream import heats
+
+        maps = self._heat_maps(block)
+        maps.tower.to(self.runtime.device)
+        preprocess = self.adapter.preprocess
+        if whole and preprocess.resize == "shortest":
+            preprocess = preprocess.model_copy(update={"resize": "squash"})
+        return heats(self, maps, preprocess, split, texts, image)
+
+    def _heat_maps(self, block: int | None) -> HeatMaps:
+        """The model's maps; finding out what they are takes a forward pass, so that they are kept."""
+        if block not in self._known_heat_maps:
+            self._known_heat_maps[block] = self.adapter.heat_maps(block)
+        return self._known_heat_maps[block]
+
+    @cached_property
+    def _known_heat_maps(self) -> dict[int | None, HeatMaps]:
+        return {}
+
+    def decoders(self, images: int) -> int:
+        """Decoding processes for this many images."""
+        if self.runtime.workers is not None:
+            return self.runtime.workers
+        return cores() if images >= _PROCESSES_WORTH else 0
+
+    @cached_property
+    def bad_heat(self) -> dict[str, dict[str, str]]:
+        """Fingerprint of a split → id → reason of the images that heat maps had to leave out."""
+        return {}
+
     @cached_property
     def _towers(self) -> dict[str, Tower]:
         return {}
@@ -308,11 +361,15 @@ class ModelEncoder:
         return self._text_towers[space]
 
     def has(self, split: Split, space: str) -> bool:
-        """Whether the features of a `--limit` sample can be taken from those of its whole split."""
+        """Whether the features of a `--limit` sample can be taken from those of its whole split, or none are needed."""
+        if space == HEAT:
+            return True
         return isinstance(split, Subset) and self.file(split.whole, space).complete()
 
     def plan(self, split: Split, space: str) -> str:
         """How the tower ran that encoded `split`."""
+        if space == HEAT:
+            return "plain, fp32"
         source = split.whole if isinstance(split, Subset) and self.has(split, space) else split
         return str(self.file(source, space).meta()["plan"])
 
@@ -380,7 +437,7 @@ class ModelEncoder:
             batch = ids[rows, : int(lengths[rows].max())].to(self.runtime.device)
             encoded = unit(tower(batch), self._unit(space)).cpu().numpy()
             if not np.isfinite(encoded).all():
-                raise _not_finite(self.model.id, self.runtime)
+                raise not_finite(self.model.id, self.runtime.precision)
             if features is None:
                 features = np.empty((len(texts), encoded.shape[1]), np.float32)
             features[rows.numpy()] = encoded
@@ -455,14 +512,11 @@ def _encode_shards(
     size = batch_rows(runtime)
     sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
     towers = [e.tower(space, len(rows)) if todo[i] else None for i, e in enumerate(encoders)]
-    workers = runtime.workers
-    if workers is None:
-        workers = cores() if len(rows) >= _PROCESSES_WORTH else 0
     stream = decode_stream(
         split.samples(rows),
         preprocess,
         sizes=sizes,
-        workers=workers,
+        workers=first.decoders(len(rows)),
         overlap=not runtime.on_cpu,
         on_bad_image=first.on_bad_image,
     )
@@ -484,7 +538,7 @@ def _encode_shards(
                     if tower is not None and shard in todo[i]:
                         features = _rows(tower, images, encoders[i]._unit(space))
                         if not np.isfinite(features[batch.good]).all():
-                            raise _not_finite(encoders[i].model.id, runtime)
+                            raise not_finite(encoders[i].model.id, runtime.precision)
                         features[~batch.good] = np.nan
                         parts[i].append(features)
                 bar.advance(task, len(batch.images))
@@ -551,12 +605,11 @@ def _noise(shape: tuple[int, ...], runtime: Runtime) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(runtime.device)
 
 
-def _not_finite(model: str, runtime: Runtime) -> ClipbenchError:
+def not_finite(model: str, precision: str) -> ClipbenchError:
+    """That a model's features or maps are not finite in this precision."""
     return ClipbenchError(
-        f"{model} gives features that are not finite in {runtime.precision}",
-        hint="use --precision bf16 or fp32"
-        if runtime.precision == "fp16"
-        else "the checkpoint may be damaged",
+        f"{model} gives features that are not finite in {precision}",
+        hint="use --precision bf16 or fp32" if precision == "fp16" else "the checkpoint may be damaged",
     )
 
 

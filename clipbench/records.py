@@ -260,6 +260,19 @@ def samples_path(record: Path) -> Path:
     return record.with_name(f"{record.stem}.samples.parquet")
 
 
+def write_pictures(pictures: Mapping[str, bytes], record: Path) -> Path:
+    """Write PNG files (name → content) into `<task>.heatmaps/` beside the record's JSON file; returns the folder.
+
+    Pictures of an earlier run that lie there go.
+    """
+    folder = record.with_name(f"{record.stem}.heatmaps")
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for name, content in pictures.items():
+        write_atomic(folder / name, content)
+    return folder
+
+
 def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
     """Write `record` and its per-sample outcomes below `root`, each whole or not at all.
 

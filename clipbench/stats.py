@@ -194,6 +194,26 @@ def median_of_weighted(ordered: NDArray[np.float64], weights: Ints) -> float:
     return float(ordered[low] + ordered[high]) / 2
 
 
+def clustered_mean_score(
+    values: NDArray[np.float64], cluster: Ints, chance: float | None, seed: int
+) -> Score:
+    """Mean of `values` in 0 to 1 (float64 [N], N ≥ 1) that belong together in clusters (int64 [N]).
+
+    Expressions of one image share its difficulty, so whole clusters are resampled (the cluster bootstrap; Davison
+    & Hinkley 1997, section 3.8). Where no draw differs, the interval is Wilson's, a cluster counting as one sample.
+
+    >>> score = clustered_mean_score(np.array([1.0, 1.0, 0.0]), np.array([0, 0, 7]), None, seed=0)
+    >>> round(score.value, 4), score.ci95, score.n
+    (0.6667, (0.0, 1.0), 3)
+    """
+    _, place = np.unique(cluster, return_inverse=True)
+    sums, counts = np.bincount(place, weights=values), np.bincount(place)
+    draws = bootstrap(counts.size, lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()), seed)
+    value = float(values.mean())
+    interval = percentile(draws) if np.ptp(draws) > 1e-12 else wilson(value * counts.size, counts.size)
+    return Score(value, interval, values.size, chance)
+
+
 def mean_per_class_recall_score(target: Ints, prediction: Ints, n_classes: int, seed: int) -> Score:
     """Mean per-class recall with a bootstrap interval, resampled within each class.
 

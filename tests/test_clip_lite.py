@@ -265,6 +265,21 @@ def test_the_encoder_gives_unit_rows_of_cleaned_captions(independent: Independen
     assert (F.normalize(raw, dim=1)[0] - rows[0]).abs().max() > 1e-3
 
 
+def test_heat_maps_are_grad_cam_on_the_last_stage(independent: Independent) -> None:
+    larger = card(preprocess=PREPROCESS.model_copy(update={"size": 64}))
+    maps = models.load(LoadedModel("small", larger, independent.folder)).heat_maps()
+    assert maps.described == "Grad-CAM on 0.net.layer4"
+    assert (
+        load(independent).heat_maps().described == "Grad-CAM on 0.net.layer3"
+    )  # the fourth is one pixel there
+    images = torch.randn(2, 3, 64, 64)
+    texts = independent.texts(TEXTS[:3]).detach()
+    found, scores = maps(images, texts, torch.tensor([1, 0, 1]))
+    assert found.shape == (3, 2, 2)
+    with torch.no_grad():
+        close(scores, (independent.image(images)[[1, 0, 1]] * texts).sum(1))
+
+
 def test_images_go_through_the_cards_preprocessing(independent: Independent) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     split = ArraySplit("noise", "test", ["0", "1", "2"], grey, np.zeros(3, dtype=np.int64), ("a", "b"))

@@ -32,18 +32,19 @@ SURFACE = {
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
     "clipbench.library": "Model load_model",
     "clipbench.models": "Adapter LoadedModel config_model families family load",
-    "clipbench.protocols": "Encoder Outcome",
+    "clipbench.protocols": "Encoder HeatEncoder Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
     "clipbench.concepts": "concept_direction remove_concept",
     "clipbench.data": "Captions Expressions Objects Sample Split",
     "clipbench.records": (
         "Env ProtocolUsed Record ResolvedCards Skipped Timing by_class environment file_name path_of paths read "
-        "read_all same samples_path to_json utc_now write"
+        "read_all same samples_path to_json utc_now write write_pictures"
     ),
     "clipbench.report.table": "Row as_printed csv_text json_text markdown record_table rows terminal",
 }
 LIGHT = (
     "clipbench",
+    "clipbench.boxes",
     "clipbench.cache",
     "clipbench.cards",
     "clipbench.captions",
@@ -54,6 +55,7 @@ LIGHT = (
     "clipbench.data.coco_gender",
     "clipbench.data.captions",
     "clipbench.data.hub",
+    "clipbench.data.refer",
     "clipbench.errors",
     "clipbench.evaluate",
     "clipbench.execution",
@@ -73,9 +75,11 @@ LIGHT = (
     "clipbench.models.weights",
     "clipbench.protocols.bias",
     "clipbench.protocols.retrieval",
+    "clipbench.protocols.grounding",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
     "clipbench.report.listing",
+    "clipbench.report.overlays",
     "clipbench.report.table",
     "clipbench.samples",
     "clipbench.scoring",

@@ -230,3 +230,21 @@ def test_ece_score_is_the_metric_without_a_chance_level() -> None:
     score = stats.ece_score(confidence, correct, seed=0)
     assert (score.value, score.n, score.chance) == (metrics.ece(confidence, correct), 400, None)
     assert 0 <= score.ci95[0] <= score.value <= score.ci95[1]
+
+
+def test_clusters_are_resampled_whole() -> None:
+    rng = np.random.default_rng(0)
+    values, cluster = rng.random(60), rng.integers(0, 12, 60)
+    score = stats.clustered_mean_score(values, cluster * 7, 0.5, seed=3)
+    groups = [values[cluster == c] for c in np.unique(cluster)]
+    draws = [
+        np.concatenate([groups[g] for g in drawn]).mean() for drawn in stats.resamples(len(groups), seed=3)
+    ]
+    assert score.value == pytest.approx(values.mean())
+    assert score.ci95 == pytest.approx(tuple(np.quantile(draws, (0.025, 0.975))))
+    assert (score.n, score.chance) == (60, 0.5)
+
+
+def test_clusters_that_all_agree_leave_wilsons_interval_of_their_count() -> None:
+    score = stats.clustered_mean_score(np.ones(50), np.repeat(np.arange(5), 10), None, seed=0)
+    assert score.ci95 == stats.wilson(5, 5)

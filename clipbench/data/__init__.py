@@ -49,12 +49,14 @@ class Expressions:
         texts: the expressions, grouped by image.
         image: int64 [M], the sample that each belongs to, ascending.
         boxes: float64 [M, 4], x0, y0, x1, y1 in pixels of the image as stored.
+        candidates: where a detector's boxes come with the set, those of each sample, float64 [J, 4] as `boxes`.
     """
 
     ids: tuple[str, ...]
     texts: tuple[str, ...]
     image: NDArray[np.int64]
     boxes: NDArray[np.float64]
+    candidates: tuple[NDArray[np.float64], ...] | None = None
 
     def part(self, rows: NDArray[np.int64]) -> Expressions:
         """Those of the samples at `rows` (ascending), renumbered."""
@@ -65,6 +67,7 @@ class Expressions:
             tuple(self.texts[i] for i in of_kept),
             image,
             self.boxes[kept],
+            None if self.candidates is None else tuple(self.candidates[row] for row in rows.tolist()),
         )
 
 

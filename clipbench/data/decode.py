@@ -133,6 +133,28 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     return _channels_first(image, preprocess)
 
 
+def seen(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what `pixels` keeps of an image, in its own pixels, rounded to whole ones.
+
+    Where the crop is larger than the resized image, it reaches beyond the image on all sides.
+
+    >>> both = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    >>> seen(640, 480, Preprocess(size=224, **both)), seen(640, 480, Preprocess(resize="squash", **both))
+    ((79, 0, 561, 480), (0, 0, 640, 480))
+    """
+    if preprocess.resize != "shortest":
+        return 0, 0, width, height
+    short, side = min(width, height), preprocess.side
+    long = int(preprocess.size * max(width, height) / short)
+    new = (preprocess.size, long) if width <= height else (long, preprocess.size)
+    edges = []
+    for old, resized in zip((width, height), new, strict=True):
+        start = round((resized - side) / 2)
+        edges.append((round(start * old / resized), round((start + side) * old / resized)))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
+
+
 def _channels_first(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     found = np.asarray(image.convert(_MODE[preprocess.channels]), dtype=np.uint8)
     return found[None] if found.ndim == 2 else np.ascontiguousarray(found.transpose(2, 0, 1))

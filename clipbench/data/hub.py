@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cache import cache_root, recall, remember, write_atomic
-from clipbench.cards import SplitSpec, TaskCard, fingerprint
+from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Objects, Sample, Split
 from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
@@ -136,10 +136,15 @@ class TableSplit(Split):
         if dataset.card.kind == "captions":
             from clipbench.data import captions  # which builds on this module
 
-            self.labels = np.zeros(len(self.ids), dtype=np.int64)
             self.captions = captions.gather(dataset.id, self.ids, raw, source.where)
-        else:
-            self.labels = _labels(dataset, raw, source, self.ids)
+        elif dataset.card.kind == "expressions":
+            from clipbench.data import refer  # which builds on this module
+
+            self.expressions = refer.expressions(dataset, source, self.ids, raw)
+        labelled = dataset.card.kind in LABELLED
+        self.labels = (
+            _labels(dataset, raw, source, self.ids) if labelled else np.zeros(len(self.ids), np.int64)
+        )
         self.objects = source.objects
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
@@ -171,14 +176,18 @@ class Layout(ABC):
         """(row, encoded image), ascending, of at least `rows`."""
 
 
-class _Parquet(Layout):
+class Parquet(Layout):
     """Parquet files as `datasets` writes them, read with pyarrow.
 
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
     """
 
+    #: all files that decide the split
+    files: list[Path]
+
     def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
-        self._files, self._image = files, card.columns.image
+        self.files = self._files = files
+        self._image = card.columns.image
         key = "caption" if card.kind == "captions" else "label"
         self._label = getattr(card.columns, key)
         self.where = str(where)
@@ -373,9 +382,10 @@ def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
-    from clipbench.data import captions, coco, coco_gender, voc  # which build on this module
+    from clipbench.data import captions, coco, coco_gender, refer, voc  # which build on this module
 
-    modules = (captions,) if dataset.card.kind == "captions" else (coco_gender, voc, coco)
+    own = {"captions": (captions,), "expressions": (refer,)}
+    modules = own.get(dataset.card.kind, (coco_gender, voc, coco))
     listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
         split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
@@ -385,11 +395,16 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     tars = _find(root, spec, role, "*.tar")
     tables = _find(root, spec, role, "*.parquet")
     source: Layout
+    if dataset.card.kind == "expressions":
+        tars = []
+        if not tables:
+            raise refer.nothing_there(dataset, role, root)
     if tars:
         _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
         source, files = _WebDataset(tars, root, tars[0].parent, dataset.card.kind), tars
     elif tables:
-        source, files = _Parquet(tables, dataset.card, root), tables
+        source = _parquet(tables, dataset.card, root)
+        files = source.files
     elif dataset.card.kind == "captions":
         raise DataError(
             f"{dataset.id}: no {role} data in {root} (it holds {_listing(root)})",
@@ -415,6 +430,15 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
 
 def _listing(root: Path) -> str:
     return ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
+
+
+def _parquet(files: list[Path], card: TaskCard, where: Path | str) -> Parquet:
+    """Parquet files as a card of its kind reads them."""
+    if card.kind == "expressions":
+        from clipbench.data import refer
+
+        return refer.Rows(files, card, where)
+    return Parquet(files, card, where)
 
 
 def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
@@ -510,8 +534,8 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     kinds = {path.suffix for path in files}
     opened: Layout
     if kinds == {".parquet"}:
-        opened = _Parquet(files, dataset.card, where)
-    elif kinds == {".tar"}:
+        opened = _parquet(files, dataset.card, where)
+    elif kinds == {".tar"} and dataset.card.kind != "expressions":
         opened = _WebDataset(files, folder, where, dataset.card.kind)
     else:
         raise DataError(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from clipbench.heatmaps import HeatMaps
 
 Compared = Literal["joint", "tokens"]
 
@@ -101,6 +102,23 @@ class Adapter(ABC):
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
+
+    def heat_maps(self, block: int | None = None) -> HeatMaps:
+        """Maps of where in an image its score with a text comes from (see `clipbench.heatmaps`).
+
+        Args:
+            block: of a ViT, the block whose attention is looked at, counted from 0; None: at two thirds of the depth.
+
+        Raises:
+            NotApplicable: this checkpoint has no text tower, or an image tower of which no maps are known.
+        """
+        from clipbench import heatmaps
+
+        if "tokens" in self.image_spaces and self.token_width is not None:
+            self.require_text("tokens")
+            return heatmaps.TokenCosine(self.image_tower("tokens"), self.token_width)
+        self.require_text("joint")
+        return heatmaps.of_tower(self.image_tower("joint"), self.preprocess, self.card.title, block)
 
     def require_space(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`."""

@@ -6,8 +6,9 @@
     def check(card, params) -> str | None         what is wrong with `params` for this card, if anything
     TEXT                                          whether it reads text features
     VARIANTS                                      name → what it changes in `Params`; on every card that allows it
-    def needs(params, compared) -> [(role, space)]  the image features that it reads
+    def needs(params, compared) -> [(role, space)]  the image features that it reads; space HEAT: heat maps instead
     def run(task, splits, encoder, params, seed)  -> Outcome
+    def pictures(task, splits, encoder, params, seed, count) -> {file name: PNG}, where there is something to see
 
 `compared` is the space in which the model compares images with text. A protocol sees splits and an Encoder;
 never a checkpoint, a path or a command-line flag.
@@ -15,18 +16,23 @@ never a checkpoint, a path or a command-line flag.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from clipbench.data import Split
+    from clipbench.heatmaps import Heat
     from clipbench.models import Compared
     from clipbench.stats import Score
+
+
+#: what stands for a feature space in `needs` where heat maps are read
+HEAT: Final = "heat"
 
 
 @dataclass(frozen=True)
@@ -87,4 +93,27 @@ class Encoder(Protocol):
 
     def texts(self, texts: list[str], space: str = "joint") -> NDArray[np.float32]:
         """Features [len(texts), D] in the order given, as of images (duplicates are encoded once)."""
+        ...
+
+
+class HeatEncoder(Encoder, Protocol):
+    """An encoder that can also say where in an image a score comes from."""
+
+    def heat(
+        self,
+        split: Split,
+        texts: Sequence[str],
+        image: NDArray[np.int64],
+        *,
+        whole: bool = True,
+        block: int | None = None,
+    ) -> Iterator[Heat]:
+        """Heat maps of every text on its image (`image`: int64 [M], ascending), image by image as they are decoded.
+
+        Images that could not be decoded are left out. They are in fp32 whatever precision encodes features.
+
+        Args:
+            whole: the whole image is squashed to what the model sees, whatever its own evaluation does.
+            block: see `models.Adapter.heat_maps`.
+        """
         ...

@@ -36,7 +36,9 @@ def tasks(catalog: Catalog) -> list[dict[str, Any]]:
         task = catalog.task(name)
         card = task.dataset.card
         primary = getattr(task.params, "primary", None)
-        rows.append({"id": name, "metric": primary, "classes": len(card.classes), "title": card.title})
+        rows.append(
+            {"id": name, "metric": primary, "classes": len(card.classes) or None, "title": card.title}
+        )
     return rows
 
 
@@ -53,7 +55,7 @@ def with_variants(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             shots = [v.removesuffix("-shot") for v in own if v.endswith("-shot")]
             cells = [f"@{v}" for v in own if not v.endswith("-shot")]
             cells += [f"@{{{','.join(shots)}}}-shot"] if shots else []
-            shown.append({k: v for k, v in row.items() if k != "title"} | {"variants": " ".join(cells)})
+            shown.append({"id": row["id"], "metric": row["metric"], "variants": " ".join(cells)})
     return shown
 
 

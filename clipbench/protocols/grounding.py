@@ -1,0 +1,214 @@
+"""Grounding without training: does the heat map of an image-text score point at what the text means?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from clipbench import boxes, stats
+from clipbench.cards import Strict, TaskCard
+from clipbench.data import Expressions, Split
+from clipbench.errors import DataError, unknown
+from clipbench.protocols import HEAT, HeatEncoder, Outcome
+
+ID = "ground"
+VERSION = 1
+KINDS = ("expressions",)
+TEXT = True
+VARIANTS: dict[str, dict[str, object]] = {"crop": {"view": "crop"}}
+
+_IOU = 0.5
+
+
+class Params(Strict):
+    """What a task card may set under `protocols: {ground: …}`.
+
+    Attributes:
+        primary: the metric that stands for the task. `acc@iou0.5` needs a copy with a detector's boxes.
+        split: which of the card's splits.
+        view: `whole` squashes the whole image to what the model sees, as ALBEF does, so that nothing that an
+            expression may mean is cut off; `crop` is the model's own evaluation, whose map is 0 outside the crop.
+        block: of a ViT, the block whose attention is looked at, counted from 0; None: at two thirds of the depth
+            (ALBEF's 8 of 12). Other models have no use for it.
+    """
+
+    primary: Literal["pointing_game", "heat_energy_in_box", "acc@iou0.5"] = "pointing_game"
+    split: str = "test"
+    view: Literal["whole", "crop"] = "whole"
+    block: int | None = Field(None, ge=0)
+
+
+def check(card: TaskCard, params: Params) -> str | None:
+    """What is wrong with `params` for `card`, or None."""
+    return None if params.split in card.splits else unknown("split", params.split, card.splits)
+
+
+def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+    """Heat maps of the split's images."""
+    return [(params.split, HEAT)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a map says of one expression.
+
+    Attributes:
+        number: of the expression.
+        empty: whether the map is 0 everywhere.
+        described: how maps were made.
+        point: the pixel (x, y) that it points at.
+        hit: whether that is in the true box.
+        energy: share of the heat in the true box.
+        chance: share of the image that the true box is.
+        overlap: IoU of the candidate box with the most heat, None without candidates.
+        candidate_chance: share of the candidates that a true answer would be among.
+    """
+
+    number: int
+    empty: bool
+    described: str
+    point: tuple[int, int]
+    hit: bool
+    energy: float
+    chance: float
+    overlap: float | None
+    candidate_chance: float
+
+
+def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: Params, seed: int) -> Outcome:
+    """Point at every expression.
+
+    `pointing_game`: the map's largest pixel, the first of several, is in the true box (Zhang et al. 2016,
+    arXiv 1608.00507; as AMC scores it). `heat_energy_in_box`: the share of the map's sum there. `acc@iou0.5`: the
+    candidate box with the largest Σ heat / area^0.5 has an IoU of 0.5 at least with the true box (ALBEF); an image
+    without candidates is a miss. Chance is what a map of noise gets: the mean share of the image that the boxes are;
+    the mean share of candidates that would do. A map of zeros points at the first pixel; the evidence counts them.
+
+    Raises:
+        DataError: `acc@iou0.5` is the primary metric and no boxes came with the data; or no image could be decoded.
+    """
+    split = splits[params.split]
+    expressions = _expressions(split)
+    if params.primary == "acc@iou0.5" and expressions.candidates is None:
+        raise DataError(
+            f"{split.dataset}: acc@iou0.5 needs the boxes of a detector, and this copy has none",
+            hint="put detections.json ({image: [[x0, y0, x1, y1], …]}) or ALBEF's dets.json beside the annotations",
+        )
+    rows = [found for found, _ in _look(expressions, split, encoder, params)]
+    if not rows:
+        raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
+    numbers = np.array([found.number for found in rows])
+    images = expressions.image[numbers]
+    chance = float(np.mean([found.chance for found in rows]))
+    hits = np.array([found.hit for found in rows])
+    energies = np.array([found.energy for found in rows], dtype=np.float64)
+    points = np.array([found.point for found in rows])
+    scores = {
+        "pointing_game": stats.clustered_mean_score(hits.astype(np.float64), images, chance, seed),
+        "heat_energy_in_box": stats.clustered_mean_score(energies, images, chance, seed),
+    }
+    samples: dict[str, NDArray[Any] | list[NDArray[Any]]] = {
+        "id": np.array([expressions.ids[n] for n in numbers], dtype=object),
+        "expression": np.array([expressions.texts[n] for n in numbers], dtype=object),
+        "hit": hits,
+        "energy": energies,
+        "x": points[:, 0],
+        "y": points[:, 1],
+    }
+    evidence: dict[str, object] = {
+        "heat_maps": rows[0].described,
+        "images": len(np.unique(images)),
+        "maps_of_zeros": sum(found.empty for found in rows),
+    }
+    if expressions.candidates is not None:
+        overlap = np.array([found.overlap or 0.0 for found in rows])
+        by_chance = float(np.mean([found.candidate_chance for found in rows]))
+        scores["acc@iou0.5"] = stats.clustered_mean_score(
+            (overlap >= _IOU).astype(np.float64), images, by_chance, seed
+        )
+        samples["iou"] = overlap
+        evidence["without_candidates"] = sum(found.overlap is None for found in rows)
+    return Outcome(scores, samples=samples, evidence=evidence)
+
+
+def pictures(
+    card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: Params, seed: int, count: int
+) -> dict[str, bytes]:
+    """Overlays of a seeded draw of `count` expressions, and a contact sheet of them: file name → PNG."""
+    from clipbench.report import overlays
+
+    split = splits[params.split]
+    expressions = _expressions(split)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(expressions.ids))[:count])
+    chosen = Expressions(
+        tuple(expressions.ids[n] for n in drawn),
+        tuple(expressions.texts[n] for n in drawn),
+        expressions.image[drawn],
+        expressions.boxes[drawn],
+    )
+    shown = np.unique(chosen.image)
+    images = dict(zip(shown.tolist(), split.samples(shown), strict=True))
+    made = {}
+    for found, heat in _look(chosen, split, encoder, params):
+        n = found.number
+        picture = overlays.overlay(
+            images[int(chosen.image[n])].image,
+            heat,
+            chosen.boxes[n],
+            found.point,
+            chosen.texts[n],
+            hit=found.hit,
+            energy=found.energy,
+        )
+        made[f"{n:03d}-{chosen.ids[n]}"] = picture
+    pngs = {overlays.file_name(name): overlays.png(picture) for name, picture in made.items()}
+    if made:
+        pngs["contact-sheet.png"] = overlays.png(overlays.contact_sheet(list(made.values())))
+    return pngs
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _expressions(split: Split) -> Expressions:
+    assert split.expressions is not None  # cards of this kind open as such
+    return split.expressions
+
+
+def _look(
+    expressions: Expressions, split: Split, encoder: HeatEncoder, params: Params
+) -> Iterator[tuple[Found, NDArray[np.float32]]]:
+    """What the map of each expression says, and the map, float32 [height, width]: one at a time."""
+    for heat in encoder.heat(
+        split,
+        expressions.texts,
+        expressions.image,
+        whole=params.view == "whole",
+        block=params.block,
+    ):
+        candidates = None if expressions.candidates is None else expressions.candidates[heat.sample]
+        for place, number in enumerate(heat.texts.tolist()):
+            large, box = heat.large(place), expressions.boxes[number]
+            point = boxes.peak(large)
+            overlap, by_chance = None, 0.0
+            if candidates is not None and len(candidates):
+                overlaps = boxes.overlaps(candidates, box)
+                overlap = float(overlaps[boxes.best(large, candidates)])
+                by_chance = float((overlaps >= _IOU).mean())
+            found = Found(
+                number,
+                not large.any(),
+                heat.described,
+                point,
+                boxes.contains(box, point),
+                boxes.energy(large, box),
+                boxes.share(box, *heat.size),
+                overlap,
+                by_chance,
+            )
+            yield found, large

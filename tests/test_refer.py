@@ -1,0 +1,468 @@
+"""Referring expressions in each layout that people have, and copies that are wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import test_hub
+from PIL import Image
+from test_coco import jpeg
+
+from clipbench.cards import TaskCard
+from clipbench.catalog import Catalog, Entry
+from clipbench.data import Expressions, Split
+from clipbench.data.hub import DataPaths, open_split
+from clipbench.errors import DataError
+from clipbench.features import Subset
+
+hub = test_hub.hub
+
+#: images of 9 × 8 px; the third has no expression in the split
+NAMES = [f"COCO_train2014_{number:012d}.jpg" for number in (139, 285, 632)]
+#: image, ref id, box (x, y, width, height), sentences
+REFS: list[tuple[int, int, list[float], list[str]]] = [
+    (0, 11, [1.0, 2.0, 3.5, 4.0], ["left cat", "the cat"]),
+    (1, 12, [0.0, 0.0, 9.3, 8.0], ["all of it"]),
+    (0, 13, [5.0, 1.0, 2.0, 2.0], ["a mouse"]),
+]
+TEXTS = ("left cat", "the cat", "a mouse", "all of it")
+BOXES: list[list[float]] = [
+    [1, 2, 4.5, 6],
+    [1, 2, 4.5, 6],
+    [5, 1, 7, 3],
+    [0, 0, 9, 8],
+]  # the last clipped to the image
+
+
+def entry(**changes: Any) -> Entry[TaskCard]:
+    fields: dict[str, Any] = {
+        "title": "Refer",
+        "source": {"local": True},
+        "splits": {"val": {"name": "refcoco_unc_val"}, "testA": {"name": "refcoco_unc_testA"}},
+        "kind": "expressions",
+        "protocols": {"ground": {"split": "val"}},
+    }
+    return Entry("refcoco", TaskCard.model_validate(fields | changes), Path("tasks/refcoco.yaml"))
+
+
+def open_val(root: Path, role: str = "val", **changes: Any) -> Split:
+    return open_split(entry(**changes), role, DataPaths({"refcoco": root}, ()))
+
+
+def of(split: Split) -> Expressions:
+    assert split.expressions is not None
+    return split.expressions
+
+
+def write_images(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(NAMES):
+        (folder / name).write_bytes(jpeg(number))
+
+
+def sentences(texts: list[str], first: int) -> list[dict[str, Any]]:
+    return [
+        {"raw": f"{t.upper()}!", "sent": t, "sent_id": first + k, "tokens": t.split()}
+        for k, t in enumerate(texts)
+    ]
+
+
+def refs() -> list[dict[str, Any]]:
+    made = [
+        {
+            "ref_id": ref,
+            "ann_id": 100 + ref,
+            "image_id": int(NAMES[image][-16:-4]),
+            "file_name": NAMES[image].replace(".jpg", f"_{ref}.jpg"),
+            "split": "val",
+            "category_id": 1,
+            "sent_ids": [],
+            "sentences": sentences(texts, 10 * ref),
+        }
+        for image, ref, _, texts in REFS
+    ]
+    return [
+        *made,
+        made[0] | {"ref_id": 99, "ann_id": 199, "split": "testA", "sentences": sentences(["x"], 990)},
+    ]
+
+
+def write_refer(root: Path, found: Any = None, images: str = "train2014") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    boxes = {100 + ref: (image, box) for image, ref, box, _ in REFS} | {199: (2, [1, 1, 2, 2])}
+    instances = {
+        "images": [{"id": int(n[-16:-4]), "file_name": n, "height": 8, "width": 9} for n in NAMES],
+        "annotations": [
+            {
+                "id": key,
+                "image_id": int(NAMES[i][-16:-4]),
+                "bbox": box,
+                "segmentation": [[1, 2, 3]],
+                "area": 3,
+            }
+            for key, (i, box) in boxes.items()
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / "instances.json").write_text(json.dumps(instances))
+    (root / "refs(unc).json").write_text(json.dumps(refs() if found is None else found))
+    write_images(root / images)
+    return root
+
+
+def plain() -> list[dict[str, Any]]:
+    return [
+        {
+            "file_name": NAMES[image],
+            "expression": text,
+            "bbox_xyxy": [box[0], box[1], box[0] + box[2], box[1] + box[3]],
+        }
+        for image, _, box, texts in REFS
+        for text in texts
+    ]
+
+
+def write_plain(root: Path, found: Any = None, name: str = "referring_expressions_val.json") -> Path:
+    write_images(root / "images")
+    (root / "annotations").mkdir(exist_ok=True)
+    (root / "annotations" / name).write_text(json.dumps(plain() if found is None else found))
+    return root
+
+
+def write_table(
+    root: Path, rows: list[dict[str, Any]], name: str = "refcoco_unc_val-00000-of-00001.parquet"
+) -> Path:
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), root / "data" / name)
+    return root
+
+
+def image_rows() -> list[dict[str, Any]]:
+    """As jxu124/refcoco-benchmark: one row an image."""
+    rows = []
+    for number in (0, 1):
+        of_image = [r for r in REFS if r[0] == number]
+        rows.append(
+            {
+                "ref_list": [
+                    {
+                        "ann_info": {"bbox": box, "id": 100 + ref, "segmentation": [[1.0, 2.0]]},
+                        "ref_info": {"ref_id": ref, "sentences": sentences(texts, 10 * ref), "split": "val"},
+                    }
+                    for _, ref, box, texts in of_image
+                ],
+                "image_info": {"file_name": NAMES[number], "height": 8, "width": 9},
+                "image": {"bytes": jpeg(number), "path": None},
+            }
+        )
+    return rows
+
+
+def object_rows() -> list[dict[str, Any]]:
+    """As lmms-lab/RefCOCO: one row an object, its image in every row."""
+    return [
+        {
+            "question_id": str(ref),
+            "image": {"bytes": jpeg(image), "path": None},
+            "question": "Which region?",
+            "answer": texts,
+            "segmentation": [1.0, 2.0],
+            "bbox": box,
+            "iscrowd": 0,
+            "file_name": NAMES[image].replace(".jpg", f"_{number}.jpg"),
+        }
+        for number, (image, ref, box, texts) in enumerate(REFS)
+    ]
+
+
+def path_rows() -> list[dict[str, Any]]:
+    """As jxu124/refcoco: one row an object, images elsewhere; `bbox` has been corners and sizes."""
+    return [
+        ref
+        | {
+            "raw_anns": json.dumps({"bbox": box}),
+            "image_path": f"coco/train2014/{NAMES[image]}",
+            "bbox": [7.0, 7.0, 7.0, 7.0],
+        }
+        for ref, (image, _, box, _) in zip(refs(), [*REFS, REFS[0]], strict=True)
+    ]
+
+
+def write_paths(root: Path) -> Path:
+    write_images(root / "train2014")
+    return write_table(root, path_rows(), "validation-0.parquet")
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    "refer": write_refer,
+    "refer, images beside": lambda root: write_refer(root, images="../images/mscoco/images/train2014"),
+    "plain": write_plain,
+    "one row an image": lambda root: write_table(root, image_rows()),
+    "one row an object": lambda root: write_table(root, object_rows()),
+    "images elsewhere": write_paths,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_expressions(form: str, tmp_path: Path) -> None:
+    split = open_val(FORMS[form](tmp_path / "copy"))
+    found = of(split)
+    assert split.ids == NAMES[:2]
+    assert found.texts == TEXTS
+    assert found.image.tolist() == [0, 0, 0, 1]
+    np.testing.assert_allclose(found.boxes, BOXES, atol=1e-6)
+    assert found.candidates is None
+    assert len(set(found.ids)) == 4
+    assert split.labels.tolist() == [0, 0]
+    assert split.classes == ()
+    both = list(split.samples(np.array([0, 1])))
+    assert [(s.id, s.image) for s in both] == [(NAMES[0], jpeg(0)), (NAMES[1], jpeg(1))]
+    assert [s.image for s in split.samples(np.array([1]))] == [jpeg(1)]
+    assert split.fingerprint == open_val(tmp_path / "copy").fingerprint
+
+
+def test_ids_are_those_of_the_data(tmp_path: Path) -> None:
+    assert of(open_val(write_refer(tmp_path / "a"))).ids == ("11/110", "11/111", "13/130", "12/120")
+    assert of(open_val(write_refer(tmp_path / "a"), "testA")).texts == ("x",)
+    numbered = [e | {"id": f"e{k}"} for k, e in enumerate(plain())]
+    assert of(open_val(write_plain(tmp_path / "b", numbered))).ids == ("e0", "e1", "e3", "e2")
+    assert of(open_val(write_plain(tmp_path / "b"))).ids[:2] == (f"{NAMES[0]}/0", f"{NAMES[0]}/1")
+
+
+def test_a_card_with_one_split_needs_no_name(tmp_path: Path) -> None:
+    write_plain(tmp_path, name="referring_expressions.json")
+    one: dict[str, Any] = {"splits": {"val": {"name": "anything"}}}
+    assert of(open_val(tmp_path, **one)).texts == TEXTS
+    with pytest.raises(
+        DataError, match=r"no referring expressions of the val split in \S+ \(it holds annotations"
+    ):
+        open_val(tmp_path)
+
+
+def test_limit_keeps_what_belongs_to_the_images(tmp_path: Path) -> None:
+    root = write_plain(tmp_path)
+    (root / "detections.json").write_text(json.dumps({NAMES[1]: [[0, 0, 2, 2]]}))
+    part = Subset(open_val(root), np.array([1]))
+    assert of(part).texts == ("all of it",)
+    assert of(part).image.tolist() == [0]
+    candidates = of(part).candidates
+    assert candidates is not None
+    assert [c.tolist() for c in candidates] == [[[0, 0, 2, 2]]]
+
+
+# ------------------------------------------------------------------ detections
+
+DETECTIONS: dict[str, tuple[str, Any]] = {
+    "ours": ("detections.json", {NAMES[0]: [[1, 1, 3, 4], [0, 0, 2, 2]]}),
+    "ALBEF's": ("dets.json", {"139": [[1, 1, 2, 3, 0.9], [0, 0, 2, 2, 0.1]], "7": []}),
+    "refer's": (
+        "dets.json",
+        {"dets": [{"box": [1, 1, 2, 3], "image_id": 139}, {"box": [0, 0, 2, 2], "image_id": 139}]},
+    ),
+    "refer's list": (
+        "dets.json",
+        [{"box": [1, 1, 2, 3], "image_id": 139}, {"box": [0, 0, 2, 2], "image_id": 139}],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", DETECTIONS)
+@pytest.mark.parametrize("table", [False, True])
+def test_candidate_boxes(form: str, table: bool, tmp_path: Path) -> None:
+    root = write_table(tmp_path, image_rows()) if table else write_refer(tmp_path)
+    before = open_val(root)
+    name, content = DETECTIONS[form]
+    (root / name).write_text(json.dumps(content))
+    split = open_val(root)
+    candidates = of(split).candidates
+    assert candidates is not None
+    assert [c.tolist() for c in candidates] == [[[1, 1, 3, 4], [0, 0, 2, 2]], []]
+    assert all(c.shape[1:] == (4,) for c in candidates)
+    assert split.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("detections.json", [1]),
+        ("detections.json", {NAMES[0]: [[1, 1, 1, 4]]}),
+        ("detections.json", {NAMES[0]: [[1, 1]]}),
+        ("dets.json", {"dets": [{"box": [1, 1, 2, 2]}]}),
+        ("dets.json", {"139": [[1, 2]]}),
+    ],
+)
+def test_detections_that_are_none(name: str, content: Any, tmp_path: Path) -> None:
+    (write_refer(tmp_path) / name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"{name} is no file of detections"):
+        open_val(tmp_path)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_a_pickle_is_not_read_and_the_error_says_how_to_turn_it_into_json(tmp_path: Path) -> None:
+    root = write_refer(tmp_path)
+    (root / "refs(unc).json").unlink()
+    (root / "refs(unc).p").write_bytes(pickle.dumps(refs()))
+    with pytest.raises(DataError, match=r"refs\(unc\)\.p is a pickle, which can run any program") as caught:
+        open_val(root)
+    assert "json.dump(pickle.load(open('refs(unc).p', 'rb')), open('refs(unc).json', 'w'))" in str(
+        caught.value
+    )
+
+
+def test_googles_partition_is_not_read(tmp_path: Path) -> None:
+    root = write_refer(tmp_path)
+    (root / "refs(unc).json").rename(root / "refs(google).json")
+    with pytest.raises(DataError, match=r"has refs\(google\)\.json; read are the partitions unc and umd"):
+        open_val(root)
+    (root / "refs(google).json").rename(root / "refs(umd).json")
+    assert of(open_val(root)).texts == TEXTS
+
+
+Entries = list[dict[str, Any]]
+WRONG: dict[str, tuple[Callable[[Entries], Any], str]] = {
+    "no list": (lambda e: {"a": e}, r"_val\.json is no list of expressions"),
+    "no box": (lambda e: e[2].pop("bbox_xyxy"), r"_val\.json: entry 2 has no bbox_xyxy"),
+    "empty": (
+        lambda e: e[1].update(expression="  "),
+        r"expression \S+139\.jpg/1 \(image \S+\) in \S+ is empty",
+    ),
+    "no text": (lambda e: e[1].update(expression=None), r"139\.jpg/1 \(image \S+\) in \S+ is empty"),
+    "three numbers": (
+        lambda e: e[0].update(bbox_xyxy=[1, 2, 3]),
+        r"has the box \[1, 2, 3\], expected four numbers",
+    ),
+    "words": (
+        lambda e: e[0].update(bbox_xyxy=["1", 2, 3, 4]),
+        r"has the box \['1', 2, 3, 4\], expected four",
+    ),
+    "not finite": (lambda e: e[0].update(bbox_xyxy=[1, 2, 3, float("nan")]), r"nan\], expected four numbers"),
+    "no area": (
+        lambda e: e[0].update(bbox_xyxy=[3, 2, 3, 4]),
+        r"has the box 3, 2, 3, 4 \(x0, y0, x1, y1\), which has no area\n.*two corners, not a corner and a size",
+    ),
+    "sizes": (lambda e: e[0].update(bbox_xyxy=[5, 2, 3, 4]), "which has no area"),
+    "outside": (
+        lambda e: e[0].update(bbox_xyxy=[20, 2, 23, 4]),
+        r"has the box 20, 2, 23, 4 \(x0, y0, x1, y1\), outside the image of 9 × 8 px",
+    ),
+    "just outside": (lambda e: e[0].update(bbox_xyxy=[9, 2, 10, 4]), "outside the image of 9 × 8 px"),
+    "too large": (lambda e: e[0].update(bbox_xyxy=[1, 2, 12, 4]), "outside the image of 9 × 8 px"),
+    "id twice": (lambda e: [x.update(id=7) for x in e[:2]], r"the expression id 7 is there twice"),
+    "no image": (lambda e: e[2].update(file_name="no.jpg"), r"no\.jpg is not there; 1 of the 2 images"),
+    "outside the folder": (lambda e: e[0].update(file_name="../a.jpg"), "leads out of the folder of images"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_entries_are_named(wrong: str, tmp_path: Path) -> None:
+    spoil, message = WRONG[wrong]
+    entries = plain()
+    changed = spoil(entries)
+    with pytest.raises(DataError, match=message):
+        open_val(write_plain(tmp_path, changed if wrong == "no list" else entries))
+
+
+def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
+    found = refs()
+    found[1]["ann_id"] = 5
+    with pytest.raises(
+        DataError, match=r"refs\(unc\)\.json: entry 1 does not go with instances\.json \(KeyError: 5\)"
+    ):
+        open_val(write_refer(tmp_path / "a", found))
+    root = write_refer(tmp_path / "b")
+    (root / "instances.json").write_text("[]")
+    with pytest.raises(DataError, match="has no images and annotations as COCO's instances do"):
+        open_val(root)
+    (root / "instances.json").write_text("{")
+    with pytest.raises(DataError, match=r"instances\.json cannot be read as JSON"):
+        open_val(root)
+
+
+def test_splits_that_are_not_there(tmp_path: Path) -> None:
+    val = [ref for ref in refs() if ref["split"] == "val"]
+    with pytest.raises(DataError, match=r"no testA split in \S+ \(it has val\)"):
+        open_val(write_refer(tmp_path / "a", val), "testA")
+    root = write_paths(tmp_path / "b")
+    only: dict[str, Any] = {"splits": {"testB": {"name": "testB"}}}
+    with pytest.raises(DataError, match=r"no testB split in \S+ \(the column split has testA, val\)"):
+        open_val(root, "testB", **only)
+
+
+def test_tables_of_another_kind(tmp_path: Path) -> None:
+    rows = [row | {"photo": row["image"]} for row in image_rows()]
+    for row in rows:
+        del row["image"]
+    with pytest.raises(
+        DataError, match=r"are none of the known forms of referring expressions: 'image' with ref_list"
+    ):
+        open_val(write_table(tmp_path, rows))
+    assert of(open_val(tmp_path, columns={"image": "photo"})).texts == TEXTS
+    (tmp_path / "data" / "refcoco_unc_val-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        open_val(tmp_path)
+
+
+def test_an_image_that_cannot_be_read_waits_for_decoding(tmp_path: Path) -> None:
+    root = write_plain(tmp_path)
+    (root / "images" / NAMES[1]).write_bytes(b"no image")
+    assert of(open_val(root)).boxes[3].tolist() == pytest.approx([0, 0, 9.3, 8])
+
+
+def test_a_copy_of_another_size_than_the_card_says(tmp_path: Path) -> None:
+    sized: dict[str, Any] = {"splits": {"val": {"name": "val", "rows": 3}}}
+    with pytest.raises(DataError, match=r"has 2 samples, the card says 3"):
+        open_val(write_plain(tmp_path), **sized)
+
+
+def test_the_hubs_copy_of_the_shipped_cards_form(hub: test_hub.Hub, tmp_path: Path) -> None:
+    write_table(tmp_path / "served", image_rows())
+    write_table(tmp_path / "served", image_rows()[:1], "refcoco_unc_testA-00000-of-00001.parquet")
+    hub.repos = {"org/refer": {test_hub.FIRST: tmp_path / "served"}}
+    card = {
+        "title": "Refer",
+        "source": {"hub": "org/refer"},
+        "splits": {"val": {"name": "refcoco_unc_val", "rows": 2}, "testA": {"name": "refcoco_unc_testA"}},
+        "kind": "expressions",
+        "protocols": {"ground": {"split": "val"}},
+    }
+    wanted = [["val", "val", card], ["testA", "testA", card]]
+    printed = test_hub.run_python(
+        test_hub.OPEN,
+        json.dumps(wanted),
+        HF_ENDPOINT=hub.url,
+        HF_HOME=str(tmp_path / "home"),
+        HF_HUB_OFFLINE="0",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        NO_PROXY="127.0.0.1",
+    )
+    found = json.loads(printed.splitlines()[-1])
+    assert found["val"]["images"] == [hashlib.sha256(jpeg(n)).hexdigest() for n in (0, 1)]
+    assert found["testA"]["images"] == [hashlib.sha256(jpeg(0)).hexdigest()]
+
+
+@pytest.mark.shared
+def test_human_expressions_on_real_images(shared_data: Path) -> None:
+    dataset = Catalog().dataset("coco-363-expressions")
+    split = open_split(dataset, "test", DataPaths({dataset.id: shared_data / "coco-363"}, ()))
+    listed = json.loads((shared_data / "coco-363/annotations/referring_expressions.json").read_text())
+    found = of(split)
+    assert len(found.texts) == len(listed) == 41
+    assert sorted(found.texts) == sorted(e["expression"] for e in listed)
+    for sample, image in zip(split.samples(np.arange(len(split))), range(len(split)), strict=True):
+        with Image.open(io.BytesIO(sample.image)) as opened:
+            width, height = opened.size
+        boxes = found.boxes[found.image == image]
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, 2:] <= [width, height]).all()
