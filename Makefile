@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/clipbench eval --model digits-clip-lite --task digits-zs
+	$(BIN)/clipbench eval --model digits-clip-lite --task quickstart --save-heatmaps 8
 
 test: setup lint
 	$(BIN)/python -m pytest

@@ -180,8 +180,8 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
         (
             Recipe,
             RECIPE,
-            "negatives: 1}",
-            "negatives: 1, negativs: 2}",
+            "negatives: 16}",
+            "negatives: 16, negativs: 2}",
             'unknown key "objective.negativs"; did you mean "negatives"? (allowed: kind, negatives)',
         ),
     ],
@@ -372,14 +372,15 @@ def test_a_recipe_names_the_objectives_that_there_are(path: Path) -> None:
 
 
 def test_a_recipe_that_contradicts_itself_points_to_the_value(path: Path) -> None:
-    text = change(RECIPE, "negatives: 1}", "negatives: 128}")
+    text = change(RECIPE, "negatives: 16}", "negatives: 128}")
     (problem,) = problems(path, text, Recipe)
     assert problem.startswith(
         f"pets.yaml:{line_of(text, 'objective:')}: objective.negatives (128) must be below"
     )
-    text = change(RECIPE, "evaluate: [digits-zs]", "evaluate: []")
+    text = change(RECIPE, "evaluate: [digits-zs, ", "evaluate: [")
     assert problems(path, text, Recipe) == [
-        f'pets.yaml:{line_of(text, "target:")}: target.task "digits-zs" is not in evaluate (empty)'
+        f'pets.yaml:{line_of(text, "target:")}: target.task "digits-zs" is not in evaluate '
+        "(digits-scenes-zs, digits-scenes-ret, digits-scenes-ground)"
     ]
 
 

@@ -668,6 +668,9 @@ def test_library_towers_are_trained_and_evaluated_like_ours(tmp_path: Path) -> N
     recipe["model"]["config"] = config
     recipe["schedule"] = {"steps": 3, "batch_size": 8}
     recipe["data"] = recipe["data"][:1]
+    recipe["objective"] = {"kind": "clip-lite"}
+    recipe["evaluate"], recipe["target"] = [], None
+    recipe["model"]["preprocess"] = {"size": 8, "resize": "none", "channels": 1, "mean": [0.3], "std": [0.4]}
     task = Catalog().dataset("digits").card
     split = digits("train", task.classes)
     run = functools.partial(pretrain, data=[(split, task)], device="cpu", progress=False)

@@ -32,13 +32,12 @@ VERSION = 1
 class ConvNetTower(Strict):
     """A small residual network for images of 8 to 64 px, globally average-pooled.
 
-    `stages` stages of `blocks` residual blocks; the first has `width` channels at 1 / `stride` of the resolution,
-    each further one twice the channels at half the side.
+    `stages` stages of `blocks` residual blocks; the first has `width` channels at full resolution, each
+    further one twice the channels at half the side.
     """
 
     kind: Literal["convnet"]
     width: int = Field(gt=0)
-    stride: int = Field(1, gt=0)
     stages: int = Field(gt=0)
     blocks: int = Field(1, gt=0)
 
@@ -70,6 +69,25 @@ class BytesTower(Strict):
         if self.width % self.heads:
             raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
         return self
+
+
+class NgramsTower(Strict):
+    """The mean of vectors of the text's word n-grams, up to `longest` words long (fastText; Joulin et al. 2017).
+
+    An n-gram is known by its hash modulo `buckets`: no vocabulary is needed, and two may share a vector. Of a text
+    that has more than `context_length` of them the last, longest ones are left out.
+    """
+
+    kind: Literal["ngrams"]
+    width: int = Field(gt=0)
+    longest: int = Field(5, gt=0)
+    buckets: int = Field(8192, gt=0)
+    context_length: int = Field(128, gt=0)
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        return self.width
 
 
 class TorchvisionTower(Strict):
@@ -141,7 +159,7 @@ class BertTower(Strict):
 
 
 Image = Annotated[ConvNetTower | TorchvisionTower | TimmTower, Field(discriminator="kind")]
-Text = Annotated[BytesTower | BertTower, Field(discriminator="kind")]
+Text = Annotated[BytesTower | NgramsTower | BertTower, Field(discriminator="kind")]
 
 
 class Config(Strict):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +18,19 @@ from clipbench.captions import clean_caption
 from clipbench.cards import Preprocess
 from clipbench.errors import CardError, unknown
 from clipbench.models import dual, layouts
-from clipbench.models.dual import BertTower, BytesTower, Config, ConvNetTower, TimmTower, TorchvisionTower
+from clipbench.models.dual import (
+    BertTower,
+    BytesTower,
+    Config,
+    ConvNetTower,
+    NgramsTower,
+    TimmTower,
+    TorchvisionTower,
+)
 from clipbench.models.tokenizer import Tokenizer
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
-_VOCABULARY = _FIRST_BYTE + 256
 
 
 class DualTowers(nn.Module):
@@ -157,9 +166,11 @@ def image_tower(config: ConvNetTower | TorchvisionTower | TimmTower, preprocess:
     return ConvNet(config, preprocess.channels, preprocess.side)
 
 
-def text_tower(config: BytesTower | BertTower, folder: Path) -> TextTower:
+def text_tower(config: BytesTower | NgramsTower | BertTower, folder: Path) -> TextTower:
     """The text tower of `config` with random weights; `folder` is where a tokenizer's relative path starts from."""
-    return Bert(config, folder) if isinstance(config, BertTower) else ByteTransformer(config)
+    if isinstance(config, BertTower):
+        return Bert(config, folder)
+    return NgramBag(config) if isinstance(config, NgramsTower) else ByteTransformer(config)
 
 
 class ConvNet(ImageTower):
@@ -167,15 +178,15 @@ class ConvNet(ImageTower):
 
     def __init__(self, config: ConvNetTower, channels: int, side: int) -> None:
         super().__init__()
-        if side < config.stride * 2 ** (config.stages - 1):
+        if side < 2 ** (config.stages - 1):
             raise CardError(
-                f"an image tower of stride {config.stride} and {config.stages} stages divides the side by "
-                f"{config.stride} and halves it {config.stages - 1} times: {side} px is too small",
+                f"an image tower of {config.stages} stages halves the side {config.stages - 1} times: "
+                f"{side} px is too small",
                 hint="lower config.image.stages, or raise preprocess.size",
             )
         self.features = config.features
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, config.width, 3, config.stride, padding=1, bias=False),
+            nn.Conv2d(channels, config.width, 3, padding=1, bias=False),
             nn.BatchNorm2d(config.width),
             nn.ReLU(),
         )
@@ -313,26 +324,21 @@ class ByteTransformer(TextTower):
         super().__init__()
         self.features = config.features
         self.context_length = config.context_length
-        self.bytes = nn.Embedding(_VOCABULARY, config.width)
+        self.bytes = nn.Embedding(_FIRST_BYTE + 256, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
         self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        nn.init.normal_(self.bytes.weight, std=0.02)
-        nn.init.normal_(self.positions, std=0.01)
+        # As large as the layers' normalised inputs: from small ones, long texts take long to be told apart.
+        nn.init.normal_(self.bytes.weight, std=1.0)
+        nn.init.normal_(self.positions, std=0.3)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64 [N, context_length], zero-padded) and each row's count of real tokens (int64 [N]).
 
         A text that is too long loses its last bytes, never the end token.
         """
-        tokens = torch.full((len(texts), self.context_length), _PAD, dtype=torch.int64)
-        lengths = torch.empty(len(texts), dtype=torch.int64)
-        for row, text in enumerate(texts):
-            data = text.encode("utf-8")[: self.context_length - 2]
-            ids = [_START, *(byte + _FIRST_BYTE for byte in data), _END]
-            tokens[row, : len(ids)] = torch.tensor(ids)
-            lengths[row] = len(ids)
-        return tokens, lengths
+        data = [text.encode("utf-8")[: self.context_length - 2] for text in texts]
+        return _padded([[_START, *(b + _FIRST_BYTE for b in own), _END] for own in data], self.context_length)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 [B, L] (L at most `context_length`, zero-padded) to float [B, width]."""
@@ -340,9 +346,54 @@ class ByteTransformer(TextTower):
         hidden = self.bytes(tokens) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
             hidden = layer(hidden, real)
-        weight = real.unsqueeze(-1).to(hidden.dtype)
-        pooled: Tensor = (self.norm(hidden) * weight).sum(1) / weight.sum(1)
-        return pooled
+        return _mean_of_real(self.norm(hidden), real)
+
+
+class NgramBag(TextTower):
+    """The mean of the vectors of hashed word n-grams, normalised: it learns in a few steps."""
+
+    def __init__(self, config: NgramsTower) -> None:
+        super().__init__()
+        self.features = config.features
+        self.context_length = config.context_length
+        self._longest, self._buckets = config.longest, config.buckets
+        self.ngrams = nn.Embedding(1 + config.buckets, config.width)
+        self.norm = nn.LayerNorm(config.width)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids of n-grams (int64 [N, context_length], zero-padded) and each row's count of them (int64 [N]).
+
+        Words are lower-cased, and punctuation marks are words; a text without any has one, empty, n-gram.
+        """
+        return _padded([self._ids(text)[: self.context_length] for text in texts], self.context_length)
+
+    def _ids(self, text: str) -> list[int]:
+        words = re.findall(r"\w+|[^\w\s]", text.lower()) or [""]
+        grams = [
+            " ".join(words[start : start + length])
+            for length in range(1, self._longest + 1)
+            for start in range(len(words) - length + 1)
+        ]
+        return [1 + zlib.crc32(gram.encode("utf-8")) % self._buckets for gram in grams]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, L] (L at most `context_length`, zero-padded) to float [B, width]."""
+        found: Tensor = self.norm(_mean_of_real(self.ngrams(tokens), tokens != _PAD))
+        return found
+
+
+def _padded(rows: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids as int64 [N, length], zero-padded, and how long each is, int64 [N]."""
+    tokens = torch.full((len(rows), length), _PAD, dtype=torch.int64)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return tokens, torch.tensor([len(ids) for ids in rows])
+
+
+def _mean_of_real(hidden: Tensor, real: Tensor) -> Tensor:
+    """Mean of hidden [B, L, width] over the tokens that are real [B, L]: [B, width]."""
+    weight = real.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weight).sum(1) / weight.sum(1)
 
 
 class _Layer(nn.Module):
@@ -433,8 +484,7 @@ class Bert(TextTower, LibraryTower):
         hidden: Tensor = output.last_hidden_state
         if self._pool == "cls":
             return hidden[:, 0]
-        weight = real.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1)
+        return _mean_of_real(hidden, real)
 
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `LibraryTower`: without heads, and without the pooler unless it is what pools."""

@@ -90,7 +90,13 @@ def _score_rows(record: Record) -> list[Row]:
 
 
 def _metrics(record: Record) -> list[str]:
-    return sorted(record.scores, key=lambda metric: (metric != record.primary, metric))
+    """The primary one, then the others by name, recall@5 before recall@10."""
+
+    def place(metric: str) -> tuple[bool, str, int]:
+        name, _, k = metric.partition("@")
+        return metric != record.primary, name, int(k) if k.isdecimal() else 0
+
+    return sorted(record.scores, key=place)
 
 
 def _row(record: Record, metric: str) -> Row:
