@@ -460,10 +460,30 @@ class ClipObjective(Strict):
 
 
 class ClipLiteObjective(Strict):
-    """The JSD bound of CLIP-Lite, with `negatives` wrong texts an image, drawn by rolling the batch."""
+    """The JSD bound of CLIP-Lite, with `negatives` wrong texts an image, drawn by rolling the batch.
+
+    `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
+    lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
+    weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
+    """
 
     kind: Literal["clip-lite"]
     negatives: int = Field(1, ge=1)
+    prior_weight: float = Field(0.0, ge=0, lt=1)
+
+
+class SiglipObjective(Strict):
+    """The pairwise sigmoid loss over all pairs of the batch, with a learned scale and bias (Zhai et al. 2023).
+
+    The initial values are the paper's (section 3.2).
+    """
+
+    kind: Literal["siglip"]
+    initial_logit_scale: float = Field(10.0, gt=0)
+    initial_logit_bias: float = -10.0
+
+
+Objective = Annotated[ClipObjective | ClipLiteObjective | SiglipObjective, Field(discriminator="kind")]
 
 
 class Target(Strict):
@@ -483,7 +503,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     data: Tuple[Pairs] = Field(min_length=1)
     model: RecipeModel
-    objective: Annotated[ClipObjective | ClipLiteObjective, Field(discriminator="kind")]
+    objective: Objective
     optim: Annotated[AdamW | Sgd, Field(discriminator="name")]
     schedule: Schedule
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

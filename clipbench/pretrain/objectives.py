@@ -5,15 +5,12 @@ Embeddings need not be unit rows; cosines are taken here, in float32 at least, w
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from clipbench.cards import ClipLiteObjective, ClipObjective
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,37 @@ class ClipLiteLoss(Loss):
     def total(self) -> Tensor:
         """Sum of the two terms."""
         return self.positive + self.negative
+
+
+@dataclass(frozen=True)
+class SiglipLoss(Loss):
+    """The pairwise sigmoid loss: what its right pairs add, and its wrong ones."""
+
+    positive: Tensor
+    negative: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the two terms."""
+        return self.positive + self.negative
+
+
+@dataclass(frozen=True)
+class WeightedLoss(Loss):
+    """A weighted sum of terms."""
+
+    parts: dict[str, Tensor]
+    weights: dict[str, float]
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms, each times its weight."""
+        weighted = [self.weights[name] * part for name, part in self.parts.items()]
+        return torch.stack(weighted).sum()
+
+    def terms(self) -> dict[str, Tensor]:
+        """The terms by name, without their weights."""
+        return self.parts
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> ClipLoss:
@@ -101,31 +129,38 @@ def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negative
     return ClipLiteLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
 
 
-def evaluate(
-    objective: ClipObjective | ClipLiteObjective, image: Tensor, text: Tensor, logit_scale: Tensor
-) -> Loss:
-    """The loss that a recipe's `objective` names."""
-    match objective:
-        case ClipObjective():
-            return clip_loss(image, text, logit_scale)
-        case ClipLiteObjective():
-            return clip_lite_loss(image, text, logit_scale, negatives=objective.negatives)
+def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> SiglipLoss:
+    """Pairwise sigmoid loss over all pairs of the batch (Zhai et al. 2023, algorithm 1).
+
+    −1/B Σᵢⱼ ln σ(±(logit_scale · cosine of image i and text j + logit_bias)), + for i = j and − for all others.
+
+    Args:
+        image, text: float [B, D]; row i of one belongs to row i of the other.
+        logit_scale, logit_bias: scalars, the factor on cosines (not its logarithm) and what is added to them.
+
+    Chance value, at the best bias: ln B + (B − 1) ln(B / (B − 1)).
+    """
+    logits = logit_scale * _unit(image) @ _unit(text).T + logit_bias
+    matched = logits.diagonal()
+    # ln σ(−z) = −softplus(z) of all pairs, less that of the right ones.
+    negative = (F.softplus(logits).sum() - F.softplus(matched).sum()) / len(logits)
+    return SiglipLoss(F.softplus(-matched).mean(), negative)
 
 
-def chance(objective: ClipObjective | ClipLiteObjective, batch_size: int) -> float:
-    """The loss of features that say nothing: every cosine 0."""
-    match objective:
-        case ClipObjective():
-            return math.log(batch_size)
-        case ClipLiteObjective():
-            return 2 * math.log(2)
+def prior_loss(noise: Tensor, features: Tensor) -> Tensor:
+    """What a discriminator loses that shall say yes to a prior's draws and no to features: mean cross-entropies.
 
+    Args:
+        noise, features: float [B, 1], its logits.
 
-def max_logit_scale(objective: ClipObjective | ClipLiteObjective) -> float | None:
-    """The bound on the logit scale: CLIP's; None for CLIP-Lite, which has none."""
-    return objective.max_logit_scale if isinstance(objective, ClipObjective) else None
+    Chance value: 2 ln 2.
+    """
+    return F.softplus(-_wide(noise)).mean() + F.softplus(_wide(features)).mean()
 
 
 def _unit(rows: Tensor) -> Tensor:
-    wide = rows if rows.dtype == torch.float64 else rows.float()
-    return F.normalize(wide, dim=1)
+    return F.normalize(_wide(rows), dim=1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -32,11 +32,13 @@ class Batch:
         images: float32 [B, channels, side, side], normalised.
         tokens: int64 [U, L], the distinct captions, cut at the longest one.
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
+        generator: the CPU generator of all draws, for those that an objective makes itself.
     """
 
     images: Tensor
     tokens: Tensor
     rows: Tensor
+    generator: torch.Generator
 
 
 class PairsState(TypedDict):
@@ -127,6 +129,7 @@ class DrawnPairs:
             images=normalise(images, self._preprocess),
             tokens=tokens.to(self._device),
             rows=rows.to(self._device),
+            generator=self._generator,
         )
 
     def state(self) -> PairsState:

@@ -60,10 +60,13 @@ class DualTowers(nn.Module):
         Returns:
             image and text features, each [B, embed_dim], not normalised.
         """
-        image = self.image_projection(self.image(images))
+        image, text = self.backbones(images, tokens, rows)
+        return self.image_projection(image), self.text_projection(text)
+
+    def backbones(self, images: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the towers alone make of B pairs, given as to `forward`: [B, image.features], [B, text.features]."""
         # index_select: its backward adds in a fixed order on the CPU, so that a resumed run is bit-identical.
-        text = self.text_projection(self.text(tokens).index_select(0, rows))
-        return image, text
+        return self.image(images), self.text(tokens).index_select(0, rows)
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
