@@ -35,6 +35,9 @@ T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]
 # Three channel values written as a YAML list.
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+# The least and the greatest of something, written as a YAML list.
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Misplaced(ValueError):
@@ -438,6 +441,38 @@ class Affine(Strict):
     scale: float = Field(ge=0, lt=1, description="0.1: 0.9 to 1.1 times the size")
 
 
+class MocoV2(Strict):
+    """MoCo v2's augmentation (Chen et al. 2020): a random crop, resized; then, each with its probability, changed
+    colours, grey, blur, and a mirror image.
+
+    Brightness, contrast and saturation are multiplied by factors within 1 ± their bounds, the hue is turned by up to
+    `hue` of a circle, in random order. Images of one channel have neither saturation nor hue.
+    """
+
+    kind: Literal["moco-v2"]
+    scale: Range = Field((0.2, 1.0), description="of the crop's area, as a fraction of the image's")
+    jitter: Probability = 0.8
+    brightness: float = Field(0.4, ge=0)
+    contrast: float = Field(0.4, ge=0)
+    saturation: float = Field(0.4, ge=0)
+    hue: float = Field(0.1, ge=0, le=0.5)
+    grayscale: Probability = 0.2
+    blur: Probability = 0.5
+    sigma: Range = Field((0.1, 2.0), description="of the Gaussian, px")
+    flip: Probability = Field(0.5, description="0 where a mirror image is another thing, as with digits")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> MocoV2:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise Misplaced("scale must hold two numbers with 0 < first ≤ second ≤ 1", "scale")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise Misplaced("sigma must hold two numbers with 0 < first ≤ second", "sigma")
+        return self
+
+
+Augmentation = Annotated[Affine | MocoV2, Field(discriminator="kind")]
+
+
 class Pairs(Strict):
     """Training pairs: the images of a task card's split, each with one of its texts, drawn anew every time.
 
@@ -449,7 +484,7 @@ class Pairs(Strict):
     split: str = "train"
     texts: Tuple[Literal["labels", "captions", "expressions"]] = Field(("labels",), min_length=1)
     templates: Tuple[str] = Field(("default",), min_length=1)
-    augment: Affine | None = None
+    augment: Augmentation | None = None
 
 
 class ClipObjective(Strict):
@@ -483,7 +518,25 @@ class SiglipObjective(Strict):
     initial_logit_bias: float = -10.0
 
 
-Objective = Annotated[ClipObjective | ClipLiteObjective | SiglipObjective, Field(discriminator="kind")]
+class SlipObjective(Strict):
+    """SLIP: InfoNCE of image and text, and NT-Xent of two further views of the image (Mu et al. 2021).
+
+    `views` makes those two; the image of the pair is augmented as its source says. `projector_width` and
+    `projector_dim` are those of the MLP through which the image tower's own features of the views go.
+    """
+
+    kind: Literal["slip"]
+    max_logit_scale: float = Field(100.0, gt=0)
+    views: Augmentation = MocoV2(kind="moco-v2")
+    view_weight: float = Field(1.0, gt=0)
+    temperature: float = Field(0.1, gt=0)
+    projector_width: int = Field(4096, gt=0)
+    projector_dim: int = Field(256, gt=0)
+
+
+Objective = Annotated[
+    ClipObjective | ClipLiteObjective | SiglipObjective | SlipObjective, Field(discriminator="kind")
+]
 
 
 class Target(Strict):

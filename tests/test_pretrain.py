@@ -37,8 +37,16 @@ from clipbench.errors import CardError, ClipbenchError, DataError, StorageError,
 from clipbench.models import Adapter, LoadedModel, dual
 from clipbench.pretrain import learners, objectives
 from clipbench.pretrain.loop import choose_device, make_optimiser, pretrain
-from clipbench.pretrain.objectives import WeightedLoss, clip_lite_loss, clip_loss, prior_loss, siglip_loss
-from clipbench.pretrain.pairs import DrawnPairs, Source, affine, captions, decode_all, texts_of
+from clipbench.pretrain.objectives import (
+    WeightedLoss,
+    clip_lite_loss,
+    clip_loss,
+    nt_xent_loss,
+    prior_loss,
+    siglip_loss,
+)
+from clipbench.pretrain.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
+from clipbench.pretrain.views import affine
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -194,6 +202,7 @@ def test_gradients_agree_with_finite_differences() -> None:
     assert gradcheck(lambda *x: clip_lite_loss(*x, negatives=2).total, inputs)
     bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda *x: siglip_loss(*x).total, (*inputs, bias))
+    assert gradcheck(lambda a, b: nt_xent_loss(a, b, 0.5), inputs[:2])
     assert gradcheck(prior_loss, (inputs[0][:, :1], inputs[1][:, :1]))
 
 
@@ -217,6 +226,17 @@ def test_prior_loss_is_two_cross_entropies() -> None:
     assert prior_loss(noise, features).item() == pytest.approx(wanted, rel=1e-12)
 
 
+def test_nt_xent_loss_lets_each_view_find_the_other() -> None:
+    first, second, _ = embeddings()
+    logits = cosines(torch.cat([first, second]), torch.cat([first, second])) / 0.1
+    n = len(first)
+    losses = []
+    for i, row in enumerate(logits):
+        other = [z for j, z in enumerate(row) if j != i]
+        losses.append(np.log(np.exp(other).sum()) - row[(i + n) % (2 * n)])
+    assert nt_xent_loss(first, second, 0.1).item() == pytest.approx(np.mean(losses), rel=1e-12)
+
+
 def test_weighted_loss_logs_its_terms_without_their_weights() -> None:
     loss = WeightedLoss({"a": torch.tensor(2.0), "b": torch.tensor(10.0)}, {"a": 0.5, "b": 0.2})
     assert loss.total.item() == pytest.approx(3)
@@ -230,13 +250,20 @@ def learner_of(recipe: Recipe, **objective: Any) -> tuple[learners.Learner, Any]
 
 
 @pytest.mark.parametrize(
-    "objective", [{"kind": "clip"}, {"kind": "clip-lite"}, {"kind": "clip-lite", "prior_weight": 0.1}]
+    "objective",
+    [
+        {"kind": "clip"},
+        {"kind": "clip-lite"},
+        {"kind": "clip-lite", "prior_weight": 0.1},
+        {"kind": "slip", "projector_width": 4, "view_weight": 0.3},
+    ],
 )
 def test_chance_is_the_loss_of_features_that_say_nothing(recipe: Recipe, objective: dict[str, Any]) -> None:
     learner, towers = learner_of(recipe, **objective)
     blind = {"image": torch.eye(8)[:4], "text": torch.eye(8)[4:]}  # every cosine is 0
     unsure = {f"{name}_{of}": torch.zeros(4, 1) for name in ("image", "text") for of in ("noise", "prior")}
-    loss = learner.loss(blind | unsure, towers.logit_scale())
+    views = {"first": torch.eye(8)[:4], "second": torch.eye(8)[4:]}
+    loss = learner.loss(blind | unsure | views, towers.logit_scale())
     assert loss.total.item() == pytest.approx(learner.chance(4))
 
 
@@ -287,7 +314,7 @@ def test_batches_pair_images_with_captions_of_their_class(
     tokenize = dual_towers(recipe).text.tokenize
     texts = captions(task, NAMES, ["default", "simple"])
     sources = [Source(train, task, Pairs(dataset="digits", templates=("default", "simple")))]
-    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=500, seed=1, device=CPU)
+    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=500, seed=1, device=CPU, wants=Wants())
     images = normalise(decode_all(train, preprocess), preprocess)
     label_of = {bytes(image.numpy()): label for image, label in zip(images, train.labels, strict=True)}
     seen: set[bytes] = set()
@@ -315,7 +342,9 @@ def test_every_kind_of_text_of_every_source_is_drawn(
     sources = [Source(train, task, Pairs(dataset="digits")), Source(scenes, card, wanted)]
     tokenize = dual_towers(changed(recipe, model=recipe_with_text(recipe, 128))).text.tokenize
     batch_size = len(train) + len(scenes)
-    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=batch_size, seed=1, device=CPU)
+    pairs = DrawnPairs(
+        sources, preprocess, tokenize, batch_size=batch_size, seed=1, device=CPU, wants=Wants()
+    )
     images = torch.cat([decode_all(split, preprocess) for split in (train, scenes)])
     number = {bytes(image.numpy()): i for i, image in enumerate(images)}
     batch = pairs.next_batch()
@@ -585,6 +614,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"kind": "clip"},
     "clip-lite with priors": {"kind": "clip-lite", "negatives": 2, "prior_weight": 0.1},
     "siglip": {"kind": "siglip"},
+    "slip": {"kind": "slip", "projector_width": 12, "projector_dim": 6},
 }
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from clipbench.cards import ClipLiteObjective, ClipObjective, Objective, SiglipObjective
+from clipbench.cards import ClipLiteObjective, ClipObjective, Objective, SiglipObjective, SlipObjective
 from clipbench.pretrain import objectives
 from clipbench.pretrain.objectives import Loss
-from clipbench.pretrain.pairs import Batch
+from clipbench.pretrain.pairs import Batch, Wants
 from clipbench.pretrain.towers import DualTowers
 
 #: what `Learner.forward` makes and `Learner.loss` compares, by name
@@ -26,9 +27,11 @@ class Learner(nn.Module, ABC):
     """One objective: `forward` runs the networks, in whatever precision, and `loss` compares in float32.
 
     Attributes:
+        wants: what a batch must hold beside images and texts.
         max_logit_scale: bound on the towers' logit scale, or None.
     """
 
+    wants = Wants()
     max_logit_scale: float | None = None
 
     def forward(self, towers: DualTowers, batch: Batch) -> Features:
@@ -54,6 +57,8 @@ def make(objective: Objective, towers: DualTowers) -> Learner:
             return ClipLite(objective, towers)
         case SiglipObjective():
             return Siglip(objective, towers)
+        case SlipObjective():
+            return Slip(objective, towers)
 
 
 class Clip(Learner):
@@ -137,3 +142,39 @@ class Siglip(Learner):
         """See `Learner`; at the bias that is best then."""
         wrong = batch_size - 1
         return math.log(batch_size) + wrong * math.log(batch_size / wrong)
+
+
+class Slip(Learner):
+    """InfoNCE, and NT-Xent of two views of the image through an MLP of their own."""
+
+    def __init__(self, objective: SlipObjective, towers: DualTowers) -> None:
+        super().__init__()
+        self.wants = Wants(views=(objective.views, objective.views))
+        self.max_logit_scale = objective.max_logit_scale
+        self._temperature = objective.temperature
+        self._weights = {"image_to_text": 0.5, "text_to_image": 0.5, "views": objective.view_weight}
+        width = objective.projector_width
+        self.projector = mlp(towers.image.features, width, width, objective.projector_dim)
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """See `Learner`; with the projected views `first` and `second`."""
+        first, second = (self.projector(towers.image(view)) for view in batch.views)
+        return super().forward(towers, batch) | {"first": first, "second": second}
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        pairs = objectives.clip_loss(features["image"], features["text"], logit_scale)
+        views = objectives.nt_xent_loss(features["first"], features["second"], self._temperature)
+        return objectives.WeightedLoss(pairs.terms() | {"views": views}, self._weights)
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        return math.log(batch_size) + self._weights["views"] * math.log(2 * batch_size - 1)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with BatchNorm and ReLU between them: float [B, widths[0]] to [B, widths[-1]]."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-2])

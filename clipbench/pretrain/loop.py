@@ -120,6 +120,7 @@ def pretrain(
             batch_size=schedule.batch_size,
             seed=recipe.seed,
             device=target_device,
+            wants=learner.wants,
         )
         describe = functools.partial(model_card, recipe, recipe_id, images)
         max_norm = recipe.optim.clip_grad_norm or math.inf

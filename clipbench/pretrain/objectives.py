@@ -5,6 +5,7 @@ Embeddings need not be unit rows; cosines are taken here, in float32 at least, w
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 
@@ -145,6 +146,26 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
     # ln σ(−z) = −softplus(z) of all pairs, less that of the right ones.
     negative = (F.softplus(logits).sum() - F.softplus(matched).sum()) / len(logits)
     return SiglipLoss(F.softplus(-matched).mean(), negative)
+
+
+def nt_xent_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of two views (Chen et al. 2020, SimCLR, equation 1): each finds the other among all other views.
+
+    Args:
+        first, second: float [B, D]; row i of both shows the same image.
+        temperature: what cosines are divided by.
+
+    Returns:
+        The mean cross-entropy of 2 B views.
+
+    Chance value: ln(2 B − 1).
+    """
+    views = _unit(torch.cat([first, second]))
+    count = len(views)
+    logits = views @ views.T / temperature
+    logits = logits.masked_fill(torch.eye(count, dtype=torch.bool, device=logits.device), -math.inf)
+    target = torch.arange(count, device=logits.device).roll(count // 2)
+    return F.cross_entropy(logits, target)
 
 
 def prior_loss(noise: Tensor, features: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ For sets that fit in memory: the decoded images are one uint8 tensor on the trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -13,15 +12,26 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from clipbench.cards import Affine, Pairs, Preprocess, TaskCard
+from clipbench.cards import Augmentation, Pairs, Preprocess, TaskCard
 from clipbench.data import Split
 from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
+from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 _DECODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What an objective needs of a batch beside the images and texts of its pairs.
+
+    Attributes:
+        views: further views of every image, and how each is made (None: as its source augments).
+    """
+
+    views: tuple[Augmentation | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,14 @@ class Batch:
         tokens: int64 [U, L], the distinct captions, cut at the longest one.
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
         generator: the CPU generator of all draws, for those that an objective makes itself.
+        views: as `Wants` says, each like `images`.
     """
 
     images: Tensor
     tokens: Tensor
     rows: Tensor
     generator: torch.Generator
+    views: tuple[Tensor, ...]
 
 
 class PairsState(TypedDict):
@@ -74,6 +86,7 @@ class DrawnPairs:
         batch_size: int,
         seed: int,
         device: torch.device,
+        wants: Wants,
     ) -> None:
         """Decode and tokenise everything.
 
@@ -91,6 +104,7 @@ class DrawnPairs:
         self._preprocess = preprocess
         self._batch_size = batch_size
         self._device = device
+        self._wants = wants
         self._images = torch.cat([decode_all(source.split, preprocess) for source in sources]).to(device)
         self._augment = [source.wanted.augment for source in sources]
         self._source = torch.repeat_interleave(torch.tensor([len(source.split) for source in sources]))
@@ -120,17 +134,26 @@ class DrawnPairs:
         distinct, rows = torch.unique(drawn, return_inverse=True)
         tokens = self._tokens[distinct, : int(self._lengths[distinct].max())]
         images = self._images[chosen.to(self._device)]
-        for number, bounds in enumerate(self._augment):
-            own = torch.nonzero(self._source[chosen] == number)[:, 0]
-            if bounds and len(own):
-                at = own.to(self._device)
-                images[at] = affine(images[at], bounds, self._generator)
+        first, *further = (self._view(images, chosen, how) for how in (None, *self._wants.views))
         return Batch(
-            images=normalise(images, self._preprocess),
+            images=first,
             tokens=tokens.to(self._device),
             rows=rows.to(self._device),
             generator=self._generator,
+            views=tuple(further),
         )
+
+    def _view(self, images: Tensor, chosen: Tensor, how: Augmentation | None) -> Tensor:
+        """Images, whose numbers are `chosen`, augmented (None: as their sources say) and normalised."""
+        if how:
+            return normalise(augment(images, how, self._generator), self._preprocess)
+        view = images.clone()
+        for number, own_way in enumerate(self._augment):
+            own = torch.nonzero(self._source[chosen] == number)[:, 0]
+            if own_way and len(own):
+                at = own.to(self._device)
+                view[at] = augment(images[at], own_way, self._generator)
+        return normalise(view, self._preprocess)
 
     def state(self) -> PairsState:
         """What `restore` needs to go on exactly here."""
@@ -219,30 +242,3 @@ def decode_all(split: Split, preprocess: Preprocess) -> Tensor:
         images[start : start + len(batch.images)] = torch.from_numpy(batch.images)
         start += len(batch.images)
     return images
-
-
-def affine(images: Tensor, bounds: Affine, generator: torch.Generator) -> Tensor:
-    """Each image rotated, shifted and scaled by draws of its own; bilinear, black outside.
-
-    Args:
-        images: uint8 [B, channels, side, side], on any device.
-        generator: a CPU generator; four numbers an image are drawn.
-
-    Returns:
-        uint8 [B, channels, side, side].
-    """
-    draws = torch.rand(len(images), 4, generator=generator) * 2 - 1
-    angle = draws[:, 0] * math.radians(bounds.rotate)
-    zoom = 1 / (1 + draws[:, 1] * bounds.scale)
-    # Output coordinates run over [-1, 1], so a shift by a fraction of the side is twice that number.
-    shift = draws[:, 2:] * (2 * bounds.shift)
-    rows = torch.stack(
-        [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), shift[:, 0]], dim=1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
-        ],
-        dim=1,
-    ).to(images.device)
-    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved.round_().to(torch.uint8)
