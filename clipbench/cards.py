@@ -534,8 +534,69 @@ class SlipObjective(Strict):
     projector_dim: int = Field(256, gt=0)
 
 
+#: what tells the two presets of DeCLIP apart. The released code takes the mean of all four pairs of views and texts
+#: with weight 0.4: a quarter of it is the first pair's.
+_DECLIP = {
+    "paper": {
+        "clip_weight": 0.4,
+        "multi_view_weight": 0.2,
+        "contrastive_text": "clean",
+        "nearest_texts": "text",
+    },
+    "repo": {
+        "clip_weight": 0.1,
+        "multi_view_weight": 0.3,
+        "contrastive_text": "masked",
+        "nearest_texts": "both",
+    },
+}
+
+
+class DeclipObjective(Strict):
+    """DeCLIP (Li et al. 2022): InfoNCE of two views and two texts, and three kinds of self-supervision.
+
+    The views are two draws of the source's augmentation, the second text is an altered caption. The terms: InfoNCE
+    of the first view and the caption (`clip`); the mean of the other three pairs (`multi_view`); SimSiam on the
+    views (`image_self`); guessing masked tokens of the caption (`text_self`); InfoNCE of views with the nearest
+    text of a queue in place of their own (`nearest`).
+
+    `preset` says which of the two published forms fills the keys that are left out: the paper's, or the released
+    code's (`repo`), where the masked caption is also what is compared with the image, and the altered caption's
+    nearest text counts too. With `nearest_texts: both` a step puts both texts of each pair into the queue.
+    """
+
+    kind: Literal["declip"]
+    preset: Literal["paper", "repo"] = "paper"
+    max_logit_scale: float = Field(100.0, gt=0)
+    clip_weight: float = Field(ge=0)
+    multi_view_weight: float = Field(ge=0)
+    image_self_weight: float = Field(0.2, ge=0)
+    text_self_weight: float = Field(0.2, ge=0)
+    nearest_weight: float = Field(0.2, ge=0)
+    contrastive_text: Literal["clean", "masked"]
+    nearest_texts: Literal["text", "both"]
+    nearest_directions: Literal["image-to-text", "both"] = "image-to-text"
+    queue: int = Field(2**16, gt=0, description="texts that are kept")
+    masked: float = Field(0.15, gt=0, lt=1, description="of the tokens, to be guessed")
+    projector_width: int = Field(1024, gt=0)
+    predictor_width: int = Field(512, gt=0)
+
+    @property
+    def queued(self) -> int:
+        """Entries of the queue that a pair fills."""
+        return 2 if self.nearest_texts == "both" else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return _DECLIP["repo" if value.get("preset") == "repo" else "paper"] | value
+
+
 Objective = Annotated[
-    ClipObjective | ClipLiteObjective | SiglipObjective | SlipObjective, Field(discriminator="kind")
+    ClipObjective | ClipLiteObjective | SiglipObjective | SlipObjective | DeclipObjective,
+    Field(discriminator="kind"),
 ]
 
 
@@ -573,12 +634,32 @@ class Recipe(Strict):
                 "objective",
                 "negatives",
             )
+        if isinstance(self.objective, DeclipObjective):
+            self._two_views(self.objective)
         if self.target and self.target.task not in self.evaluate:
             evaluated = ", ".join(self.evaluate) or "empty"
             raise Misplaced(
                 f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
             )
         return self
+
+    def _two_views(self, objective: DeclipObjective) -> None:
+        for i, data in enumerate(self.data):
+            if data.augment is None:
+                raise Misplaced(
+                    f"objective declip compares two views of an image, which differ by augmentation: "
+                    f"give {data.dataset} an augment, for example {{kind: moco-v2}}",
+                    "data",
+                    i,
+                )
+        entering = objective.queued * self.schedule.batch_size
+        if objective.queue < entering:
+            raise Misplaced(
+                f"objective.queue ({objective.queue}) must hold the {entering} texts that enter it at every step "
+                f"({objective.queued} for each of {self.schedule.batch_size} pairs)",
+                "objective",
+                "queue",
+            )
 
 
 class RecipeModel(Strict):

@@ -615,6 +615,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip-lite with priors": {"kind": "clip-lite", "negatives": 2, "prior_weight": 0.1},
     "siglip": {"kind": "siglip"},
     "slip": {"kind": "slip", "projector_width": 12, "projector_dim": 6},
+    "declip": {"kind": "declip", "queue": 50, "projector_width": 12, "predictor_width": 6},
+    "declip as released": {
+        "kind": "declip",
+        "preset": "repo",
+        "queue": 40,
+        "projector_width": 12,
+        "predictor_width": 6,
+    },
 }
 
 
@@ -641,6 +649,7 @@ def test_every_objective_resumes_exactly_and_leaves_the_towers_alone(
         {"optim": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4}},
         {"precision": "bf16", "data": {"augment": None}},
         {"precision": "fp16"},
+        {"objective": {"kind": "declip", "preset": "repo", "queue": 100}, "precision": "bf16"},
     ],
 )
 def test_other_objectives_optimisers_and_precisions(

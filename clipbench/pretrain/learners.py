@@ -12,12 +12,21 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clipbench.cards import ClipLiteObjective, ClipObjective, Objective, SiglipObjective, SlipObjective
+from clipbench.cards import (
+    ClipLiteObjective,
+    ClipObjective,
+    DeclipObjective,
+    Objective,
+    SiglipObjective,
+    SlipObjective,
+)
+from clipbench.errors import CardError
 from clipbench.pretrain import objectives
 from clipbench.pretrain.objectives import Loss
 from clipbench.pretrain.pairs import Batch, Wants
-from clipbench.pretrain.towers import DualTowers
+from clipbench.pretrain.towers import ByteTransformer, DualTowers
 
 #: what `Learner.forward` makes and `Learner.loss` compares, by name
 Features = dict[str, Tensor]
@@ -43,13 +52,20 @@ class Learner(nn.Module, ABC):
     def loss(self, features: Features, logit_scale: Tensor) -> Loss:
         """The loss of the features of one batch, `logit_scale` being the factor on cosines."""
 
+    def remember(self, features: Features) -> None:
+        """Keep what later steps need of this one's features; called once the step is taken. Here: nothing."""
+
     @abstractmethod
     def chance(self, batch_size: int) -> float:
         """The loss of features that say nothing: every cosine 0."""
 
 
 def make(objective: Objective, towers: DualTowers) -> Learner:
-    """The learner of a recipe's objective, with random weights, for `towers`, whose logit scale it may set."""
+    """The learner of a recipe's objective, with random weights, for `towers`, whose logit scale it may set.
+
+    Raises:
+        CardError: the objective cannot train these towers.
+    """
     match objective:
         case ClipObjective():
             return Clip(objective)
@@ -59,6 +75,8 @@ def make(objective: Objective, towers: DualTowers) -> Learner:
             return Siglip(objective, towers)
         case SlipObjective():
             return Slip(objective, towers)
+        case DeclipObjective():
+            return Declip(objective, towers)
 
 
 class Clip(Learner):
@@ -170,6 +188,94 @@ class Slip(Learner):
     def chance(self, batch_size: int) -> float:
         """See `Learner`."""
         return math.log(batch_size) + self._weights["views"] * math.log(2 * batch_size - 1)
+
+
+class Declip(Learner):
+    """DeCLIP: four pairs of views and texts, SimSiam, masked tokens, and the nearest texts of a queue.
+
+    The queue starts as random directions and stands in the checkpoint. Nearest texts are asked for before the step's
+    own enter, so that no text finds itself.
+    """
+
+    queue: Tensor
+    cursor: Tensor
+
+    def __init__(self, objective: DeclipObjective, towers: DualTowers) -> None:
+        super().__init__()
+        if not isinstance(towers.text, ByteTransformer):
+            raise CardError(
+                "objective declip masks tokens, which is built for text towers of kind bytes alone",
+                hint="set config.text.kind to bytes, or choose objective slip",
+            )
+        self.wants = Wants(views=(None,), altered=True)
+        self.max_logit_scale = objective.max_logit_scale
+        self._objective = objective
+        dim, width = towers.embed_dim, objective.projector_width
+        self.projector = nn.Sequential(*mlp(dim, width, width, width), nn.BatchNorm1d(width))
+        self.predictor = mlp(width, objective.predictor_width, width)
+        self.guesser = nn.Linear(towers.text.features, towers.text.bytes.num_embeddings)
+        self.register_buffer("queue", F.normalize(torch.randn(objective.queue, dim), dim=1))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """See `Learner`.
+
+        `image`, `text`: the pairs; `second`, `altered`: another view, another text; `projected_1`, `predicted_1` and
+        those of `_2`: of the two views; `guesses`, `hidden`: at masked tokens, and what they are.
+        """
+        assert isinstance(towers.text, ByteTransformer)
+        assert batch.altered is not None
+        own = batch.tokens.index_select(0, batch.rows)
+        masked, chosen = towers.text.mask(own, self._objective.masked, batch.generator)
+        states = towers.text.states(masked)
+        if self._objective.contrastive_text == "masked":
+            text = towers.text.pool(states, masked)
+        else:
+            text = towers.text(batch.tokens).index_select(0, batch.rows)
+        features = {
+            "image": towers.image_projection(towers.image(batch.images)),
+            "second": towers.image_projection(towers.image(batch.views[0])),
+            "text": towers.text_projection(text),
+            "altered": towers.text_projection(towers.text(batch.altered)),
+            "guesses": self.guesser(states[chosen]),
+            "hidden": own[chosen],
+        }
+        for number, view in ((1, "image"), (2, "second")):
+            features[f"projected_{number}"] = projected = self.projector(features[view])
+            features[f"predicted_{number}"] = self.predictor(projected)
+        return features
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        wanted = self._objective
+        views, texts = (features["image"], features["second"]), (features["text"], features["altered"])
+        pairs = [objectives.clip_loss(view, text, logit_scale).total for text in texts for view in views]
+        found = [objectives.nearest(self.queue, text) for text in texts[: wanted.queued]]
+        near = [objectives.clip_loss(view, text, logit_scale) for text in found for view in views]
+        one_way = wanted.nearest_directions == "image-to-text"
+        first, second = ((features[f"predicted_{i}"], features[f"projected_{i}"]) for i in (1, 2))
+        parts = {
+            "clip": pairs[0],
+            "multi_view": torch.stack(pairs[1:]).mean(),
+            "image_self": objectives.simsiam_loss(first, second),
+            "text_self": objectives.masked_language_loss(features["guesses"], features["hidden"]),
+            "nearest": torch.stack([loss.image_to_text if one_way else loss.total for loss in near]).mean(),
+        }
+        return objectives.WeightedLoss(parts, {name: getattr(wanted, f"{name}_weight") for name in parts})
+
+    def remember(self, features: Features) -> None:
+        """The step's texts take the oldest places of the queue: the altered ones, where they count, then the others."""
+        entering = [features["text"], features["altered"]][: self._objective.queued]
+        rows = F.normalize(torch.cat(entering[::-1]).detach().to(self.queue.dtype), dim=1)
+        places = (self.cursor + torch.arange(len(rows), device=rows.device)) % len(self.queue)
+        self.queue[places] = rows
+        self.cursor.add_(len(rows)).remainder_(len(self.queue))
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        wanted = self._objective
+        compared = wanted.clip_weight + wanted.multi_view_weight + wanted.nearest_weight
+        return compared * math.log(batch_size) + wanted.text_self_weight * math.log(self.guesser.out_features)
 
 
 def mlp(*widths: int) -> nn.Sequential:

@@ -174,6 +174,7 @@ def pretrain(
                 _require_finite(total, norm, scaled=scaler.is_enabled(), step=step + 1, run=run)
                 scaler.step(optimiser)
                 scaler.update()
+                learner.remember(features)
                 if learner.max_logit_scale is not None:
                     towers.log_scale.data.clamp_(max=math.log(learner.max_logit_scale))
                 step += 1

@@ -168,6 +168,52 @@ def nt_xent_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, target)
 
 
+def simsiam_loss(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], /) -> Tensor:
+    """SimSiam (Chen and He 2021, algorithm 1): each view predicts the other's projection.
+
+    No gradient flows through what is predicted.
+
+    Args:
+        first, second: of each view its prediction and its projection, float [B, D] all.
+
+    Returns:
+        Minus the mean cosine: −1 … 1.
+
+    Chance value: 0.
+    """
+    cosines = [
+        (_unit(predicted) * _unit(projected.detach())).sum(dim=1).mean()
+        for predicted, projected in ((first[0], second[1]), (second[0], first[1]))
+    ]
+    return -(cosines[0] + cosines[1]) / 2
+
+
+def masked_language_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of guesses at masked tokens; 0 where none is masked.
+
+    Args:
+        logits: float [M, vocabulary].
+        target: int64 [M], the right tokens.
+
+    Chance value: ln vocabulary.
+    """
+    return F.cross_entropy(_wide(logits), target, reduction="sum") / max(len(target), 1)
+
+
+def nearest(queue: Tensor, rows: Tensor) -> Tensor:
+    """The row of `queue` of the highest cosine with each of `rows`, without a gradient.
+
+    Args:
+        queue: float [N, D], unit rows.
+        rows: float [B, D].
+
+    Returns:
+        float [B, D].
+    """
+    with torch.no_grad():
+        return queue[(_unit(rows) @ queue.T).argmax(dim=1)]
+
+
 def prior_loss(noise: Tensor, features: Tensor) -> Tensor:
     """What a discriminator loses that shall say yes to a prior's draws and no to features: mean cross-entropies.
 

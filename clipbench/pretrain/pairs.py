@@ -17,6 +17,7 @@ from clipbench.cards import Augmentation, Pairs, Preprocess, TaskCard
 from clipbench.data import Split
 from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
+from clipbench.pretrain import words
 from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -29,9 +30,11 @@ class Wants:
 
     Attributes:
         views: further views of every image, and how each is made (None: as its source augments).
+        altered: a changed text for every pair (see `words`).
     """
 
     views: tuple[Augmentation | None, ...] = ()
+    altered: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Batch:
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
         generator: the CPU generator of all draws, for those that an objective makes itself.
         views: as `Wants` says, each like `images`.
+        altered: int64 [B, L], the altered texts, where `Wants` says so, cut at the longest one.
     """
 
     images: Tensor
@@ -51,6 +55,7 @@ class Batch:
     rows: Tensor
     generator: torch.Generator
     views: tuple[Tensor, ...]
+    altered: Tensor | None
 
 
 class PairsState(TypedDict):
@@ -111,7 +116,9 @@ class DrawnPairs:
         number: dict[str, int] = {}
         drawn = [number.setdefault(t, len(number)) for own in texts for kind in own for t in kind]
         self._drawn = torch.tensor(drawn)
-        self._tokens, self._lengths = tokenize(list(number))
+        self._texts = list(number)
+        self._tokenize = tokenize
+        self._tokens, self._lengths = tokenize(self._texts)
         # Image i has the kinds [_first[i], _first[i] + _kinds[i]); kind k the texts [_start[k], _start[k] + _count[k]).
         self._kinds = torch.tensor([len(own) for own in texts])
         self._first = self._kinds.cumsum(0) - self._kinds
@@ -141,6 +148,7 @@ class DrawnPairs:
             rows=rows.to(self._device),
             generator=self._generator,
             views=tuple(further),
+            altered=self._altered(drawn) if self._wants.altered else None,
         )
 
     def _view(self, images: Tensor, chosen: Tensor, how: Augmentation | None) -> Tensor:
@@ -154,6 +162,12 @@ class DrawnPairs:
                 at = own.to(self._device)
                 view[at] = augment(images[at], own_way, self._generator)
         return normalise(view, self._preprocess)
+
+    def _altered(self, drawn: Tensor) -> Tensor:
+        """The texts of these numbers, altered, as tokens."""
+        texts = words.alter([self._texts[i] for i in drawn.tolist()], self._generator)
+        tokens, lengths = self._tokenize(texts)
+        return tokens[:, : int(lengths.max())].to(self._device)
 
     def state(self) -> PairsState:
         """What `restore` needs to go on exactly here."""

@@ -21,6 +21,8 @@ from clipbench.models.tokenizer import Tokenizer
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
+# The byte 255 is in no UTF-8 text, so it can stand for a masked one.
+_MASKED = _FIRST_BYTE + 255
 _VOCABULARY = _FIRST_BYTE + 256
 
 
@@ -39,6 +41,7 @@ class DualTowers(nn.Module):
         super().__init__()
         if config.text is None or config.embed_dim is None or config.projection is None:
             raise CardError("two towers are needed: give config.text, config.embed_dim and config.projection")
+        self.embed_dim = config.embed_dim
         self.image = image_tower(config.image, preprocess)
         self.text = text_tower(config.text, folder)
         self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
@@ -339,13 +342,38 @@ class ByteTransformer(TextTower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 [B, L] (L at most `context_length`, zero-padded) to float [B, width]."""
+        return self.pool(self.states(tokens), tokens)
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """What the last layer makes of each token: int64 [B, L], as to `forward`, to float [B, L, width]."""
         real = tokens != _PAD
         hidden = self.bytes(tokens) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
             hidden = layer(hidden, real)
-        weight = real.unsqueeze(-1).to(hidden.dtype)
-        pooled: Tensor = (self.norm(hidden) * weight).sum(1) / weight.sum(1)
-        return pooled
+        states: Tensor = self.norm(hidden)
+        return states
+
+    def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The mean of the states of real tokens: float [B, width]."""
+        weight = (tokens != _PAD).unsqueeze(-1).to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
+
+    def mask(self, tokens: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Hide a share of the bytes, as BERT does: of ten, eight are masked, one is another byte, one stays.
+
+        Args:
+            tokens: int64 [B, L].
+            share: probability of each byte to be among them.
+            generator: a CPU generator.
+
+        Returns:
+            The changed tokens, and which positions were chosen (bool [B, L]).
+        """
+        draws = torch.rand(3, *tokens.shape, generator=generator).to(tokens.device)
+        chosen = (tokens >= _FIRST_BYTE) & (draws[0] < share)
+        other = _FIRST_BYTE + (draws[2] * (_MASKED - _FIRST_BYTE)).long()
+        changed = tokens.where(draws[1] >= 0.9, other).where(draws[1] >= 0.8, _MASKED)
+        return changed.where(chosen, tokens), chosen
 
 
 class _Layer(nn.Module):
