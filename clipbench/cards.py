@@ -521,7 +521,8 @@ class SiglipObjective(Strict):
 class SlipObjective(Strict):
     """SLIP: InfoNCE of image and text, and NT-Xent of two further views of the image (Mu et al. 2021).
 
-    `views` makes those two; the image of the pair is augmented as its source says. `projector_width` and
+    `views` makes those two; the image of the pair is augmented as its source says (in the paper by a crop alone:
+    `{kind: moco-v2, scale: [0.5, 1], jitter: 0, grayscale: 0, blur: 0, flip: 0}`). `projector_width` and
     `projector_dim` are those of the MLP through which the image tower's own features of the views go.
     """
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from clipbench.cards import Document, Preprocess, Recipe, TaskCard, parse
+from clipbench.cards import Document, MocoV2, Pairs, Preprocess, Recipe, TaskCard, parse
+from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
+from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError
 from clipbench.models import dual
 from clipbench.pretrain import learners, words
@@ -322,3 +324,43 @@ def test_an_altered_caption_is_never_empty_and_depends_on_its_own_draws() -> Non
     assert made == words.alter(texts, torch.Generator().manual_seed(0))
     assert words.alter([], torch.Generator()) == []
     assert words.alter(["", " "], torch.Generator()) == ["", " "]
+
+
+# ------------------------------------------------------------------ real data
+
+
+@pytest.mark.shared
+def test_real_photos_and_captions_come_again_as_they_were(shared_data: Path) -> None:
+    """COCO's captions, two views of 3 channels: the same batches from a restored state, and every term finite."""
+    card = Catalog().dataset("coco-363-captions")
+    split = open_split(card, "test", DataPaths({"coco-363-captions": shared_data / "coco-363"}, ()))
+    preprocess = Preprocess(size=32, resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
+    towers = DualTowers(dual.parse_config(TINY, "test"), preprocess)
+    learner = learners.make(recipe_with(kind="declip", queue=32).objective, towers)
+    wanted = Pairs(dataset="coco-363-captions", texts=("captions",), augment=MocoV2(kind="moco-v2"))
+    pairs = DrawnPairs(
+        [Source(split, card.card, wanted)],
+        preprocess,
+        towers.text.tokenize,
+        batch_size=32,
+        seed=0,
+        device=torch.device("cpu"),
+        wants=learner.wants,
+    )
+    pairs.next_batch()
+    state = pairs.state()
+    first = pairs.next_batch()
+    pairs.restore(state)
+    again = pairs.next_batch()
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.views[0], again.views[0])
+    assert first.altered is not None
+    assert again.altered is not None
+    assert torch.equal(first.altered, again.altered)
+    own = [
+        bytes(row[row > 2].to(torch.uint8) - 3).decode(errors="ignore") for row in first.tokens[first.rows]
+    ]
+    other = [bytes(row[row > 2].to(torch.uint8) - 3).decode(errors="ignore") for row in first.altered]
+    assert 8 < sum(a != b for a, b in zip(own, other, strict=True)) <= 32
+    loss = learner.loss(learner(towers, again), towers.logit_scale())
+    assert all(math.isfinite(term.item()) for term in loss.terms().values())

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -216,6 +217,8 @@ def test_siglip_loss_is_a_sum_over_all_pairs() -> None:
     loss = siglip_loss(image, text, scale, torch.tensor(-2.0, dtype=torch.float64))
     assert loss.positive.item() == pytest.approx(sum(terms[i][i] for i in range(n)) / n, rel=1e-12)
     assert loss.total.item() == pytest.approx(sum(map(sum, terms)) / n, rel=1e-12)
+    theirs = SigLipLoss()(F.normalize(image), F.normalize(text), scale, -2.0)
+    assert loss.total.item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
 def test_prior_loss_is_two_cross_entropies() -> None:

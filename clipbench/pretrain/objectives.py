@@ -142,10 +142,10 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
     Chance value, at the best bias: ln B + (B − 1) ln(B / (B − 1)).
     """
     logits = logit_scale * _unit(image) @ _unit(text).T + logit_bias
-    matched = logits.diagonal()
-    # ln σ(−z) = −softplus(z) of all pairs, less that of the right ones.
-    negative = (F.softplus(logits).sum() - F.softplus(matched).sum()) / len(logits)
-    return SiglipLoss(F.softplus(-matched).mean(), negative)
+    # ln σ(−z) = −softplus(z), which is 0 at −∞: so the right pairs are left out.
+    right = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    negative = F.softplus(logits.masked_fill(right, -math.inf)).sum() / len(logits)
+    return SiglipLoss(F.softplus(-logits.diagonal()).mean(), negative)
 
 
 def nt_xent_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
