@@ -230,7 +230,7 @@ def test_declip_compares_the_text_that_its_preset_says(preset: str) -> None:
     batch = pairs.next_batch()
     assert not torch.equal(batch.images, batch.views[0])
     assert batch.altered is not None
-    assert len(batch.altered) == 4
+    assert batch.altered[1].shape == (4,)
     features = learner(towers, batch)
     clean = towers.text_projection(towers.text(batch.tokens))[batch.rows]
     assert len(features["hidden"]) > 0
@@ -356,11 +356,14 @@ def test_real_photos_and_captions_come_again_as_they_were(shared_data: Path) -> 
     assert torch.equal(first.views[0], again.views[0])
     assert first.altered is not None
     assert again.altered is not None
-    assert torch.equal(first.altered, again.altered)
+    assert all(map(torch.equal, first.altered, again.altered))
     own = [
         bytes(row[row > 2].to(torch.uint8) - 3).decode(errors="ignore") for row in first.tokens[first.rows]
     ]
-    other = [bytes(row[row > 2].to(torch.uint8) - 3).decode(errors="ignore") for row in first.altered]
+    other = [
+        bytes(row[row > 2].to(torch.uint8) - 3).decode(errors="ignore")
+        for row in first.altered[0][first.altered[1]]
+    ]
     assert 8 < sum(a != b for a, b in zip(own, other, strict=True)) <= 32
     loss = learner.loss(learner(towers, again), towers.logit_scale())
     assert all(math.isfinite(term.item()) for term in loss.terms().values())

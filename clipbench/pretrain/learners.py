@@ -225,6 +225,7 @@ class Declip(Learner):
         """
         assert isinstance(towers.text, ByteTransformer)
         assert batch.altered is not None
+        altered, rows = batch.altered
         own = batch.tokens.index_select(0, batch.rows)
         masked, chosen = towers.text.mask(own, self._objective.masked, batch.generator)
         states = towers.text.states(masked)
@@ -236,7 +237,7 @@ class Declip(Learner):
             "image": towers.image_projection(towers.image(batch.images)),
             "second": towers.image_projection(towers.image(batch.views[0])),
             "text": towers.text_projection(text),
-            "altered": towers.text_projection(towers.text(batch.altered)),
+            "altered": towers.text_projection(towers.text(altered).index_select(0, rows)),
             "guesses": self.guesser(states[chosen]),
             "hidden": own[chosen],
         }

@@ -47,7 +47,7 @@ class Batch:
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
         generator: the CPU generator of all draws, for those that an objective makes itself.
         views: as `Wants` says, each like `images`.
-        altered: int64 [B, L], the altered texts, where `Wants` says so, cut at the longest one.
+        altered: int64 [U, L] and [B], where `Wants` says so: the distinct altered texts, like `tokens`, and their rows.
     """
 
     images: Tensor
@@ -55,7 +55,7 @@ class Batch:
     rows: Tensor
     generator: torch.Generator
     views: tuple[Tensor, ...]
-    altered: Tensor | None
+    altered: tuple[Tensor, Tensor] | None
 
 
 class PairsState(TypedDict):
@@ -163,11 +163,13 @@ class DrawnPairs:
                 view[at] = augment(images[at], own_way, self._generator)
         return normalise(view, self._preprocess)
 
-    def _altered(self, drawn: Tensor) -> Tensor:
-        """The texts of these numbers, altered, as tokens."""
+    def _altered(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The texts of these numbers, altered: tokens of the distinct ones, and each one's row."""
+        number: dict[str, int] = {}
         texts = words.alter([self._texts[i] for i in drawn.tolist()], self._generator)
-        tokens, lengths = self._tokenize(texts)
-        return tokens[:, : int(lengths.max())].to(self._device)
+        rows = torch.tensor([number.setdefault(text, len(number)) for text in texts])
+        tokens, lengths = self._tokenize(list(number))
+        return tokens[:, : int(lengths.max())].to(self._device), rows.to(self._device)
 
     def state(self) -> PairsState:
         """What `restore` needs to go on exactly here."""
