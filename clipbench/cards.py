@@ -35,6 +35,9 @@ T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]
 # Three channel values written as a YAML list.
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+# The least and the greatest of something, written as a YAML list.
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Misplaced(ValueError):
@@ -438,6 +441,38 @@ class Affine(Strict):
     scale: float = Field(ge=0, lt=1, description="0.1: 0.9 to 1.1 times the size")
 
 
+class MocoV2(Strict):
+    """MoCo v2's augmentation (Chen et al. 2020): a random crop, resized; then, each with its probability, changed
+    colours, grey, blur, and a mirror image.
+
+    Brightness, contrast and saturation are multiplied by factors within 1 ± their bounds, the hue is turned by up to
+    `hue` of a circle, in random order. Images of one channel have neither saturation nor hue.
+    """
+
+    kind: Literal["moco-v2"]
+    scale: Range = Field((0.2, 1.0), description="of the crop's area, as a fraction of the image's")
+    jitter: Probability = 0.8
+    brightness: float = Field(0.4, ge=0)
+    contrast: float = Field(0.4, ge=0)
+    saturation: float = Field(0.4, ge=0)
+    hue: float = Field(0.1, ge=0, le=0.5)
+    grayscale: Probability = 0.2
+    blur: Probability = 0.5
+    sigma: Range = Field((0.1, 2.0), description="of the Gaussian, px")
+    flip: Probability = Field(0.5, description="0 where a mirror image is another thing, as with digits")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> MocoV2:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise Misplaced("scale must hold two numbers with 0 < first ≤ second ≤ 1", "scale")
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise Misplaced("sigma must hold two numbers with 0 < first ≤ second", "sigma")
+        return self
+
+
+Augmentation = Annotated[Affine | MocoV2, Field(discriminator="kind")]
+
+
 class Pairs(Strict):
     """Training pairs: the images of a task card's split, each with one of its texts, drawn anew every time.
 
@@ -449,7 +484,7 @@ class Pairs(Strict):
     split: str = "train"
     texts: Tuple[Literal["labels", "captions", "expressions"]] = Field(("labels",), min_length=1)
     templates: Tuple[str] = Field(("default",), min_length=1)
-    augment: Affine | None = None
+    augment: Augmentation | None = None
 
 
 class ClipObjective(Strict):
@@ -460,10 +495,110 @@ class ClipObjective(Strict):
 
 
 class ClipLiteObjective(Strict):
-    """The JSD bound of CLIP-Lite, with `negatives` wrong texts an image, drawn by rolling the batch."""
+    """The JSD bound of CLIP-Lite, with `negatives` wrong texts an image, drawn by rolling the batch.
+
+    `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
+    lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
+    weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
+    """
 
     kind: Literal["clip-lite"]
     negatives: int = Field(1, ge=1)
+    prior_weight: float = Field(0.0, ge=0, lt=1)
+
+
+class SiglipObjective(Strict):
+    """The pairwise sigmoid loss over all pairs of the batch, with a learned scale and bias (Zhai et al. 2023).
+
+    The initial values are the paper's (section 3.2).
+    """
+
+    kind: Literal["siglip"]
+    initial_logit_scale: float = Field(10.0, gt=0)
+    initial_logit_bias: float = -10.0
+
+
+class SlipObjective(Strict):
+    """SLIP: InfoNCE of image and text, and NT-Xent of two further views of the image (Mu et al. 2021).
+
+    `views` makes those two; the image of the pair is augmented as its source says (in the paper by a crop alone:
+    `{kind: moco-v2, scale: [0.5, 1], jitter: 0, grayscale: 0, blur: 0, flip: 0}`). `projector_width` and
+    `projector_dim` are those of the MLP through which the image tower's own features of the views go.
+    """
+
+    kind: Literal["slip"]
+    max_logit_scale: float = Field(100.0, gt=0)
+    views: Augmentation = MocoV2(kind="moco-v2")
+    view_weight: float = Field(1.0, gt=0)
+    temperature: float = Field(0.1, gt=0)
+    projector_width: int = Field(4096, gt=0)
+    projector_dim: int = Field(256, gt=0)
+
+
+#: what tells the two presets of DeCLIP apart. The released code takes the mean of all four pairs of views and texts
+#: with weight 0.4: a quarter of it is the first pair's.
+_DECLIP = {
+    "paper": {
+        "clip_weight": 0.4,
+        "multi_view_weight": 0.2,
+        "contrastive_text": "clean",
+        "nearest_texts": "text",
+    },
+    "repo": {
+        "clip_weight": 0.1,
+        "multi_view_weight": 0.3,
+        "contrastive_text": "masked",
+        "nearest_texts": "both",
+    },
+}
+
+
+class DeclipObjective(Strict):
+    """DeCLIP (Li et al. 2022): InfoNCE of two views and two texts, and three kinds of self-supervision.
+
+    The views are two draws of the source's augmentation, the second text is an altered caption. The terms: InfoNCE
+    of the first view and the caption (`clip`); the mean of the other three pairs (`multi_view`); SimSiam on the
+    views (`image_self`); guessing masked tokens of the caption (`text_self`); InfoNCE of views with the nearest
+    text of a queue in place of their own (`nearest`).
+
+    `preset` says which of the two published forms fills the keys that are left out: the paper's, or the released
+    code's (`repo`), where the masked caption is also what is compared with the image, and the altered caption's
+    nearest text counts too. With `nearest_texts: both` a step puts both texts of each pair into the queue.
+    """
+
+    kind: Literal["declip"]
+    preset: Literal["paper", "repo"] = "paper"
+    max_logit_scale: float = Field(100.0, gt=0)
+    clip_weight: float = Field(ge=0)
+    multi_view_weight: float = Field(ge=0)
+    image_self_weight: float = Field(0.2, ge=0)
+    text_self_weight: float = Field(0.2, ge=0)
+    nearest_weight: float = Field(0.2, ge=0)
+    contrastive_text: Literal["clean", "masked"]
+    nearest_texts: Literal["text", "both"]
+    nearest_directions: Literal["image-to-text", "both"] = "image-to-text"
+    queue: int = Field(2**16, gt=0, description="texts that are kept")
+    masked: float = Field(0.15, gt=0, lt=1, description="of the tokens, to be guessed")
+    projector_width: int = Field(1024, gt=0)
+    predictor_width: int = Field(512, gt=0)
+
+    @property
+    def queued(self) -> int:
+        """Entries of the queue that a pair fills."""
+        return 2 if self.nearest_texts == "both" else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return _DECLIP["repo" if value.get("preset") == "repo" else "paper"] | value
+
+
+Objective = Annotated[
+    ClipObjective | ClipLiteObjective | SiglipObjective | SlipObjective | DeclipObjective,
+    Field(discriminator="kind"),
+]
 
 
 class Target(Strict):
@@ -483,7 +618,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     data: Tuple[Pairs] = Field(min_length=1)
     model: RecipeModel
-    objective: Annotated[ClipObjective | ClipLiteObjective, Field(discriminator="kind")]
+    objective: Objective
     optim: Annotated[AdamW | Sgd, Field(discriminator="name")]
     schedule: Schedule
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -500,12 +635,32 @@ class Recipe(Strict):
                 "objective",
                 "negatives",
             )
+        if isinstance(self.objective, DeclipObjective):
+            self._two_views(self.objective)
         if self.target and self.target.task not in self.evaluate:
             evaluated = ", ".join(self.evaluate) or "empty"
             raise Misplaced(
                 f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
             )
         return self
+
+    def _two_views(self, objective: DeclipObjective) -> None:
+        for i, data in enumerate(self.data):
+            if data.augment is None:
+                raise Misplaced(
+                    f"objective declip compares two views of an image, which differ by augmentation: "
+                    f"give {data.dataset} an augment, for example {{kind: moco-v2}}",
+                    "data",
+                    i,
+                )
+        entering = objective.queued * self.schedule.batch_size
+        if objective.queue < entering:
+            raise Misplaced(
+                f"objective.queue ({objective.queue}) must hold the {entering} texts that enter it at every step "
+                f"({objective.queued} for each of {self.schedule.batch_size} pairs)",
+                "objective",
+                "queue",
+            )
 
 
 class RecipeModel(Strict):

@@ -182,7 +182,7 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             RECIPE,
             "negatives: 16}",
             "negatives: 16, negativs: 2}",
-            'unknown key "objective.negativs"; did you mean "negatives"? (allowed: kind, negatives)',
+            'unknown key "objective.negativs"; did you mean "negatives"? (allowed: kind, negatives, prior_weight)',
         ),
     ],
 )
@@ -365,7 +365,7 @@ def test_a_recipe_names_the_objectives_that_there_are(path: Path) -> None:
     text = change(RECIPE, "kind: clip-lite, negatives", "kind: clop, negatives")
     line = line_of(text, "objective:")
     assert problems(path, text, Recipe) == [
-        f'pets.yaml:{line}: objective.kind: unknown "clop"; allowed: clip, clip-lite'
+        f'pets.yaml:{line}: objective.kind: unknown "clop"; allowed: clip, clip-lite, siglip, slip, declip'
     ]
     text = change(RECIPE, "kind: clip-lite, negatives", "negatives")
     assert problems(path, text, Recipe) == [f'pets.yaml:{line}: missing key "objective.kind"']

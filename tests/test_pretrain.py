@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd import gradcheck
@@ -35,10 +36,18 @@ from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, WeightsError
 from clipbench.models import Adapter, LoadedModel, dual
-from clipbench.pretrain import objectives
+from clipbench.pretrain import learners, objectives
 from clipbench.pretrain.loop import choose_device, make_optimiser, pretrain
-from clipbench.pretrain.objectives import clip_lite_loss, clip_loss
-from clipbench.pretrain.pairs import DrawnPairs, Source, affine, captions, decode_all, texts_of
+from clipbench.pretrain.objectives import (
+    WeightedLoss,
+    clip_lite_loss,
+    clip_loss,
+    nt_xent_loss,
+    prior_loss,
+    siglip_loss,
+)
+from clipbench.pretrain.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
+from clipbench.pretrain.views import affine
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -195,15 +204,86 @@ def test_gradients_agree_with_finite_differences() -> None:
     inputs = embeddings()
     assert gradcheck(lambda *x: clip_loss(*x).total, inputs)
     assert gradcheck(lambda *x: clip_lite_loss(*x, negatives=2).total, inputs)
+    bias = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda *x: siglip_loss(*x).total, (*inputs, bias))
+    assert gradcheck(lambda a, b: nt_xent_loss(a, b, 0.5), inputs[:2])
+    assert gradcheck(prior_loss, (inputs[0][:, :1], inputs[1][:, :1]))
 
 
-def test_chance_values() -> None:
-    blind = torch.eye(8)[:4], torch.eye(8)[4:]  # every cosine is 0
-    scale = torch.tensor(1 / 0.07)
-    jsd, nce = RECIPE_OBJECTIVES["clip-lite"], RECIPE_OBJECTIVES["clip"]
-    for objective, value in ((jsd, 2 * math.log(2)), (nce, math.log(4))):
-        assert objectives.chance(objective, 4) == pytest.approx(value)
-        assert objectives.evaluate(objective, *blind, scale).total.item() == pytest.approx(value)
+def test_siglip_loss_is_a_sum_over_all_pairs() -> None:
+    image, text, scale = embeddings()
+    logits = 3.0 * cosines(image, text) - 2.0
+    n = len(logits)
+    terms = [
+        [math.log1p(math.exp(z if i != j else -z)) for j, z in enumerate(row)] for i, row in enumerate(logits)
+    ]
+    loss = siglip_loss(image, text, scale, torch.tensor(-2.0, dtype=torch.float64))
+    assert loss.positive.item() == pytest.approx(sum(terms[i][i] for i in range(n)) / n, rel=1e-12)
+    assert loss.total.item() == pytest.approx(sum(map(sum, terms)) / n, rel=1e-12)
+    theirs = SigLipLoss()(F.normalize(image), F.normalize(text), scale, -2.0)
+    assert loss.total.item() == pytest.approx(theirs.item(), rel=1e-12)
+
+
+def test_prior_loss_is_two_cross_entropies() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise, features = torch.randn(2, 6, 1, dtype=torch.float64, generator=generator)
+    yes, no = (1 / (1 + np.exp(-logits.numpy())) for logits in (noise, features))
+    wanted = -np.log(yes).mean() - np.log(1 - no).mean()
+    assert prior_loss(noise, features).item() == pytest.approx(wanted, rel=1e-12)
+
+
+def test_nt_xent_loss_lets_each_view_find_the_other() -> None:
+    first, second, _ = embeddings()
+    logits = cosines(torch.cat([first, second]), torch.cat([first, second])) / 0.1
+    n = len(first)
+    losses = []
+    for i, row in enumerate(logits):
+        other = [z for j, z in enumerate(row) if j != i]
+        losses.append(np.log(np.exp(other).sum()) - row[(i + n) % (2 * n)])
+    assert nt_xent_loss(first, second, 0.1).item() == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_weighted_loss_logs_its_terms_without_their_weights() -> None:
+    loss = WeightedLoss({"a": torch.tensor(2.0), "b": torch.tensor(10.0)}, {"a": 0.5, "b": 0.2})
+    assert loss.total.item() == pytest.approx(3)
+    assert {name: term.item() for name, term in loss.terms().items()} == {"a": 2, "b": 10}
+
+
+def learner_of(recipe: Recipe, **objective: Any) -> tuple[learners.Learner, Any]:
+    towers = dual_towers(recipe)
+    value = recipe.canonical() | {"objective": objective}
+    return learners.make(Recipe.model_validate(value).objective, towers), towers
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "clip"},
+        {"kind": "clip-lite"},
+        {"kind": "clip-lite", "prior_weight": 0.1},
+        {"kind": "slip", "projector_width": 4, "view_weight": 0.3},
+    ],
+)
+def test_chance_is_the_loss_of_features_that_say_nothing(recipe: Recipe, objective: dict[str, Any]) -> None:
+    learner, towers = learner_of(recipe, **objective)
+    blind = {"image": torch.eye(8)[:4], "text": torch.eye(8)[4:]}  # every cosine is 0
+    unsure = {f"{name}_{of}": torch.zeros(4, 1) for name in ("image", "text") for of in ("noise", "prior")}
+    views = {"first": torch.eye(8)[:4], "second": torch.eye(8)[4:]}
+    loss = learner.loss(blind | unsure | views, towers.logit_scale())
+    assert loss.total.item() == pytest.approx(learner.chance(4))
+
+
+def test_siglip_starts_as_published_and_its_chance_is_at_the_best_bias(recipe: Recipe) -> None:
+    learner, towers = learner_of(recipe, kind="siglip")
+    assert isinstance(learner, learners.Siglip)
+    assert towers.logit_scale().item() == pytest.approx(10)
+    assert learner.logit_bias.item() == -10
+    blind = torch.eye(8, dtype=torch.float64)
+    losses = [
+        siglip_loss(blind[:4], blind[4:], towers.logit_scale(), torch.tensor(bias, dtype=torch.float64)).total
+        for bias in np.linspace(-4, 2, 601)
+    ]
+    assert min(losses).item() == pytest.approx(learner.chance(4), abs=1e-5)
 
 
 def test_half_precision_embeddings_are_compared_in_float32() -> None:
@@ -240,7 +320,7 @@ def test_batches_pair_images_with_captions_of_their_class(
     tokenize = dual_towers(recipe).text.tokenize
     texts = captions(task, NAMES, ["default", "simple"])
     sources = [Source(train, task, Pairs(dataset="digits", templates=("default", "simple")))]
-    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=500, seed=1, device=CPU)
+    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=500, seed=1, device=CPU, wants=Wants())
     images = normalise(decode_all(train, preprocess), preprocess)
     label_of = {bytes(image.numpy()): label for image, label in zip(images, train.labels, strict=True)}
     seen: set[bytes] = set()
@@ -268,7 +348,9 @@ def test_every_kind_of_text_of_every_source_is_drawn(
     sources = [Source(train, task, Pairs(dataset="digits")), Source(scenes, card, wanted)]
     tokenize = dual_towers(changed(recipe, model=recipe_with_text(recipe, 128))).text.tokenize
     batch_size = len(train) + len(scenes)
-    pairs = DrawnPairs(sources, preprocess, tokenize, batch_size=batch_size, seed=1, device=CPU)
+    pairs = DrawnPairs(
+        sources, preprocess, tokenize, batch_size=batch_size, seed=1, device=CPU, wants=Wants()
+    )
     images = torch.cat([decode_all(split, preprocess) for split in (train, scenes)])
     number = {bytes(image.numpy()): i for i, image in enumerate(images)}
     batch = pairs.next_batch()
@@ -357,14 +439,6 @@ def dual_towers(recipe: Recipe) -> Any:
     from clipbench.pretrain.towers import DualTowers
 
     return DualTowers(dual.parse_config(recipe.model.config, "test"), recipe.model.preprocess)
-
-
-RECIPE_OBJECTIVES: dict[str, Any] = {
-    kind: Recipe.model_validate(
-        parse(Recipe, Document(RECIPE)).canonical() | {"objective": {"kind": kind}}
-    ).objective
-    for kind in ("clip", "clip-lite")
-}
 
 
 def test_ngrams_tell_orders_apart_and_need_no_padding(recipe: Recipe) -> None:
@@ -545,22 +619,53 @@ def test_other_data_and_broken_checkpoints_are_refused(
 def test_divergence_stops_and_keeps_the_last_checkpoint(
     recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = objectives.evaluate
+    whole = objectives.clip_lite_loss
     calls = 0
 
-    def diverging(*arguments: Any) -> objectives.Loss:
+    def diverging(*arguments: Any, **more: Any) -> objectives.Loss:
         nonlocal calls
         calls += 1
-        loss = whole(*arguments)
-        assert isinstance(loss, objectives.ClipLiteLoss)
+        loss = whole(*arguments, **more)
         return objectives.ClipLiteLoss(loss.positive * (math.nan if calls == 9 else 1), loss.negative)
 
-    monkeypatch.setattr(objectives, "evaluate", diverging)
+    monkeypatch.setattr(objectives, "clip_lite_loss", diverging)
     with pytest.raises(ClipbenchError, match=r"step 9: loss nan.*last good checkpoint is"):
         run(recipe, tmp_path / "run", train, task)
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 6
     assert all(torch.isfinite(t).all() for t in kept["towers"].values())
+
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "clip": {"kind": "clip"},
+    "clip-lite with priors": {"kind": "clip-lite", "negatives": 2, "prior_weight": 0.1},
+    "siglip": {"kind": "siglip"},
+    "slip": {"kind": "slip", "projector_width": 12, "projector_dim": 6},
+    "declip": {"kind": "declip", "queue": 50, "projector_width": 12, "predictor_width": 6},
+    "declip as released": {
+        "kind": "declip",
+        "preset": "repo",
+        "queue": 40,
+        "projector_width": 12,
+        "predictor_width": 6,
+    },
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+def test_every_objective_resumes_exactly_and_leaves_the_towers_alone(
+    objective: dict[str, Any], recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
+) -> None:
+    value = recipe.canonical() | {"objective": objective}
+    value["schedule"] |= {"steps": 7, "warmup": 2}
+    short = Recipe.model_validate(value)
+    whole = run(short, tmp_path / "whole", train, task)
+    out = run(short, tmp_path / "resumed", train, task, stop_after=4)
+    torch.rand(5)  # whatever else the process drew in between
+    run(short, out, train, task)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [timeless(line) for line in lines(out)] == [timeless(line) for line in lines(whole)]
+    assert set(load_file(out / "model.safetensors")) == set(dual_towers(short).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -570,6 +675,7 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(
         {"optim": {"name": "sgd", "lr": 0.05, "weight_decay": 1e-4}},
         {"precision": "bf16", "data": {"augment": None}},
         {"precision": "fp16"},
+        {"objective": {"kind": "declip", "preset": "repo", "queue": 100}, "precision": "bf16"},
     ],
 )
 def test_other_objectives_optimisers_and_precisions(

@@ -41,6 +41,7 @@ class Checkpoint(TypedDict):
     step: int
     data: str
     towers: dict[str, torch.Tensor]
+    learner: dict[str, torch.Tensor]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
     pairs: PairsState

@@ -30,7 +30,7 @@ from clipbench.cards import (
 from clipbench.data import Split
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.models import Adapter, dual
-from clipbench.pretrain import curves, objectives
+from clipbench.pretrain import curves, learners
 from clipbench.pretrain.folder import Checkpoint, RunFolder, number
 from clipbench.pretrain.pairs import DrawnPairs, Source
 from clipbench.pretrain.towers import DualTowers
@@ -109,7 +109,9 @@ def pretrain(
 
         torch.manual_seed(recipe.seed)
         towers = DualTowers(config, recipe.model.preprocess).to(target_device)
-        optimiser = make_optimiser(recipe.optim, towers)
+        learner = learners.make(recipe.objective, towers).to(target_device)
+        trained = nn.ModuleList([towers, learner])
+        optimiser = make_optimiser(recipe.optim, trained)
         scaler = torch.amp.GradScaler(target_device.type, enabled=recipe.precision == "fp16")
         pairs = DrawnPairs(
             sources,
@@ -118,15 +120,16 @@ def pretrain(
             batch_size=schedule.batch_size,
             seed=recipe.seed,
             device=target_device,
+            wants=learner.wants,
         )
         describe = functools.partial(model_card, recipe, recipe_id, images)
-        max_scale = objectives.max_logit_scale(recipe.objective)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
         step = 0
         if found := run.begin(seen):
             step = found["step"]
             towers.load_state_dict(found["towers"])
+            learner.load_state_dict(found["learner"])
             optimiser.load_state_dict(found["optimiser"])
             scaler.load_state_dict(found["scaler"])
             pairs.restore(found["pairs"])
@@ -138,13 +141,14 @@ def pretrain(
                 "step": step,
                 "data": seen,
                 "towers": towers.state_dict(),
+                "learner": learner.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "scaler": scaler.state_dict(),
                 "pairs": pairs.state(),
                 "rng": torch.get_rng_state(),
             }
 
-        towers.train()
+        trained.train()
         until = min(schedule.steps, schedule.steps if stop_after is None else stop_after)
         with _progress(console, shown=progress) as bar:
             row = bar.add_task(recipe_id, total=schedule.steps, completed=step, loss=math.nan, rate=0.0)
@@ -159,19 +163,20 @@ def pretrain(
                 with torch.autocast(
                     target_device.type, _AUTOCAST[recipe.precision], enabled=recipe.precision != "fp32"
                 ):
-                    image, text = towers(batch.images, batch.tokens, batch.rows)
-                loss = objectives.evaluate(recipe.objective, image, text, towers.logit_scale())
+                    features = learner(towers, batch)
+                loss = learner.loss(features, towers.logit_scale())
 
                 optimiser.zero_grad(set_to_none=True)
                 scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
                 scaler.unscale_(optimiser)
-                norm = nn.utils.clip_grad_norm_(towers.parameters(), max_norm).item()
+                norm = nn.utils.clip_grad_norm_(trained.parameters(), max_norm).item()
                 total = loss.total.item()
                 _require_finite(total, norm, scaled=scaler.is_enabled(), step=step + 1, run=run)
                 scaler.step(optimiser)
                 scaler.update()
-                if max_scale is not None:
-                    towers.log_scale.data.clamp_(max=math.log(max_scale))
+                learner.remember(features)
+                if learner.max_logit_scale is not None:
+                    towers.log_scale.data.clamp_(max=math.log(learner.max_logit_scale))
                 step += 1
 
                 spent = time.perf_counter() - started
@@ -205,7 +210,7 @@ def pretrain(
             _evaluate(evaluator, freeze(towers, describe), recipe.evaluate, step, run)
         weights, sha256 = dual.serialise(towers)
         metric = recipe.target.metric if recipe.target else "acc1"
-        chance = objectives.chance(recipe.objective, schedule.batch_size)
+        chance = learner.chance(schedule.batch_size)
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
         run.finish(weights, picture, describe(sha256))
         console.print(f"{out}: finished{_against_target(recipe.target, run)}", highlight=False)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipbench.cards import ClipLiteObjective, ClipObjective
-
 
 @dataclass(frozen=True)
 class Loss(ABC):
@@ -54,6 +52,37 @@ class ClipLiteLoss(Loss):
     def total(self) -> Tensor:
         """Sum of the two terms."""
         return self.positive + self.negative
+
+
+@dataclass(frozen=True)
+class SiglipLoss(Loss):
+    """The pairwise sigmoid loss: what its right pairs add, and its wrong ones."""
+
+    positive: Tensor
+    negative: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the two terms."""
+        return self.positive + self.negative
+
+
+@dataclass(frozen=True)
+class WeightedLoss(Loss):
+    """A weighted sum of terms."""
+
+    parts: dict[str, Tensor]
+    weights: dict[str, float]
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms, each times its weight."""
+        weighted = [self.weights[name] * part for name, part in self.parts.items()]
+        return torch.stack(weighted).sum()
+
+    def terms(self) -> dict[str, Tensor]:
+        """The terms by name, without their weights."""
+        return self.parts
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> ClipLoss:
@@ -101,31 +130,104 @@ def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negative
     return ClipLiteLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
 
 
-def evaluate(
-    objective: ClipObjective | ClipLiteObjective, image: Tensor, text: Tensor, logit_scale: Tensor
-) -> Loss:
-    """The loss that a recipe's `objective` names."""
-    match objective:
-        case ClipObjective():
-            return clip_loss(image, text, logit_scale)
-        case ClipLiteObjective():
-            return clip_lite_loss(image, text, logit_scale, negatives=objective.negatives)
+def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> SiglipLoss:
+    """Pairwise sigmoid loss over all pairs of the batch (Zhai et al. 2023, algorithm 1).
+
+    −1/B Σᵢⱼ ln σ(±(logit_scale · cosine of image i and text j + logit_bias)), + for i = j and − for all others.
+
+    Args:
+        image, text: float [B, D]; row i of one belongs to row i of the other.
+        logit_scale, logit_bias: scalars, the factor on cosines (not its logarithm) and what is added to them.
+
+    Chance value, at the best bias: ln B + (B − 1) ln(B / (B − 1)).
+    """
+    logits = logit_scale * _unit(image) @ _unit(text).T + logit_bias
+    # ln σ(−z) = −softplus(z), which is 0 at −∞: so the right pairs are left out.
+    right = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    negative = F.softplus(logits.masked_fill(right, -math.inf)).sum() / len(logits)
+    return SiglipLoss(F.softplus(-logits.diagonal()).mean(), negative)
 
 
-def chance(objective: ClipObjective | ClipLiteObjective, batch_size: int) -> float:
-    """The loss of features that say nothing: every cosine 0."""
-    match objective:
-        case ClipObjective():
-            return math.log(batch_size)
-        case ClipLiteObjective():
-            return 2 * math.log(2)
+def nt_xent_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of two views (Chen et al. 2020, SimCLR, equation 1): each finds the other among all other views.
+
+    Args:
+        first, second: float [B, D]; row i of both shows the same image.
+        temperature: what cosines are divided by.
+
+    Returns:
+        The mean cross-entropy of 2 B views.
+
+    Chance value: ln(2 B − 1).
+    """
+    views = _unit(torch.cat([first, second]))
+    count = len(views)
+    logits = views @ views.T / temperature
+    logits = logits.masked_fill(torch.eye(count, dtype=torch.bool, device=logits.device), -math.inf)
+    target = torch.arange(count, device=logits.device).roll(count // 2)
+    return F.cross_entropy(logits, target)
 
 
-def max_logit_scale(objective: ClipObjective | ClipLiteObjective) -> float | None:
-    """The bound on the logit scale: CLIP's; None for CLIP-Lite, which has none."""
-    return objective.max_logit_scale if isinstance(objective, ClipObjective) else None
+def simsiam_loss(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], /) -> Tensor:
+    """SimSiam (Chen and He 2021, algorithm 1): each view predicts the other's projection.
+
+    No gradient flows through what is predicted.
+
+    Args:
+        first, second: of each view its prediction and its projection, float [B, D] all.
+
+    Returns:
+        Minus the mean cosine: −1 … 1.
+
+    Chance value: 0.
+    """
+    cosines = [
+        (_unit(predicted) * _unit(projected.detach())).sum(dim=1).mean()
+        for predicted, projected in ((first[0], second[1]), (second[0], first[1]))
+    ]
+    return -(cosines[0] + cosines[1]) / 2
+
+
+def masked_language_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of guesses at masked tokens; 0 where none is masked.
+
+    Args:
+        logits: float [M, vocabulary].
+        target: int64 [M], the right tokens.
+
+    Chance value: ln vocabulary.
+    """
+    return F.cross_entropy(_wide(logits), target, reduction="sum") / max(len(target), 1)
+
+
+def nearest(queue: Tensor, rows: Tensor) -> Tensor:
+    """The row of `queue` of the highest cosine with each of `rows`, without a gradient.
+
+    Args:
+        queue: float [N, D], unit rows.
+        rows: float [B, D].
+
+    Returns:
+        float [B, D].
+    """
+    with torch.no_grad():
+        return queue[(_unit(rows) @ queue.T).argmax(dim=1)]
+
+
+def prior_loss(noise: Tensor, features: Tensor) -> Tensor:
+    """What a discriminator loses that shall say yes to a prior's draws and no to features: mean cross-entropies.
+
+    Args:
+        noise, features: float [B, 1], its logits.
+
+    Chance value: 2 ln 2.
+    """
+    return F.softplus(-_wide(noise)).mean() + F.softplus(_wide(features)).mean()
 
 
 def _unit(rows: Tensor) -> Tensor:
-    wide = rows if rows.dtype == torch.float64 else rows.float()
-    return F.normalize(wide, dim=1)
+    return F.normalize(_wide(rows), dim=1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -5,7 +5,6 @@ For sets that fit in memory: the decoded images are one uint8 tensor on the trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -13,15 +12,29 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from clipbench.cards import Affine, Pairs, Preprocess, TaskCard
+from clipbench.cards import Augmentation, Pairs, Preprocess, TaskCard
 from clipbench.data import Split
 from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
+from clipbench.pretrain import words
+from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 _DECODE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What an objective needs of a batch beside the images and texts of its pairs.
+
+    Attributes:
+        views: further views of every image, and how each is made (None: as its source augments).
+        altered: a changed text for every pair (see `words`).
+    """
+
+    views: tuple[Augmentation | None, ...] = ()
+    altered: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,11 +45,17 @@ class Batch:
         images: float32 [B, channels, side, side], normalised.
         tokens: int64 [U, L], the distinct captions, cut at the longest one.
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
+        generator: the CPU generator of all draws, for those that an objective makes itself.
+        views: as `Wants` says, each like `images`.
+        altered: int64 [U, L] and [B], where `Wants` says so: the distinct altered texts, like `tokens`, and their rows.
     """
 
     images: Tensor
     tokens: Tensor
     rows: Tensor
+    generator: torch.Generator
+    views: tuple[Tensor, ...]
+    altered: tuple[Tensor, Tensor] | None
 
 
 class PairsState(TypedDict):
@@ -72,6 +91,7 @@ class DrawnPairs:
         batch_size: int,
         seed: int,
         device: torch.device,
+        wants: Wants,
     ) -> None:
         """Decode and tokenise everything.
 
@@ -89,13 +109,16 @@ class DrawnPairs:
         self._preprocess = preprocess
         self._batch_size = batch_size
         self._device = device
+        self._wants = wants
         self._images = torch.cat([decode_all(source.split, preprocess) for source in sources]).to(device)
         self._augment = [source.wanted.augment for source in sources]
         self._source = torch.repeat_interleave(torch.tensor([len(source.split) for source in sources]))
         number: dict[str, int] = {}
         drawn = [number.setdefault(t, len(number)) for own in texts for kind in own for t in kind]
         self._drawn = torch.tensor(drawn)
-        self._tokens, self._lengths = tokenize(list(number))
+        self._texts = list(number)
+        self._tokenize = tokenize
+        self._tokens, self._lengths = tokenize(self._texts)
         # Image i has the kinds [_first[i], _first[i] + _kinds[i]); kind k the texts [_start[k], _start[k] + _count[k]).
         self._kinds = torch.tensor([len(own) for own in texts])
         self._first = self._kinds.cumsum(0) - self._kinds
@@ -118,16 +141,35 @@ class DrawnPairs:
         distinct, rows = torch.unique(drawn, return_inverse=True)
         tokens = self._tokens[distinct, : int(self._lengths[distinct].max())]
         images = self._images[chosen.to(self._device)]
-        for number, bounds in enumerate(self._augment):
-            own = torch.nonzero(self._source[chosen] == number)[:, 0]
-            if bounds and len(own):
-                at = own.to(self._device)
-                images[at] = affine(images[at], bounds, self._generator)
+        first, *further = (self._view(images, chosen, how) for how in (None, *self._wants.views))
         return Batch(
-            images=normalise(images, self._preprocess),
+            images=first,
             tokens=tokens.to(self._device),
             rows=rows.to(self._device),
+            generator=self._generator,
+            views=tuple(further),
+            altered=self._altered(drawn) if self._wants.altered else None,
         )
+
+    def _view(self, images: Tensor, chosen: Tensor, how: Augmentation | None) -> Tensor:
+        """Images, whose numbers are `chosen`, augmented (None: as their sources say) and normalised."""
+        if how:
+            return normalise(augment(images, how, self._generator), self._preprocess)
+        view = images.clone()
+        for number, own_way in enumerate(self._augment):
+            own = torch.nonzero(self._source[chosen] == number)[:, 0]
+            if own_way and len(own):
+                at = own.to(self._device)
+                view[at] = augment(images[at], own_way, self._generator)
+        return normalise(view, self._preprocess)
+
+    def _altered(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The texts of these numbers, altered: tokens of the distinct ones, and each one's row."""
+        number: dict[str, int] = {}
+        texts = words.alter([self._texts[i] for i in drawn.tolist()], self._generator)
+        rows = torch.tensor([number.setdefault(text, len(number)) for text in texts])
+        tokens, lengths = self._tokenize(list(number))
+        return tokens[:, : int(lengths.max())].to(self._device), rows.to(self._device)
 
     def state(self) -> PairsState:
         """What `restore` needs to go on exactly here."""
@@ -216,30 +258,3 @@ def decode_all(split: Split, preprocess: Preprocess) -> Tensor:
         images[start : start + len(batch.images)] = torch.from_numpy(batch.images)
         start += len(batch.images)
     return images
-
-
-def affine(images: Tensor, bounds: Affine, generator: torch.Generator) -> Tensor:
-    """Each image rotated, shifted and scaled by draws of its own; bilinear, black outside.
-
-    Args:
-        images: uint8 [B, channels, side, side], on any device.
-        generator: a CPU generator; four numbers an image are drawn.
-
-    Returns:
-        uint8 [B, channels, side, side].
-    """
-    draws = torch.rand(len(images), 4, generator=generator) * 2 - 1
-    angle = draws[:, 0] * math.radians(bounds.rotate)
-    zoom = 1 / (1 + draws[:, 1] * bounds.scale)
-    # Output coordinates run over [-1, 1], so a shift by a fraction of the side is twice that number.
-    shift = draws[:, 2:] * (2 * bounds.shift)
-    rows = torch.stack(
-        [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), shift[:, 0]], dim=1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
-        ],
-        dim=1,
-    ).to(images.device)
-    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved.round_().to(torch.uint8)

@@ -31,6 +31,8 @@ from clipbench.models.tokenizer import Tokenizer
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
+# The byte 255 is in no UTF-8 text, so it can stand for a masked one.
+_MASKED = _FIRST_BYTE + 255
 
 
 class DualTowers(nn.Module):
@@ -48,6 +50,7 @@ class DualTowers(nn.Module):
         super().__init__()
         if config.text is None or config.embed_dim is None or config.projection is None:
             raise CardError("two towers are needed: give config.text, config.embed_dim and config.projection")
+        self.embed_dim = config.embed_dim
         self.image = image_tower(config.image, preprocess)
         self.text = text_tower(config.text, folder)
         self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
@@ -69,10 +72,13 @@ class DualTowers(nn.Module):
         Returns:
             image and text features, each [B, embed_dim], not normalised.
         """
-        image = self.image_projection(self.image(images))
+        image, text = self.backbones(images, tokens, rows)
+        return self.image_projection(image), self.text_projection(text)
+
+    def backbones(self, images: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the towers alone make of B pairs, given as to `forward`: [B, image.features], [B, text.features]."""
         # index_select: its backward adds in a fixed order on the CPU, so that a resumed run is bit-identical.
-        text = self.text_projection(self.text(tokens).index_select(0, rows))
-        return image, text
+        return self.image(images), self.text(tokens).index_select(0, rows)
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
@@ -342,11 +348,37 @@ class ByteTransformer(TextTower):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 [B, L] (L at most `context_length`, zero-padded) to float [B, width]."""
+        return self.pool(self.states(tokens), tokens)
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """What the last layer makes of each token: int64 [B, L], as to `forward`, to float [B, L, width]."""
         real = tokens != _PAD
         hidden = self.bytes(tokens) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
             hidden = layer(hidden, real)
-        return _mean_of_real(self.norm(hidden), real)
+        states: Tensor = self.norm(hidden)
+        return states
+
+    def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The mean of the states of real tokens: float [B, width]."""
+        return _mean_of_real(states, tokens != _PAD)
+
+    def mask(self, tokens: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Hide a share of the bytes, as BERT does: of ten, eight are masked, one is another byte, one stays.
+
+        Args:
+            tokens: int64 [B, L].
+            share: probability of each byte to be among them.
+            generator: a CPU generator.
+
+        Returns:
+            The changed tokens, and which positions were chosen (bool [B, L]).
+        """
+        draws = torch.rand(3, *tokens.shape, generator=generator).to(tokens.device)
+        chosen = (tokens >= _FIRST_BYTE) & (draws[0] < share)
+        other = _FIRST_BYTE + (draws[2] * (_MASKED - _FIRST_BYTE)).long()
+        changed = tokens.where(draws[1] >= 0.9, other).where(draws[1] >= 0.8, _MASKED)
+        return changed.where(chosen, tokens), chosen
 
 
 class NgramBag(TextTower):

@@ -1,0 +1,287 @@
+"""Objectives at work: what each learns beside the towers, and which features of a batch its loss compares.
+
+A `Learner` is all that the loop knows of an objective. Its weights are trained and kept in the checkpoint with the
+towers'; the model that a run becomes has the towers alone.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clipbench.cards import (
+    ClipLiteObjective,
+    ClipObjective,
+    DeclipObjective,
+    Objective,
+    SiglipObjective,
+    SlipObjective,
+)
+from clipbench.errors import CardError
+from clipbench.pretrain import objectives
+from clipbench.pretrain.objectives import Loss
+from clipbench.pretrain.pairs import Batch, Wants
+from clipbench.pretrain.towers import ByteTransformer, DualTowers
+
+#: what `Learner.forward` makes and `Learner.loss` compares, by name
+Features = dict[str, Tensor]
+
+
+class Learner(nn.Module, ABC):
+    """One objective: `forward` runs the networks, in whatever precision, and `loss` compares in float32.
+
+    Attributes:
+        wants: what a batch must hold beside images and texts.
+        max_logit_scale: bound on the towers' logit scale, or None.
+    """
+
+    wants = Wants()
+    max_logit_scale: float | None = None
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """The features of a batch: here `image` and `text`, each [B, embed_dim]."""
+        image, text = towers(batch.images, batch.tokens, batch.rows)
+        return {"image": image, "text": text}
+
+    @abstractmethod
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """The loss of the features of one batch, `logit_scale` being the factor on cosines."""
+
+    def remember(self, features: Features) -> None:
+        """Keep what later steps need of this one's features; called once the step is taken. Here: nothing."""
+
+    @abstractmethod
+    def chance(self, batch_size: int) -> float:
+        """The loss of features that say nothing: every cosine 0."""
+
+
+def make(objective: Objective, towers: DualTowers) -> Learner:
+    """The learner of a recipe's objective, with random weights, for `towers`, whose logit scale it may set.
+
+    Raises:
+        CardError: the objective cannot train these towers.
+    """
+    match objective:
+        case ClipObjective():
+            return Clip(objective)
+        case ClipLiteObjective():
+            return ClipLite(objective, towers)
+        case SiglipObjective():
+            return Siglip(objective, towers)
+        case SlipObjective():
+            return Slip(objective, towers)
+        case DeclipObjective():
+            return Declip(objective, towers)
+
+
+class Clip(Learner):
+    """InfoNCE."""
+
+    def __init__(self, objective: ClipObjective) -> None:
+        super().__init__()
+        self.max_logit_scale = objective.max_logit_scale
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        return objectives.clip_loss(features["image"], features["text"], logit_scale)
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        return math.log(batch_size)
+
+
+class ClipLite(Learner):
+    """The JSD bound, and where the recipe wants them CLIP-Lite's prior terms on the towers' own features."""
+
+    def __init__(self, objective: ClipLiteObjective, towers: DualTowers) -> None:
+        super().__init__()
+        self._negatives = objective.negatives
+        self._prior_weight = objective.prior_weight
+        if self._prior_weight:
+            self.image_prior = discriminator(towers.image.features)
+            self.text_prior = discriminator(towers.text.features)
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """See `Learner`; with prior terms also the discriminators' logits of noise and of features."""
+        image, text = towers.backbones(batch.images, batch.tokens, batch.rows)
+        features = {"image": towers.image_projection(image), "text": towers.text_projection(text)}
+        if self._prior_weight:
+            for name, judge, seen in (("image", self.image_prior, image), ("text", self.text_prior, text)):
+                noise = torch.rand(seen.shape, generator=batch.generator).to(seen.device)
+                features |= {f"{name}_noise": judge(noise), f"{name}_prior": judge(seen)}
+        return features
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        bound = objectives.clip_lite_loss(
+            features["image"], features["text"], logit_scale, negatives=self._negatives
+        )
+        if not self._prior_weight:
+            return bound
+        prior = {
+            f"{name}_prior": objectives.prior_loss(features[f"{name}_noise"], features[f"{name}_prior"])
+            for name in ("image", "text")
+        }
+        weights = dict.fromkeys(bound.terms(), 1 - self._prior_weight)
+        return objectives.WeightedLoss(
+            bound.terms() | prior, weights | dict.fromkeys(prior, self._prior_weight)
+        )
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`; discriminators that cannot tell say 1/2."""
+        return 2 * math.log(2) * (1 + self._prior_weight)
+
+
+def discriminator(features: int) -> nn.Module:
+    """CLIP-Lite's judge of its priors: float [B, features] to logits [B, 1]."""
+    return nn.Sequential(
+        nn.Linear(features, 1000), nn.ReLU(), nn.Linear(1000, 200), nn.ReLU(), nn.Linear(200, 1)
+    )
+
+
+class Siglip(Learner):
+    """The pairwise sigmoid loss; the bias belongs to it alone, since it moves no ranking."""
+
+    def __init__(self, objective: SiglipObjective, towers: DualTowers) -> None:
+        super().__init__()
+        self.logit_bias = nn.Parameter(torch.tensor(objective.initial_logit_bias))
+        nn.init.constant_(towers.log_scale, math.log(objective.initial_logit_scale))
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        return objectives.siglip_loss(features["image"], features["text"], logit_scale, self.logit_bias)
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`; at the bias that is best then."""
+        wrong = batch_size - 1
+        return math.log(batch_size) + wrong * math.log(batch_size / wrong)
+
+
+class Slip(Learner):
+    """InfoNCE, and NT-Xent of two views of the image through an MLP of their own."""
+
+    def __init__(self, objective: SlipObjective, towers: DualTowers) -> None:
+        super().__init__()
+        self.wants = Wants(views=(objective.views, objective.views))
+        self.max_logit_scale = objective.max_logit_scale
+        self._temperature = objective.temperature
+        self._weights = {"image_to_text": 0.5, "text_to_image": 0.5, "views": objective.view_weight}
+        width = objective.projector_width
+        self.projector = mlp(towers.image.features, width, width, objective.projector_dim)
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """See `Learner`; with the projected views `first` and `second`."""
+        first, second = (self.projector(towers.image(view)) for view in batch.views)
+        return super().forward(towers, batch) | {"first": first, "second": second}
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        pairs = objectives.clip_loss(features["image"], features["text"], logit_scale)
+        views = objectives.nt_xent_loss(features["first"], features["second"], self._temperature)
+        return objectives.WeightedLoss(pairs.terms() | {"views": views}, self._weights)
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        return math.log(batch_size) + self._weights["views"] * math.log(2 * batch_size - 1)
+
+
+class Declip(Learner):
+    """DeCLIP: four pairs of views and texts, SimSiam, masked tokens, and the nearest texts of a queue.
+
+    The queue starts as random directions and stands in the checkpoint. Nearest texts are asked for before the step's
+    own enter, so that no text finds itself.
+    """
+
+    queue: Tensor
+    cursor: Tensor
+
+    def __init__(self, objective: DeclipObjective, towers: DualTowers) -> None:
+        super().__init__()
+        if not isinstance(towers.text, ByteTransformer):
+            raise CardError(
+                "objective declip masks tokens, which is built for text towers of kind bytes alone",
+                hint="set config.text.kind to bytes, or choose objective slip",
+            )
+        self.wants = Wants(views=(None,), altered=True)
+        self.max_logit_scale = objective.max_logit_scale
+        self._objective = objective
+        dim, width = towers.embed_dim, objective.projector_width
+        self.projector = nn.Sequential(*mlp(dim, width, width, width), nn.BatchNorm1d(width))
+        self.predictor = mlp(width, objective.predictor_width, width)
+        self.guesser = nn.Linear(towers.text.features, towers.text.bytes.num_embeddings)
+        self.register_buffer("queue", F.normalize(torch.randn(objective.queue, dim), dim=1))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """See `Learner`.
+
+        `image`, `text`: the pairs; `second`, `altered`: another view, another text; `projected_1`, `predicted_1` and
+        those of `_2`: of the two views; `guesses`, `hidden`: at masked tokens, and what they are.
+        """
+        assert isinstance(towers.text, ByteTransformer)
+        assert batch.altered is not None
+        altered, rows = batch.altered
+        own = batch.tokens.index_select(0, batch.rows)
+        masked, chosen = towers.text.mask(own, self._objective.masked, batch.generator)
+        states = towers.text.states(masked)
+        if self._objective.contrastive_text == "masked":
+            text = towers.text.pool(states, masked)
+        else:
+            text = towers.text(batch.tokens).index_select(0, batch.rows)
+        features = {
+            "image": towers.image_projection(towers.image(batch.images)),
+            "second": towers.image_projection(towers.image(batch.views[0])),
+            "text": towers.text_projection(text),
+            "altered": towers.text_projection(towers.text(altered).index_select(0, rows)),
+            "guesses": self.guesser(states[chosen]),
+            "hidden": own[chosen],
+        }
+        for number, view in ((1, "image"), (2, "second")):
+            features[f"projected_{number}"] = projected = self.projector(features[view])
+            features[f"predicted_{number}"] = self.predictor(projected)
+        return features
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`."""
+        wanted = self._objective
+        views, texts = (features["image"], features["second"]), (features["text"], features["altered"])
+        pairs = [objectives.clip_loss(view, text, logit_scale).total for text in texts for view in views]
+        found = [objectives.nearest(self.queue, text) for text in texts[: wanted.queued]]
+        near = [objectives.clip_loss(view, text, logit_scale) for text in found for view in views]
+        one_way = wanted.nearest_directions == "image-to-text"
+        first, second = ((features[f"predicted_{i}"], features[f"projected_{i}"]) for i in (1, 2))
+        parts = {
+            "clip": pairs[0],
+            "multi_view": torch.stack(pairs[1:]).mean(),
+            "image_self": objectives.simsiam_loss(first, second),
+            "text_self": objectives.masked_language_loss(features["guesses"], features["hidden"]),
+            "nearest": torch.stack([loss.image_to_text if one_way else loss.total for loss in near]).mean(),
+        }
+        return objectives.WeightedLoss(parts, {name: getattr(wanted, f"{name}_weight") for name in parts})
+
+    def remember(self, features: Features) -> None:
+        """The step's texts take the oldest places of the queue: the altered ones, where they count, then the others."""
+        entering = [features["text"], features["altered"]][: self._objective.queued]
+        rows = F.normalize(torch.cat(entering[::-1]).detach().to(self.queue.dtype), dim=1)
+        places = (self.cursor + torch.arange(len(rows), device=rows.device)) % len(self.queue)
+        self.queue[places] = rows
+        self.cursor.add_(len(rows)).remainder_(len(self.queue))
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        wanted = self._objective
+        compared = wanted.clip_weight + wanted.multi_view_weight + wanted.nearest_weight
+        return compared * math.log(batch_size) + wanted.text_self_weight * math.log(self.guesser.out_features)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with BatchNorm and ReLU between them: float [B, widths[0]] to [B, widths[-1]]."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-2])
