@@ -27,8 +27,8 @@ from PIL import Image
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Split
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data import Split, refer
+from clipbench.data.hub import DataPaths, Parquet, open_split
 from clipbench.errors import CardError, ClipbenchError, DataError
 
 CLASSES = ("bat", "cat", "sea lion")
@@ -874,3 +874,8 @@ def test_ledger_of_another_commit_is_an_error(isolated_cache: Path) -> None:
     remember("data", "org/parquet", FIRST, what="the commit")
     with pytest.raises(ClipbenchError, match=f"the commit of org/parquet has changed: {FIRST}.*{SECOND}"):
         remember("data", "org/parquet", SECOND, what="the commit")
+
+
+def test_layouts_keep_their_names_in_fingerprints() -> None:
+    # Another name would make every feature that was encoded so far be encoded again.
+    assert [cls.name_in_fingerprint for cls in (Parquet, refer.Rows)] == ["_Parquet", "Rows"]

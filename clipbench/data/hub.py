@@ -162,6 +162,8 @@ class Layout(ABC):
     """One split in one layout: an index pass (ids and raw labels) and an image pass."""
 
     where: str
+    #: its name in fingerprints, where that is not the class's
+    name_in_fingerprint: str | None = None
     #: the data's own label names by label number, where it has them
     names: list[str] | None = None
     #: what the images show beside what their labels say, where the data has it
@@ -182,6 +184,7 @@ class Parquet(Layout):
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
     """
 
+    name_in_fingerprint = "_Parquet"
     #: all files that decide the split
     files: list[Path]
 
@@ -443,7 +446,7 @@ def _parquet(files: list[Path], card: TaskCard, where: Path | str) -> Parquet:
 
 def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
     """The fingerprint of a local copy."""
-    layout = type(source).__name__
+    layout = source.name_in_fingerprint or type(source).__name__
     return fingerprint({"layout": layout, "files": digests(root, files)} | _columns(dataset.card))
 
 

@@ -250,6 +250,8 @@ def _paths(dataset: Entry[TaskCard], role: str, tables: list[Path]) -> dict[str,
 class Rows(Parquet):
     """Parquet files with the images in them: one row an image (`ref_list`), or one an object (`answer`, `bbox`)."""
 
+    name_in_fingerprint = "Rows"
+
     def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
         self._files, self._image, self.where = files, card.columns.image, str(where)
         self.annotated = (
