@@ -155,7 +155,7 @@ def test_size_of_a_space_overrides_the_models_own(tmp_path: Path, pictures: tupl
 def test_model_that_takes_images_as_they_are_cannot_do_it(pictures: tuple[Catalog, Options]) -> None:
     catalog, options = pictures
     encoder = ModelEncoder(catalog.model("digits-clip-lite"), options.runtime, progress=False)
-    with pytest.raises(NotApplicable, match="resize: none"):
+    with pytest.raises(NotApplicable, match="resize: pad"):
         encoder.require("backbone@256")
     encoder.require("backbone")
 
