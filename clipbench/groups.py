@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench import metrics
+
 Counts = NDArray[np.int64]
 
 
@@ -40,15 +42,7 @@ class Rankings:
         across = similarities.T.astype(np.float64)
         self._order = np.argsort(-across, axis=1, kind="stable")
         self._sorted = np.take_along_axis(across, self._order, axis=1)
-        # The places that share a similarity: [first, end).
-        n = across.shape[1]
-        place = np.arange(n)
-        new = np.ones(across.shape, dtype=bool)
-        new[:, 1:] = self._sorted[:, 1:] != self._sorted[:, :-1]
-        self._first = np.maximum.accumulate(np.where(new, place, 0), axis=1)
-        ends = np.full(across.shape, n)
-        ends[:, :-1] = np.where(new[:, 1:], place[1:], n)
-        self._end = np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+        self._first, self._end = metrics.ties(self._sorted)
 
     def top_means(self, k: int, counts: Counts) -> NDArray[np.float64]:
         """Mean of each group's `k` highest similarities with each query: float64 [Q, G].

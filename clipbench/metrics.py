@@ -448,6 +448,22 @@ def expected_hit(better: Ints, tied: Ints, best: Ints, k: int) -> NDArray[np.flo
     return 1 - miss
 
 
+def ties(ordered: Floats) -> tuple[Ints, Ints]:
+    """The places that share a value with each place of sorted rows [Q, K]: [first, end), int64 [Q, K] both.
+
+    >>> first, end = ties(np.array([[0.9, 0.5, 0.5, 0.1]]))
+    >>> first.tolist(), end.tolist()
+    ([[0, 1, 1, 3]], [[1, 3, 3, 4]])
+    """
+    width = ordered.shape[1]
+    place = np.arange(width)
+    change = ordered[:, 1:] != ordered[:, :-1]
+    edge = np.ones((len(ordered), 1), dtype=np.bool_)
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, change], axis=1), place, 0), axis=1)
+    ends = np.where(np.concatenate([change, edge], axis=1), place + 1, width)
+    return first, np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
+
+
 def expected_average_precision(own: Floats, scores: Floats, more: Ints) -> NDArray[np.float64]:
     """Average precision over the first R keys, R being how many targets a query has (MAP@R is its mean): float64 [Q].
 
@@ -467,12 +483,8 @@ def expected_average_precision(own: Floats, scores: Floats, more: Ints) -> NDArr
     wanted = (~np.isnan(own)).sum(axis=1)
     width = scores.shape[1]
     place = np.arange(width)
-    change = np.diff(scores, axis=1) != 0
-    edge = np.ones((len(scores), 1), dtype=np.bool_)
-    first = np.maximum.accumulate(np.where(np.concatenate([edge, change], axis=1), place, 0), axis=1)
-    last_one = np.where(np.concatenate([change, edge], axis=1), place, width)
-    last = np.minimum.accumulate(last_one[:, ::-1], axis=1)[:, ::-1]
-    size = last - first + 1 + np.where(last == width - 1, more[:, None], 0)
+    first, end = ties(scores)
+    size = end - first + np.where(end == width, more[:, None], 0)
     before, among = np.zeros(scores.shape), np.zeros(scores.shape)
     for target in own.T:
         before += target[:, None] > scores

@@ -183,6 +183,19 @@ def grouped_share_score(hits: NDArray[np.float64], group: Ints, chance: float | 
     return Score(value, wilson(value * effective, effective), hits.size, chance)
 
 
+def clustered_draws(values: NDArray[np.float64], cluster: Ints, seed: int) -> NDArray[np.float64]:
+    """Bootstrap draws of the mean of `values` (float64 [N]), whole clusters (int64 [N]) being resampled.
+
+    The cluster bootstrap; Davison & Hinkley 1997, section 3.8.
+
+    >>> clustered_draws(np.array([1.0, 1.0, 0.0]), np.array([0, 0, 7]), seed=0).max()
+    np.float64(1.0)
+    """
+    _, place = np.unique(cluster, return_inverse=True)
+    sums, counts = np.bincount(place, weights=values), np.bincount(place)
+    return bootstrap(counts.size, lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()), seed)
+
+
 def median_of_weighted(ordered: NDArray[np.float64], weights: Ints) -> float:
     """The median of ascending values that count as often as `weights` (int64) says; the middle of the middle two.
 
@@ -199,18 +212,16 @@ def clustered_mean_score(
 ) -> Score:
     """Mean of `values` in 0 to 1 (float64 [N], N ≥ 1) that belong together in clusters (int64 [N]).
 
-    Expressions of one image share its difficulty, so whole clusters are resampled (the cluster bootstrap; Davison
-    & Hinkley 1997, section 3.8). Where no draw differs, the interval is Wilson's, a cluster counting as one sample.
+    Expressions of one image share its difficulty, so whole clusters are resampled (`clustered_draws`). Where no draw
+    differs, the interval is Wilson's, a cluster counting as one sample.
 
     >>> score = clustered_mean_score(np.array([1.0, 1.0, 0.0]), np.array([0, 0, 7]), None, seed=0)
     >>> round(score.value, 4), score.ci95, score.n
     (0.6667, (0.0, 1.0), 3)
     """
-    _, place = np.unique(cluster, return_inverse=True)
-    sums, counts = np.bincount(place, weights=values), np.bincount(place)
-    draws = bootstrap(counts.size, lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()), seed)
-    value = float(values.mean())
-    interval = percentile(draws) if np.ptp(draws) > 1e-12 else wilson(value * counts.size, counts.size)
+    draws = clustered_draws(values, cluster, seed)
+    value, clusters = float(values.mean()), np.unique(cluster).size
+    interval = percentile(draws) if np.ptp(draws) > 1e-12 else wilson(value * clusters, clusters)
     return Score(value, interval, values.size, chance)
 
 

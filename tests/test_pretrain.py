@@ -626,7 +626,7 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(
         nonlocal calls
         calls += 1
         loss = whole(*arguments, **more)
-        return objectives.ClipLiteLoss(loss.positive * (math.nan if calls == 9 else 1), loss.negative)
+        return objectives.PairwiseLoss(loss.positive * (math.nan if calls == 9 else 1), loss.negative)
 
     monkeypatch.setattr(objectives, "clip_lite_loss", diverging)
     with pytest.raises(ClipbenchError, match=r"step 9: loss nan.*last good checkpoint is"):

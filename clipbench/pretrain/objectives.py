@@ -42,21 +42,8 @@ class ClipLoss(Loss):
 
 
 @dataclass(frozen=True)
-class ClipLiteLoss(Loss):
-    """The JSD bound: its expectation over pairs, and over mismatched pairs."""
-
-    positive: Tensor
-    negative: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Sum of the two terms."""
-        return self.positive + self.negative
-
-
-@dataclass(frozen=True)
-class SiglipLoss(Loss):
-    """The pairwise sigmoid loss: what its right pairs add, and its wrong ones."""
+class PairwiseLoss(Loss):
+    """A loss that judges pairs one by one: what right ones add, and what wrong ones do."""
 
     positive: Tensor
     negative: Tensor
@@ -99,7 +86,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> ClipLoss:
     return ClipLoss(F.cross_entropy(logits, target), F.cross_entropy(logits.T, target))
 
 
-def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1) -> ClipLiteLoss:
+def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1) -> PairwiseLoss:
     """Negated Jensen–Shannon bound on the mutual information of image and text, as in CLIP-Lite.
 
     mean softplus(−T(xᵢ, yᵢ)) + mean softplus(T(xᵢ, yᵢ₊ₖ)), T = logit_scale · cosine, averaged over the rolls
@@ -127,10 +114,10 @@ def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negative
     image, text = _unit(image), _unit(text)
     matched = logit_scale * (image * text).sum(dim=1)
     rolled = [logit_scale * (image * text.roll(-k, dims=0)).sum(dim=1) for k in range(1, negatives + 1)]
-    return ClipLiteLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
+    return PairwiseLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
 
 
-def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> SiglipLoss:
+def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> PairwiseLoss:
     """Pairwise sigmoid loss over all pairs of the batch (Zhai et al. 2023, algorithm 1).
 
     −1/B Σᵢⱼ ln σ(±(logit_scale · cosine of image i and text j + logit_bias)), + for i = j and − for all others.
@@ -145,7 +132,7 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
     # ln σ(−z) = −softplus(z), which is 0 at −∞: so the right pairs are left out.
     right = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     negative = F.softplus(logits.masked_fill(right, -math.inf)).sum() / len(logits)
-    return SiglipLoss(F.softplus(-logits.diagonal()).mean(), negative)
+    return PairwiseLoss(F.softplus(-logits.diagonal()).mean(), negative)
 
 
 def nt_xent_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:

@@ -186,9 +186,8 @@ def _rank(ranks: Ranks) -> Doubles:
 
 def _mean(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
     """Mean over all values, its interval over groups."""
-    sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    draws = stats.bootstrap(len(counts), lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()), seed)
-    return Score(float(values.mean()), stats.percentile(draws), values.size, chance)
+    interval = stats.percentile(stats.clustered_draws(values, group, seed))
+    return Score(float(values.mean()), interval, values.size, chance)
 
 
 def _median(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
