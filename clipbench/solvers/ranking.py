@@ -35,7 +35,7 @@ Found = tuple[Ints, Ints, Floats]
 
 _GROUP = 16  # neighbours in a block whose maximum is looked at first
 _ROUND = 64  # block sides are multiples of this; rows of a strip
-_CPU_BLOCK = (1024, 4096)  # images × texts: 16 MiB of scores, which caches of servers hold
+_CPU_BLOCK = (1024, 8192)  # images × texts: 32 MiB of scores, which caches of servers hold
 _GPU_BLOCK = (8192, 16384)
 _TOKEN_BLOCK = (256, 512)
 
