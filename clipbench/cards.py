@@ -38,6 +38,11 @@ Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 # The least and the greatest of something, written as a YAML list.
 Range = Annotated[tuple[float, float], Field(strict=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+# All of a tower, nothing of it, or its parts of these names. The tags are written like types for `_dotted`.
+Frozenness = Annotated[
+    Annotated[bool, Tag("tuple[bool]")] | Annotated[Tuple[str], Field(min_length=1), Tag("tuple[str]")],
+    Discriminator(lambda value: "tuple[bool]" if isinstance(value, bool) else "tuple[str]"),
+]
 
 
 class Misplaced(ValueError):
@@ -637,12 +642,25 @@ class Recipe(Strict):
             )
         if isinstance(self.objective, DeclipObjective):
             self._two_views(self.objective)
+        if self.model.frozen.image is True:
+            self._unchanged_images()
         if self.target and self.target.task not in self.evaluate:
             evaluated = ", ".join(self.evaluate) or "empty"
             raise Misplaced(
                 f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
             )
         return self
+
+    def _unchanged_images(self) -> None:
+        for i, data in enumerate(self.data):
+            if data.augment is not None:
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: {data.dataset} cannot be "
+                    "augmented; leave out augment, or freeze only parts of the tower (model.frozen.image)",
+                    "data",
+                    i,
+                    "augment",
+                )
 
     def _two_views(self, objective: DeclipObjective) -> None:
         for i, data in enumerate(self.data):
@@ -663,11 +681,27 @@ class Recipe(Strict):
             )
 
 
+class Frozen(Strict):
+    """What training leaves as it is, in towers that start from `weights`: a whole tower, or parts of it by name.
+
+    A part is a module of the library that builds the tower (`blocks.0`, `embeddings`, `encoder.layer.0`); BatchNorm
+    in it keeps its averages. A whole tower gives an image, or a text, the same feature at every step: it is computed
+    once and kept in the feature store, and only the heads are trained.
+    """
+
+    image: Frozenness = False
+    text: Frozenness = False
+
+
 class RecipeModel(Strict):
-    """The model that a recipe trains: what stands on its model card, apart from the weights."""
+    """The model that a recipe trains: what stands on its model card, apart from the weights.
+
+    A tower whose config names `weights` starts from those, others from random ones.
+    """
 
     family: Literal["dual"] = "dual"
     config: dict[str, Any]
+    frozen: Frozen = Frozen()
     preprocess: Preprocess
 
 

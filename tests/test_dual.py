@@ -682,5 +682,5 @@ def test_library_towers_are_trained_and_evaluated_like_ours(tmp_path: Path) -> N
     assert adapter.image_tower("backbone")(torch.randn(1, 1, 8, 8)).shape == (1, 256)
 
     recipe["model"]["config"]["image"]["weights"] = {"file": "tower.pt"}
-    with pytest.raises(CardError, match=r"config\.image\.weights names trained weights"):
+    with pytest.raises(WeightsError, match=r"recipe tiny \(config\.image\): no checkpoint at .*tower\.pt"):
         run(Recipe.model_validate(recipe), "tiny", tmp_path / "other")

@@ -310,28 +310,36 @@ def load(model: LoadedModel) -> Adapter:
     if config.text is None:
         tower = image_tower(config.image, model.card.preprocess)
         assert isinstance(tower, LibraryTower)
-        digest = _load_tower(tower, model.card.weights, model.id, model.folder)
+        digest = load_tower(tower, model.card.weights, model.id, model.folder)
         return ImageAdapter(tower.eval(), model.card, digest)
 
     path, sha256 = weights.resolve(model)
     state = weights.read_state_dict(path)
     with torch.device("meta"):
         towers = DualTowers(config, model.card.preprocess, model.folder)
-    digests = [sha256]
-    sides = {"image": (config.image, towers.image), "text": (config.text, towers.text)}
-    for side, (tower_config, module) in sides.items():
-        source = getattr(tower_config, "weights", None)  # our own kinds of towers have none
-        if source is not None:
-            assert isinstance(module, LibraryTower)
-            _refuse_second_copy(state, f"{side}.", path)
-            digests.append(_load_tower(module, source, f"{model.id} (config.{side})", model.folder))
-            state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
+    for side, source in sources(config).items():
+        module = getattr(towers, side)
+        assert isinstance(module, LibraryTower)
+        _refuse_second_copy(state, f"{side}.", path)
+        digest = load_tower(module, source, f"{model.id} (config.{side})", model.folder)
+        towers.elsewhere[side] = digest
+        state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
     weights.load_strict(towers, state, path)
-    return DualAdapter(towers, model.card, sha256 if len(digests) == 1 else fingerprint(digests))
+    return DualAdapter(towers, model.card, identity(towers, sha256))
 
 
-def _load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
-    """Load a tower's weights from a file of its own; the file's sha256."""
+def sources(config: Config) -> dict[str, Weights]:
+    """`image`, `text` → where that tower's weights come from, of those that name a source of their own."""
+    named = {side: getattr(getattr(config, side), "weights", None) for side in ("image", "text")}
+    return {side: source for side, source in named.items() if source is not None}
+
+
+def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
+    """Load a tower's weights from a file of its own, strictly; the file's sha256.
+
+    Raises:
+        WeightsError: the file is missing, corrupt, another one than the source says, or does not fit.
+    """
     from clipbench.models import weights
 
     path, sha256 = weights.resolve_source(source, owner=owner, folder=folder)
@@ -351,10 +359,20 @@ def _refuse_second_copy(state: State, prefix: str, path: Path) -> None:
 def serialise(towers: DualTowers) -> tuple[bytes, str]:
     """The towers' weights as the bytes of a safetensors file, and their sha256 (hex).
 
-    The same weights give the same bytes, so that a model in memory has the hash of the file it becomes.
+    Without those of towers whose weights lie elsewhere. The same weights give the same bytes, so that a model in
+    memory has the hash of the file it becomes.
     """
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in towers.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in towers.state_dict().items()
+        if name.partition(".")[0] not in towers.elsewhere
+    }
     data = save(state)
     return data, hashlib.sha256(data).hexdigest()
+
+
+def identity(towers: DualTowers, sha256: str) -> str:
+    """sha256 (hex) of all that the features come from: of the model's own file, and of towers' files elsewhere."""
+    return fingerprint([sha256, *towers.elsewhere.values()]) if towers.elsewhere else sha256

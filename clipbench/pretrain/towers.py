@@ -39,7 +39,14 @@ class DualTowers(nn.Module):
     """Two towers, two projection heads and the learned temperature.
 
     The temperature is kept as its logarithm, initially ln(1 / 0.07), as in CLIP (section 2.5) and CLIP-Lite.
+
+    Attributes:
+        elsewhere: `image`, `text` → sha256 (hex) of the tower's own file, where its weights are not in the model's.
+        resting: parts that stay in evaluation mode while the rest is trained.
     """
+
+    elsewhere: dict[str, str]
+    resting: tuple[nn.Module, ...]
 
     def __init__(self, config: Config, preprocess: Preprocess, folder: Path = Path()) -> None:
         """Towers with random weights. `folder` is where a relative path of a tokenizer starts from.
@@ -56,6 +63,15 @@ class DualTowers(nn.Module):
         self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
         self.text_projection = projection(config.projection, self.text.features, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.elsewhere = {}
+        self.resting = ()
+
+    def train(self, mode: bool = True) -> DualTowers:
+        """Training or evaluation mode, but for what is resting."""
+        super().train(mode)
+        for part in self.resting:
+            part.eval()
+        return self
 
     def logit_scale(self) -> Tensor:
         """The factor on cosines: float32 scalar."""
