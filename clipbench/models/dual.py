@@ -166,7 +166,7 @@ class Config(Strict):
     """Two towers and their projection heads; or an image tower alone, without `text`, `embed_dim` and `projection`.
 
     `projection` is `linear` (one matrix a modality, as in CLIP) or `clip-lite` (CLIP-Lite's block: nonlinear
-    path + shortcut, LayerNorm), which needs an `embed_dim` no smaller than either tower's output.
+    path + shortcut, LayerNorm), which starts as a copy of the tower's output where `embed_dim` has room for it.
 
     The card's own file holds, by name, whatever has no `weights` of its own: `image.net.*`, `text.net.*` (other
     names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `log_scale`. That of
@@ -189,10 +189,6 @@ class Config(Strict):
                 f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
                 "image tower alone"
             )
-        if self.projection == "clip-lite" and self.embed_dim is not None:
-            # The width of a tower that a library builds is known to the library.
-            widths = [getattr(tower, "features", 0) for tower in (self.image, self.text)]
-            shortcut_fits(max(widths), self.embed_dim)
         return self
 
     def _alone(self) -> None:
@@ -202,15 +198,6 @@ class Config(Strict):
             raise ValueError(
                 "the weights of an image tower alone stand under the card's own weights, not config.image's"
             )
-
-
-def shortcut_fits(features: int, embed_dim: int) -> None:
-    """Raise ValueError where CLIP-Lite's block cannot copy a tower's output of this width into the joint space."""
-    if features > embed_dim:
-        raise ValueError(
-            f"projection clip-lite needs embed_dim of at least {features}, the wider tower's output "
-            f"(found {embed_dim})"
-        )
 
 
 def parse_config(config: dict[str, Any], where: str) -> Config:
