@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clipbench.captions import clean_caption
 from clipbench.cards import Preprocess
 from clipbench.errors import CardError, unknown
-from clipbench.models import dual, layouts
+from clipbench.models import layouts
 from clipbench.models.dual import (
     BertTower,
     BytesTower,
@@ -39,7 +39,14 @@ class DualTowers(nn.Module):
     """Two towers, two projection heads and the learned temperature.
 
     The temperature is kept as its logarithm, initially ln(1 / 0.07), as in CLIP (section 2.5) and CLIP-Lite.
+
+    Attributes:
+        elsewhere: `image`, `text` → sha256 (hex) of the tower's own file, where its weights are not in the model's.
+        resting: parts that stay in evaluation mode while the rest is trained.
     """
+
+    elsewhere: dict[str, str]
+    resting: tuple[nn.Module, ...]
 
     def __init__(self, config: Config, preprocess: Preprocess, folder: Path = Path()) -> None:
         """Towers with random weights. `folder` is where a relative path of a tokenizer starts from.
@@ -56,6 +63,15 @@ class DualTowers(nn.Module):
         self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
         self.text_projection = projection(config.projection, self.text.features, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.elsewhere = {}
+        self.resting = ()
+
+    def train(self, mode: bool = True) -> DualTowers:
+        """Training or evaluation mode, but for what is resting."""
+        super().train(mode)
+        for part in self.resting:
+            part.eval()
+        return self
 
     def logit_scale(self) -> Tensor:
         """The factor on cosines: float32 scalar."""
@@ -82,24 +98,18 @@ class DualTowers(nn.Module):
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
-    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs].
-
-    Raises:
-        CardError: the tower's output is too wide for CLIP-Lite's block.
-    """
+    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs]."""
     if kind == "linear":
         return nn.Linear(inputs, outputs, bias=False)
-    try:
-        dual.shortcut_fits(inputs, outputs)
-    except ValueError as error:
-        raise CardError(str(error), hint="raise config.embed_dim") from None
     return ClipLiteBlock(inputs, outputs)
 
 
 class ClipLiteBlock(nn.Module):
     """CLIP-Lite's projection block: LayerNorm(nonlinear(x) + shortcut(x)); names as in its released code.
 
-    The shortcut starts as a noisy copy: weights uniform in ±0.01, then ones on the diagonal.
+    The shortcut starts as a noisy copy: weights uniform in ±0.01, then ones on the diagonal. In a joint space that is
+    narrower than the tower's output, where the reference has no block, it starts as a random orthogonal projection,
+    which keeps something of every feature.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -112,6 +122,9 @@ class ClipLiteBlock(nn.Module):
         )
         self.feature_shortcut = nn.Linear(inputs, outputs)
         self.feature_block_ln = nn.LayerNorm(outputs)
+        if inputs > outputs:
+            nn.init.orthogonal_(self.feature_shortcut.weight)
+            return
         with torch.no_grad():
             self.feature_shortcut.weight.uniform_(-0.01, 0.01)
             self.feature_shortcut.weight.diagonal().fill_(1.0)
