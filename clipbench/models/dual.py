@@ -162,29 +162,46 @@ Image = Annotated[ConvNetTower | TorchvisionTower | TimmTower, Field(discriminat
 Text = Annotated[BytesTower | NgramsTower | BertTower, Field(discriminator="kind")]
 
 
+class TokenHeads(Strict):
+    """Heads for single tokens, an image's places and a text's tokens, which late interaction compares (FILIP).
+
+    `compared` is what images and texts are compared by: these tokens, or the joint space. `padding` says whether all
+    `context_length` positions of a text count, as in DeCLIP's repository, or its own tokens alone.
+    """
+
+    dim: int = Field(256, gt=0)
+    compared: Literal["tokens", "joint"] = "tokens"
+    padding: bool = False
+
+
 class Config(Strict):
-    """Two towers and their projection heads; or an image tower alone, without `text`, `embed_dim` and `projection`.
+    """Two towers and their heads; or an image tower alone, without `text`, `embed_dim`, `projection` and `tokens`.
 
     `projection` is `linear` (one matrix a modality, as in CLIP) or `clip-lite` (CLIP-Lite's block: nonlinear
-    path + shortcut, LayerNorm), which needs an `embed_dim` no smaller than either tower's output.
+    path + shortcut, LayerNorm), which needs an `embed_dim` no smaller than either tower's output. With `tokens` there
+    are heads for single tokens; there may then be none into a joint space.
 
     The card's own file holds, by name, whatever has no `weights` of its own: `image.net.*`, `text.net.*` (other
-    names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `log_scale`. That of
-    an image tower alone is the tower's, in the names of the library that builds it.
+    names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `image_mapping.*` and
+    `text_mapping.*` (of tokens), `log_scale`. That of an image tower alone is the tower's, in the names of the library
+    that builds it.
     """
 
     image: Image
     text: Text | None = None
     embed_dim: int | None = Field(None, gt=0)
     projection: Literal["linear", "clip-lite"] | None = None
+    tokens: TokenHeads | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.tokens is not None:
+            self._late(self.tokens)
         joint = {"text": self.text, "embed_dim": self.embed_dim, "projection": self.projection}
         lacking = [name for name, value in joint.items() if value is None]
         if lacking == list(joint):
             self._alone()
-        elif lacking:
+        elif lacking and lacking != self._no_joint_space():
             raise ValueError(
                 f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
                 "image tower alone"
@@ -194,6 +211,18 @@ class Config(Strict):
             widths = [getattr(tower, "features", 0) for tower in (self.image, self.text)]
             shortcut_fits(max(widths), self.embed_dim)
         return self
+
+    def _no_joint_space(self) -> list[str]:
+        """What may be left out together."""
+        return ["embed_dim", "projection"] if self.tokens is not None else []
+
+    def _late(self, tokens: TokenHeads) -> None:
+        if self.text is None:
+            raise ValueError("tokens needs a text tower: give text, or leave out tokens")
+        if tokens.compared == "joint" and self.embed_dim is None:
+            raise ValueError(
+                "tokens.compared: joint needs a joint space: give embed_dim and projection, or leave out compared"
+            )
 
     def _alone(self) -> None:
         if isinstance(self.image, ConvNetTower):
@@ -238,6 +267,12 @@ class DualAdapter(Adapter):
         self.logit_scale = towers.logit_scale().item()
         self.context_length = towers.text.context_length
         self._towers = towers
+        joint = ("joint",) if towers.joint else ()
+        if towers.tokens is not None:
+            self.compared = towers.tokens.compared
+            self.token_width = towers.tokens.dim
+            self.image_spaces = (*joint, "tokens", "backbone")
+            self.text_spaces = (*joint, "tokens")
 
     @property
     def text_fingerprint(self) -> str:
@@ -245,21 +280,34 @@ class DualAdapter(Adapter):
         return self._towers.text.fingerprint
 
     def image_tower(self, space: str) -> nn.Module:
-        """See `Adapter`. `backbone` is the image tower's pooled output, `joint` its projection."""
+        """See `Adapter`. `backbone` is the image tower's pooled output, `joint` its projection.
+
+        Without a joint space nothing trained that output: `backbone` is then the mean of the places' states.
+        """
         from torch import nn
+
+        from clipbench.pretrain.towers import Patches
 
         self.require_space(space)
         towers = self._towers
+        if space == "tokens":
+            return Patches(towers.patch_tower, towers.image_mapping).eval()
         if space == "backbone":
-            return towers.image
+            return towers.image if towers.joint else Patches(towers.patch_tower, None).eval()
         return nn.Sequential(towers.image, towers.image_projection).eval()
 
     def text_tower(self, space: str = "joint") -> nn.Module:
-        """See `Adapter`."""
+        """See `Adapter`. `tokens`: all `context_length` positions; those that do not count are zeros."""
         from torch import nn
 
+        from clipbench.pretrain.towers import Words
+
         self.require_text(space)
-        return nn.Sequential(self._towers.text, self._towers.text_projection).eval()
+        towers = self._towers
+        if space == "tokens":
+            assert towers.tokens is not None
+            return Words(towers.token_tower, towers.text_mapping, padding=towers.tokens.padding).eval()
+        return nn.Sequential(towers.text, towers.text_projection).eval()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Adapter`."""
