@@ -65,9 +65,8 @@ class BytesTower(Strict):
         return self.width
 
     @model_validator(mode="after")
-    def _whole_heads(self) -> BytesTower:
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+    def _fits(self) -> BytesTower:
+        _whole_heads(self.width, self.heads)
         return self
 
 
@@ -147,8 +146,7 @@ class BertTower(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> BertTower:
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        _whole_heads(self.width, self.heads)
         usable = self.positions - (0 if self.architecture == "bert" else 2)
         if self.context_length > usable:
             raise ValueError(
@@ -158,8 +156,90 @@ class BertTower(Strict):
         return self
 
 
-Image = Annotated[ConvNetTower | TorchvisionTower | TimmTower, Field(discriminator="kind")]
-Text = Annotated[BytesTower | NgramsTower | BertTower, Field(discriminator="kind")]
+class ClipResNetTower(Strict):
+    """CLIP's modified ResNet (Radford et al. 2021, section 2.4): a stem of three convolutions, blur before strides, and
+    attention in place of the last average. The defaults are RN50's.
+
+    The attention pool ends in a matrix of its own, into the joint space, as in CLIP; with `projection: linear` no
+    second one follows. `heads` are those of the pool, of 64 channels each where they are not given.
+    """
+
+    kind: Literal["clip-resnet"]
+    layers: Annotated[tuple[int, int, int, int], Field(strict=False)] = (3, 4, 6, 3)
+    width: int = Field(64, gt=0, multiple_of=2)
+    heads: int | None = Field(None, gt=0)
+
+    @property
+    def channels(self) -> int:
+        """Of the last map."""
+        return 32 * self.width
+
+    @property
+    def pool_heads(self) -> int:
+        """Heads of the attention pool."""
+        return self.heads or self.channels // 64
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClipResNetTower:
+        if min(self.layers) < 1:
+            raise ValueError(f"layers must be four numbers above 0 (found {list(self.layers)})")
+        _whole_heads(self.channels, self.pool_heads, "32 × width")
+        return self
+
+
+class ClipVitTower(Strict):
+    """CLIP's ViT without its projection: the feature is the normalised class token. The defaults are those of B/32.
+
+    `quick_gelu`: x·sigmoid(1.702x), as in OpenAI's code, instead of GELU.
+    """
+
+    kind: Literal["clip-vit"]
+    patch: int = Field(32, gt=0, description="px")
+    width: int = Field(768, gt=0)
+    layers: int = Field(12, gt=0)
+    heads: int = Field(12, gt=0)
+    quick_gelu: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClipVitTower:
+        _whole_heads(self.width, self.heads)
+        return self
+
+
+class ClipTextTower(Strict):
+    """CLIP's text transformer without its projection: causal, over byte pairs; the feature is the end token's state.
+
+    The defaults are those beside a ViT-B/32. `quick_gelu` as in `clip-vit`.
+    """
+
+    kind: Literal["clip-text"]
+    width: int = Field(512, gt=0)
+    layers: int = Field(12, gt=0)
+    heads: int = Field(8, gt=0)
+    context_length: int = Field(77, gt=2)
+    quick_gelu: bool = True
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        return self.width
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClipTextTower:
+        _whole_heads(self.width, self.heads)
+        return self
+
+
+def _whole_heads(width: int, heads: int, name: str = "width") -> None:
+    if width % heads:
+        raise ValueError(f"{name} ({width}) must be a multiple of heads ({heads})")
+
+
+Image = Annotated[
+    ConvNetTower | TorchvisionTower | TimmTower | ClipResNetTower | ClipVitTower,
+    Field(discriminator="kind"),
+]
+Text = Annotated[BytesTower | NgramsTower | BertTower | ClipTextTower, Field(discriminator="kind")]
 
 
 class TokenHeads(Strict):
@@ -225,8 +305,8 @@ class Config(Strict):
             )
 
     def _alone(self) -> None:
-        if isinstance(self.image, ConvNetTower):
-            raise ValueError("an image tower alone is of kind torchvision or timm (found convnet)")
+        if not isinstance(self.image, TorchvisionTower | TimmTower):
+            raise ValueError(f"an image tower alone is of kind torchvision or timm (found {self.image.kind})")
         if self.image.weights is not None:
             raise ValueError(
                 "the weights of an image tower alone stand under the card's own weights, not config.image's"

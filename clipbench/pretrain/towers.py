@@ -22,6 +22,8 @@ from clipbench.models import dual, layouts
 from clipbench.models.dual import (
     BertTower,
     BytesTower,
+    ClipTextTower,
+    ClipVitTower,
     Config,
     ConvNetTower,
     NgramsTower,
@@ -59,12 +61,13 @@ class DualTowers(nn.Module):
         self.joint = config.embed_dim is not None
         self.embed_dim = config.embed_dim or 0
         self.tokens = config.tokens
-        self.image = image_tower(config.image, preprocess)
+        self.image = image_tower(config.image, preprocess, config.embed_dim)
         self.text = text_tower(config.text, folder)
         self.image_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if config.projection is not None:
-            self.image_projection = projection(config.projection, self.image.features, self.embed_dim)
+            if config.projection != "linear" or not self.image.projects:
+                self.image_projection = projection(config.projection, self.image.features, self.embed_dim)
             self.text_projection = projection(config.projection, self.text.features, self.embed_dim)
         if config.tokens is not None:
             width = _patch_width(self.image, preprocess, config.image.kind)
@@ -244,9 +247,14 @@ class ClipLiteBlock(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Images (float [B, channels, side, side], normalised) to pooled features (float [B, features])."""
+    """Images (float [B, channels, side, side], normalised) to pooled features (float [B, features]).
+
+    Attributes:
+        projects: whether it ends in a matrix into the joint space, so that a linear head would be a second one.
+    """
 
     features: int
+    projects = False
 
 
 class PatchTower(ImageTower, ABC):
@@ -368,8 +376,8 @@ class LibraryTower(nn.Module, ABC):
         """A state dict as it is published, in `net`'s names and without what `net` does not have by intention."""
 
 
-def image_tower(config: ConvNetTower | TorchvisionTower | TimmTower, preprocess: Preprocess) -> ImageTower:
-    """The image tower of `config` with random weights, for images of `preprocess`.
+def image_tower(config: dual.Image, preprocess: Preprocess, embed_dim: int | None = None) -> ImageTower:
+    """The image tower of `config` with random weights, for images of `preprocess` and a joint space of `embed_dim`.
 
     Raises:
         CardError: there is no such architecture, or it cannot take such images.
@@ -378,13 +386,23 @@ def image_tower(config: ConvNetTower | TorchvisionTower | TimmTower, preprocess:
         return Torchvision(config, preprocess)
     if isinstance(config, TimmTower):
         return Timm(config, preprocess)
-    return ConvNet(config, preprocess.channels, preprocess.side)
+    if isinstance(config, ConvNetTower):
+        return ConvNet(config, preprocess.channels, preprocess.side)
+    from clipbench.pretrain import clip_towers  # here, since it builds on the classes above
+
+    if isinstance(config, ClipVitTower):
+        return clip_towers.ClipVit(config, preprocess)
+    return clip_towers.ClipResNet(config, preprocess, embed_dim)
 
 
-def text_tower(config: BytesTower | NgramsTower | BertTower, folder: Path) -> TextTower:
+def text_tower(config: dual.Text, folder: Path) -> TextTower:
     """The text tower of `config` with random weights; `folder` is where a tokenizer's relative path starts from."""
     if isinstance(config, BertTower):
         return Bert(config, folder)
+    if isinstance(config, ClipTextTower):
+        from clipbench.pretrain import clip_towers
+
+        return clip_towers.ClipText(config)
     return NgramBag(config) if isinstance(config, NgramsTower) else ByteTransformer(config)
 
 
@@ -567,7 +585,7 @@ def _patch_width(image: ImageTower, preprocess: Preprocess, kind: str) -> int:
     if not isinstance(image, PatchTower):
         raise CardError(
             f"config.tokens needs an image tower with a state for each place of the image, which {kind} has not",
-            hint="set config.image.kind to convnet or timm, or leave out config.tokens",
+            hint="set config.image.kind to convnet, clip-resnet, clip-vit or timm, or leave out config.tokens",
         )
     side = preprocess.side
     device = next(image.parameters()).device
@@ -592,7 +610,8 @@ def _token_tower(text: TextTower) -> TokenTower:
     if not isinstance(text, TokenTower):
         raise CardError(
             "config.text.kind: ngrams has no state for every token, which objectives that mask or compare tokens need",
-            hint="set config.text.kind to bytes or bert, or choose the objective clip, clip-lite, siglip or slip",
+            hint="set config.text.kind to bytes, bert or clip-text, or choose the objective clip, clip-lite, siglip "
+            "or slip",
         )
     return text
 
