@@ -46,10 +46,14 @@ class Cell(NamedTuple):
 
 
 class Trained(Strict):
-    """An objective of a study, and how its images are augmented where that belongs to the method."""
+    """An objective of a study, and what belongs to the method beside it.
+
+    That may be how images are augmented, and heads beyond those of the study's `recipe.model.config` (`config`).
+    """
 
     objective: dict[str, Any]
     augment: Augmentation | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
 
 
 class Measure(Strict):
@@ -141,6 +145,7 @@ class Study(Strict):
         data = [dict(source) for source in self.recipe["data"]]
         for source in data:
             source |= {"augment": made.augment.canonical()} if made.augment else {}
+        model = _changed(self.recipe["model"], {"config": made.config})
         steps = max(1, self.images // cell.batch_size)
         optim = dict(self.recipe["optim"])
         optim["lr"] *= math.sqrt(cell.batch_size / self.batch_size)
@@ -150,6 +155,7 @@ class Study(Strict):
             "cost": "a part of the study",
             "seed": cell.seed,
             "data": data,
+            "model": model,
             "objective": made.objective,
             "optim": optim,
             "schedule": {
