@@ -19,6 +19,7 @@ from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
 from clipbench.pretrain import words
 from clipbench.pretrain.draws import Draws
+from clipbench.pretrain.frozen import Kept
 from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -43,8 +44,9 @@ class Batch:
     """One training batch, or one process's share of it, or a piece of that.
 
     Attributes:
-        images: float32 [B, channels, side, side], normalised.
-        tokens: int64 [U, L], the distinct captions, cut at the longest one of the whole batch.
+        images: float32 [B, channels, side, side], normalised; or [B, D], features that a frozen tower made of them.
+        tokens: int64 [U, L], the distinct captions, cut at the longest one of the whole batch (frozen text tower: their
+            features).
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
         draws: numbers for these B rows, for what an objective draws itself.
         views: as `Wants` says, each like `images`.
@@ -111,10 +113,13 @@ class DrawnPairs:
         seed: int,
         device: torch.device,
         wants: Wants,
+        features: Kept | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Decode and tokenise everything. `next_batch` gives part number `rank` of `world` equal parts of a batch.
+        """Decode and tokenise everything. With `features`, batches have those in the place of images.
+
+        `next_batch` gives part number `rank` of `world` equal parts of a batch.
 
         Raises:
             CardError: a source has not the texts, or its card not the templates, that the recipe wants.
@@ -133,7 +138,10 @@ class DrawnPairs:
         self._own = slice(rank * share, (rank + 1) * share)
         self._device = device
         self._wants = wants
-        self._images = torch.cat([decode_all(source.split, preprocess) for source in sources]).to(device)
+        self._features = features
+        if features is None:
+            decoded = [decode_all(source.split, preprocess) for source in sources]
+            self._images = torch.cat(decoded).to(device)
         self._augment = [source.wanted.augment for source in sources]
         self._source = torch.repeat_interleave(torch.tensor([len(source.split) for source in sources]))
         number: dict[str, int] = {}
@@ -163,8 +171,7 @@ class DrawnPairs:
         drawn = self._drawn[self._start[kind] + (draws[1] * self._count[kind]).long()]
         distinct, rows = torch.unique(drawn[self._own], return_inverse=True)
         tokens = self._tokens[distinct, : int(self._lengths[drawn].max())]
-        images = self._images[chosen[self._own].to(self._device)]
-        first, *further = (self._view(images, chosen, how) for how in (None, *self._wants.views))
+        first, *further = self._seen(chosen)
         altered = self._altered(drawn) if self._wants.altered else None
         return Batch(
             images=first,
@@ -178,6 +185,13 @@ class DrawnPairs:
     def _draws(self) -> Draws:
         """For the own part of a batch."""
         return Draws(self._generator, self._batch_size, torch.arange(self._batch_size)[self._own])
+
+    def _seen(self, chosen: Tensor) -> list[Tensor]:
+        """Of the images of these numbers (of all parts) the own ones, and their further views; or their features."""
+        if self._features is not None:
+            return [self._features.take(chosen[self._own]).to(self._device)]
+        images = self._images[chosen[self._own].to(self._device)]
+        return [self._view(images, chosen, how) for how in (None, *self._wants.views)]
 
     def _view(self, images: Tensor, chosen: Tensor, how: Augmentation | None) -> Tensor:
         """The own images augmented (None: as their sources say) and normalised; `chosen` numbers those of all parts."""
