@@ -148,7 +148,7 @@ class ClipLite(Learner):
         features = {"image": towers.image_projection(image), "text": towers.text_projection(text)}
         if self._prior_weight:
             for name, judge, seen in (("image", self.image_prior, image), ("text", self.text_prior, text)):
-                noise = torch.rand(seen.shape, generator=batch.generator).to(seen.device)
+                noise = batch.draws.rand(seen.shape[1]).to(seen.device)
                 features |= {f"{name}_noise": judge(noise), f"{name}_prior": judge(seen)}
         return features
 
@@ -399,7 +399,7 @@ def captions(
     features: Features = {}
     if share is not None:
         own = tokens.index_select(0, batch.rows)
-        masked, chosen = text.mask(own, share, batch.generator)
+        masked, chosen = text.mask(own, share, batch.draws)
         states = text.states(masked)
         if guesser is not None:
             features |= {"guesses": guesser(states[chosen]), "hidden": own[chosen]}

@@ -33,6 +33,7 @@ from clipbench.models.dual import (
     TorchvisionTower,
 )
 from clipbench.models.tokenizer import PADDING, Tokenizer
+from clipbench.pretrain.draws import Draws
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
@@ -357,25 +358,25 @@ class TokenTower(TextTower):
         """int64 [B, L] (L at most `context_length`, padded as `tokenize` does) to float [B, features]."""
         return self.pool(self.states(tokens), tokens)
 
-    def mask(self, tokens: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def mask(self, tokens: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
         """Hide a share of the tokens, as BERT does: of ten, eight are masked, one is another token, one stays.
 
         Args:
             tokens: int64 [B, L].
             share: probability of each token to be among them; special tokens never are.
-            generator: a CPU generator.
+            draws: for these B rows.
 
         Returns:
             The changed tokens, and which positions were chosen (bool [B, L]).
         """
         how = self.masking()
-        draws = torch.rand(3, *tokens.shape, generator=generator).to(tokens.device)
+        which, way, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
         special = torch.tensor(how.special, device=tokens.device)
-        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (draws[0] < share)
+        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (which < share)
         among = how.first <= how.token < how.first + how.count
-        other = how.first + (draws[2] * (how.count - among)).long()
+        other = how.first + (what * (how.count - among)).long()
         other = other + (other >= how.token) * among
-        changed = tokens.where(draws[1] >= 0.9, other).where(draws[1] >= 0.8, how.token)
+        changed = tokens.where(way >= 0.9, other).where(way >= 0.8, how.token)
         return changed.where(chosen, tokens), chosen
 
 
