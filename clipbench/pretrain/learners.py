@@ -97,6 +97,8 @@ def _heads_fit(objective: Objective, towers: DualTowers) -> None:
             f"objective {kind} needs heads for single tokens, and a model that compares by {compared}",
             hint="give config.tokens, for example " + f"{{dim: 256, compared: {compared}}}",
         )
+    if late:
+        towers.patch_tower  # noqa: B018 - raises where there are no tokens, as of a wholly frozen tower
     if not late and towers.tokens is not None:
         raise CardError(
             f"objective {kind} does not train the heads of config.tokens",

@@ -47,7 +47,12 @@ class DualTowers(nn.Module):
     Attributes:
         joint: whether there are heads into a joint space.
         tokens: what the heads for single tokens are, or None.
+        elsewhere: `image`, `text` → sha256 (hex) of the tower's own file, where its weights are not in the model's.
+        resting: parts that stay in evaluation mode while the rest is trained.
     """
+
+    elsewhere: dict[str, str]
+    resting: tuple[nn.Module, ...]
 
     def __init__(self, config: Config, preprocess: Preprocess, folder: Path = Path()) -> None:
         """Towers with random weights. `folder` is where a relative path of a tokenizer starts from.
@@ -70,10 +75,19 @@ class DualTowers(nn.Module):
                 self.image_projection = projection(config.projection, self.image.features, self.embed_dim)
             self.text_projection = projection(config.projection, self.text.features, self.embed_dim)
         if config.tokens is not None:
-            width = _patch_width(self.image, preprocess, config.image.kind)
+            width = _patch_width(self.patch_tower, preprocess)
             self.image_mapping = nn.Linear(width, config.tokens.dim)
-            self.text_mapping = nn.Linear(_token_tower(self.text).features, config.tokens.dim)
+            self.text_mapping = nn.Linear(self.token_tower.features, config.tokens.dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.elsewhere = {}
+        self.resting = ()
+
+    def train(self, mode: bool = True) -> DualTowers:
+        """Training or evaluation mode, but for what is resting."""
+        super().train(mode)
+        for part in self.resting:
+            part.eval()
+        return self
 
     def logit_scale(self) -> Tensor:
         """The factor on cosines: float32 scalar."""
@@ -143,14 +157,35 @@ class DualTowers(nn.Module):
 
     @property
     def patch_tower(self) -> PatchTower:
-        """The image tower where there are heads for its tokens."""
-        assert isinstance(self.image, PatchTower)
+        """The image tower, which must have a state for each place of the image.
+
+        Raises:
+            CardError: it has none.
+        """
+        if not isinstance(self.image, PatchTower):
+            raise CardError(
+                "the image tower (of kind torchvision, or wholly frozen) has no state for each place of the image, "
+                "which objectives that compare tokens need",
+                hint="set config.image.kind to convnet, clip-resnet, clip-vit or timm, freeze only parts of it "
+                "(model.frozen.image), or leave out config.tokens",
+            )
         return self.image
 
     @property
     def token_tower(self) -> TokenTower:
-        """The text tower where there are heads for its tokens, or it is known to have states."""
-        return _token_tower(self.text)
+        """The text tower, which must have a state for every token.
+
+        Raises:
+            CardError: it has none.
+        """
+        if not isinstance(self.text, TokenTower):
+            raise CardError(
+                "the text tower (of kind ngrams, or wholly frozen) has no state for every token, which objectives "
+                "that mask or compare tokens need",
+                hint="set config.text.kind to bytes, bert or clip-text, freeze only parts of it (model.frozen.text), "
+                "or choose objective clip, clip-lite, siglip or slip",
+            )
+        return self.text
 
 
 class Patches(nn.Module):
@@ -201,24 +236,18 @@ def fill(text: TokenTower, tokens: Tensor) -> Tensor:
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
-    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs].
-
-    Raises:
-        CardError: the tower's output is too wide for CLIP-Lite's block.
-    """
+    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs]."""
     if kind == "linear":
         return nn.Linear(inputs, outputs, bias=False)
-    try:
-        dual.shortcut_fits(inputs, outputs)
-    except ValueError as error:
-        raise CardError(str(error), hint="raise config.embed_dim") from None
     return ClipLiteBlock(inputs, outputs)
 
 
 class ClipLiteBlock(nn.Module):
     """CLIP-Lite's projection block: LayerNorm(nonlinear(x) + shortcut(x)); names as in its released code.
 
-    The shortcut starts as a noisy copy: weights uniform in ±0.01, then ones on the diagonal.
+    The shortcut starts as a noisy copy: weights uniform in ±0.01, then ones on the diagonal. In a joint space that is
+    narrower than the tower's output, where the reference has no block, it starts as a random orthogonal projection,
+    which keeps something of every feature.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -231,6 +260,9 @@ class ClipLiteBlock(nn.Module):
         )
         self.feature_shortcut = nn.Linear(inputs, outputs)
         self.feature_block_ln = nn.LayerNorm(outputs)
+        if inputs > outputs:
+            nn.init.orthogonal_(self.feature_shortcut.weight)
+            return
         with torch.no_grad():
             self.feature_shortcut.weight.uniform_(-0.01, 0.01)
             self.feature_shortcut.weight.diagonal().fill_(1.0)
@@ -576,17 +608,12 @@ def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
     return features.shape[1]
 
 
-def _patch_width(image: ImageTower, preprocess: Preprocess, kind: str) -> int:
-    """Length of the tokens that `image`, of this kind, makes of images of `preprocess`.
+def _patch_width(image: PatchTower, preprocess: Preprocess) -> int:
+    """Length of the tokens that `image` makes of images of `preprocess`.
 
     Raises:
-        CardError: it makes none, or not those of a square grid.
+        CardError: they are not those of a square grid.
     """
-    if not isinstance(image, PatchTower):
-        raise CardError(
-            f"config.tokens needs an image tower with a state for each place of the image, which {kind} has not",
-            hint="set config.image.kind to convnet, clip-resnet, clip-vit or timm, or leave out config.tokens",
-        )
     side = preprocess.side
     device = next(image.parameters()).device
     with torch.no_grad():
@@ -599,21 +626,6 @@ def _patch_width(image: ImageTower, preprocess: Preprocess, kind: str) -> int:
             hint="choose another image tower, enlarge preprocess.size, or leave out config.tokens",
         )
     return tokens.shape[2]
-
-
-def _token_tower(text: TextTower) -> TokenTower:
-    """`text`, which must have a state for every token.
-
-    Raises:
-        CardError: it has none.
-    """
-    if not isinstance(text, TokenTower):
-        raise CardError(
-            "config.text.kind: ngrams has no state for every token, which objectives that mask or compare tokens need",
-            hint="set config.text.kind to bytes, bert or clip-text, or choose the objective clip, clip-lite, siglip "
-            "or slip",
-        )
-    return text
 
 
 class ByteTransformer(TokenTower):
