@@ -310,10 +310,15 @@ class PatchTower(ImageTower, ABC):
 
 
 class TextTower(nn.Module, ABC):
-    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features])."""
+    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features]).
+
+    Attributes:
+        padding: the id behind the end of a text.
+    """
 
     features: int
     context_length: int
+    padding: int = _PAD
 
     @property
     def fingerprint(self) -> str:
@@ -346,11 +351,9 @@ class TokenTower(TextTower):
 
     Attributes:
         vocabulary: how many ids there are.
-        padding: the id behind the end of a text.
     """
 
     vocabulary: int
-    padding: int
 
     @abstractmethod
     def masking(self) -> Masking:
@@ -638,7 +641,7 @@ class ByteTransformer(TokenTower):
         super().__init__()
         self.features = config.features
         self.context_length = config.context_length
-        self.vocabulary, self.padding = _FIRST_BYTE + 256, _PAD
+        self.vocabulary = _FIRST_BYTE + 256
         self.bytes = nn.Embedding(self.vocabulary, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
         self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))
