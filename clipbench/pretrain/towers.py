@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from clipbench.captions import clean_caption
 from clipbench.cards import Preprocess
 from clipbench.errors import CardError, unknown
-from clipbench.models import dual, layouts
+from clipbench.models import layouts
 from clipbench.models.dual import (
     BertTower,
     BytesTower,
@@ -26,7 +26,9 @@ from clipbench.models.dual import (
     ClipVitTower,
     Config,
     ConvNetTower,
+    Image,
     NgramsTower,
+    Text,
     TimmTower,
     TorchvisionTower,
 )
@@ -411,7 +413,7 @@ class LibraryTower(nn.Module, ABC):
         """A state dict as it is published, in `net`'s names and without what `net` does not have by intention."""
 
 
-def image_tower(config: dual.Image, preprocess: Preprocess, embed_dim: int | None = None) -> ImageTower:
+def image_tower(config: Image, preprocess: Preprocess, embed_dim: int | None = None) -> ImageTower:
     """The image tower of `config` with random weights, for images of `preprocess` and a joint space of `embed_dim`.
 
     Raises:
@@ -430,7 +432,7 @@ def image_tower(config: dual.Image, preprocess: Preprocess, embed_dim: int | Non
     return clip_towers.ClipResNet(config, preprocess, embed_dim)
 
 
-def text_tower(config: dual.Text, folder: Path) -> TextTower:
+def text_tower(config: Text, folder: Path) -> TextTower:
     """The text tower of `config` with random weights; `folder` is where a tokenizer's relative path starts from."""
     if isinstance(config, BertTower):
         return Bert(config, folder)
