@@ -643,11 +643,18 @@ class ClipLiteObjective(Strict):
     `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
     lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
     weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
+
+    `clusters` adds a hard negative an image: at every step the batch's captions are parted into so many clusters of
+    their joint features (k-means), and the next other caption of its own one's cluster is wrong for the image;
+    `hard_share` is its weight among wrong texts. (The released code, where this is off, clusters all captions by a
+    sentence encoder's features and draws pairs of neighbours into a batch.)
     """
 
     kind: Literal["clip-lite"]
     negatives: int = Field(1, ge=1)
     prior_weight: float = Field(0.0, ge=0, lt=1)
+    clusters: int | None = Field(None, gt=1)
+    hard_share: float = Field(0.5, gt=0, le=1)
 
 
 class SiglipObjective(Strict):
@@ -836,6 +843,13 @@ class Recipe(Strict):
                 f"({batch_size}): a batch rolled once around meets itself",
                 "objective",
                 "negatives",
+            )
+        if isinstance(self.objective, ClipLiteObjective) and (self.objective.clusters or 0) >= batch_size:
+            raise Misplaced(
+                f"objective.clusters ({self.objective.clusters}) must be below schedule.batch_size ({batch_size}): "
+                "captions that are alone have no hard negative",
+                "objective",
+                "clusters",
             )
         if isinstance(self.objective, DeclipTerms):
             self._two_views(self.objective)

@@ -160,10 +160,6 @@ def test_masked_byte_pairs_leave_start_end_and_padding_alone() -> None:
         (both(VIT, TEXT | {"heads": 3}), r"width \(16\) must be a multiple of heads \(3\)"),
         (both(VIT, TEXT | {"layers": 0}), "greater than 0"),
         ({"image": VIT}, r"of kind torchvision or timm \(found clip-vit\)"),
-        (
-            {"image": RESNET, "text": TEXT, "tokens": {}, "embed_dim": 8, "projection": "clip-lite"},
-            "embed_dim of at least 16",
-        ),
     ],
 )
 def test_config_that_cannot_be_built(config: dict[str, Any], message: str) -> None:
