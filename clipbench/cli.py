@@ -169,12 +169,13 @@ def evaluate_command(
         written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
         print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import frame, table
+        from clipbench.report import board, frame, table
         from clipbench.standing import Judge
 
         stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
-        rows = frame.rows(stored, Judge(catalog).reasons)
-        _stdout(table.terminal(frame.of_tasks(rows, [t.id for t in tasks])))
+        rows = [row for row in frame.rows(stored, Judge(catalog).reasons) if row.primary]
+        section = board.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+        sys.stdout.write(table.terminal([section]))
     if any(r.error for r in done):
         raise typer.Exit(2)
 
@@ -292,26 +293,44 @@ def report_command(
     suite: Annotated[
         str | None, typer.Option("--suite", help="Only this suite's tasks; missing ones show as –.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="terminal, markdown, latex, csv or json.")
+    ] = "terminal",
+    write: Annotated[
+        bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
-    """Records as a table, beside the numbers that the papers report."""
-    from clipbench.report import frame, table
+    """Records as model × task tables by suite, beside the numbers that the papers report."""
+    from clipbench.cache import write_atomic
+    from clipbench.report import board, frame, table
 
     format_ = "json" if as_json else format_
-    if format_ != "table" and format_ not in table.TEXT_FORMATS:
-        raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
+    formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
+    if format_ not in formats:
+        raise ClipbenchError(unknown("format", format_, formats))
+    if (write or check) and suite is not None:
+        raise ClipbenchError(
+            "LEADERBOARD.md has every suite", hint="leave --suite out, or --write and --check"
+        )
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
     rows = frame.read(results, catalog)
-    if suite is not None:
-        rows = frame.of_tasks(rows, [t.id for t in catalog.tasks([suite])])
-    if format_ == "table":
-        _stdout(table.terminal(rows))
+    if write:
+        write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
+        _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
+    elif check:
+        board.check(results, board.leaderboard(rows, catalog))
+        _stderr(_plain(f"{results / board.LEADERBOARD} is current"))
+    elif format_ in table.SECTION_FORMATS:
+        sys.stdout.write(table.SECTION_FORMATS[format_](board.sections(rows, catalog, suite)))
     else:
-        sys.stdout.write(table.TEXT_FORMATS[format_](rows))
+        if suite is not None:
+            rows = frame.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
+        sys.stdout.write(table.ROW_FORMATS[format_](rows))
 
 
 @app.command("check")
