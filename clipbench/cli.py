@@ -166,11 +166,15 @@ def evaluate_command(
             why = _plain(f"{result.model} × {result.task}: not applicable: {result.reason}")
             _stderr(f"[yellow]–[/] {why}")
     if as_json:
-        print(json.dumps([r.record.canonical() for r in done if r.record], indent=2, ensure_ascii=False))
+        written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
+        print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import table
+        from clipbench.report import frame, table
+        from clipbench.standing import Judge
 
-        _stdout(table.terminal(table.rows([r.record for r in done if r.record], [t.id for t in tasks])))
+        stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
+        rows = frame.rows(stored, Judge(catalog).reasons)
+        _stdout(table.terminal(frame.of_tasks(rows, [t.id for t in tasks])))
     if any(r.error for r in done):
         raise typer.Exit(2)
 
@@ -293,18 +297,17 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Records as a table, beside the numbers that the papers report."""
-    from clipbench import records
-    from clipbench.report import table
+    from clipbench.report import frame, table
 
     format_ = "json" if as_json else format_
     if format_ != "table" and format_ not in table.TEXT_FORMATS:
         raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
-    tasks = None
+    catalog = _catalog(cards)
     if suite is not None:
-        catalog = _catalog(cards)
         catalog.suite(suite)
-        tasks = [t.id for t in catalog.tasks([suite])]
-    rows = table.rows([record for _, record in records.read_all(results)], tasks)
+    rows = frame.read(results, catalog)
+    if suite is not None:
+        rows = frame.of_tasks(rows, [t.id for t in catalog.tasks([suite])])
     if format_ == "table":
         _stdout(table.terminal(rows))
     else:

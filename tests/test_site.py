@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from clipbench import records
 from clipbench.catalog import Catalog
 from clipbench.cli import app
 from clipbench.errors import DataError
-from clipbench.records import Record
-from clipbench.report import site, table
+from clipbench.records import Record, Stored
+from clipbench.report import frame, site
 from clipbench.report.site import blocks, content, document
 from clipbench.stats import Score
 
@@ -41,9 +42,14 @@ CATALOG = Catalog()
 RESULTS = Path("results")
 
 
+def _record(**changes: Any) -> Record:
+    """A record of a task that has no card here, so that it is current whatever the cards say."""
+    return make_record(**({"task": "animals-zs"} | changes))
+
+
 def _page(*found: Record) -> str:
-    paths = [(records.path_of(record.model, record.task, RESULTS), record) for record in found]
-    return site.page(paths, CATALOG, RESULTS)
+    stored = [Stored(records.path_of(one.model, one.task, RESULTS), one, "whole") for one in found]
+    return site.page(stored, CATALOG, RESULTS)
 
 
 class _Parsed(HTMLParser):
@@ -103,7 +109,7 @@ def test_extras_that_fit_are_kept_the_smallest_first() -> None:
 
 
 def test_nothing_on_the_page_lies_elsewhere() -> None:
-    parsed = _Parsed(_page(make_record()))
+    parsed = _Parsed(_page(_record()))
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in parsed.tags}
     assert all("src" not in attributes for _, attributes in parsed.tags)
     links = [attributes["href"] for _, attributes in parsed.tags if "href" in attributes]
@@ -115,7 +121,7 @@ def test_nothing_on_the_page_lies_elsewhere() -> None:
 
 
 def test_the_policy_lets_these_scripts_run_and_no_others() -> None:
-    parsed = _Parsed(_page(make_record()))
+    parsed = _Parsed(_page(_record()))
     policy = next(a["content"] for tag, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -126,9 +132,9 @@ def test_the_policy_lets_these_scripts_run_and_no_others() -> None:
 
 
 def test_no_text_of_a_record_becomes_markup() -> None:
-    plain = _Parsed(_page(make_record()))
+    plain = _Parsed(_page(_record()))
     card = {"title": EVIL, "family": EVIL, "notes": EVIL, "reported": []}
-    evil = make_record(
+    evil = _record(
         model=EVIL,
         task=f"{EVIL}-zs",
         per_class={EVIL: {EVIL: 0.5}},
@@ -154,15 +160,17 @@ def test_the_scripts_make_no_markup_of_text() -> None:
 
 
 def test_the_shipped_records_stand_on_the_page_with_their_numbers() -> None:
-    parsed = _Parsed(site.build(ROOT / "results", CATALOG))
+    # Records of schema version 1 had no seal; this test is about what a page makes of their numbers.
+    stored = [replace(one, seal="whole") for one in records.load_all(ROOT / "results")]
+    parsed = _Parsed(site.page(stored, CATALOG, ROOT / "results"))
     index = parsed.data["index"]
     assert [model["id"] for model in index["models"]] == ["digits-clip-lite"]
-    every = [record for _, record in records.read_all(ROOT / "results")]
+    every = [one.record for one in stored]
     assert [task["id"] for task in index["tasks"]] == sorted(record.task for record in every)
     for record in every:
         number = [task["id"] for task in index["tasks"]].index(record.task)
         told = parsed.block("model/0")["records"][number]
-        assert [row[0] for row in told["scores"]] == table._metrics(record)
+        assert [row[0] for row in told["scores"]] == frame.metrics_of(record)
         value = record.scores[record.primary].value
         assert told["scores"][0][1] == pytest.approx(100 * value, abs=0.005)
         assert told["commit"] == record.env.commit
@@ -177,8 +185,8 @@ def test_the_shipped_records_stand_on_the_page_with_their_numbers() -> None:
 
 
 def test_the_leaderboard_is_there_without_scripts() -> None:
-    other = make_record(model="other", task="digits-lp", primary="acc1")
-    text = _page(make_record(), other)
+    other = _record(model="other", task="animals-lp")
+    text = _page(_record(), other)
     board = text[text.index('<table id="board">') : text.index("</table>")]
     cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", board[board.index("<tbody>") :])
     plain = [re.sub(r"<[^>]*>", "", cell) for cell in cells]
@@ -199,23 +207,48 @@ def test_the_leaderboard_is_there_without_scripts() -> None:
 
 
 def test_limited_and_dirty_records_are_named_and_kept_off() -> None:
-    env = make_record().env.model_dump() | {"dirty": True}
-    limited = make_record(model="limited", limit=20)
-    parsed = _Parsed(_page(make_record(), limited, make_record(model="dirty", env=env)))
+    env = _record().env.model_dump() | {"dirty": True}
+    limited = _record(model="limited", limit=20)
+    parsed = _Parsed(_page(_record(), limited, _record(model="dirty", env=env)))
     assert len(parsed.data["index"]["scores"]) == 1
     assert [m["id"] for m in parsed.data["index"]["models"]] == ["dirty", "limited", "small"]
     assert parsed.block("classes/0")["recall"]["values"].keys() == {"2"}
     words = " ".join(parsed.words)
     assert "Kept off (2)" in words
-    assert "limited to 20 samples" in words
+    assert "limited: --limit 20" in words
     assert "uncommitted changes" in words
-    alone = _page(limited)
-    assert "No record may stand on the leaderboard" in alone
+    assert "No record may stand on the leaderboard" in _page(limited)
+
+
+def test_a_record_edited_by_hand_is_named_and_kept_off(tmp_path: Path) -> None:
+    path = records.write(_record(), SAMPLES, tmp_path)
+    assert "Kept off" not in site.build(tmp_path, CATALOG)
+    path.write_text(path.read_text().replace('"value": 0.75', '"value": 0.79'))
+    parsed = _Parsed(site.build(tmp_path, CATALOG))
+    assert parsed.data["index"]["scores"] == []
+    assert "edited by hand" in " ".join(parsed.words)
+    assert "edited by hand" in parsed.block("model/0")["records"][0]["off"]
+
+
+def test_less_is_better_where_it_is() -> None:
+    less = _record(task="groups-bias", primary="ece")
+    index = _Parsed(_page(_record(), less)).data["index"]
+    assert [(task["id"], task["less"]) for task in index["tasks"]] == [
+        ("animals-zs", False),
+        ("groups-bias", True),
+    ]
 
 
 def test_scores_stand_beside_what_is_reported() -> None:
+    told = REPORTED | {"task": "animals-zs"}
     near, within, off = (
-        make_record(model=name, cards={"model": {"reported": [REPORTED | {"percent": percent}]}, "task": {}})
+        _record(
+            model=name,
+            cards={
+                "model": {"reported": [REPORTED | {"task": "animals-zs", "percent": percent}]},
+                "task": {},
+            },
+        )
         for name, percent in (("near", 75.04), ("within", 79.0), ("off", 90.0))
     )
     parsed = _Parsed(_page(near, within, off))
@@ -226,7 +259,7 @@ def test_scores_stand_beside_what_is_reported() -> None:
 
 def test_ranks_stay_ranks() -> None:
     score = Score(1.625, (1.5, 1.7), 500, 250.5)
-    record = make_record(scores={"acc1": Score(0.5, (0.4, 0.6), 10, 0.1), "text_retrieval_mean_rank": score})
+    record = _record(scores={"acc1": Score(0.5, (0.4, 0.6), 10, 0.1), "text_retrieval_mean_rank": score})
     told = _Parsed(_page(record)).block("model/0")["records"][0]["scores"][1]
     assert told[:6] == ["text_retrieval_mean_rank", 1.6, 1.5, 1.7, 500, 250.5]
 
@@ -245,10 +278,10 @@ def test_what_papers_report_is_shown_once_and_only_where_nothing_was_measured() 
 
 
 def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = make_record()
+    record = _record()
     path = records.write(record, SAMPLES, tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (300, 1400, 3), dtype=np.uint8)
-    sheet = path.with_name("digits-zs.heatmaps") / "contact-sheet.png"
+    sheet = path.with_name("animals-zs.heatmaps") / "contact-sheet.png"
     sheet.parent.mkdir()
     Image.fromarray(noise).save(sheet)
     whole = site.build(tmp_path, CATALOG)
@@ -266,9 +299,9 @@ def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path, monkeypatch: pyt
 
 def test_a_run_folder_shows_its_training_curves(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20)).save(tmp_path / "loss.png")
-    parsed = _Parsed(_page(make_record(model=str(tmp_path))))
+    parsed = _Parsed(_page(_record(model=str(tmp_path))))
     assert parsed.block(parsed.block("model/0")["training"])["width"] == 40
-    assert _Parsed(_page(make_record())).block("model/0")["training"] is None
+    assert _Parsed(_page(_record())).block("model/0")["training"] is None
 
 
 # -------------------------------------------------------------------- commands
@@ -276,7 +309,7 @@ def test_a_run_folder_shows_its_training_curves(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
     results = tmp_path / "results"
-    records.write(make_record(), SAMPLES, results)
+    records.write(_record(), SAMPLES, results)
     arguments = ["site", "--results", str(results), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0

@@ -16,7 +16,7 @@ from clipbench import records
 from clipbench.cache import write_atomic
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
-from clipbench.records import Record
+from clipbench.records import Stored
 from clipbench.report.site import board
 from clipbench.report.site.content import gather
 from clipbench.report.site.document import html
@@ -28,11 +28,11 @@ def build(results: Path, catalog: Catalog) -> str:
     Raises:
         DataError: there is no such folder, no record in it, or a file in it is no record.
     """
-    return page(records.read_all(results), catalog, results)
+    return page(records.load_all(results), catalog, results)
 
 
-def page(found: Sequence[tuple[Path, Record]], catalog: Catalog, results: Path) -> str:
-    """The page of the records `found`, each with its path; `results` is named as their folder.
+def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:
+    """The page of the records `found`; `results` is named as their folder.
 
     Raises:
         DataError: there is no record.
@@ -41,15 +41,15 @@ def page(found: Sequence[tuple[Path, Record]], catalog: Catalog, results: Path) 
         raise DataError(
             f"no record in {results}", hint="make one first: clipbench eval --model … --task quickstart"
         )
-    judged = board.judge(found)
-    standing = [one for one in judged if not one.reasons]
+    judged = board.judge(found, catalog)
+    standing = [one for one in judged if one.stands]
     columns = board.columns(standing)
     newest = datetime.fromisoformat(max(one.record.created for one in judged))
     return html(
         gather(judged, catalog),
         columns,
         board.lines(standing, columns),
-        [one for one in judged if one.reasons],
+        [one for one in judged if not one.stands],
         results,
         f"{newest:%-d %B %Y}",
     )

@@ -7,37 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipbench.records import Record
-from clipbench.report.table import Row, rows
+from clipbench.catalog import Catalog
+from clipbench.records import Record, Stored
+from clipbench.report.frame import Row, rows
+from clipbench.standing import Judge
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A record with its scores, the primary one first, and what keeps it off the leaderboard, if anything."""
+    """A record with its scores, the primary one first."""
 
+    path: Path
     record: Record
     rows: list[Row]
-    path: Path
-    reasons: list[str]
 
     @property
     def primary(self) -> Row:
         return self.rows[0]
 
+    @property
+    def stands(self) -> bool:
+        """Whether it may stand on the leaderboard; `primary.why` says why not."""
+        return not self.primary.kept_off
 
-def judge(found: Sequence[tuple[Path, Record]]) -> list[Judged]:
-    """The records of a folder, by model, then task."""
-    ordered = sorted(found, key=lambda one: (one[1].model, one[1].task))
-    return [Judged(record, rows([record]), path, _reasons(record)) for path, record in ordered]
 
-
-def _reasons(record: Record) -> list[str]:
-    found = []
-    if record.limit is not None:
-        found.append(f"limited to {record.limit} samples")
-    if record.env.dirty:
-        found.append("made with uncommitted changes to clipbench")
-    return found
+def judge(found: Sequence[Stored], catalog: Catalog) -> list[Judged]:
+    """The records of a folder, by model, then task, held against the cards of today."""
+    reasons = Judge(catalog).reasons
+    ordered = sorted(found, key=lambda one: (one.record.model, one.record.task))
+    return [Judged(one.path, one.record, rows([one], reasons)) for one in ordered]
 
 
 @dataclass(frozen=True)
@@ -121,6 +119,6 @@ def lines(standing: Sequence[Judged], of: Sequence[Column]) -> list[Line]:
 
 def _cell(row: Row) -> Cell:
     assert row.value is not None
-    assert row.ci95_low is not None
-    assert row.ci95_high is not None
-    return Cell(f"{100 * row.value:.2f}", f"{50 * (row.ci95_high - row.ci95_low):.2f}")
+    assert row.low is not None
+    assert row.high is not None
+    return Cell(f"{100 * row.value:.2f}", f"{50 * (row.high - row.low):.2f}")

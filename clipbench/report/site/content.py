@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
 from clipbench.records import Record
+from clipbench.report.frame import Row, less_is_better
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
 from clipbench.report.site.board import Judged, group_of
-from clipbench.report.table import Row
 
 _SHOWN_PROMPTS: Final = 100
 _HASH: Final = 12  # hex digits of a fingerprint that are shown
@@ -73,9 +73,7 @@ def gather(judged: Sequence[Judged], catalog: Catalog) -> Content:
         "tasks": [_task_headline(own) for own in of_task.values()],
         "suites": _suites(catalog, number),
         "scores": [
-            [place[j.record.model], number[j.record.task], *_numbers(j.primary)]
-            for j in judged
-            if not j.reasons
+            [place[j.record.model], number[j.record.task], *_numbers(j.primary)] for j in judged if j.stands
         ],
         "reported": _reported(catalog, judged),
     }
@@ -102,6 +100,7 @@ def _task_headline(own: Sequence[Judged]) -> Json:
         "id": record.task,
         "title": record.cards.task.get("title", dataset),
         "metric": record.primary,
+        "less": less_is_better(record.primary),
         "protocol": record.protocol.name,
         "versions": sorted({j.record.protocol.version for j in own}),
     }
@@ -120,7 +119,7 @@ def _suites(catalog: Catalog, number: dict[str, int]) -> list[Json]:
 def _numbers(row: Row) -> list[float | None]:
     """Value, ends of the interval, n, chance, and what is reported."""
     return [
-        *(_shown(v, row) for v in (row.value, row.ci95_low, row.ci95_high)),
+        *(_shown(v, row) for v in (row.value, row.low, row.high)),
         row.n,
         _shown(row.chance, row),
         row.reported_percent,
@@ -138,7 +137,7 @@ def _reported(catalog: Catalog, judged: Sequence[Judged]) -> list[list[Any]]:
 
     A task that nobody measured here counts by the metric that its card names as the main one.
     """
-    measured = {(j.record.model, j.record.task) for j in judged if not j.reasons}
+    measured = {(j.record.model, j.record.task) for j in judged if j.stands}
     metric = {j.record.task: j.record.primary for j in judged}
     known = set(catalog.task_ids())
     found: dict[tuple[str, str], list[Any]] = {}
@@ -182,8 +181,8 @@ def _record(one: Judged, task: int, environments: list[Json], shown: dict[str, s
         environments.append(where)
     return {
         "task": task,
-        "path": one.path.as_posix(),
-        "off": one.reasons,
+        "path": f"{one.path.parent.name}/{one.path.name}",
+        "off": one.primary.why,
         "scores": [_score(row) for row in one.rows],
         "version": record.protocol.version,
         "created": record.created,
@@ -210,11 +209,11 @@ def verdict(row: Row) -> str | None:
     """How a score compares with the published one: reproduced, within interval, or off by so many points."""
     if row.reported_percent is None or row.difference_points is None:
         return None
-    assert row.ci95_low is not None
-    assert row.ci95_high is not None
+    assert row.low is not None
+    assert row.high is not None
     if abs(row.difference_points) <= 0.05:
         return "reproduced"
-    if 100 * row.ci95_low <= row.reported_percent <= 100 * row.ci95_high:
+    if 100 * row.low <= row.reported_percent <= 100 * row.high:
         return "within interval"
     return f"off by {row.difference_points:+.2f}"
 
@@ -263,7 +262,7 @@ def _classes(own: Sequence[Judged], models: dict[str, int]) -> Json:
     """metric → {classes, values: model → one value a class} of the records that stand, in thousandths."""
     found: Json = {}
     for one in own:
-        if one.reasons:
+        if not one.stands:
             continue
         for metric, values in one.record.per_class.items():
             table = found.setdefault(metric, {"classes": list(values), "values": {}})

@@ -6,6 +6,7 @@ const board = (() => {
   const heads = [...shell.tHead.rows[0].cells];
   const MEAN = 3, FIRST = 4; // columns: model, family, pairs, mean, then one a task
   const columns = heads.slice(FIRST).map((head) => head.firstElementChild.textContent);
+  const less = columns.map((id) => tasks.find((task) => task.id === id).less);
   const place = new Map(columns.map((id, i) => [id, i]));
   const number = new Map(models.map((m, i) => [m.id, i]));
   const rows = [...body.rows].map((row) => {
@@ -51,8 +52,9 @@ const board = (() => {
     const button = event.target.closest("button");
     if (!button) return;
     const key = button.dataset.key;
-    const text = key === "model" || key === "group";
-    sort(key, sorted.key === key ? !sorted.down : !text && key !== "pairs");
+    // The first click puts the best on top, or the least where nothing is better.
+    const down = key === "mean" || (Number(key) >= 0 && !less[Number(key)]);
+    sort(key, sorted.key === key ? !sorted.down : down);
   });
 
   /** The columns of the chosen suite that the task filter leaves, and which tasks of the suite nobody measured. */
@@ -93,7 +95,7 @@ const board = (() => {
 
   /** The mean of a suite for models that have all of it: a mean over fewer tasks would compare with nothing. */
   function means(suite) {
-    const whole = suite && suite.tasks.every((t) => t !== null) && suite.tasks.length > 1;
+    const whole = suite && suite.tasks.length > 1 && suite.tasks.every((t) => t !== null && !tasks[t].less);
     heads[MEAN].hidden = !whole;
     if (whole) document.getElementById("mean-of").textContent = `of all ${suite.tasks.length} tasks`;
     const of = whole ? suite.tasks.map((t) => place.get(tasks[t].id)) : [];
@@ -110,7 +112,7 @@ const board = (() => {
     shown.forEach((keep, i) => {
       if (!keep) return;
       const found = seen.filter((r) => !Number.isNaN(r.values[i]));
-      const top = found.length > 1 ? Math.max(...found.map((r) => r.values[i])) : NaN;
+      const top = found.length > 1 ? (less[i] ? Math.min : Math.max)(...found.map((r) => r.values[i])) : NaN;
       for (const r of rows) r.cells[FIRST + i].classList.toggle("best", r.values[i] === top);
     });
   }

@@ -40,16 +40,16 @@ async function modelView(model) {
   const { card } = data;
   const rows = data.records.map((record) => ({ record, task: tasks[record.task], primary: record.scores[0] }));
   const drawn = rows.filter(({ primary }) => !isRank(primary[0])).map(({ record, task, primary }) => ({
-    name: task.id + (record.off.length ? " (kept off)" : ""),
+    name: task.id + (record.off ? " (kept off)" : ""),
     value: primary[1], low: primary[2], high: primary[3], chance: primary[5], reported: primary[6],
   }));
   const lines = rows.map(({ record, task, primary: [metric, value, low, high, n, chance, told, , , verdict] }) => [
     el("a", { href: taskHref(task.id) }, task.id), metric, num(value, metric), `${num(low, metric)} … ${num(high, metric)}`,
     told === null ? DASH : asPrinted(told), verdictNode(verdict), num(chance, metric), count(n),
-    [...record.off, record.off.length ? "" : marks(record)].filter(Boolean).join("; "),
+    record.off || marks(record),
   ]);
   const columns = [["Task"], ["Metric"], ["Value %", "number"], ["95 % interval", "number"], ["Reported", "number"],
-    ["Compared", ""], ["Chance", "number"], ["n", "number"], ["Remarks", ""]];
+    ["Compared", ""], ["Chance", "number"], ["n", "number"], ["Remarks", "wrap"]];
   const titles = [el("h1", { tabindex: "-1" }, model.id), el("p", { class: "lead" }, card.title ?? "")];
   const about = facts([
     ["Family", model.group], ["Training pairs", model.pairs === null ? null : pairsText(model.pairs)],
@@ -69,7 +69,7 @@ async function modelView(model) {
 
 /** One record, filled when it is opened. */
 function recordDetails(model, { record, task }, data, curves) {
-  const box = el("details", {}, el("summary", {}, task.id, el("span", { class: "faint" }, ` ${record.off.length ? "kept off: " + record.off.join("; ") : marks(record)}`)));
+  const box = el("details", {}, el("summary", {}, task.id, el("span", { class: "faint" }, ` ${record.off ? `kept off: ${record.off}` : marks(record)}`)));
   box.addEventListener("toggle", async () => {
     if (!box.open || box.children.length > 1) return;
     const columns = [["Metric"], ["Value", "number"], ["95 % interval", "number"], ["Chance", "number"], ["n", "number"],
@@ -111,7 +111,7 @@ async function taskView(task) {
   const { card } = data;
   const own = scores.filter(([, t]) => t === j).map(([m, , value, low, high, n, chance, told]) =>
     ({ model: models[m], m, name: models[m].id, value, low, high, n, chance, reported: told }));
-  own.sort((a, b) => b.value - a.value);
+  own.sort((a, b) => (task.less ? a.value - b.value : b.value - a.value));
   const parts = [el("h1", { tabindex: "-1" }, task.id), el("p", { class: "lead" }, card.title ?? ""),
     facts([
       ["Main metric", task.metric], ["Protocol", `${task.protocol}, version ${task.versions.join(" and ")}`],
