@@ -314,6 +314,22 @@ def report_command(
         sys.stdout.write(table.TEXT_FORMATS[format_](rows))
 
 
+@app.command("site")
+def site_command(
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the page.", metavar="DIR")] = Path(
+        "site"
+    ),
+    cards: Cards = None,
+) -> None:
+    """All records as one HTML page, which opens from a file: leaderboard, charts, a page a model and a task."""
+    from clipbench.report import site
+
+    text = site.build(results, _catalog(cards))
+    path = site.write(text, out)
+    print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+
+
 @app.command("check")
 def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
     """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""
