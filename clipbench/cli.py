@@ -333,6 +333,22 @@ def report_command(
         sys.stdout.write(table.ROW_FORMATS[format_](rows))
 
 
+@app.command("site")
+def site_command(
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the page.", metavar="DIR")] = Path(
+        "site"
+    ),
+    cards: Cards = None,
+) -> None:
+    """All records as one HTML page, which opens from a file: leaderboard, charts, a page a model and a task."""
+    from clipbench.report import site
+
+    text = site.build(results, _catalog(cards))
+    path = site.write(text, out)
+    print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+
+
 @app.command("check")
 def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
     """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""
@@ -417,6 +433,52 @@ def bench_probe_command(
         len(entry.card.classes),
         every=every,
     )
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
+
+
+@bench.command("svm")
+def bench_svm_command(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose backbone features are classified.")
+    ] = "efficientnet-lite0",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            help="Data sets whose first splits are taken together; classes of a single-label set are told from "
+            "all others. [default: coco-363-voc, voc2012-100]",
+        ),
+    ] = None,
+    data: Data = None,
+    cards: Cards = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=9, help="So many rows, evenly spaced; all by default.")
+    ] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="LinearSVC fits every n-th class.")] = 1,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """One SVM a class with its cost cross-validated, against scikit-learn's LinearSVC, in one run."""
+    import numpy as np
+
+    from clipbench.bench.svm import labels_of, measure, view
+    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.features import ModelEncoder
+
+    catalog = _catalog(cards)
+    paths = DataPaths.parse(_known_data(data, catalog))
+    entries = [catalog.dataset(name) for name in dataset or ("coco-363-voc", "voc2012-100")]
+    encoder = ModelEncoder(catalog.model(model), _runtime(device, precision), progress=not as_json)
+    splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
+    labels = labels_of(splits)
+    features = np.concatenate([np.asarray(encoder.images(split, "backbone")) for split in splits])
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    taken = np.linspace(0, len(labels) - 1, min(rows or len(labels), len(labels))).astype(np.int64)
+    found = measure(features[taken], labels[taken], every=every)
     if as_json:
         print(json.dumps(found, indent=2))
     else:
