@@ -349,6 +349,37 @@ def site_command(
     print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
 
 
+@app.command("compare")
+def compare_command(
+    first: Annotated[
+        str, typer.Argument(help="A model that has records, or a folder of records.", metavar="A")
+    ],
+    second: Annotated[str, typer.Argument(help="Another, held against it.", metavar="B")],
+    results: Results = Path("results"),
+    suite: Annotated[str | None, typer.Option("--suite", help="Only this suite's tasks.")] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0, max=1, help="How often chance may pass for a difference.")
+    ] = 0.05,
+    top: Annotated[int, typer.Option("--top", min=0, help="Classes and samples to name of each task.")] = 5,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
+    from clipbench.compare import compare
+    from clipbench.report import comparison
+
+    tasks = None
+    if suite is not None:
+        catalog = _catalog(cards)
+        catalog.suite(suite)
+        tasks = [task.id for task in catalog.tasks([suite])]
+    found = compare(first, second, results, tasks, alpha, top)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(comparison.text(found, first, second, alpha))
+
+
 @app.command("check")
 def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
     """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""
