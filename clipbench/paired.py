@@ -96,10 +96,16 @@ def sign_flip(d: NDArray[np.float64], seed: int) -> tuple[float, float, str]:
         return float((sums <= total + slack).mean()), float((sums >= total - slack).mean()), "all signs"
     rng = np.random.default_rng(seed)
     below = above = 0
-    step = max(1, _BLOCK // sizes.size)
+    single = m < 8 * sizes.size  # then a bit a sample is quicker than a binomial a size
+    magnitudes = np.repeat(sizes, counts) if single else sizes
+    step = max(1, _BLOCK // magnitudes.size)
     for start in range(0, FLIPS, step):
         draws = min(step, FLIPS - start)
-        sums = (2 * rng.binomial(counts, 0.5, size=(draws, sizes.size)) - counts) @ sizes
+        if single:
+            bits = np.frombuffer(rng.bytes(draws * -(-m // 8)), dtype=np.uint8).reshape(draws, -1)
+            sums = 2 * (np.unpackbits(bits, axis=1, count=m) @ magnitudes) - magnitudes.sum()
+        else:
+            sums = (2 * rng.binomial(counts, 0.5, size=(draws, sizes.size)) - counts) @ magnitudes
         below += int((sums <= total + slack).sum())
         above += int((sums >= total - slack).sum())
     return (1 + below) / (1 + FLIPS), (1 + above) / (1 + FLIPS), f"{FLIPS:,} random signs"

@@ -72,7 +72,8 @@ def pair(first: Stored, second: Stored) -> Pair:
     seed = first.record.seed
     if metric in _KINDS and "score" in a:
         found = paired.of_average_precision(
-            *(np.array(t["score"], dtype=np.float32) for t in (a, b)),
+            np.array(a["score"], dtype=np.float32),
+            np.array(b["score"], dtype=np.float32),
             np.array(a["target"], dtype=np.uint8),
             _KINDS[metric],
             _difficult(params.get("difficult")),
@@ -92,12 +93,11 @@ def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | No
     """What each sample adds to the metric, which is their mean: float64 [n]; None where it is no such mean."""
     draws = [np.array(table[name]) for name in table if name == "rank" or name.startswith("rank_")]
     if metric in _HITS and draws:
-        return np.mean([rank < _HITS[metric] for rank in draws], axis=0, dtype=np.float64)
+        return _mean([rank < _HITS[metric] for rank in draws])
     if metric == "mean_per_class_recall" and draws:
         _, label, counts = np.unique(table["target"], return_inverse=True, return_counts=True)
-        right = np.mean([rank == 0 for rank in draws], axis=0, dtype=np.float64)
-        weighted: Doubles = right * len(right) / (counts.size * counts[label])
-        return weighted
+        right = _mean([rank == 0 for rank in draws])
+        return right * len(right) / (counts.size * counts[label])
     for name, column, least in (
         ("pointing_game", "hit", None), ("heat_energy_in_box", "energy", None), ("acc@iou0.5", "iou", 0.5),
     ):  # fmt: skip
@@ -107,6 +107,11 @@ def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | No
     if "text_rank" in table:
         return _recalls(metric, table, params)
     return None
+
+
+def _mean(hits: Sequence[NDArray[np.bool_]]) -> Doubles:
+    mean: Doubles = np.stack(hits).mean(axis=0, dtype=np.float64)
+    return mean
 
 
 def _recalls(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:
@@ -181,4 +186,4 @@ def _classes(first: Record, second: Record) -> dict[str, tuple[float, float]]:
 
 
 def _difficult(value: object) -> Difficult:
-    return value if value in ("positive", "negative") else "ignore"  # type: ignore[return-value]
+    return value if value in ("positive", "negative") else "ignore"

@@ -49,7 +49,7 @@ def write_model(
         "fingerprints": {"split:test": "00"},
     }
     record = make_record(**(fields | changes))
-    path = records.write(record, {k: list(v) for k, v in found.samples.items()}, root)
+    path = records.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
     return records.load(path)
 
 
@@ -88,7 +88,7 @@ def test_shares_are_the_metric_where_classes_are_uneven(metric: str, tmp_path: P
 
 @pytest.mark.parametrize("metric", ["mean_recall", "text_retrieval_recall@1", "image_retrieval_recall@5"])
 def test_recalls_weigh_captions_as_the_metric_does(metric: str) -> None:
-    table = {"text_rank": [1, 7, 2], "image_rank": [[1, 6], [2], [1, 1, 9]]}
+    table: dict[str, list[Any]] = {"text_rank": [1, 7, 2], "image_rank": [[1, 6], [2], [1, 1, 9]]}
     by_hand = {
         "text_retrieval_recall@1": 1 / 3,
         "image_retrieval_recall@5": 4 / 6,
@@ -149,7 +149,7 @@ def test_where_they_disagree_most_is_named(tmp_path: Path) -> None:
     (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.only_first, found.only_second) == (("i0000",), ("i0001",))
     assert [name for name, _, _ in found.classes] == ["cat", "dog"]
-    assert found.classes[0][1:] == (1.0, pytest.approx(0.9))
+    assert found.classes[0][1:] == pytest.approx((1.0, 0.9))
     (none,) = compare.compare("a", "b", tmp_path, None, 0.05, 0)
     assert (none.only_first, none.classes) == ((), ())
 

@@ -68,6 +68,7 @@ LIGHT = (
     "clipbench.evaluate",
     "clipbench.execution",
     "clipbench.features",
+    "clipbench.gate",
     "clipbench.groups",
     "clipbench.library",
     "clipbench.metrics",
