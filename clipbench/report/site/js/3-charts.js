@@ -8,7 +8,7 @@ const LOOK = {
   view: { stroke: "var(--line)" },
   axis: {
     labelColor: "var(--ink)", titleColor: "var(--ink)", tickColor: "var(--line)", domainColor: "var(--line)",
-    gridColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelLimit: 260,
+    gridColor: "var(--line)", gridOpacity: 0.6, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelLimit: 260,
   },
   legend: { labelColor: "var(--ink)", titleColor: "var(--faint)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelLimit: 260 },
 };
@@ -57,9 +57,10 @@ function dots(label, rows, axis) {
     layer: [
       { transform: [{ filter: "datum.kind === 'measured'" }], mark: { type: "rule", strokeWidth: 2, color: "var(--c0)", aria: false },
         encoding: { y, x: { ...x, field: "low" }, x2: { field: "high" } } },
-      { mark: { type: "point", filled: false, size: 60, strokeWidth: 2 },
+      { mark: { type: "point", filled: false, size: 60, strokeWidth: 2, opacity: 1 },
         encoding: {
           y, x,
+          fill: { condition: { test: "datum.kind === 'measured'", value: "var(--c0)" }, value: "transparent" },
           shape: { field: "kind", type: "nominal", scale: { domain: kinds, range: range(KINDS.shape.range) }, legend },
           color: { field: "kind", type: "nominal", scale: { domain: kinds, range: range(KINDS.colour.range) }, legend },
           tooltip: [{ field: "name", title: "of" }, { field: "kind" }, { field: "text", title: "per cent" }],
@@ -98,7 +99,7 @@ function probePath(label, curves) {
       { mark: { type: "line", color: "var(--c0)", strokeWidth: 1, aria: false }, encoding: { x, y, detail } },
       { transform: [{ filter: "datum.converged === 'yes'" }], mark: { type: "point", filled: true, size: 22, color: "var(--c0)" }, encoding: { x, y, tooltip } },
       { transform: [{ filter: "datum.converged === 'no'" }], mark: { type: "point", filled: false, size: 22, color: "var(--c0)" }, encoding: { x, y, tooltip } },
-      { transform: [{ filter: "datum.chosen" }], mark: { type: "point", filled: true, shape: "M0,-1L.23,-.31L.95,-.31L.37,.12L.59,.81L0,.38L-.59,.81L-.37,.12L-.95,-.31L-.23,-.31Z", size: 260, color: "var(--c1)" }, encoding: { x, y, tooltip } },
+      { transform: [{ filter: "datum.chosen" }], mark: { type: "point", filled: true, shape: "M0,-1L.23,-.31L.95,-.31L.37,.12L.59,.81L0,.38L-.59,.81L-.37,.12L-.95,-.31L-.23,-.31Z", size: 260, opacity: 1, color: "var(--c1)" }, encoding: { x, y, tooltip } },
     ],
   });
 }
@@ -112,18 +113,18 @@ function scatter(label, points, metric) {
   }));
   const own = groups.filter((g) => values.some((v) => v.group === g));
   const of = (range) => own.map((g) => range[groups.indexOf(g)]);
-  const x = { field: "pairs_m", type: "quantitative", scale: { type: "log", nice: false, padding: 24 }, title: "training pairs (log scale)", axis: { format: "~s", grid: true, tickCount: 6 } };
+  const x = { field: "pairs_m", type: "quantitative", scale: { type: "log", nice: false, padding: 24 }, title: "training pairs (log scale)", axis: { format: "~s", labelExpr: "replace(datum.label, 'G', 'B')", grid: true, tickCount: 6 } };
   const y = { field: "value", type: "quantitative", scale: { zero: false, padding: 16 }, title: `${metric}, per cent` };
   const color = { field: "group", type: "nominal", title: "family", scale: { domain: own, range: of(COLOURS) }, legend: { orient: "top", symbolFillColor: "transparent" } };
   const shape = { ...color, scale: { domain: own, range: of(SHAPES) } };
   const tooltip = [{ field: "model" }, { field: "group", title: "family" }, { field: "many", title: "pairs" }, { field: "text", title: "per cent" }, { field: "kind" }, { field: "source" }];
-  const point = { type: "point", size: 80, strokeWidth: 1.8 };
+  const point = { type: "point", size: 80, strokeWidth: 1.8, opacity: 1 };
   return chart(label, {
     height: 380, data: { values },
     layer: [
       { transform: [{ filter: "datum.kind === 'measured'" }], mark: { type: "rule", strokeWidth: 1.5, aria: false }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color } },
       { transform: [{ filter: "datum.kind === 'reported'" }], mark: { ...point, filled: false }, encoding: { x, y, color, shape, tooltip } },
-      { transform: [{ filter: "datum.kind === 'measured'" }], mark: { ...point, filled: true, opacity: 1 }, encoding: { x, y, color, shape, tooltip } },
+      { transform: [{ filter: "datum.kind === 'measured'" }], mark: { ...point, filled: true }, encoding: { x, y, color, shape, tooltip } },
     ],
   });
 }
