@@ -169,12 +169,13 @@ def evaluate_command(
         written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
         print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import frame, table
+        from clipbench.report import board, frame, table
         from clipbench.standing import Judge
 
         stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
-        rows = frame.rows(stored, Judge(catalog).reasons)
-        _stdout(table.terminal(frame.of_tasks(rows, [t.id for t in tasks])))
+        rows = [row for row in frame.rows(stored, Judge(catalog).reasons) if row.primary]
+        section = board.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+        sys.stdout.write(table.terminal([section]))
     if any(r.error for r in done):
         raise typer.Exit(2)
 
@@ -292,26 +293,44 @@ def report_command(
     suite: Annotated[
         str | None, typer.Option("--suite", help="Only this suite's tasks; missing ones show as –.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="terminal, markdown, latex, csv or json.")
+    ] = "terminal",
+    write: Annotated[
+        bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
-    """Records as a table, beside the numbers that the papers report."""
-    from clipbench.report import frame, table
+    """Records as model × task tables by suite, beside the numbers that the papers report."""
+    from clipbench.cache import write_atomic
+    from clipbench.report import board, frame, table
 
     format_ = "json" if as_json else format_
-    if format_ != "table" and format_ not in table.TEXT_FORMATS:
-        raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
+    formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
+    if format_ not in formats:
+        raise ClipbenchError(unknown("format", format_, formats))
+    if (write or check) and suite is not None:
+        raise ClipbenchError(
+            "LEADERBOARD.md has every suite", hint="leave --suite out, or --write and --check"
+        )
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
     rows = frame.read(results, catalog)
-    if suite is not None:
-        rows = frame.of_tasks(rows, [t.id for t in catalog.tasks([suite])])
-    if format_ == "table":
-        _stdout(table.terminal(rows))
+    if write:
+        write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
+        _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
+    elif check:
+        board.check(results, board.leaderboard(rows, catalog))
+        _stderr(_plain(f"{results / board.LEADERBOARD} is current"))
+    elif format_ in table.SECTION_FORMATS:
+        sys.stdout.write(table.SECTION_FORMATS[format_](board.sections(rows, catalog, suite)))
     else:
-        sys.stdout.write(table.TEXT_FORMATS[format_](rows))
+        if suite is not None:
+            rows = frame.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
+        sys.stdout.write(table.ROW_FORMATS[format_](rows))
 
 
 @app.command("site")
@@ -414,6 +433,52 @@ def bench_probe_command(
         len(entry.card.classes),
         every=every,
     )
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
+
+
+@bench.command("svm")
+def bench_svm_command(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose backbone features are classified.")
+    ] = "efficientnet-lite0",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            help="Data sets whose first splits are taken together; classes of a single-label set are told from "
+            "all others. [default: coco-363-voc, voc2012-100]",
+        ),
+    ] = None,
+    data: Data = None,
+    cards: Cards = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=9, help="So many rows, evenly spaced; all by default.")
+    ] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="LinearSVC fits every n-th class.")] = 1,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """One SVM a class with its cost cross-validated, against scikit-learn's LinearSVC, in one run."""
+    import numpy as np
+
+    from clipbench.bench.svm import labels_of, measure, view
+    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.features import ModelEncoder
+
+    catalog = _catalog(cards)
+    paths = DataPaths.parse(_known_data(data, catalog))
+    entries = [catalog.dataset(name) for name in dataset or ("coco-363-voc", "voc2012-100")]
+    encoder = ModelEncoder(catalog.model(model), _runtime(device, precision), progress=not as_json)
+    splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
+    labels = labels_of(splits)
+    features = np.concatenate([np.asarray(encoder.images(split, "backbone")) for split in splits])
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    taken = np.linspace(0, len(labels) - 1, min(rows or len(labels), len(labels))).astype(np.int64)
+    found = measure(features[taken], labels[taken], every=every)
     if as_json:
         print(json.dumps(found, indent=2))
     else:

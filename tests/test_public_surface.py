@@ -41,7 +41,8 @@ SURFACE = {
         "path_of paths read read_all same samples_intact samples_path to_json utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
-    "clipbench.report.table": "as_printed csv_text json_text markdown record_table terminal",
+    "clipbench.report.board": "Mean Section check leaderboard sections",
+    "clipbench.report.table": "as_printed csv_text json_text latex markdown markdown_table record_table terminal",
     "clipbench.standing": "Gone Judge Reason lacking",
 }
 LIGHT = (
@@ -80,6 +81,7 @@ LIGHT = (
     "clipbench.protocols.grounding",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
+    "clipbench.report.board",
     "clipbench.report.frame",
     "clipbench.report.listing",
     "clipbench.report.overlays",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import time
@@ -28,10 +27,12 @@ from clipbench.cards import (
     finite,
 )
 from clipbench.data import Split
-from clipbench.errors import CardError, ClipbenchError
+from clipbench.errors import ClipbenchError
+from clipbench.execution import Runtime
 from clipbench.models import Adapter, dual
 from clipbench.pretrain import curves, learners
 from clipbench.pretrain.folder import Checkpoint, RunFolder, number
+from clipbench.pretrain.frozen import Start
 from clipbench.pretrain.pairs import DrawnPairs, Source
 from clipbench.pretrain.towers import DualTowers
 
@@ -95,10 +96,8 @@ def pretrain(
     """
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
-    _refuse_pretrained(config, recipe_id)
     sources = [Source(*given, wanted) for given, wanted in zip(data, recipe.data, strict=True)]
     images = sum(len(source.split) for source in sources)
-    seen = fingerprint([source.split.fingerprint for source in sources])
     target_device = choose_device(device)
     schedule = recipe.schedule
 
@@ -108,8 +107,11 @@ def pretrain(
             return out
 
         torch.manual_seed(recipe.seed)
-        towers = DualTowers(config, recipe.model.preprocess).to(target_device)
+        start = Start(recipe.model, config, recipe_id, Runtime.choose(str(target_device), recipe.precision))
+        towers = start.towers.to(target_device)
         learner = learners.make(recipe.objective, towers).to(target_device)
+        start.refuse_changes(views=bool(learner.wants.views), altered=learner.wants.altered)
+        seen = fingerprint([*(source.split.fingerprint for source in sources), *start.digests.values()])
         trained = nn.ModuleList([towers, learner])
         optimiser = make_optimiser(recipe.optim, trained)
         scaler = torch.amp.GradScaler(target_device.type, enabled=recipe.precision == "fp16")
@@ -121,8 +123,9 @@ def pretrain(
             seed=recipe.seed,
             device=target_device,
             wants=learner.wants,
+            features=start.image_features([source.split for source in sources]),
         )
-        describe = functools.partial(model_card, recipe, recipe_id, images)
+        describe = functools.partial(model_card, recipe, recipe_id, images, start)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
         step = 0
@@ -197,7 +200,7 @@ def pretrain(
 
                 if evaluator and _due(step, schedule.eval_every) and step < schedule.steps:
                     bar.stop()  # the evaluator shows a progress line of its own
-                    _evaluate(evaluator, freeze(towers, describe), recipe.evaluate, step, run)
+                    _evaluate(evaluator, freeze(start.whole(), describe), recipe.evaluate, step, run)
                     bar.start()
                 if _due(step, schedule.checkpoint_every) and step < until:
                     run.save(checkpoint())
@@ -207,8 +210,8 @@ def pretrain(
             return out
 
         if evaluator:
-            _evaluate(evaluator, freeze(towers, describe), recipe.evaluate, step, run)
-        weights, sha256 = dual.serialise(towers)
+            _evaluate(evaluator, freeze(start.whole(), describe), recipe.evaluate, step, run)
+        weights, sha256 = dual.serialise(start.whole())
         metric = recipe.target.metric if recipe.target else "acc1"
         chance = learner.chance(schedule.batch_size)
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
@@ -261,42 +264,32 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def model_card(recipe: Recipe, recipe_id: str, images: int, sha256: str) -> ModelCard:
-    """The card of the model that `recipe` trained on `images` images."""
+def model_card(recipe: Recipe, recipe_id: str, images: int, start: Start, sha256: str) -> ModelCard:
+    """The card of the model that `recipe` trained on `images` images from `start`."""
     schedule = recipe.schedule
     return ModelCard(
         title=f"{recipe.title} ({recipe_id})",
         family=recipe.model.family,
-        config=dual.parse_config(recipe.model.config, f"recipe {recipe_id}").canonical(),
+        config=start.config.canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
         training_data="; ".join(f"{data.dataset}, split {data.split}" for data in recipe.data),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
-        f"seed {recipe.seed}. "
+        f"seed {recipe.seed}. {start.described()}"
         f"Again with: {recipe.command}",
     )
 
 
 def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.DualAdapter:
-    """The towers as they are now, behind the Adapter interface: a copy that may be moved, cast or compiled.
+    """`towers`, which from now on are only looked at, behind the Adapter interface, which may move or cast them.
 
     `describe` makes the model card from the weights' sha256.
     """
     _, sha256 = dual.serialise(towers)
-    frozen = copy.deepcopy(towers).eval().requires_grad_(False)
-    return dual.DualAdapter(frozen, describe(sha256), sha256)
-
-
-def _refuse_pretrained(config: dual.Config, recipe_id: str) -> None:
-    """Raise CardError where a tower's weights come from elsewhere: training starts from random ones."""
-    for side, tower in (("image", config.image), ("text", config.text)):
-        if getattr(tower, "weights", None) is not None:
-            raise CardError(
-                f"recipe {recipe_id}: config.{side}.weights names trained weights, training starts from random ones",
-                hint=f"leave out config.{side}.weights",
-            )
+    towers.eval().requires_grad_(False)
+    return dual.DualAdapter(towers, describe(sha256), dual.identity(towers, sha256))
 
 
 def _progress(console: Console, *, shown: bool) -> Progress:

@@ -18,6 +18,7 @@ from clipbench.data import Split
 from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
 from clipbench.pretrain import words
+from clipbench.pretrain.frozen import Kept
 from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -42,8 +43,8 @@ class Batch:
     """One training batch.
 
     Attributes:
-        images: float32 [B, channels, side, side], normalised.
-        tokens: int64 [U, L], the distinct captions, cut at the longest one.
+        images: float32 [B, channels, side, side], normalised; or [B, D], features that a frozen tower made of them.
+        tokens: int64 [U, L], the distinct captions, cut at the longest one (frozen text tower: their features).
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
         generator: the CPU generator of all draws, for those that an objective makes itself.
         views: as `Wants` says, each like `images`.
@@ -92,8 +93,9 @@ class DrawnPairs:
         seed: int,
         device: torch.device,
         wants: Wants,
+        features: Kept | None = None,
     ) -> None:
-        """Decode and tokenise everything.
+        """Decode and tokenise everything. With `features`, batches have those in the place of images.
 
         Raises:
             CardError: a source has not the texts, or its card not the templates, that the recipe wants.
@@ -110,7 +112,10 @@ class DrawnPairs:
         self._batch_size = batch_size
         self._device = device
         self._wants = wants
-        self._images = torch.cat([decode_all(source.split, preprocess) for source in sources]).to(device)
+        self._features = features
+        if features is None:
+            decoded = [decode_all(source.split, preprocess) for source in sources]
+            self._images = torch.cat(decoded).to(device)
         self._augment = [source.wanted.augment for source in sources]
         self._source = torch.repeat_interleave(torch.tensor([len(source.split) for source in sources]))
         number: dict[str, int] = {}
@@ -140,8 +145,7 @@ class DrawnPairs:
         drawn = self._drawn[self._start[kind] + (draws[1] * self._count[kind]).long()]
         distinct, rows = torch.unique(drawn, return_inverse=True)
         tokens = self._tokens[distinct, : int(self._lengths[distinct].max())]
-        images = self._images[chosen.to(self._device)]
-        first, *further = (self._view(images, chosen, how) for how in (None, *self._wants.views))
+        first, *further = self._seen(chosen)
         return Batch(
             images=first,
             tokens=tokens.to(self._device),
@@ -150,6 +154,13 @@ class DrawnPairs:
             views=tuple(further),
             altered=self._altered(drawn) if self._wants.altered else None,
         )
+
+    def _seen(self, chosen: Tensor) -> list[Tensor]:
+        """The images of these numbers, and their further views; or their features."""
+        if self._features is not None:
+            return [self._features.take(chosen).to(self._device)]
+        images = self._images[chosen.to(self._device)]
+        return [self._view(images, chosen, how) for how in (None, *self._wants.views)]
 
     def _view(self, images: Tensor, chosen: Tensor, how: Augmentation | None) -> Tensor:
         """Images, whose numbers are `chosen`, augmented (None: as their sources say) and normalised."""
