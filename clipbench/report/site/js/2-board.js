@@ -16,6 +16,11 @@ const board = (() => {
   const byModel = new Map(rows.map((r) => [r.model.id, r]));
   for (const [m, t, value] of scores) byModel.get(models[m].id).values[place.get(tasks[t].id)] = value;
 
+  // Styled as plain boxes (see site.css), the parts of the table say themselves what they are.
+  const roles = [[[shell], "table"], [[shell.tHead, body], "rowgroup"], [[...shell.rows], "row"], [heads, "columnheader"],
+    [rows.map((r) => r.cells[0]), "rowheader"], [rows.flatMap((r) => r.cells.slice(1)), "cell"]];
+  for (const [parts, role] of roles) for (const part of parts) part.setAttribute("role", role);
+
   const fields = Object.fromEntries(["model", "group", "suite", "task"].map((name) =>
     [name, document.getElementById(`${name}-filter`)]));
   const status = document.getElementById("count");
