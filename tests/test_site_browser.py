@@ -323,7 +323,9 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
     assert page.evaluate(visible) == 4
     assert (page.text_content("#count") or "").startswith("Showing 2 of 200 models and 1 of 60 tasks.")
     page.click("text=Reset")
-    page.wait_for_function("() => document.getElementById('count').textContent.startsWith('Showing 200 of 200')")
+    page.wait_for_function(
+        "() => document.getElementById('count').textContent.startsWith('Showing 200 of 200')"
+    )
     assert page.evaluate(visible) == 63
     visit.close()
 

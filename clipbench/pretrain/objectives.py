@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: products of tokens that are held at once
+_BLOCK = 1 << 24
+
 
 @dataclass(frozen=True)
 class Loss(ABC):
@@ -84,6 +87,62 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> ClipLoss:
     logits = logit_scale * _unit(image) @ _unit(text).T
     target = torch.arange(len(logits), device=logits.device)
     return ClipLoss(F.cross_entropy(logits, target), F.cross_entropy(logits.T, target))
+
+
+def filip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, kept: int | None = None) -> ClipLoss:
+    """Symmetric InfoNCE of late interaction over the batch (Yao et al. 2022, FILIP, section 3.1).
+
+    An image's logit of a text is logit_scale times the mean over the image's tokens of the largest cosine with any of
+    the text's; a text's logit of an image is the same with the sides changed. Tokens of zeros behind a text's own are
+    padding and take no part.
+
+    Args:
+        image: float [B, S, D], tokens; row i belongs to row i of `text`.
+        text: float [B, T, D], tokens.
+        logit_scale: scalar, the factor on cosines (not its logarithm).
+        kept: of each pair, only so many tokens of either side can be found: those of the largest sums of cosines with
+            the tokens of the other side (as in DeCLIP's repository, which keeps 16). None: all.
+
+    Chance value: ln B.
+    """
+    image, text = _unit(image), _unit(text)
+    text = text[:, : int((text != 0).any(dim=2).sum(dim=1).max())]
+    found_in_image, found_in_text = image, text
+    if kept is not None:
+        own = image @ text.transpose(1, 2)
+        found_in_image = _largest(image, own.sum(dim=2), kept)
+        found_in_text = _largest(text, own.sum(dim=1), kept)
+    target = torch.arange(len(image), device=image.device)
+    return ClipLoss(
+        F.cross_entropy(logit_scale * late_interaction(image, found_in_text), target),
+        F.cross_entropy(logit_scale * late_interaction(text, found_in_image), target),
+    )
+
+
+def late_interaction(queries: Tensor, keys: Tensor) -> Tensor:
+    """Mean over a query's tokens of the best product with any of a key's tokens: float [n, m]; zeros are padding.
+
+    Args:
+        queries: float [n, S, D].
+        keys: float [m, T, D].
+
+    Products are taken in blocks of queries, and not kept for the backward pass.
+    """
+    real, asked = (keys != 0).any(dim=2), (queries != 0).any(dim=2)
+    rows = max(1, _BLOCK // (queries.shape[1] * real.numel()))
+    best = [
+        torch.einsum("nsd,mtd->nsmt", part, keys).masked_fill(~real, -math.inf).max(dim=3).values
+        for part in torch.split(queries, rows)
+    ]
+    weights = asked.to(queries.dtype)
+    return torch.einsum("nsm,ns->nm", torch.cat(best), weights / weights.sum(dim=1, keepdim=True))
+
+
+def _largest(tokens: Tensor, sums: Tensor, kept: int) -> Tensor:
+    """The `kept` tokens [B, T, D] of the largest sums [B, T], padding (zeros) last: [B, kept, D]."""
+    sums = sums.detach().masked_fill((tokens == 0).all(dim=2), -math.inf)
+    places = sums.topk(min(kept, tokens.shape[1]), dim=1).indices
+    return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1) -> PairwiseLoss:
@@ -213,7 +272,7 @@ def prior_loss(noise: Tensor, features: Tensor) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(_wide(rows), dim=1)
+    return F.normalize(_wide(rows), dim=-1)
 
 
 def _wide(values: Tensor) -> Tensor:

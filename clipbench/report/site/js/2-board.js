@@ -123,7 +123,7 @@ const board = (() => {
   }
 
   // On paper nothing scrolls: columns that would run over the edge go to tables of their own.
-  const PER_PART = 8;
+  const PER_PART = 10;
   addEventListener("beforeprint", () => {
     const kept = heads.map((head, i) => i).filter((i) => !heads[i].hidden && i !== 0);
     if (kept.length <= PER_PART) return;
@@ -131,7 +131,7 @@ const board = (() => {
     for (let start = 0; start < kept.length; start += PER_PART) {
       const part = shell.cloneNode(true);
       part.removeAttribute("id");
-      part.className = "part";
+      part.classList.add("part");
       const own = new Set([0, ...kept.slice(start, start + PER_PART)]);
       for (const row of part.rows) [...row.cells].forEach((cell, i) => own.has(i) || cell.remove());
       shell.parentElement.append(part);

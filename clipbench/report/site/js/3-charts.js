@@ -21,7 +21,12 @@ function chart(label, spec) {
   };
   // The interpreter evaluates expressions without eval, which the page's policy forbids.
   const options = { actions: false, renderer: "svg", ast: true, tooltip: { theme: "page" }, mode: "vega-lite" };
-  requestAnimationFrame(() => vegaEmbed(host, whole, options));
+  // Its width is its container's, which it has once it is shown.
+  new ResizeObserver((_, observer) => {
+    if (!host.clientWidth) return;
+    observer.disconnect();
+    vegaEmbed(host, whole, options);
+  }).observe(host);
   return host;
 }
 
@@ -127,7 +132,7 @@ function scatter(label, points, metric) {
   const measured = (v) => v.kind === "measured";
   const point = { type: "point", size: 80, strokeWidth: 1.8, opacity: 1 };
   return chart(label, {
-    height: 380, data: { values },
+    height: 340, data: { values },
     layer: [
       ...only(values, measured, { mark: { type: "rule", strokeWidth: 1.5, aria: false }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color } }),
       ...only(values, (v) => !measured(v), { mark: { ...point, filled: false }, encoding: { x, y, color, shape, tooltip } }),
