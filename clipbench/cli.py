@@ -349,6 +349,94 @@ def site_command(
     print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
 
 
+@app.command("compare")
+def compare_command(
+    first: Annotated[
+        str, typer.Argument(help="A model that has records, or a folder of records.", metavar="A")
+    ],
+    second: Annotated[str, typer.Argument(help="Another, held against it.", metavar="B")],
+    results: Results = Path("results"),
+    suite: Annotated[str | None, typer.Option("--suite", help="Only this suite's tasks.")] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0, max=1, help="How often chance may pass for a difference.")
+    ] = 0.05,
+    top: Annotated[int, typer.Option("--top", min=0, help="Classes and samples to name of each task.")] = 5,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
+    from clipbench.compare import compare
+    from clipbench.report import comparison
+
+    tasks = None
+    if suite is not None:
+        catalog = _catalog(cards)
+        catalog.suite(suite)
+        tasks = [task.id for task in catalog.tasks([suite])]
+    found = compare(first, second, results, tasks, alpha, top)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(comparison.text(found, first, second, alpha))
+
+
+@app.command("gate")
+def gate_command(
+    candidate: Annotated[Path, typer.Option("--candidate", help="Folder of the new records.", metavar="DIR")],
+    baseline: Annotated[
+        Path,
+        typer.Option("--baseline", help="Folder of the records that they are held against.", metavar="DIR"),
+    ] = Path("results"),
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="Percentage points that a score may fall.")
+    ] = 0.5,
+    alpha: Annotated[
+        float,
+        typer.Option("--alpha", min=0, max=1, help="How often equal models may fail, all tasks together."),
+    ] = 0.05,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", help="Suite or tasks that must be there; otherwise those of the baseline."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="These models only; otherwise all of the baseline."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Also write JUnit XML into this file.", metavar="XML")
+    ] = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """For CI: exit code 1 if a score dropped by more than is allowed and than noise, or a record cannot be judged."""
+    from clipbench import gate
+    from clipbench.cache import write_atomic
+    from clipbench.standing import Judge
+
+    catalog = _catalog(cards)
+    found = gate.gate(
+        baseline,
+        candidate,
+        Judge(catalog),
+        max_drop=max_drop,
+        alpha=alpha,
+        require=[task.id for task in catalog.tasks(_names("--require", require))] if require else None,
+        models=_names("--model", model) if model else None,
+    )
+    text = gate.summary(found, max_drop, alpha)
+    if junit is not None:
+        write_atomic(junit, gate.junit(found))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    if as_json:
+        print(json.dumps([check.as_json() for check in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(text)
+    if any(check.outcome == "fail" for check in found):
+        raise typer.Exit(1)
+
+
 @app.command("check")
 def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
     """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""

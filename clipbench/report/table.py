@@ -178,14 +178,24 @@ def _listing(section: Section) -> str:
         if mean is not None:
             covered = f"  mean of {mean.covers}" + ("" if mean.whole else f" of {mean.of}")
             lines.append([covered, "", _with_half(mean.value, mean.half)])
-    left = {0, 1, len(headings)}
     columns = [*headings, ""] if marked else headings
-    rows = [columns, *(line[: len(columns)] for line in lines)]
-    # A model's name may reach over the other columns, a task's may not.
-    widths = [
-        max(len(line[i]) for line in rows if len(line) > max(i, 1)) if len(rows) > 1 else len(columns[i])
-        for i in range(len(columns))
-    ]
+    return aligned(columns, [line[: len(columns)] for line in lines], left={0, 1, len(headings)})
+
+
+def aligned(headings: Sequence[str], lines: Sequence[Sequence[str]], left: set[int]) -> str:
+    """Columns of plain text under a rule; those in `left` are text, the others numbers.
+
+    The last cell of a line that is shorter than the others may reach over the columns after it.
+
+    >>> print(aligned(["a", "n"], [["one", "10"], ["a long heading"], ["x", "5"]], left={0}), end="")
+    a     n
+    ──────────────
+    one  10
+    a long heading
+    x     5
+    """
+    rows = [headings, *lines]
+    widths = [max(len(row[i]) for row in rows if len(row) > max(i, 1)) for i in range(len(headings))]
     written = [_line(row, widths, left) for row in rows]
     rule = "─" * max(len(line) for line in written)
     return "\n".join([written[0], rule, *written[1:]]) + "\n"
