@@ -5,6 +5,7 @@ metrics.jsonl        one line a step, and one a task of every evaluation
 checkpoint.pt        everything that a resumed run needs; gone when the run has finished
 model.safetensors    the trained weights
 loss.png             loss and zero-shot curves
+skipped.json         images that could not be decoded, where there were any
 card.yaml            the model card, written last: the run has finished
 """
 
@@ -28,7 +29,7 @@ from clipbench.errors import StorageError, WeightsError
 from clipbench.pretrain.pairs import PairsState
 
 # Keys of a recipe that describe a run and change nothing in it.
-_PROSE = {"title", "command", "cost", "target"}
+_PROSE = {"title", "command", "cost", "target", "quick"}
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 #: one line of metrics.jsonl
@@ -155,6 +156,15 @@ class RunFolder:
         write_atomic(self.path / "loss.png", curves)
         write_atomic(self.path / "card.yaml", _yaml(card.model_dump(mode="json", exclude_none=True)))
         self.checkpoint.unlink(missing_ok=True)
+
+    def write_skipped(self, count: int, names: dict[str, str]) -> None:
+        """Say which images could not be decoded: how often that was, and name and reason of the first ones.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
+        text = json.dumps({"skipped": count, "images": names}, indent=1, ensure_ascii=False)
+        write_atomic(self.path / "skipped.json", text.encode())
 
     def _read_checkpoint(self) -> Checkpoint | None:
         if not self.checkpoint.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from clipbench.cards import (
     finite,
 )
 from clipbench.data import Split
+from clipbench.data.decode import cores
+from clipbench.data.lazy import LazySplit
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.models import Adapter, dual
 from clipbench.pretrain import curves, learners
@@ -68,6 +71,7 @@ def pretrain(
     evaluator: Evaluator | None = None,
     device: str = "auto",
     progress: bool = True,
+    workers: int | None = None,
     stop_after: int | None = None,
 ) -> Path:
     """Run `recipe`, or go on with it where an earlier call in the same folder stopped.
@@ -82,6 +86,7 @@ def pretrain(
         evaluator: measures the model on the recipe's `evaluate` tasks; None: no evaluation.
         device: "auto" (a GPU where there is one), or a torch device.
         progress: show a live progress line on stderr.
+        workers: processes that decode images not held in memory; None: one a core beside a GPU, none on a CPU.
         stop_after: stop after this many steps, with a checkpoint.
 
     Returns:
@@ -121,7 +126,12 @@ def pretrain(
             seed=recipe.seed,
             device=target_device,
             wants=learner.wants,
+            workers=workers if workers is not None else decoders(target_device),
         )
+        for source in sources:
+            if isinstance(source.split, LazySplit):
+                for part in source.split.left_out:
+                    console.print(f"{source.wanted.name}: left out {part}", highlight=False)
         describe = functools.partial(model_card, recipe, recipe_id, images)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
@@ -213,6 +223,11 @@ def pretrain(
         chance = learner.chance(schedule.batch_size)
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
         run.finish(weights, picture, describe(sha256))
+        if pairs.skipped[0]:
+            run.write_skipped(*pairs.skipped)
+            console.print(
+                f"{out}: {pairs.skipped[0]:,} images could not be decoded: skipped.json", highlight=False
+            )
         console.print(f"{out}: finished{_against_target(recipe.target, run)}", highlight=False)
         return out
 
@@ -261,6 +276,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def decoders(device: torch.device) -> int:
+    """Processes that decode beside training: on a CPU none, since they would take the cores that train."""
+    return 0 if device.type == "cpu" else max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def model_card(recipe: Recipe, recipe_id: str, images: int, sha256: str) -> ModelCard:
     """The card of the model that `recipe` trained on `images` images."""
     schedule = recipe.schedule
@@ -270,7 +290,7 @@ def model_card(recipe: Recipe, recipe_id: str, images: int, sha256: str) -> Mode
         config=dual.parse_config(recipe.model.config, f"recipe {recipe_id}").canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
-        training_data="; ".join(f"{data.dataset}, split {data.split}" for data in recipe.data),
+        training_data="; ".join(data.described for data in recipe.data),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
