@@ -391,12 +391,37 @@ class Suites(Strict):
 # ------------------------------------------------------------------- recipes
 
 
+class Lookahead(Strict):
+    """Lookahead (Zhang et al. 2019): every `k` steps the weights go the share `alpha` of the way that they came."""
+
+    k: int = Field(5, gt=1)
+    alpha: float = Field(0.5, gt=0, lt=1)
+
+
+class Peaks(Strict):
+    """Peak learning rates of parts that do not take the optimiser's own `lr`; 0: the part stays as it is.
+
+    `image` and `text` are the towers without their projections.
+    """
+
+    image: float | None = Field(None, ge=0)
+    text: float | None = Field(None, ge=0)
+    logit_scale: float | None = Field(None, ge=0)
+
+
 class Optim(Strict):
-    """What every optimiser has. Weight decay leaves out biases, norms and the logit scale."""
+    """What every optimiser has.
+
+    Weight decay leaves out biases, norms and the logit scale (all tensors of fewer than two axes), or with
+    `decays: all` nothing.
+    """
 
     lr: float = Field(gt=0, description="peak learning rate")
+    peaks: Peaks = Peaks()
     weight_decay: float = Field(0.0, ge=0)
+    decays: Literal["matrices", "all"] = "matrices"
     clip_grad_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
+    lookahead: Lookahead | None = None
 
 
 class AdamW(Optim):
@@ -408,20 +433,74 @@ class AdamW(Optim):
 
 
 class Sgd(Optim):
-    """SGD with (heavy-ball) momentum; weight decay is added to the gradient."""
+    """SGD with (heavy-ball, or Nesterov's) momentum; weight decay is added to the gradient."""
 
     name: Literal["sgd"]
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _accelerates(self) -> Sgd:
+        if self.nesterov and not self.momentum:
+            raise Misplaced("nesterov needs a momentum above 0", "nesterov")
+        return self
+
+
+class SgdOfImages(Strict):
+    """SGD of the image tower, where all else has AdamW."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class AdamWSgd(Optim):
+    """SGD for the image tower (`image`), AdamW for all else (DeCLIP's `AdamW_SGD`)."""
+
+    name: Literal["adamw-sgd"]
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    image: SgdOfImages
+
+    @model_validator(mode="after")
+    def _one_peak(self) -> AdamWSgd:
+        if self.peaks.image is not None:
+            raise Misplaced("the image tower's peak stands under optim.image.lr", "peaks", "image")
+        return self
+
+
+class Engine(Strict):
+    """How a step is computed: what it costs in time and memory, and which pairs a BatchNorm sees together.
+
+    Attributes:
+        chunk: pairs that go through the networks at once in each process, however large the batch (gradient caching).
+            The loss sees the whole batch all the same; a BatchNorm sees the pairs of a chunk.
+        sync_batchnorm: a BatchNorm sees the pairs of all processes.
+        recompute: keep no activations inside the towers' blocks, but compute them again for the gradient.
+        channels_last: the image tower's memory format.
+        compile: torch.compile for both towers.
+    """
+
+    chunk: int | None = Field(None, gt=0)
+    sync_batchnorm: bool = False
+    recompute: bool = False
+    channels_last: bool = False
+    compile: bool = False
 
 
 class Schedule(Strict):
-    """Linear warm-up from 0, then half a cosine to 0, over `steps` optimiser steps."""
+    """Linear warm-up from `warmup_from` (a fraction of the peak), then half a cosine to 0, over `steps` steps.
+
+    `batch_size` is that of all processes together.
+    """
 
     steps: int = Field(gt=0)
     warmup: int = Field(0, ge=0)
+    warmup_from: Probability = 0.0
     batch_size: int = Field(gt=1)
     eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
     checkpoint_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+    keep: int = Field(1, gt=0, description="checkpoints, the newest ones")
 
     @model_validator(mode="after")
     def _warm_within(self) -> Schedule:
@@ -730,8 +809,18 @@ class Target(Strict):
     at_least: float = Field(ge=0, le=1)
 
 
+class Best(Strict):
+    """The validation score whose best evaluation gives the run's weights, instead of the last step."""
+
+    task: str
+    metric: str
+
+
 class Recipe(Strict):
-    """One pretraining run. `model.config` and `model.preprocess` become the run's model card."""
+    """One pretraining run. `model.config` and `model.preprocess` become the run's model card.
+
+    With `ema` (a decay a step) what is evaluated and saved is the exponential moving average of the weights.
+    """
 
     title: str
     command: str
@@ -740,10 +829,13 @@ class Recipe(Strict):
     data: Tuple[AnyPairs] = Field(min_length=1)
     model: RecipeModel
     objective: Objective
-    optim: Annotated[AdamW | Sgd, Field(discriminator="name")]
+    optim: Annotated[AdamW | Sgd | AdamWSgd, Field(discriminator="name")]
     schedule: Schedule
+    engine: Engine = Engine()
+    ema: float | None = Field(None, gt=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate: Tuple[str] = ()
+    best: Best | None = None
     target: Target | None = None
     quick: dict[str, Any] = Field({}, description="key by key, what `--quick` changes: {schedule.steps: 20}")
 
@@ -771,11 +863,11 @@ class Recipe(Strict):
             )
         if isinstance(self.objective, DeclipObjective):
             self._two_views(self.objective)
-        if self.target and self.target.task not in self.evaluate:
-            evaluated = ", ".join(self.evaluate) or "empty"
-            raise Misplaced(
-                f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
-            )
+        for name, score in (("target", self.target), ("best", self.best)):
+            if score and not self.evaluate:
+                raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
+        if self.best and not self.schedule.eval_every:
+            raise Misplaced("best needs schedule.eval_every: evaluations to choose from", "best")
         return self
 
     def _two_views(self, objective: DeclipObjective) -> None:

@@ -19,6 +19,7 @@ from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError
 from clipbench.models import dual
 from clipbench.pretrain import learners, words
+from clipbench.pretrain.draws import Draws
 from clipbench.pretrain.objectives import masked_language_loss, nearest, simsiam_loss
 from clipbench.pretrain.pairs import DrawnPairs, Source
 from clipbench.pretrain.towers import ByteTransformer, DualTowers
@@ -52,6 +53,10 @@ def declip(**more: Any) -> tuple[learners.Declip, DualTowers]:
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def draws(count: int) -> Draws:
+    return Draws(torch.Generator().manual_seed(0), count)
 
 
 def unit(rows: Tensor | np.ndarray) -> np.ndarray:
@@ -281,7 +286,7 @@ def test_masked_tokens_are_bytes_and_changed_as_in_bert() -> None:
     text = dual.BytesTower(kind="bytes", width=8, layers=1, heads=2, context_length=60)
     tower = ByteTransformer(text)
     tokens, _ = tower.tokenize(["the quick brown fox jumps over ümlauts"] * 2000 + [""])
-    changed, chosen = tower.mask(tokens, 0.15, torch.Generator().manual_seed(0))
+    changed, chosen = tower.mask(tokens, 0.15, draws(len(tokens)))
     assert torch.equal(changed[~chosen], tokens[~chosen])
     special = tokens < 3
     assert not (chosen & special).any()
@@ -295,7 +300,7 @@ def test_masked_tokens_are_bytes_and_changed_as_in_bert() -> None:
 
 def test_altered_captions_differ_by_one_change() -> None:
     text = "A large dog, running"
-    made = words.alter([text] * 4000, torch.Generator().manual_seed(0))
+    made = words.alter([text] * 4000, draws(4000))
     counts = dict.fromkeys(("same", "synonym", "swap", "fewer"), 0)
     for altered in made:
         own = altered.split()
@@ -319,12 +324,12 @@ def test_altered_captions_differ_by_one_change() -> None:
 
 def test_an_altered_caption_is_never_empty_and_depends_on_its_own_draws() -> None:
     texts = ["Dog", "a b", "  spaced   out  "] * 500
-    made = words.alter(texts, torch.Generator().manual_seed(0))
+    made = words.alter(texts, draws(len(texts)))
     assert all(made)
     assert {"Dog", "Hound"} == set(made[::3])
-    assert made == words.alter(texts, torch.Generator().manual_seed(0))
-    assert words.alter([], torch.Generator()) == []
-    assert words.alter(["", " "], torch.Generator()) == ["", " "]
+    assert made == words.alter(texts, draws(len(texts)))
+    assert words.alter([], draws(0)) == []
+    assert words.alter(["", " "], draws(2)) == ["", " "]
 
 
 # ------------------------------------------------------------------ real data

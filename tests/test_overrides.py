@@ -173,7 +173,7 @@ def test_the_run_keeps_the_recipe_as_it_was_run(cards: Path, tmp_path: Path) -> 
         ([], {"objective": {"kind": "declip", "queue": 15}}, "must hold the 16 texts that enter it"),
         (
             ["--quick", "--set", "data.0.augment=null"],
-            {"objective": {"kind": "declip", "queue": 8}},
+            {"objective": {"kind": "declip", "queue": 16}},
             "two views",
         ),
     ],

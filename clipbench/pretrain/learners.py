@@ -112,7 +112,7 @@ class ClipLite(Learner):
         features = {"image": towers.image_projection(image), "text": towers.text_projection(text)}
         if self._prior_weight:
             for name, judge, seen in (("image", self.image_prior, image), ("text", self.text_prior, text)):
-                noise = torch.rand(seen.shape, generator=batch.generator).to(seen.device)
+                noise = batch.draws.rand(seen.shape[1]).to(seen.device)
                 features |= {f"{name}_noise": judge(noise), f"{name}_prior": judge(seen)}
         return features
 
@@ -227,7 +227,7 @@ class Declip(Learner):
         assert batch.altered is not None
         altered, rows = batch.altered
         own = batch.tokens.index_select(0, batch.rows)
-        masked, chosen = towers.text.mask(own, self._objective.masked, batch.generator)
+        masked, chosen = towers.text.mask(own, self._objective.masked, batch.draws)
         states = towers.text.states(masked)
         if self._objective.contrastive_text == "masked":
             text = towers.text.pool(states, masked)

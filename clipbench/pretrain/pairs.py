@@ -22,7 +22,8 @@ from clipbench.data.shards import RemoteShards
 from clipbench.data.training import Packed
 from clipbench.errors import CardError, DataError, unknown
 from clipbench.pretrain import words
-from clipbench.pretrain.feeds import Decoding, Feed, Held, Place, Reader, Scattered, Streamed, Texts
+from clipbench.pretrain.draws import Draws
+from clipbench.pretrain.feeds import Decoding, Fed, Feed, Held, Place, Reader, Scattered, Streamed, Texts
 from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -46,13 +47,13 @@ class Wants:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One training batch, or one process's share of it, or a piece of that.
 
     Attributes:
         images: float32 [B, channels, side, side], normalised.
-        tokens: int64 [U, L], the distinct captions, cut at the longest one.
+        tokens: int64 [U, L], the distinct captions, cut at the longest one of the whole batch.
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
-        generator: the CPU generator of all draws, for those that an objective makes itself.
+        draws: numbers for these B rows, for what an objective draws itself.
         views: as `Wants` says, each like `images`.
         altered: int64 [U, L] and [B], where `Wants` says so: the distinct altered texts, like `tokens`, and their rows.
     """
@@ -60,9 +61,26 @@ class Batch:
     images: Tensor
     tokens: Tensor
     rows: Tensor
-    generator: torch.Generator
+    draws: Draws
     views: tuple[Tensor, ...]
     altered: tuple[Tensor, Tensor] | None
+
+    def pieces(self, size: int) -> list[Batch]:
+        """The batch in pieces of `size` pairs, the last one perhaps smaller."""
+        return [self._piece(rows) for rows in torch.split(torch.arange(len(self.rows)), size)]
+
+    def _piece(self, rows: Tensor) -> Batch:
+        """The pairs at `rows` (int64, on the CPU, ascending without gaps)."""
+        own = slice(int(rows[0]), int(rows[-1]) + 1)
+        tokens, places = _distinct(self.tokens, self.rows[own])
+        return Batch(
+            images=self.images[own],
+            tokens=tokens,
+            rows=places,
+            draws=self.draws.of(rows),
+            views=tuple(view[own] for view in self.views),
+            altered=_distinct(self.altered[0], self.altered[1][own]) if self.altered else None,
+        )
 
 
 class PairsState(TypedDict):
@@ -87,7 +105,8 @@ class DrawnPairs:
 
     Every epoch is a new permutation of all images, which the seed alone decides; its last, incomplete batch is left
     out (shards that are streamed: see `feeds.Streamed`). All other draws (texts, augmentation) come from one CPU
-    generator, so that they do not depend on the device. An image that is skipped leaves its batch smaller.
+    generator, so that they do not depend on the device. An image that is skipped leaves its batch smaller. Of
+    processes that share a batch each makes all draws, and prepares the pairs of its own part.
     """
 
     def __init__(
@@ -100,9 +119,13 @@ class DrawnPairs:
         seed: int,
         device: torch.device,
         wants: Wants,
+        rank: int = 0,
+        world: int = 1,
         workers: int = 0,
     ) -> None:
         """Decode and tokenise everything, or get ready to: `workers` processes then decode ahead (0: none).
+
+        `next_batch` gives part number `rank` of `world` equal parts of a batch.
 
         Raises:
             CardError: a source has not the texts, or its card not the templates, that the recipe wants.
@@ -116,9 +139,10 @@ class DrawnPairs:
         self._tokenize = tokenize
         self._number: dict[str, int] = {}
         self._generator = torch.Generator().manual_seed(seed)
+        share = batch_size // world
         how = Decoding(
-            preprocess, [source.wanted.on_bad_image for source in sources], slice(0, batch_size), batch_size, seed,
-            device, workers,
+            preprocess, [source.wanted.on_bad_image for source in sources], slice(rank * share, (rank + 1) * share),
+            batch_size, seed, device, workers,
         )  # fmt: skip
         self._feed = self._make_feed(sources, how)
 
@@ -159,36 +183,41 @@ class DrawnPairs:
         texts = [_choose(own, *at) for own, at in zip(fed.texts, draws.T.tolist(), strict=True)]
         if self._alter.any():
             chance = torch.rand(len(texts), generator=self._generator, dtype=torch.float64)
-            changed = words.alter(texts, self._generator)
+            changed = words.alter(texts, Draws(self._generator, len(texts)))
             often = (chance < self._alter[fed.source]).tolist()
             texts = [new if yes else old for new, old, yes in zip(changed, texts, often, strict=True)]
-        own = [texts[at] for at in fed.kept.tolist()]
-        source = fed.source[fed.kept]
-        first, *further = (self._view(fed.images, source, how) for how in (None, *self._wants.views))
-        tokens, rows = self._tokens_of(own)
+        first, *further = (self._view(fed, how) for how in (None, *self._wants.views))
+        own = Draws(self._generator, len(texts), fed.kept)
+        # Of the whole batch, so that all processes cut them at the same length, and make as many draws for tokens.
+        tokens, rows = self._tokens_of(texts)
+        tokens, rows = _distinct(tokens, rows[fed.kept])
+        altered = self._tokens_of(words.alter(texts, own)) if self._wants.altered else None
         return Batch(
             images=first,
-            tokens=tokens,
-            rows=rows,
-            generator=self._generator,
+            tokens=tokens.to(self._device),
+            rows=rows.to(self._device),
+            draws=own,
             views=tuple(further),
-            altered=self._tokens_of(words.alter(own, self._generator)) if self._wants.altered else None,
+            altered=(altered[0].to(self._device), altered[1].to(self._device)) if altered else None,
         )
 
-    def _view(self, images: Tensor, source: Tensor, how: Augmentation | None) -> Tensor:
-        """Images, each of a `source`, augmented (None: as their sources say) and normalised."""
+    def _view(self, fed: Fed, how: Augmentation | None) -> Tensor:
+        """The images augmented (None: as their sources say) and normalised."""
         if how:
-            return normalise(augment(images, how, self._generator), self._preprocess)
-        view = images.clone()
+            draws = Draws(self._generator, len(fed.texts), fed.kept)
+            return normalise(augment(fed.images, how, draws), self._preprocess)
+        view = fed.images.clone()
         for number, own_way in enumerate(self._augment):
-            own = torch.nonzero(source == number)[:, 0]
-            if own_way and len(own):
+            of_source = torch.nonzero(fed.source == number)[:, 0]
+            if own_way and len(of_source):
+                own = torch.nonzero(fed.source[fed.kept] == number)[:, 0]
+                draws = Draws(self._generator, len(of_source), torch.searchsorted(of_source, fed.kept[own]))
                 at = own.to(self._device)
-                view[at] = augment(images[at], own_way, self._generator)
+                view[at] = augment(fed.images[at], own_way, draws)
         return normalise(view, self._preprocess)
 
     def _tokens_of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Tokens of the distinct ones of `texts`, cut at the longest, and each one's row; on the training device."""
+        """Tokens of the distinct ones of `texts`, cut at the longest, and each one's row."""
         number: dict[str, int] = {}
         rows = torch.tensor([number.setdefault(text, len(number)) for text in texts])
         known = [self._number.get(text, -1) for text in number]
@@ -196,7 +225,7 @@ class DrawnPairs:
             tokens, lengths = self._tokenize(list(number))
         else:
             tokens, lengths = self._tokens[known], self._lengths[known]
-        return tokens[:, : int(lengths.max())].to(self._device), rows.to(self._device)
+        return tokens[:, : int(lengths.max())], rows
 
     @property
     def skipped(self) -> tuple[int, dict[str, str]]:
@@ -216,6 +245,12 @@ class DrawnPairs:
         self._generator.set_state(state["generator"])
         self._feed.go_on(state["place"])
         self._feed.skipped = state["skipped"]
+
+
+def _distinct(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of `tokens` that `rows` name, and where each row's stands among them."""
+    named, places = torch.unique(rows, return_inverse=True)
+    return tokens[named], places
 
 
 def _choose(own: Texts, kind: float, text: float) -> str:

@@ -28,6 +28,7 @@ from clipbench.models.dual import (
     TorchvisionTower,
 )
 from clipbench.models.tokenizer import Tokenizer
+from clipbench.pretrain.draws import Draws
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
@@ -363,21 +364,21 @@ class ByteTransformer(TextTower):
         """The mean of the states of real tokens: float [B, width]."""
         return _mean_of_real(states, tokens != _PAD)
 
-    def mask(self, tokens: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def mask(self, tokens: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
         """Hide a share of the bytes, as BERT does: of ten, eight are masked, one is another byte, one stays.
 
         Args:
             tokens: int64 [B, L].
             share: probability of each byte to be among them.
-            generator: a CPU generator.
+            draws: for these B rows.
 
         Returns:
             The changed tokens, and which positions were chosen (bool [B, L]).
         """
-        draws = torch.rand(3, *tokens.shape, generator=generator).to(tokens.device)
-        chosen = (tokens >= _FIRST_BYTE) & (draws[0] < share)
-        other = _FIRST_BYTE + (draws[2] * (_MASKED - _FIRST_BYTE)).long()
-        changed = tokens.where(draws[1] >= 0.9, other).where(draws[1] >= 0.8, _MASKED)
+        which, how, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
+        chosen = (tokens >= _FIRST_BYTE) & (which < share)
+        other = _FIRST_BYTE + (what * (_MASKED - _FIRST_BYTE)).long()
+        changed = tokens.where(how >= 0.9, other).where(how >= 0.8, _MASKED)
         return changed.where(chosen, tokens), chosen
 
 
