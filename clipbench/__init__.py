@@ -6,8 +6,9 @@ TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
     from clipbench.concepts import concept_direction, remove_concept
     from clipbench.library import Model, load_model
+    from clipbench.report.frame import results
 
-__all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept"]
+__all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept", "results"]
 __version__ = "0.1.0"
 
 
@@ -16,6 +17,7 @@ _HOMES = {
     "concept_direction": "concepts",
     "load_model": "library",
     "remove_concept": "concepts",
+    "results": "report.frame",
 }
 
 

@@ -39,6 +39,11 @@ Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 # The least and the greatest of something, written as a YAML list.
 Range = Annotated[tuple[float, float], Field(strict=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+# All of a tower, nothing of it, or its parts of these names. The tags are written like types for `_dotted`.
+Frozenness = Annotated[
+    Annotated[bool, Tag("tuple[bool]")] | Annotated[Tuple[str], Field(min_length=1), Tag("tuple[str]")],
+    Discriminator(lambda value: "tuple[bool]" if isinstance(value, bool) else "tuple[str]"),
+]
 
 
 class Misplaced(ValueError):
@@ -242,11 +247,47 @@ class Columns(Strict):
         return {k: v for k, v in fields.items() if (k, v) != ("caption", "caption")}
 
 
+class Part(Strict):
+    """The samples whose ids a hash puts in [`start`, `end`) of 0 … 1: the same ids whatever else the set holds.
+
+    Hash: the first 8 bytes of sha256 of `<seed>/<id>`, big-endian, over 2^64.
+    """
+
+    seed: int = Field(ge=0)
+    start: float = Field(0.0, ge=0, lt=1)
+    end: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> Part:
+        if self.start >= self.end:
+            raise ValueError(f"start ({self.start}) must be below end ({self.end})")
+        return self
+
+    def holds(self, sample_id: str) -> bool:
+        """Whether the part holds the sample of this id.
+
+        >>> [Part(seed=0, end=0.5).holds(name) for name in ("a.jpg", "b.jpg", "c.jpg")]
+        [False, False, True]
+        """
+        digest = hashlib.sha256(f"{self.seed}/{sample_id}".encode()).digest()
+        return self.start <= int.from_bytes(digest[:8], "big") / 2**64 < self.end
+
+
 class SplitSpec(Strict):
-    """One split: its name in the source, and how many samples it has (checked when complete)."""
+    """One split: its name in the source, and how many samples it has (checked when complete).
+
+    With `part`, it is that part of the split that has the same name and no `part`.
+    """
 
     name: str
     rows: int | None = Field(None, gt=0)
+    part: Part | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("part", None)}
 
 
 # The tags are written like types because `_dotted` leaves such steps of a location out.
@@ -291,6 +332,29 @@ class TaskCard(Strict):
     prompts_source: str | None = None
     protocols: dict[str, dict[str, Any]]
     notes: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the source holds but one split, which need not be named there."""
+        return len({spec.name for spec in self.splits.values()}) == 1
+
+    def whole(self, role: str) -> str:
+        """The role of the split that `role` is a part of; `role` itself where it is no part."""
+        named = self.splits[role].name
+        whole = (other for other, spec in self.splits.items() if spec.name == named and spec.part is None)
+        return next(whole) if self.splits[role].part else role
+
+    @model_validator(mode="after")
+    def _parts_of_something(self) -> TaskCard:
+        whole = {spec.name for spec in self.splits.values() if spec.part is None}
+        for role, spec in self.splits.items():
+            if spec.name not in whole:
+                raise Misplaced(
+                    f'a part needs the split that it is a part of: one of name "{spec.name}" without part',
+                    "splits",
+                    role,
+                )
+        return self
 
     @field_validator("classes")
     @classmethod
@@ -863,12 +927,32 @@ class Recipe(Strict):
             )
         if isinstance(self.objective, DeclipObjective):
             self._two_views(self.objective)
+        if self.model.frozen.image is True:
+            self._unchanged_images()
         for name, score in (("target", self.target), ("best", self.best)):
             if score and not self.evaluate:
                 raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
         if self.best and not self.schedule.eval_every:
             raise Misplaced("best needs schedule.eval_every: evaluations to choose from", "best")
         return self
+
+    def _unchanged_images(self) -> None:
+        for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote:
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
+                    "streamed; fetch its shards and give them with --data",
+                    "data",
+                    i,
+                )
+            if data.augment is not None:
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
+                    "augmented; leave out augment, or freeze only parts of the tower (model.frozen.image)",
+                    "data",
+                    i,
+                    "augment",
+                )
 
     def _two_views(self, objective: DeclipObjective) -> None:
         for i, data in enumerate(self.data):
@@ -889,11 +973,27 @@ class Recipe(Strict):
             )
 
 
+class Frozen(Strict):
+    """What training leaves as it is, in towers that start from `weights`: a whole tower, or parts of it by name.
+
+    A part is a module of the library that builds the tower (`blocks.0`, `embeddings`, `encoder.layer.0`); BatchNorm
+    in it keeps its averages. A whole tower gives an image, or a text, the same feature at every step: it is computed
+    once and kept in the feature store, and only the heads are trained.
+    """
+
+    image: Frozenness = False
+    text: Frozenness = False
+
+
 class RecipeModel(Strict):
-    """The model that a recipe trains: what stands on its model card, apart from the weights."""
+    """The model that a recipe trains: what stands on its model card, apart from the weights.
+
+    A tower whose config names `weights` starts from those, others from random ones.
+    """
 
     family: Literal["dual"] = "dual"
     config: dict[str, Any]
+    frozen: Frozen = Frozen()
     preprocess: Preprocess
 
 

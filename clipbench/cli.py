@@ -170,11 +170,15 @@ def evaluate_command(
             why = _plain(f"{result.model} × {result.task}: not applicable: {result.reason}")
             _stderr(f"[yellow]–[/] {why}")
     if as_json:
-        print(json.dumps([r.record.canonical() for r in done if r.record], indent=2, ensure_ascii=False))
+        written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
+        print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import table
+        from clipbench.report import frame, table
+        from clipbench.standing import Judge
 
-        _stdout(table.terminal(table.rows([r.record for r in done if r.record], [t.id for t in tasks])))
+        stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
+        rows = frame.rows(stored, Judge(catalog).reasons)
+        _stdout(table.terminal(frame.of_tasks(rows, [t.id for t in tasks])))
     if any(r.error for r in done):
         raise typer.Exit(2)
 
@@ -319,18 +323,17 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Records as a table, beside the numbers that the papers report."""
-    from clipbench import records
-    from clipbench.report import table
+    from clipbench.report import frame, table
 
     format_ = "json" if as_json else format_
     if format_ != "table" and format_ not in table.TEXT_FORMATS:
         raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
-    tasks = None
+    catalog = _catalog(cards)
     if suite is not None:
-        catalog = _catalog(cards)
         catalog.suite(suite)
-        tasks = [t.id for t in catalog.tasks([suite])]
-    rows = table.rows([record for _, record in records.read_all(results)], tasks)
+    rows = frame.read(results, catalog)
+    if suite is not None:
+        rows = frame.of_tasks(rows, [t.id for t in catalog.tasks([suite])])
     if format_ == "table":
         _stdout(table.terminal(rows))
     else:
@@ -421,6 +424,52 @@ def bench_probe_command(
         len(entry.card.classes),
         every=every,
     )
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
+
+
+@bench.command("svm")
+def bench_svm_command(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose backbone features are classified.")
+    ] = "efficientnet-lite0",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            help="Data sets whose first splits are taken together; classes of a single-label set are told from "
+            "all others. [default: coco-363-voc, voc2012-100]",
+        ),
+    ] = None,
+    data: Data = None,
+    cards: Cards = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=9, help="So many rows, evenly spaced; all by default.")
+    ] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="LinearSVC fits every n-th class.")] = 1,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """One SVM a class with its cost cross-validated, against scikit-learn's LinearSVC, in one run."""
+    import numpy as np
+
+    from clipbench.bench.svm import labels_of, measure, view
+    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.features import ModelEncoder
+
+    catalog = _catalog(cards)
+    paths = DataPaths.parse(_known_data(data, catalog))
+    entries = [catalog.dataset(name) for name in dataset or ("coco-363-voc", "voc2012-100")]
+    encoder = ModelEncoder(catalog.model(model), _runtime(device, precision), progress=not as_json)
+    splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
+    labels = labels_of(splits)
+    features = np.concatenate([np.asarray(encoder.images(split, "backbone")) for split in splits])
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    taken = np.linspace(0, len(labels) - 1, min(rows or len(labels), len(labels))).astype(np.int64)
+    found = measure(features[taken], labels[taken], every=every)
     if as_json:
         print(json.dumps(found, indent=2))
     else:

@@ -206,7 +206,7 @@ def _outcome(
         scores=outcome.scores,
         per_class={m: records.by_class(card.classes, values) for m, values in outcome.per_class.items()},
         seed=options.seed,
-        limit=options.limit if any(isinstance(s, Subset) for s in splits.values()) else None,
+        limit=options.limit if any(isinstance(s, Subset) and s.limited for s in splits.values()) else None,
         skipped=tuple(records.Skipped(id=i, reason=r) for i, r in skipped.items()),
         precision=runtime.precision,
         device=runtime.device_name,

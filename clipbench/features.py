@@ -134,11 +134,12 @@ def _write_at(path: Path, data: bytes, offset: int) -> None:
 
 
 class Subset(Split):
-    """The samples of a split at `rows` (ascending), for `--limit`."""
+    """The samples of a split at `rows` (ascending): for `--limit`, or with a `role` of its own a part on the card."""
 
-    def __init__(self, whole: Split, rows: NDArray[np.int64]) -> None:
+    def __init__(self, whole: Split, rows: NDArray[np.int64], role: str | None = None) -> None:
         self.whole, self.rows = whole, rows
-        self.dataset, self.role, self.classes = whole.dataset, whole.role, whole.classes
+        self.limited = role is None
+        self.dataset, self.role, self.classes = whole.dataset, role or whole.role, whole.classes
         self.fingerprint = fingerprint([whole.fingerprint, rows.tolist()])
         self.ids = [whole.ids[r] for r in rows.tolist()]
         self.labels = whole.labels[rows]

@@ -302,6 +302,31 @@ def average_precision_area(score: Floats, positive: Bools, ignore: Bools | None 
     return _average_precision(score, positive, ignore, "area")
 
 
+def average_precisions_area(scores: Floats, positive: Bools, ignore: Bools) -> NDArray[np.float64]:
+    """`average_precision_area` of every column at once: float64 [B] of scores, positives and left out, each [N, B].
+
+    >>> scores = np.array([[0.9, 1.0], [0.8, 1.0], [0.7, 0.0], [0.6, 2.0]])
+    >>> positive = np.array([[True, True], [False, False], [True, False], [False, False]])
+    >>> average_precisions_area(scores, positive, np.zeros((4, 2), dtype=bool)).round(4).tolist()
+    [0.8333, 0.3333]
+    """
+    _finite(scores)
+    order = np.argsort(-scores, axis=0)
+    scores = np.take_along_axis(scores, order, axis=0)
+    positive = np.take_along_axis(positive & ~ignore, order, axis=0)
+    true, seen = (
+        np.cumsum(taken, axis=0) for taken in (positive, np.take_along_axis(~ignore, order, axis=0))
+    )
+    # Precision is read where a run of equal scores ends.
+    ends = np.full(scores.shape, len(scores) - 1)
+    ends[:-1][scores[:-1] != scores[1:]] = np.nonzero(scores[:-1] != scores[1:])[0]
+    ends = np.minimum.accumulate(ends[::-1], axis=0)[::-1]
+    precision = np.take_along_axis(true, ends, axis=0) / np.maximum(np.take_along_axis(seen, ends, axis=0), 1)
+    average = np.full(scores.shape[1], np.nan)
+    np.divide((positive * precision).sum(axis=0), true[-1], out=average, where=true[-1] > 0)
+    return average
+
+
 def average_precision_11pt(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
     """Average precision as VOC2007 interpolates it, at recalls 0, 0.1, …, 1.
 

@@ -4,6 +4,11 @@
     results/<model>/<task>.samples.parquet    one row a sample, for paired comparisons
 
 The parquet file is written first: a JSON file that is there is whole, and so is what stands beside it.
+
+A record is sealed: `digest` is the sha256 of its own text (with `digest: null`), and `samples_sha256` that of the
+parquet file. That tells an edit by hand from a measurement; it is no proof against someone who seals anew.
+
+Schema versions: 1 had no seal; 2 has. Files of every version are read, and brought to the present one on the way.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +44,7 @@ from clipbench.cards import Reported, Strict, Tuple, finite
 from clipbench.errors import DataError, StorageError
 from clipbench.stats import Score
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 #: folders of a results root that hold other things than records
 RESERVED: Final = frozenset({"bench", "parity", "studies"})
 #: what the numbers may hang on
@@ -47,6 +53,7 @@ PACKAGES: Final = (
     "safetensors", "scikit-learn", "timm", "torch", "torchvision", "transformers",
 )  # fmt: skip
 _SOURCE: Final = Path(__file__).resolve().parents[1]
+_SHA256: Final = "^[0-9a-f]{64}$"
 
 Json = dict[str, JsonValue]
 Seconds = FiniteFloat
@@ -123,9 +130,10 @@ class Record(Strict):
     not be scored). `limit` is the number of samples that --limit allowed, null for the whole split.
     `fingerprints` are hashes of all that decides the numbers; `encoder` is how the towers were run;
     `evidence` is what a person may want to see of how the numbers came about, such as a validation curve.
+    `digest` and `samples_sha256` are the seal (see the module), null before the record is written.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     model: str
     task: str
     protocol: ProtocolUsed
@@ -144,6 +152,8 @@ class Record(Strict):
     evidence: Json = Field(default_factory=dict)
     cards: ResolvedCards
     created: str
+    samples_sha256: str | None = Field(None, pattern=_SHA256)
+    digest: str | None = Field(None, pattern=_SHA256)
 
     @field_validator("scores")
     @classmethod
@@ -235,6 +245,19 @@ def _git(checkout: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+#: whether a record still says what was measured: its digest fits, does not fit, or is missing (schema version 1)
+Seal = Literal["whole", "broken", "none"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A record as it lies in a file."""
+
+    path: Path
+    record: Record
+    seal: Seal
+
+
 # -------------------------------------------------------------------- storage
 
 
@@ -274,7 +297,7 @@ def write_pictures(pictures: Mapping[str, bytes], record: Path) -> Path:
 
 
 def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
-    """Write `record` and its per-sample outcomes below `root`, each whole or not at all.
+    """Seal `record` and write it and its per-sample outcomes below `root`, each whole or not at all.
 
     Args:
         samples: column name → one value a sample, all equally long.
@@ -286,9 +309,10 @@ def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
         StorageError: the folder cannot be written.
     """
     path = path_of(record.model, record.task, root)
+    table = _parquet(samples)
     try:
-        write_atomic(samples_path(path), _parquet(samples))
-        write_atomic(path, to_json(record).encode())
+        write_atomic(samples_path(path), table)
+        write_atomic(path, to_json(_sealed(record, hashlib.sha256(table).hexdigest())).encode())
     except StorageError as error:
         raise StorageError(
             f"the record is not kept, since the results folder {root} cannot be written: {error.message}",
@@ -299,9 +323,28 @@ def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
 
 def to_json(record: Record) -> str:
     """The record's file content: sorted keys, two spaces, no NaN; equal records give equal text."""
-    return (
-        json.dumps(record.canonical(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    return _text(record.canonical())
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _sealed(record: Record, samples_sha256: str) -> Record:
+    bare = record.model_copy(update={"samples_sha256": samples_sha256, "digest": None})
+    return bare.model_copy(update={"digest": hashlib.sha256(to_json(bare).encode()).hexdigest()})
+
+
+def _seal(text: str, digest: str | None) -> Seal:
+    """Whether `digest` is that of the file content `text`; spacing and the order of keys do not count."""
+    if digest is None:
+        return "none"
+    # Quick, for a file as `write` leaves it: only a key of the record itself stands two spaces in.
+    bare = text.replace(f'\n  "digest": "{digest}"', '\n  "digest": null', 1)
+    if hashlib.sha256(bare.encode()).hexdigest() == digest:
+        return "whole"
+    bare = _text(json.loads(text) | {"digest": None})
+    return "whole" if hashlib.sha256(bare.encode()).hexdigest() == digest else "broken"
 
 
 def _parquet(samples: Mapping[str, Column]) -> bytes:
@@ -316,10 +359,19 @@ def _parquet(samples: Mapping[str, Column]) -> bytes:
 
 
 def read(path: Path) -> Record:
-    """The record at `path`.
+    """The record at `path`, whatever schema version it was written in.
 
     Raises:
-        DataError: the file is missing, broken, of another schema version, or not a record.
+        DataError: the file is missing, broken, of a newer schema version, or not a record.
+    """
+    return load(path).record
+
+
+def load(path: Path) -> Stored:
+    """The record at `path`, and whether its seal is whole.
+
+    Raises:
+        DataError: as `read`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -328,9 +380,38 @@ def read(path: Path) -> Record:
     except UnicodeDecodeError:
         raise _broken(path, "it is not UTF-8 text") from None
     try:
-        return Record.model_validate_json(text)
+        record = Record.model_validate_json(text)
     except ValidationError as error:
-        raise _explained(path, text, error) from None
+        older = _upgraded(text)
+        if older is None:
+            raise _explained(path, text, error) from None
+        try:
+            return Stored(path, Record.model_validate_json(older), "none")
+        except ValidationError as error_of_older:
+            raise _explained(path, older, error_of_older) from None
+    return Stored(path, record, _seal(text, record.digest))
+
+
+def _from_1(value: Json) -> Json:
+    """Version 1 had no seal."""
+    return value | {"schema_version": 2, "samples_sha256": None, "digest": None}
+
+
+#: schema version → how a record of that version becomes one of the next
+_UPGRADES: Final[dict[int, Callable[[Json], Json]]] = {1: _from_1}
+
+
+def _upgraded(text: str) -> str | None:
+    """The text of a record of a past schema version, brought to the present one; None for any other text."""
+    try:
+        value: JsonValue = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(value, dict) or value.get("schema_version") not in _UPGRADES:
+        return None
+    while isinstance(version := value["schema_version"], int) and version in _UPGRADES:
+        value = _UPGRADES[version](value)
+    return json.dumps(value)
 
 
 def _explained(path: Path, text: str, error: ValidationError) -> DataError:
@@ -341,7 +422,8 @@ def _explained(path: Path, text: str, error: ValidationError) -> DataError:
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         return DataError(
-            f"{path}: schema_version is {json.dumps(version)}; this clipbench reads {SCHEMA_VERSION}",
+            f"{path}: schema_version is {json.dumps(version)}; this clipbench reads {min(_UPGRADES)} to "
+            f"{SCHEMA_VERSION}",
             hint="upgrade clipbench if the record is newer; move the file away if it is no record",
         )
     problems = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
@@ -361,7 +443,12 @@ def paths(root: Path) -> list[Path]:
 
 
 def read_all(root: Path) -> list[tuple[Path, Record]]:
-    """All records below `root`, by path (see `paths`).
+    """All records below `root`, by path (see `load_all`)."""
+    return [(stored.path, stored.record) for stored in load_all(root)]
+
+
+def load_all(root: Path) -> list[Stored]:
+    """All records below `root` with their seals, by path (see `paths`).
 
     Raises:
         DataError: there is no such folder, or a file in it is not a record.
@@ -371,10 +458,19 @@ def read_all(root: Path) -> list[tuple[Path, Record]]:
             f"no results folder at {root}",
             hint="make a record first: clipbench eval --model … --task …; or name a folder: --results DIR",
         )
-    return [(path, read(path)) for path in paths(root)]
+    return [load(path) for path in paths(root)]
+
+
+def samples_intact(stored: Stored) -> bool:
+    """Whether the per-sample file beside a record is the one that was written with it."""
+    try:
+        content = samples_path(stored.path).read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content).hexdigest() == stored.record.samples_sha256
 
 
 def same(a: Record, b: Record) -> bool:
-    """Whether two records agree in all but `timing` and `created`."""
-    aside = {"timing", "created"}
+    """Whether two records agree in all but `timing`, `created` and the seal."""
+    aside = {"timing", "created", "digest", "samples_sha256"}
     return a.model_dump(exclude=aside) == b.model_dump(exclude=aside)

@@ -55,12 +55,12 @@ def write_run(
 def write_tokenizer(folder: Path, words: str = "a photo of cat dog", *, specials: str = BERT_TOKENS) -> int:
     """A folder with a lower-casing WordPiece tokenizer of `words` and all letters; returns how many tokens it has.
 
-    `specials` are its first tokens: BERT's, or MPNet's.
+    `specials` are its first tokens: BERT's, or MPNet's; with `[MASK]` among them it can mask.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    pad, start, end = ("[PAD]", "[CLS]", "[SEP]") if specials == BERT_TOKENS else ("<pad>", "<s>", "</s>")
+    pad, start, end = ("[PAD]", "[CLS]", "[SEP]") if "[PAD]" in specials else ("<pad>", "<s>", "</s>")
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'!?[]<>/-é"
     tokens = list(dict.fromkeys([*specials.split(), *words.split(), *letters, *(f"##{c}" for c in letters)]))
     ids = {token: number for number, token in enumerate(tokens)}
@@ -72,7 +72,12 @@ def write_tokenizer(folder: Path, words: str = "a photo of cat dog", *, specials
         single=f"{start} $A {end}", special_tokens=[(start, ids[start]), (end, ids[end])]
     )
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made, pad_token=pad, unk_token="[UNK]", cls_token=start, sep_token=end
+        tokenizer_object=made,
+        pad_token=pad,
+        unk_token="[UNK]",
+        cls_token=start,
+        sep_token=end,
+        mask_token="[MASK]" if "[MASK]" in specials else None,
     )
     fast.save_pretrained(folder)
     return len(tokens)

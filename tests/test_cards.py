@@ -150,7 +150,7 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             TASK,
             "{name: test}",
             "{name: test, row: 3}",
-            'unknown key "splits.test.row"; did you mean "rows"? (allowed: name, rows)',
+            'unknown key "splits.test.row"; did you mean "rows"? (allowed: name, rows, part)',
         ),
         (
             TaskCard,

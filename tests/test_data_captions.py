@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small
+from pydantic import ValidationError
 
 from clipbench.cards import Columns, TaskCard
 from clipbench.catalog import Catalog, Entry
@@ -222,6 +224,37 @@ def test_a_limited_split_keeps_whole_images(tmp_path: Path) -> None:
     assert part.captions is not None
     whole = dict(zip(CAPTIONS, ([0, 1], [2], [3, 4, 5]), strict=True))
     assert list(part.captions.texts) == [TEXTS[i] for name in part.ids for i in whole[name]]
+
+
+def test_parts_of_a_split_are_told_by_ids_alone(tmp_path: Path) -> None:
+    def place(name: str) -> float:
+        return int(hashlib.sha256(f"7/{name}".encode()).hexdigest()[:16], 16) / 16**16
+
+    middle = sorted(place(name) for name in CAPTIONS)[1]
+    splits = {
+        "test": {"name": "test", "rows": 3},
+        "low": {"name": "test", "rows": 1, "part": {"seed": 7, "end": middle}},
+        "high": {"name": "test", "rows": 2, "part": {"seed": 7, "start": middle}},
+    }
+    write_table(tmp_path)
+    whole, low, high = (open_test(tmp_path, role, splits=splits) for role in splits)
+    assert [name for name in CAPTIONS if place(name) < middle] == low.ids
+    assert sorted([*low.ids, *high.ids]) == sorted(whole.ids)
+    assert (low.role, high.role) == ("low", "high")
+    assert high.captions is not None
+    assert list(high.captions.texts) == [text for name in high.ids for text in map(flat, CAPTIONS[name])]
+    assert len({part.fingerprint for part in (whole, low, high)}) == 3
+    assert [sample.id for sample in high.samples(np.array([1]))] == high.ids[1:]
+    with pytest.raises(DataError, match=r"pets, low has 1 samples, the card says 2"):
+        open_test(tmp_path, "low", splits=splits | {"low": splits["low"] | {"rows": 2}})
+    with pytest.raises(DataError, match="the low split holds none of the 3 samples"):
+        open_test(
+            tmp_path, "low", splits=splits | {"low": {"name": "test", "part": {"seed": 7, "end": 1e-9}}}
+        )
+    with pytest.raises(ValidationError, match="a part needs the split that it is a part of"):
+        entry(splits={"low": splits["low"]})
+    with pytest.raises(ValidationError, match=r"start \(0\.5\) must be below end \(0\.5\)"):
+        entry(splits=splits | {"low": {"name": "test", "part": {"seed": 7, "start": 0.5, "end": 0.5}}})
 
 
 def test_fingerprint_follows_captions_and_images(tmp_path: Path) -> None:

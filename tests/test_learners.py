@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import BERT_TOKENS, write_tokenizer
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -21,8 +22,8 @@ from clipbench.models import dual
 from clipbench.pretrain import learners, words
 from clipbench.pretrain.draws import Draws
 from clipbench.pretrain.objectives import masked_language_loss, nearest, simsiam_loss
-from clipbench.pretrain.pairs import DrawnPairs, Source
-from clipbench.pretrain.towers import ByteTransformer, DualTowers
+from clipbench.pretrain.pairs import Batch, DrawnPairs, Source
+from clipbench.pretrain.towers import ByteTransformer, DualTowers, TokenTower
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -43,12 +44,32 @@ def recipe_with(**objective: Any) -> Recipe:
     return Recipe.model_validate(value)
 
 
-def declip(**more: Any) -> tuple[learners.Declip, DualTowers]:
+def made_for(config: dict[str, Any], **objective: Any) -> tuple[learners.Learner, DualTowers]:
+    """The learner of an objective, and towers of `config`."""
     torch.manual_seed(0)
-    towers = DualTowers(dual.parse_config(TINY, "test"), PREPROCESS)
-    learner = learners.make(recipe_with(kind="declip", **SMALL | more).objective, towers)
+    towers = DualTowers(dual.parse_config(config, "test"), PREPROCESS)
+    return learners.make(recipe_with(**objective).objective, towers), towers
+
+
+def declip(**more: Any) -> tuple[learners.Declip, DualTowers]:
+    learner, towers = made_for(TINY, kind="declip", **SMALL | more)
     assert isinstance(learner, learners.Declip)
     return learner, towers
+
+
+def one_batch(learner: learners.Learner, towers: DualTowers) -> Batch:
+    """Four digits."""
+    task = parse(TaskCard, Document(ROOT / "tasks" / "digits.yaml"))
+    pairs = DrawnPairs(
+        [Source(digits("train", tuple("0123456789")), task, recipe_with(kind="clip").data[0])],
+        PREPROCESS,
+        towers.text.tokenize,
+        batch_size=4,
+        seed=0,
+        device=torch.device("cpu"),
+        wants=learner.wants,
+    )
+    return pairs.next_batch()
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -222,18 +243,7 @@ def test_the_queue_is_first_in_first_out_and_texts_never_find_themselves(preset:
 @pytest.mark.parametrize("preset", ["paper", "repo"])
 def test_declip_compares_the_text_that_its_preset_says(preset: str) -> None:
     learner, towers = declip(preset=preset)
-    task = parse(TaskCard, Document(ROOT / "tasks" / "digits.yaml"))
-    wanted = recipe_with(kind="clip").data[0]
-    pairs = DrawnPairs(
-        [Source(digits("train", tuple("0123456789")), task, wanted)],
-        PREPROCESS,
-        towers.text.tokenize,
-        batch_size=4,
-        seed=0,
-        device=torch.device("cpu"),
-        wants=learner.wants,
-    )
-    batch = pairs.next_batch()
+    batch = one_batch(learner, towers)
     assert not torch.equal(batch.images, batch.views[0])
     assert batch.altered is not None
     assert batch.altered[1].shape == (4,)
@@ -248,11 +258,30 @@ def test_declip_compares_the_text_that_its_preset_says(preset: str) -> None:
     assert untouched == []
 
 
-def test_declip_needs_tokens_that_can_be_masked() -> None:
-    _, towers = declip()
-    towers.text = torch.nn.Identity()  # type: ignore[assignment]
-    with pytest.raises(CardError, match="built for text towers of kind bytes alone"):
-        learners.make(recipe_with(kind="declip").objective, towers)
+def bert(folder: Path, **more: Any) -> dict[str, Any]:
+    """The config of a small BERT, whose tokenizer is written to `folder`."""
+    write_tokenizer(folder, specials=f"{BERT_TOKENS} [MASK]")
+    sizes = {"layers": 1, "width": 8, "heads": 2, "feedforward": 8, "vocabulary": 105, "positions": 64}
+    text = {"kind": "bert", "pool": "mean", "tokenizer": str(folder), "context_length": 40}
+    return TINY | {"text": text | sizes | more}
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "pooler"])
+def test_declip_trains_a_bert_too(tmp_path: Path, pool: str) -> None:
+    learner, towers = made_for(bert(tmp_path, pool=pool), kind="declip", preset="repo", **SMALL)
+    features = learner(towers, one_batch(learner, towers))
+    assert features["guesses"].shape == (len(features["hidden"]), 105)
+    learner.loss(features, towers.logit_scale()).total.backward()  # type: ignore[no-untyped-call]
+    assert [name for name, p in towers.named_parameters() if p.grad is None] == []
+
+
+def test_declip_needs_a_state_for_every_token_and_something_to_hide_it(tmp_path: Path) -> None:
+    with pytest.raises(CardError, match="declip needs a text tower with a state for every token"):
+        made_for(TINY | {"text": {"kind": "ngrams", "width": 8}}, kind="declip")
+    config = bert(tmp_path, vocabulary=104)
+    write_tokenizer(tmp_path)
+    with pytest.raises(CardError, match="has no mask token"):
+        made_for(config, kind="declip")
 
 
 @pytest.mark.parametrize(
@@ -296,6 +325,25 @@ def test_masked_tokens_are_bytes_and_changed_as_in_bert() -> None:
     assert ((after != 258) & (after != before)).double().mean().item() == pytest.approx(0.1, abs=0.02)
     assert ((after >= 3) & (after <= 258)).all()
     assert (tokens != 258).all()
+
+
+def test_masked_words_of_a_bert_are_changed_as_in_bert_and_special_ones_never(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = DualTowers(dual.parse_config(bert(tmp_path), "test"), PREPROCESS).text
+    assert isinstance(tower, TokenTower)
+    tokens, lengths = tower.tokenize(["a [PAD] photo of a cat and of a dog, xyz" for _ in range(2000)])
+    ids = dict(zip(f"{BERT_TOKENS} [MASK]".split(), range(5), strict=True))
+    assert ids["[PAD]"] in tokens
+    changed, chosen = tower.mask(tokens, 0.15, draws(len(tokens)))
+    assert torch.equal(changed[~chosen], tokens[~chosen])
+    assert not (chosen & (tokens < 5)).any()  # padding is -1
+    assert torch.equal(tower.real(tokens).sum(1), lengths)
+    assert chosen[tokens >= 5].double().mean().item() == pytest.approx(0.15, abs=0.005)
+    before, after = tokens[chosen], changed[chosen]
+    assert (after == ids["[MASK]"]).double().mean().item() == pytest.approx(0.8, abs=0.02)
+    replaced = after[(after != ids["[MASK]"]) & (after != before)]
+    assert len(replaced) / len(before) == pytest.approx(0.1, abs=0.02)
+    assert {0, 104} < set(replaced.tolist()) <= set(range(105))
 
 
 def test_altered_captions_differ_by_one_change() -> None:

@@ -167,6 +167,17 @@ def test_average_precision_equals_scikit_learn_and_the_literal_11_points(
     assert metrics.average_precision_area(score[shuffled], positive[shuffled]) == pytest.approx(area)
 
 
+def test_average_precision_of_many_columns_is_that_of_each() -> None:
+    rng = np.random.default_rng(3)
+    for levels in (2, 5, 1000):
+        scores = rng.integers(0, levels, (40, 30)) / levels
+        positive, ignore = rng.random((40, 30)) < 0.2, rng.random((40, 30)) < 0.3
+        positive[:, 0] = False
+        found = metrics.average_precisions_area(scores, positive, ignore)
+        own = [metrics.average_precision_area(scores[:, j], positive[:, j], ignore[:, j]) for j in range(30)]
+        np.testing.assert_allclose(found, own, rtol=1e-12)
+
+
 def test_average_precision_worked_by_hand() -> None:
     score = np.array([0.9, 0.8, 0.8, 0.7, 0.1])
     positive = np.array([True, True, False, False, True])

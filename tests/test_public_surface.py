@@ -37,10 +37,12 @@ SURFACE = {
     "clipbench.concepts": "concept_direction remove_concept",
     "clipbench.data": "Captions Expressions Objects Sample Split",
     "clipbench.records": (
-        "Env ProtocolUsed Record ResolvedCards Skipped Timing by_class environment file_name path_of paths read "
-        "read_all same samples_path to_json utc_now write write_pictures"
+        "Env ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class environment file_name load load_all "
+        "path_of paths read read_all same samples_intact samples_path to_json utc_now write write_pictures"
     ),
-    "clipbench.report.table": "Row as_printed csv_text json_text markdown record_table rows terminal",
+    "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
+    "clipbench.report.table": "as_printed csv_text json_text markdown record_table terminal",
+    "clipbench.standing": "Gone Judge Reason lacking",
 }
 LIGHT = (
     "clipbench",
@@ -78,12 +80,14 @@ LIGHT = (
     "clipbench.protocols.grounding",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
+    "clipbench.report.frame",
     "clipbench.report.listing",
     "clipbench.report.overlays",
     "clipbench.report.table",
     "clipbench.samples",
     "clipbench.scoring",
     "clipbench.solvers.ranking",
+    "clipbench.standing",
     "clipbench.stats",
 )
 

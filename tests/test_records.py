@@ -78,7 +78,10 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     record = make_record(skipped=({"id": "x", "reason": "truncated"},), limit=20)
     path = records.write(record, SAMPLES, tmp_path)
     assert path == tmp_path / "small" / "digits-zs.json"
-    assert records.read(path) == record
+    found = records.load(path)
+    assert records.same(found.record, record)
+    assert found.seal == "whole"
+    assert records.samples_intact(found)
     table = pq.read_table(records.samples_path(path))
     assert table.to_pydict() == {"id": ["a", "b"], "correct": [True, False], "rank": [0, 3]}
     assert sorted(p.name for p in path.parent.iterdir()) == ["digits-zs.json", "digits-zs.samples.parquet"]
@@ -99,9 +102,11 @@ def test_the_file_holds_exactly_the_documented_keys(tmp_path: Path) -> None:
             "evidence",
             "cards",
             "created",
+            "samples_sha256",
+            "digest",
         ),
     }
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["scores"]["acc1"] == {"value": 0.75, "ci95": [0.7, 0.8], "n": 360, "chance": 0.1}
     assert sorted(value["protocol"]) == ["name", "params", "version"]
     assert sorted(value["env"]) == ["commit", "dirty", "packages", "platform", "python"]
@@ -163,7 +168,8 @@ def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     cases = {
         whole[: len(whole) // 2]: "not a whole record: line",
         "[]": "schema_version is null",
-        json.dumps(value | {"schema_version": 2}): "schema_version is 2; this clipbench reads 1",
+        json.dumps(value | {"schema_version": 3}): "schema_version is 3; this clipbench reads 1 to 2",
+        json.dumps(value | {"schema_version": 1, "seed": "0"}): "seed: ",
         json.dumps(value | {"seed": "0"}): "seed: ",
         json.dumps({k: v for k, v in value.items() if k != "env"}): "env: ",
         whole.replace("0.75", "NaN"): "scores.acc1",
@@ -206,6 +212,70 @@ def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: py
     assert len(list(path.parent.iterdir())) == 2
 
 
+# ----------------------------------------------------------------------- seal
+
+FIXTURES = Path(__file__).parent / "fixtures" / "records"
+
+
+@pytest.mark.parametrize("change", ["value", "interval", "limit", "digest", "samples_sha256", "none"])
+def test_an_edit_by_hand_breaks_the_seal(change: str, tmp_path: Path) -> None:
+    path = records.write(make_record(limit=20), SAMPLES, tmp_path)
+    edits = {
+        "value": ('"value": 0.75', '"value": 0.76'),
+        "interval": ("0.8\n", "0.81\n"),
+        "limit": ('"limit": 20', '"limit": null'),
+        "digest": ('"digest": "', '"digest": "0'),
+        "samples_sha256": ('"samples_sha256": "', '"samples_sha256": "0'),
+        "none": ("", ""),
+    }
+    old, new = edits[change]
+    text = path.read_text()
+    edited = text.replace(old, new, 1)
+    if change in ("digest", "samples_sha256"):  # as long as before
+        line = next(line for line in edited.splitlines() if f'"{change}"' in line)
+        edited = edited.replace(line, line.rstrip('",')[:-1] + line[-2:].lstrip("0123456789abcdef"))
+    path.write_text(edited)
+    assert records.load(path).seal == ("whole" if change == "none" else "broken")
+
+
+def test_spacing_and_the_order_of_keys_do_not_break_the_seal(tmp_path: Path) -> None:
+    path = records.write(make_record(), SAMPLES, tmp_path)
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(value.items()))))
+    assert records.load(path).seal == "whole"
+
+
+def test_writing_a_record_again_seals_it_anew(tmp_path: Path) -> None:
+    path = records.write(make_record(), SAMPLES, tmp_path)
+    first = records.read(path)
+    assert records.write(first, SAMPLES, tmp_path) == path
+    assert records.read(path) == first
+    other: dict[str, Column] = {"id": ["a", "b"], "correct": np.array([True, True])}
+    records.write(first, other, tmp_path)
+    changed = records.load(path)
+    assert changed.seal == "whole"
+    assert changed.record.samples_sha256 != first.samples_sha256
+    assert records.samples_intact(changed)
+    records.samples_path(path).write_bytes(b"other")
+    assert not records.samples_intact(changed)
+    records.samples_path(path).unlink()
+    assert not records.samples_intact(changed)
+
+
+def test_records_of_every_schema_version_are_read() -> None:
+    found = {int(path.stem[1:]): records.load(path) for path in sorted(FIXTURES.glob("v*.json"))}
+    assert sorted(found) == list(range(1, records.SCHEMA_VERSION + 1))
+    assert [found[version].seal for version in sorted(found)] == ["none", "whole"]
+    for version, stored in found.items():
+        value = json.loads(stored.path.read_text())
+        assert value["schema_version"] == version
+        assert stored.record.schema_version == records.SCHEMA_VERSION
+        kept = json.loads(records.to_json(stored.record))
+        assert {k: kept[k] for k in value if k != "schema_version"} == {
+            k: v for k, v in value.items() if k != "schema_version"
+        }
+
+
 # --------------------------------------------------------------------- names
 
 
@@ -219,7 +289,9 @@ def test_any_id_becomes_one_safe_folder_below_the_root(identifier: str, tmp_path
     assert len(name) < 120
     assert not name.startswith((".", "-"))
     path = records.write(make_record(model=identifier), SAMPLES, tmp_path)
-    assert records.read_all(tmp_path) == [(path, make_record(model=identifier))]
+    ((found, record),) = records.read_all(tmp_path)
+    assert found == path
+    assert records.same(record, make_record(model=identifier))
 
 
 def test_different_ids_never_share_a_folder() -> None:

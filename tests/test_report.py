@@ -7,14 +7,16 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 from test_records import REPORTED, make_record
 
-from clipbench.records import Record
-from clipbench.report import table
+from clipbench.records import Record, Stored
+from clipbench.report import frame, table
 from clipbench.stats import Score
 
 
@@ -23,6 +25,11 @@ def _printed(what: RenderableType, width: int = 80) -> str:
     console.print(what)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+def _rows(records: Sequence[Record], tasks: Sequence[str] | None = None) -> list[frame.Row]:
+    found = frame.rows([Stored(Path("x.json"), record, "whole") for record in records])
+    return found if tasks is None else frame.of_tasks(found, tasks)
 
 
 def _with_env(**changes: Any) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def _imagenet(model: str = "clip-vit-b32", **changes: Any) -> Record:
 
 
 def test_every_score_is_a_row_the_primary_first() -> None:
-    found = table.rows([make_record(), _imagenet()])
+    found = _rows([make_record(), _imagenet()])
     assert [(row.model, row.task, row.metric, row.primary) for row in found] == [
         ("clip-vit-b32", "imagenet-zs", "acc1", True),
         ("clip-vit-b32", "imagenet-zs", "acc5", False),
@@ -63,7 +70,7 @@ def test_every_score_is_a_row_the_primary_first() -> None:
 
 
 def test_the_reported_number_fits_task_and_metric_and_the_most_trusted_wins() -> None:
-    acc1, acc5, recall = table.rows([_imagenet()])
+    acc1, acc5, recall = _rows([_imagenet()])
     assert (acc1.reported_percent, acc1.reported_confidence) == (63.25, "primary")
     assert acc1.difference_points == pytest.approx(0.11)
     assert acc5.reported_percent == 88.0
@@ -73,21 +80,21 @@ def test_the_reported_number_fits_task_and_metric_and_the_most_trusted_wins() ->
 
 def test_a_suite_orders_tasks_and_shows_what_is_missing() -> None:
     records = [make_record(), _imagenet("small"), make_record(task="other-zs"), _imagenet("clip-vit-b32")]
-    found = [row for row in table.rows(records, ["imagenet-zs", "digits-zs"]) if row.primary]
+    found = [row for row in _rows(records, ["imagenet-zs", "digits-zs"]) if row.primary]
     assert [(row.model, row.task, row.value) for row in found] == [
         ("clip-vit-b32", "imagenet-zs", 0.6336),
         ("clip-vit-b32", "digits-zs", None),
         ("small", "imagenet-zs", 0.6336),
         ("small", "digits-zs", 0.75),
     ]
-    assert table.rows(records, ["food101-zs"]) == []
+    assert _rows(records, ["food101-zs"]) == []
 
 
 # ------------------------------------------------------------------ renderers
 
 
 def test_markdown_shows_percent_half_interval_reported_and_difference() -> None:
-    text = table.markdown(table.rows([make_record(), _imagenet()]))
+    text = table.markdown(_rows([make_record(), _imagenet()]))
     assert text.splitlines() == [
         "| model | task | metric | value % | reported | Δ | n |",
         "| :-- | :-- | :-- | --: | --: | --: | --: |",
@@ -102,25 +109,25 @@ def test_marks_and_their_legend_appear_only_where_they_hold() -> None:
     marked = make_record(limit=20, env=_with_env(dirty=True), skipped=({"id": "x", "reason": "truncated"},))
     from_memory = REPORTED | {"confidence": "from-memory-low"}
     odd = make_record(model="b", cards={"model": {"reported": [from_memory]}, "task": {}})
-    text = table.markdown(table.rows([marked, odd]))
+    text = table.markdown(_rows([marked, odd]))
     assert "| LDS |" in text
     assert "70.5‡" in text
     for word in ("limited", "dirty", "skipped", "from memory"):
         assert word in text
-    plain = table.markdown(table.rows([_imagenet()]))
+    plain = table.markdown(_rows([_imagenet()]))
     assert not any(word in plain for word in ("limited", "dirty", "skipped", "memory", "secondary"))
-    unknown = table.markdown(table.rows([make_record(env=_with_env(commit=None, dirty=None))]))
+    unknown = table.markdown(_rows([make_record(env=_with_env(commit=None, dirty=None))]))
     assert "dirty" not in unknown
 
 
 def test_a_missing_result_is_a_dash_never_a_zero() -> None:
-    text = table.markdown(table.rows([make_record()], ["imagenet-zs", "digits-zs"]))
+    text = table.markdown(_rows([make_record()], ["imagenet-zs", "digits-zs"]))
     assert "| small | imagenet-zs | – | – | – | – | – |" in text
 
 
 def test_columns_without_content_are_left_out() -> None:
     bare = make_record(cards={"model": {}, "task": {}})
-    assert table.markdown(table.rows([bare])).startswith("| model | task | metric | value % | n |\n")
+    assert table.markdown(_rows([bare])).startswith("| model | task | metric | value % | n |\n")
 
 
 def test_the_terminal_table_reads_at_80_columns() -> None:
@@ -135,7 +142,7 @@ def test_the_terminal_table_reads_at_80_columns() -> None:
             "task": {},
         },
     )
-    text = _printed(table.terminal(table.rows([long, _imagenet()])))
+    text = _printed(table.terminal(_rows([long, _imagenet()])))
     assert max(len(line) for line in text.splitlines()) <= 80
     for whole in (
         "declip-yfcc15m-vit-b32",
@@ -153,19 +160,19 @@ def test_the_terminal_table_reads_at_80_columns() -> None:
 
 def test_names_are_never_read_as_markup() -> None:
     odd = make_record(model="[red]a|b[/red]")
-    assert "[red]a|b[/red]" in _printed(table.terminal(table.rows([odd])))
+    assert "[red]a|b[/red]" in _printed(table.terminal(_rows([odd])))
     assert "[red]a|b[/red] on digits-zs" in _printed(table.record_table(odd))
-    assert "| [red]a\\|b[/red] |" in table.markdown(table.rows([odd]))
+    assert "| [red]a\\|b[/red] |" in table.markdown(_rows([odd]))
 
 
 def test_json_and_csv_carry_every_score_with_interval_and_chance() -> None:
-    found = table.rows([make_record(), _imagenet()], ["digits-zs", "imagenet-zs"])
+    found = _rows([make_record(), _imagenet()], ["digits-zs", "imagenet-zs"])
     objects = json.loads(table.json_text(found))
     lines = list(csv.DictReader(io.StringIO(table.csv_text(found))))
     assert len(objects) == len(lines) == len(found) == 7
     by_metric = {(o["model"], o["task"], o["metric"]): o for o in objects}
     ece = by_metric["small", "digits-zs", "ece"]
-    assert (ece["value"], ece["ci95_low"], ece["ci95_high"], ece["n"]) == (0.05, 0.04, 0.07, 360)
+    assert (ece["value"], ece["low"], ece["high"], ece["n"]) == (0.05, 0.04, 0.07, 360)
     assert ece["chance"] is None
     assert by_metric["small", "digits-zs", "acc1"]["chance"] == 0.1
     assert by_metric["small", "imagenet-zs", None]["value"] is None
@@ -175,7 +182,7 @@ def test_json_and_csv_carry_every_score_with_interval_and_chance() -> None:
 
 
 def test_text_formats_are_the_renderers() -> None:
-    found = table.rows([make_record()])
+    found = _rows([make_record()])
     assert sorted(table.TEXT_FORMATS) == ["csv", "json", "markdown"]
     assert table.TEXT_FORMATS["csv"](found) == table.csv_text(found)
 
@@ -206,11 +213,11 @@ def test_a_copy_that_lacks_images_is_marked_partial() -> None:
     params = {"name": "zs", "version": 1, "params": {"split": "test"}}
     cards = {"model": {"title": "Small"}, "task": splits}
     partial = make_record(protocol=params, cards=cards)
-    assert [row.partial for row in table.rows([partial])] == [True, True]
+    assert [row.partial for row in _rows([partial])] == [True, True]
     whole = make_record(
         protocol=params, cards=cards, skipped=tuple({"id": str(i), "reason": "x"} for i in range(40))
     )
-    assert not any(row.partial for row in table.rows([whole]))
+    assert not any(row.partial for row in _rows([whole]))
     limited = make_record(protocol=params, cards=cards, limit=360)
-    assert not any(row.partial for row in table.rows([limited]))
-    assert "P partial" in table.markdown(table.rows([partial]))
+    assert not any(row.partial for row in _rows([limited]))
+    assert "P partial" in table.markdown(_rows([partial]))

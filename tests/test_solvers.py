@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from clipbench import metrics
 from clipbench.bench import probe
+from clipbench.bench import svm as bench_svm
 from clipbench.catalog import Catalog
 from clipbench.data.decode import cores
 from clipbench.data.hub import DataPaths, open_split
@@ -216,6 +217,19 @@ def test_the_benchmark_says_what_it_measured() -> None:
     assert found["unconverged"] == []
     assert len(found["fits"]) >= 3
     Console(file=io.StringIO()).print(probe.view(found))
+
+
+def test_the_benchmark_of_svms_chooses_as_linear_svc_does() -> None:
+    train, y, _, _ = digits()
+    rows = unit(train[:300])
+    labels = (y[:300, None] == np.arange(11)).astype(np.uint8)  # nobody is of the last class
+    found = bench_svm.measure(rows, labels, every=5, rounds=1, threads=1)
+    assert (found["classes"], found["classes_left_out"], found["fitted_classes"]) == (10, 1, 2)
+    assert found["cv_map"] == pytest.approx(found["linear_svc_cv_map"], abs=0.5)
+    assert found["unconverged"] == 0
+    Console(file=io.StringIO()).print(bench_svm.view(found))
+    with pytest.raises(DataError, match="no class"):
+        bench_svm.measure(rows, labels[:, 10:])
 
 
 def test_blocks_and_what_is_kept_in_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
         DataError: no such split, a file that is none of these, or an image that is missing.
     """
     names = split_names(dataset.card.splits[role], role)
-    alone = len(dataset.card.splits) == 1
+    alone = dataset.card.alone
     found = sorted([*root.glob("dataset_*.json"), *(root / "annotations").glob("dataset_*.json")])
     if len(found) > 1:
         raise DataError(

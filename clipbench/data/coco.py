@@ -45,7 +45,7 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
         return None
     names = split_names(dataset.card.splits[role], role)
     wanted = [f"instances_{name}.json" for name in names]
-    if len(dataset.card.splits) == 1:
+    if dataset.card.alone:
         wanted.append("instances.json")
     file = next((annotations / name for name in wanted if name in there), None)
     if file is None:

@@ -97,6 +97,8 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     card = dataset.card
     if role not in card.splits:
         raise CardError(unknown(f"split of {dataset.id}", role, card.splits))
+    if card.splits[role].part is not None:
+        return _part(dataset, role, paths)
     local = paths.find(dataset.id, card)
     if local is None and card.source.path is not None:
         local = dataset.path.parent / Path(card.source.path).expanduser()
@@ -117,6 +119,22 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     raise DataError(
         f"{dataset.id} has no public copy to fetch", hint=f"point to yours: --data {dataset.id}=<folder>"
     )
+
+
+def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
+    """The samples of another split that the part `role` holds."""
+    from clipbench.features import Subset
+
+    part = dataset.card.splits[role].part
+    whole = open_split(dataset, dataset.card.whole(role), paths)
+    rows = [row for row, sample_id in enumerate(whole.ids) if part is None or part.holds(sample_id)]
+    if not rows:
+        raise DataError(
+            f"{dataset.id}: the {role} split holds none of the {len(whole):,} samples of the whole"
+        )
+    split = Subset(whole, np.array(rows), role)
+    _check_rows(dataset, role, split, f"{dataset.id}, {role}")
+    return split
 
 
 # ----------------------------------------------------------------- the split

@@ -142,7 +142,7 @@ class _Listed(FileLayout):
 
 def _plain_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | None:
     names = [f"referring_expressions_{name}.json" for name in split_names(dataset.card.splits[role], role)]
-    if len(dataset.card.splits) == 1:
+    if dataset.card.alone:
         names.append("referring_expressions.json")
     places = [folder / name for folder in (root, root / "annotations") for name in names]
     return next((path for path in places if path.is_file()), None)

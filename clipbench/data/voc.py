@@ -49,7 +49,7 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
             return _ClassFiles(folder, classes, ids if ids.is_file() else None)
         if ids.is_file():
             return _Boxes(dataset, folder, list(_listed(ids, 1)), ids)
-    if not main.is_dir() and len(dataset.card.splits) == 1:
+    if not main.is_dir() and dataset.card.alone:
         return _Boxes(dataset, folder, sorted(p.stem for p in (folder / "Annotations").glob("*.xml")))
     raise _no_split(dataset, role, main)
 

@@ -166,7 +166,7 @@ class Config(Strict):
     """Two towers and their projection heads; or an image tower alone, without `text`, `embed_dim` and `projection`.
 
     `projection` is `linear` (one matrix a modality, as in CLIP) or `clip-lite` (CLIP-Lite's block: nonlinear
-    path + shortcut, LayerNorm), which needs an `embed_dim` no smaller than either tower's output.
+    path + shortcut, LayerNorm), which starts as a copy of the tower's output where `embed_dim` has room for it.
 
     The card's own file holds, by name, whatever has no `weights` of its own: `image.net.*`, `text.net.*` (other
     names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `log_scale`. That of
@@ -189,10 +189,6 @@ class Config(Strict):
                 f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
                 "image tower alone"
             )
-        if self.projection == "clip-lite" and self.embed_dim is not None:
-            # The width of a tower that a library builds is known to the library.
-            widths = [getattr(tower, "features", 0) for tower in (self.image, self.text)]
-            shortcut_fits(max(widths), self.embed_dim)
         return self
 
     def _alone(self) -> None:
@@ -202,15 +198,6 @@ class Config(Strict):
             raise ValueError(
                 "the weights of an image tower alone stand under the card's own weights, not config.image's"
             )
-
-
-def shortcut_fits(features: int, embed_dim: int) -> None:
-    """Raise ValueError where CLIP-Lite's block cannot copy a tower's output of this width into the joint space."""
-    if features > embed_dim:
-        raise ValueError(
-            f"projection clip-lite needs embed_dim of at least {features}, the wider tower's output "
-            f"(found {embed_dim})"
-        )
 
 
 def parse_config(config: dict[str, Any], where: str) -> Config:
@@ -310,28 +297,36 @@ def load(model: LoadedModel) -> Adapter:
     if config.text is None:
         tower = image_tower(config.image, model.card.preprocess)
         assert isinstance(tower, LibraryTower)
-        digest = _load_tower(tower, model.card.weights, model.id, model.folder)
+        digest = load_tower(tower, model.card.weights, model.id, model.folder)
         return ImageAdapter(tower.eval(), model.card, digest)
 
     path, sha256 = weights.resolve(model)
     state = weights.read_state_dict(path)
     with torch.device("meta"):
         towers = DualTowers(config, model.card.preprocess, model.folder)
-    digests = [sha256]
-    sides = {"image": (config.image, towers.image), "text": (config.text, towers.text)}
-    for side, (tower_config, module) in sides.items():
-        source = getattr(tower_config, "weights", None)  # our own kinds of towers have none
-        if source is not None:
-            assert isinstance(module, LibraryTower)
-            _refuse_second_copy(state, f"{side}.", path)
-            digests.append(_load_tower(module, source, f"{model.id} (config.{side})", model.folder))
-            state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
+    for side, source in sources(config).items():
+        module = getattr(towers, side)
+        assert isinstance(module, LibraryTower)
+        _refuse_second_copy(state, f"{side}.", path)
+        digest = load_tower(module, source, f"{model.id} (config.{side})", model.folder)
+        towers.elsewhere[side] = digest
+        state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
     weights.load_strict(towers, state, path)
-    return DualAdapter(towers, model.card, sha256 if len(digests) == 1 else fingerprint(digests))
+    return DualAdapter(towers, model.card, identity(towers, sha256))
 
 
-def _load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
-    """Load a tower's weights from a file of its own; the file's sha256."""
+def sources(config: Config) -> dict[str, Weights]:
+    """`image`, `text` → where that tower's weights come from, of those that name a source of their own."""
+    named = {side: getattr(getattr(config, side), "weights", None) for side in ("image", "text")}
+    return {side: source for side, source in named.items() if source is not None}
+
+
+def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
+    """Load a tower's weights from a file of its own, strictly; the file's sha256.
+
+    Raises:
+        WeightsError: the file is missing, corrupt, another one than the source says, or does not fit.
+    """
     from clipbench.models import weights
 
     path, sha256 = weights.resolve_source(source, owner=owner, folder=folder)
@@ -351,10 +346,20 @@ def _refuse_second_copy(state: State, prefix: str, path: Path) -> None:
 def serialise(towers: DualTowers) -> tuple[bytes, str]:
     """The towers' weights as the bytes of a safetensors file, and their sha256 (hex).
 
-    The same weights give the same bytes, so that a model in memory has the hash of the file it becomes.
+    Without those of towers whose weights lie elsewhere. The same weights give the same bytes, so that a model in
+    memory has the hash of the file it becomes.
     """
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in towers.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in towers.state_dict().items()
+        if name.partition(".")[0] not in towers.elsewhere
+    }
     data = save(state)
     return data, hashlib.sha256(data).hexdigest()
+
+
+def identity(towers: DualTowers, sha256: str) -> str:
+    """sha256 (hex) of all that the features come from: of the model's own file, and of towers' files elsewhere."""
+    return fingerprint([sha256, *towers.elsewhere.values()]) if towers.elsewhere else sha256

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.errors import WeightsError
+from clipbench.errors import CardError, WeightsError
 
 if TYPE_CHECKING:
     import torch
@@ -59,17 +59,43 @@ class Tokenizer:
             lengths[row] = len(encoded.ids)
         return tokens, lengths
 
+    @property
+    def mask(self) -> int:
+        """Id of the token that stands for a hidden one.
+
+        Raises:
+            CardError: the tokenizer has none.
+        """
+        token = self._loaded.mask_token_id
+        if token is None:
+            raise CardError(
+                f"the tokenizer {self._name} has no mask token, so that no text can be masked",
+                hint="name a tokenizer with one, such as BERT's, or choose an objective that masks none",
+            )
+        return int(token)
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids of the tokens that are no part of a text: start, end, padding, mask, unknown."""
+        return tuple(map(int, self._loaded.all_special_ids))
+
     @cached_property
-    def _backend(self) -> Any:
-        """The fast tokenizer itself (of the package tokenizers)."""
+    def _loaded(self) -> Any:
+        """The tokenizer as transformers loads it."""
         from transformers import AutoTokenizer
 
         source = self._source()
         try:
             loaded = AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True)
-            backend = loaded.backend_tokenizer
+            loaded.backend_tokenizer  # noqa: B018 - a slow tokenizer has none
         except Exception as error:  # transformers raises many kinds, all meaning: no tokenizer here
             raise self._not_to_be_had(source, error) from None
+        return loaded
+
+    @cached_property
+    def _backend(self) -> Any:
+        """The fast tokenizer itself (of the package tokenizers)."""
+        backend = self._loaded.backend_tokenizer
         size = backend.get_vocab_size()
         if size != self._vocabulary:
             raise WeightsError(

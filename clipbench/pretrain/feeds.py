@@ -36,7 +36,7 @@ class Fed(NamedTuple):
     """A batch, of which this process has a part of the images.
 
     Attributes:
-        images: uint8 [n, channels, side, side], on the training device.
+        images: uint8 [n, channels, side, side], on the training device; or features, float32 [n, D].
         kept: int64 [n] on the CPU, which pairs of the batch these are: the own ones that could be decoded.
         source: int64 [B] on the CPU, the source of every pair.
         texts: of every pair.
@@ -114,15 +114,21 @@ def permutation(count: int, *seed: int) -> Tensor:
 
 
 class Held(Feed):
-    """From images that are decoded already."""
+    """From images that are decoded already, or from their features."""
 
     def __init__(
-        self, images: Tensor, texts: list[Texts], source: Tensor, own: slice, batch_size: int, seed: int
+        self,
+        images: Callable[[Tensor], Tensor],
+        texts: list[Texts],
+        source: Tensor,
+        own: slice,
+        batch_size: int,
+        seed: int,
     ) -> None:
-        """`images`: uint8 [n, channels, side, side], where they are wanted; `source`: int64 [n] on the CPU."""
+        """`images` gives those of some numbers (int64 [n]); `source`: int64 [N], that of each image; on the CPU."""
         super().__init__()
         self._images, self._texts, self._source, self._own = images, texts, source, own
-        self._order = Order(len(images), batch_size, seed)
+        self._order = Order(len(texts), batch_size, seed)
         self._kept = torch.arange(batch_size)[own]
         self._place: Place = [0, 0]
         self._batches = self._order.batches(self._place)
@@ -130,12 +136,8 @@ class Held(Feed):
     def next(self) -> Fed:
         """See `Feed`."""
         self._place, chosen = next(self._batches)
-        return Fed(
-            self._images[chosen[self._own].to(self._images.device)],
-            self._kept,
-            self._source[chosen],
-            [self._texts[i] for i in chosen.tolist()],
-        )
+        texts = [self._texts[i] for i in chosen.tolist()]
+        return Fed(self._images(chosen[self._own]), self._kept, self._source[chosen], texts)
 
     def place(self) -> Place:
         """See `Feed`: epoch, and pairs of it that are done."""

@@ -26,7 +26,7 @@ from clipbench.errors import CardError
 from clipbench.pretrain import objectives
 from clipbench.pretrain.objectives import Loss
 from clipbench.pretrain.pairs import Batch, Wants
-from clipbench.pretrain.towers import ByteTransformer, DualTowers
+from clipbench.pretrain.towers import DualTowers, TokenTower
 
 #: what `Learner.forward` makes and `Learner.loss` compares, by name
 Features = dict[str, Tensor]
@@ -202,18 +202,15 @@ class Declip(Learner):
 
     def __init__(self, objective: DeclipObjective, towers: DualTowers) -> None:
         super().__init__()
-        if not isinstance(towers.text, ByteTransformer):
-            raise CardError(
-                "objective declip masks tokens, which is built for text towers of kind bytes alone",
-                hint="set config.text.kind to bytes, or choose objective slip",
-            )
+        text = with_tokens(towers, objective.kind)
+        text.masking()  # raises where tokens cannot be hidden
         self.wants = Wants(views=(None,), altered=True)
         self.max_logit_scale = objective.max_logit_scale
         self._objective = objective
         dim, width = towers.embed_dim, objective.projector_width
         self.projector = nn.Sequential(*mlp(dim, width, width, width), nn.BatchNorm1d(width))
         self.predictor = mlp(width, objective.predictor_width, width)
-        self.guesser = nn.Linear(towers.text.features, towers.text.bytes.num_embeddings)
+        self.guesser = nn.Linear(text.features, text.vocabulary)
         self.register_buffer("queue", F.normalize(torch.randn(objective.queue, dim), dim=1))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
@@ -223,7 +220,7 @@ class Declip(Learner):
         `image`, `text`: the pairs; `second`, `altered`: another view, another text; `projected_1`, `predicted_1` and
         those of `_2`: of the two views; `guesses`, `hidden`: at masked tokens, and what they are.
         """
-        assert isinstance(towers.text, ByteTransformer)
+        assert isinstance(towers.text, TokenTower)
         assert batch.altered is not None
         altered, rows = batch.altered
         own = batch.tokens.index_select(0, batch.rows)
@@ -277,6 +274,20 @@ class Declip(Learner):
         wanted = self._objective
         compared = wanted.clip_weight + wanted.multi_view_weight + wanted.nearest_weight
         return compared * math.log(batch_size) + wanted.text_self_weight * math.log(self.guesser.out_features)
+
+
+def with_tokens(towers: DualTowers, kind: str) -> TokenTower:
+    """The text tower, which the objective `kind` needs to have a state for every token.
+
+    Raises:
+        CardError: it has none.
+    """
+    if not isinstance(towers.text, TokenTower):
+        raise CardError(
+            f"objective {kind} needs a text tower with a state for every token, which ngrams has not",
+            hint="set config.text.kind to bytes or bert, or choose the objective clip, clip-lite, siglip or slip",
+        )
+    return towers.text
 
 
 def mlp(*widths: int) -> nn.Sequential:

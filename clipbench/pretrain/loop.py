@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import math
@@ -20,11 +19,13 @@ from clipbench.cards import ModelCard, Recipe, Target, TaskCard, Weights, finger
 from clipbench.data import Split
 from clipbench.data.decode import cores
 from clipbench.data.lazy import LazySplit
-from clipbench.errors import CardError, ClipbenchError, Stopped
+from clipbench.errors import ClipbenchError, Stopped
+from clipbench.execution import Runtime
 from clipbench.models import Adapter, dual
 from clipbench.pretrain import curves, learners, processes
 from clipbench.pretrain.average import Average
 from clipbench.pretrain.folder import Checkpoint, RunFolder, number
+from clipbench.pretrain.frozen import Start
 from clipbench.pretrain.optimisers import learning_rate, make_optimiser
 from clipbench.pretrain.pairs import DrawnPairs, Source
 from clipbench.pretrain.progress import Live
@@ -97,10 +98,8 @@ def pretrain(
     """
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
-    _refuse_pretrained(config, recipe_id)
     sources = [Source(*given, wanted) for given, wanted in zip(data, recipe.data, strict=True)]
     images = sum(len(source.split) for source in sources)
-    seen = fingerprint([source.split.fingerprint for source in sources])
     target_device = choose_device(device)
     schedule = recipe.schedule
 
@@ -115,8 +114,11 @@ def pretrain(
             return out
 
         torch.manual_seed(recipe.seed)
-        towers = DualTowers(config, recipe.model.preprocess).to(target_device)
+        start = Start(recipe.model, config, recipe_id, Runtime.choose(str(target_device), recipe.precision))
+        towers = start.towers.to(target_device)
         learner = learners.make(recipe.objective, towers).to(target_device)
+        start.refuse_changes(views=bool(learner.wants.views), altered=learner.wants.altered)
+        seen = fingerprint([*(source.split.fingerprint for source in sources), *start.digests.values()])
         trained = nn.ModuleDict({"towers": towers, "learner": learner})
         if recipe.engine.sync_batchnorm:
             processes.synchronise(trained, group, target_device)  # a container, so changed in place
@@ -136,12 +138,13 @@ def pretrain(
             workers=workers if workers is not None else decoders(target_device),
             rank=group.rank,
             world=group.world,
+            features=start.image_features([source.split for source in sources]),
         )
         for source in sources:
             if isinstance(source.split, LazySplit):
                 for part in source.split.left_out:
                     console.print(f"{source.wanted.name}: left out {part}", highlight=False)
-        describe = functools.partial(model_card, recipe, recipe_id, images)
+        describe = functools.partial(model_card, recipe, recipe_id, images, start)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
         step, measured = 0, True
@@ -172,11 +175,13 @@ def pretrain(
         def measure() -> None:
             if not evaluator or not group.first:
                 return
-            for record in evaluator(freeze(shown, describe), recipe.evaluate) if recipe.evaluate else ():
+            for record in (
+                evaluator(freeze(start.whole(shown), describe), recipe.evaluate) if recipe.evaluate else ()
+            ):
                 scores = {name: finite(score.value) for name, score in record.scores.items()}
                 run.log({"step": step, "task": record.task, **scores})
             if run.best_step() == step:
-                run.save_best(step, dual.serialise(shown)[0])
+                run.save_best(step, dual.serialise(start.whole(shown))[0])
 
         trained.train()
         shown = average.towers if average else towers
@@ -239,11 +244,11 @@ def pretrain(
         measure()
         best = run.best_step()
         chosen = step if best is None else best
-        weights = dual.serialise(shown)[0] if chosen == step else run.read_best(chosen)
+        weights = dual.serialise(start.whole(shown))[0] if chosen == step else run.read_best(chosen)
         metric = recipe.target.metric if recipe.target else "acc1"
         chance = learner.chance(schedule.batch_size)
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
-        card = model_card(recipe, recipe_id, images, hashlib.sha256(weights).hexdigest(), step=chosen)
+        card = model_card(recipe, recipe_id, images, start, hashlib.sha256(weights).hexdigest(), step=chosen)
         run.finish(weights, picture, card)
         if pairs.skipped[0]:
             run.write_skipped(*pairs.skipped)
@@ -281,9 +286,9 @@ def decoders(device: torch.device) -> int:
 
 
 def model_card(
-    recipe: Recipe, recipe_id: str, images: int, sha256: str, step: int | None = None
+    recipe: Recipe, recipe_id: str, images: int, start: Start, sha256: str, step: int | None = None
 ) -> ModelCard:
-    """The card of the model that `recipe` trained on `images` images: its weights after `step`, by default the last."""
+    """The card of the model that `recipe` trained on `images` images from `start`: its weights after `step`."""
     schedule = recipe.schedule
     chosen = ""
     if recipe.best and step is not None:
@@ -292,36 +297,26 @@ def model_card(
     return ModelCard(
         title=f"{recipe.title} ({recipe_id})",
         family=recipe.model.family,
-        config=dual.parse_config(recipe.model.config, f"recipe {recipe_id}").canonical(),
+        config=start.config.canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
         training_data="; ".join(data.described for data in recipe.data),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
-        f"{averaged}seed {recipe.seed}. {chosen}"
+        f"{averaged}seed {recipe.seed}. {start.described()}{chosen}"
         f"Again with: {recipe.command}",
     )
 
 
 def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.DualAdapter:
-    """The towers as they are now, behind the Adapter interface: a copy that may be moved, cast or compiled.
+    """`towers`, which from now on are only looked at, behind the Adapter interface, which may move or cast them.
 
     `describe` makes the model card from the weights' sha256.
     """
     _, sha256 = dual.serialise(towers)
-    frozen = copy.deepcopy(towers).eval().requires_grad_(False)
-    return dual.DualAdapter(frozen, describe(sha256), sha256)
-
-
-def _refuse_pretrained(config: dual.Config, recipe_id: str) -> None:
-    """Raise CardError where a tower's weights come from elsewhere: training starts from random ones."""
-    for side, tower in (("image", config.image), ("text", config.text)):
-        if getattr(tower, "weights", None) is not None:
-            raise CardError(
-                f"recipe {recipe_id}: config.{side}.weights names trained weights, training starts from random ones",
-                hint=f"leave out config.{side}.weights",
-            )
+    towers.eval().requires_grad_(False)
+    return dual.DualAdapter(towers, describe(sha256), dual.identity(towers, sha256))
 
 
 def _due(step: int, every: int) -> bool:

@@ -24,6 +24,7 @@ from clipbench.errors import CardError, DataError, unknown
 from clipbench.pretrain import words
 from clipbench.pretrain.draws import Draws
 from clipbench.pretrain.feeds import Decoding, Fed, Feed, Held, Place, Reader, Scattered, Streamed, Texts
+from clipbench.pretrain.frozen import Kept
 from clipbench.pretrain.views import augment
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -119,13 +120,15 @@ class DrawnPairs:
         seed: int,
         device: torch.device,
         wants: Wants,
+        features: Kept | None = None,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
     ) -> None:
         """Decode and tokenise everything, or get ready to: `workers` processes then decode ahead (0: none).
 
-        `next_batch` gives part number `rank` of `world` equal parts of a batch.
+        `next_batch` gives part number `rank` of `world` equal parts of a batch. With `features`, batches have those
+        in the place of images.
 
         Raises:
             CardError: a source has not the texts, or its card not the templates, that the recipe wants.
@@ -134,6 +137,7 @@ class DrawnPairs:
         self._preprocess = preprocess
         self._device = device
         self._wants = wants
+        self._features = features
         self._augment = [source.wanted.augment for source in sources]
         self._alter = torch.tensor([source.wanted.alter for source in sources], dtype=torch.float64)
         self._tokenize = tokenize
@@ -153,6 +157,8 @@ class DrawnPairs:
         counts = [len(source.split) for source in sources]
         _fill_a_batch(sum(counts), how.batch_size, sources)
         preprocess = how.preprocess
+        if self._features is not None:
+            return self._held([texts_of(source) for source in sources], self._features.take, how)
         if sum(counts) * preprocess.channels * preprocess.side**2 > HELD_BYTES:
             return Scattered([reader(source) for source in sources], counts, how)
         images, texts, bad = [], [], []
@@ -163,14 +169,19 @@ class DrawnPairs:
             texts.append([own[row] for row in good.tolist()])
             bad += broken
         _fill_a_batch(sum(map(len, texts)), how.batch_size, sources)
+        decoded = torch.cat(images).to(how.device)
+        feed = self._held(texts, lambda chosen: decoded[chosen.to(decoded.device)], how)
+        feed.skip(bad)
+        return feed
+
+    def _held(self, texts: list[list[Texts]], images: Callable[[Tensor], Tensor], how: Decoding) -> Held:
+        """Texts of each source's images, tokenised at once, and `images` by their numbers."""
         kept = [own for part in texts for own in part]
         for text in (text for own in kept for kind in own for text in kind):
             self._number.setdefault(text, len(self._number))
         self._tokens, self._lengths = self._tokenize(list(self._number))
         of = torch.repeat_interleave(torch.tensor([len(part) for part in texts]))
-        feed = Held(torch.cat(images).to(how.device), kept, of, how.own, how.batch_size, how.seed)
-        feed.skip(bad)
-        return feed
+        return Held(images, kept, of, how.own, how.batch_size, how.seed)
 
     def next_batch(self) -> Batch:
         """The next batch, on the training device.
@@ -186,7 +197,7 @@ class DrawnPairs:
             changed = words.alter(texts, Draws(self._generator, len(texts)))
             often = (chance < self._alter[fed.source]).tolist()
             texts = [new if yes else old for new, old, yes in zip(changed, texts, often, strict=True)]
-        first, *further = (self._view(fed, how) for how in (None, *self._wants.views))
+        first, *further = self._seen(fed)
         own = Draws(self._generator, len(texts), fed.kept)
         # Of the whole batch, so that all processes cut them at the same length, and make as many draws for tokens.
         tokens, rows = self._tokens_of(texts)
@@ -200,6 +211,12 @@ class DrawnPairs:
             views=tuple(further),
             altered=(altered[0].to(self._device), altered[1].to(self._device)) if altered else None,
         )
+
+    def _seen(self, fed: Fed) -> list[Tensor]:
+        """The images, and their further views; or their features."""
+        if self._features is not None:
+            return [fed.images.to(self._device)]
+        return [self._view(fed, how) for how in (None, *self._wants.views)]
 
     def _view(self, fed: Fed, how: Augmentation | None) -> Tensor:
         """The images augmented (None: as their sources say) and normalised."""

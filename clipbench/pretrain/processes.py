@@ -180,12 +180,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def synchronise(module: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
     """`module` with BatchNorms that see the joined batch, changed in place (unless it is one itself).
 
-    On a GPU these are torch's own, which run nowhere else.
+    On a GPU these are torch's own, which run nowhere else. A frozen one stays as it is.
 
     Raises:
         CardError: a kind of BatchNorm that cannot see it on a CPU.
     """
     if processes.world == 1:
+        return module
+    if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
         return module
     if device.type == "cuda":
         import timm.layers.norm_act as timm_norms  # its converter knows timm's own kinds too

@@ -7,6 +7,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from clipbench.captions import clean_caption
 from clipbench.cards import Preprocess
 from clipbench.errors import CardError, unknown
-from clipbench.models import dual, layouts
+from clipbench.models import layouts
 from clipbench.models.dual import (
     BertTower,
     BytesTower,
@@ -40,7 +41,14 @@ class DualTowers(nn.Module):
     """Two towers, two projection heads and the learned temperature.
 
     The temperature is kept as its logarithm, initially ln(1 / 0.07), as in CLIP (section 2.5) and CLIP-Lite.
+
+    Attributes:
+        elsewhere: `image`, `text` → sha256 (hex) of the tower's own file, where its weights are not in the model's.
+        resting: parts that stay in evaluation mode while the rest is trained.
     """
+
+    elsewhere: dict[str, str]
+    resting: tuple[nn.Module, ...]
 
     def __init__(self, config: Config, preprocess: Preprocess, folder: Path = Path()) -> None:
         """Towers with random weights. `folder` is where a relative path of a tokenizer starts from.
@@ -57,6 +65,15 @@ class DualTowers(nn.Module):
         self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
         self.text_projection = projection(config.projection, self.text.features, config.embed_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.elsewhere = {}
+        self.resting = ()
+
+    def train(self, mode: bool = True) -> DualTowers:
+        """Training or evaluation mode, but for what is resting."""
+        super().train(mode)
+        for part in self.resting:
+            part.eval()
+        return self
 
     def logit_scale(self) -> Tensor:
         """The factor on cosines: float32 scalar."""
@@ -83,24 +100,18 @@ class DualTowers(nn.Module):
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
-    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs].
-
-    Raises:
-        CardError: the tower's output is too wide for CLIP-Lite's block.
-    """
+    """The projection head `kind` (`linear` or `clip-lite`): float [B, inputs] to [B, outputs]."""
     if kind == "linear":
         return nn.Linear(inputs, outputs, bias=False)
-    try:
-        dual.shortcut_fits(inputs, outputs)
-    except ValueError as error:
-        raise CardError(str(error), hint="raise config.embed_dim") from None
     return ClipLiteBlock(inputs, outputs)
 
 
 class ClipLiteBlock(nn.Module):
     """CLIP-Lite's projection block: LayerNorm(nonlinear(x) + shortcut(x)); names as in its released code.
 
-    The shortcut starts as a noisy copy: weights uniform in ±0.01, then ones on the diagonal.
+    The shortcut starts as a noisy copy: weights uniform in ±0.01, then ones on the diagonal. In a joint space that is
+    narrower than the tower's output, where the reference has no block, it starts as a random orthogonal projection,
+    which keeps something of every feature.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -113,6 +124,9 @@ class ClipLiteBlock(nn.Module):
         )
         self.feature_shortcut = nn.Linear(inputs, outputs)
         self.feature_block_ln = nn.LayerNorm(outputs)
+        if inputs > outputs:
+            nn.init.orthogonal_(self.feature_shortcut.weight)
+            return
         with torch.no_grad():
             self.feature_shortcut.weight.uniform_(-0.01, 0.01)
             self.feature_shortcut.weight.diagonal().fill_(1.0)
@@ -148,6 +162,77 @@ class TextTower(nn.Module, ABC):
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How tokens of a text tower are hidden.
+
+    Attributes:
+        token: the id that stands for a hidden one.
+        first, count: what may replace a hidden token instead: the `count` ids from `first` on, but for `token`.
+        special: ids that are never hidden.
+    """
+
+    token: int
+    first: int
+    count: int
+    special: tuple[int, ...]
+
+
+class TokenTower(TextTower):
+    """A text tower with a state for every token; the pooled feature is made of these.
+
+    Attributes:
+        vocabulary: how many ids there are.
+    """
+
+    vocabulary: int
+
+    @abstractmethod
+    def masking(self) -> Masking:
+        """How tokens are hidden.
+
+        Raises:
+            CardError: the tokenizer has nothing that can stand for a hidden token.
+        """
+
+    @abstractmethod
+    def states(self, tokens: Tensor) -> Tensor:
+        """What the last layer makes of each token: int64 [B, L], as to `forward`, to float [B, L, features]."""
+
+    @abstractmethod
+    def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The feature of each text from the states of its tokens: float [B, features]."""
+
+    @abstractmethod
+    def real(self, tokens: Tensor) -> Tensor:
+        """Which tokens belong to the text, its start and end included: bool [B, L]."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, L] (L at most `context_length`, padded as `tokenize` does) to float [B, features]."""
+        return self.pool(self.states(tokens), tokens)
+
+    def mask(self, tokens: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Hide a share of the tokens, as BERT does: of ten, eight are masked, one is another token, one stays.
+
+        Args:
+            tokens: int64 [B, L].
+            share: probability of each token to be among them; special tokens never are.
+            draws: for these B rows.
+
+        Returns:
+            The changed tokens, and which positions were chosen (bool [B, L]).
+        """
+        how = self.masking()
+        which, way, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
+        special = torch.tensor(how.special, device=tokens.device)
+        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (which < share)
+        among = how.first <= how.token < how.first + how.count
+        other = how.first + (what * (how.count - among)).long()
+        other = other + (other >= how.token) * among
+        changed = tokens.where(way >= 0.9, other).where(way >= 0.8, how.token)
+        return changed.where(chosen, tokens), chosen
 
 
 class LibraryTower(nn.Module, ABC):
@@ -321,7 +406,7 @@ def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
     return features.shape[1]
 
 
-class ByteTransformer(TextTower):
+class ByteTransformer(TokenTower):
     """Pre-norm transformer over UTF-8 bytes, with learned positions, mean-pooled over the real tokens.
 
     Padding is masked everywhere, so a batch cut at its longest real token gives the same features.
@@ -331,7 +416,8 @@ class ByteTransformer(TextTower):
         super().__init__()
         self.features = config.features
         self.context_length = config.context_length
-        self.bytes = nn.Embedding(_FIRST_BYTE + 256, config.width)
+        self.vocabulary = _FIRST_BYTE + 256
+        self.bytes = nn.Embedding(self.vocabulary, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
         self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -347,13 +433,17 @@ class ByteTransformer(TextTower):
         data = [text.encode("utf-8")[: self.context_length - 2] for text in texts]
         return _padded([[_START, *(b + _FIRST_BYTE for b in own), _END] for own in data], self.context_length)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L] (L at most `context_length`, zero-padded) to float [B, width]."""
-        return self.pool(self.states(tokens), tokens)
+    def masking(self) -> Masking:
+        """See `TokenTower`."""
+        return Masking(token=_MASKED, first=_FIRST_BYTE, count=256, special=(_PAD, _START, _END))
+
+    def real(self, tokens: Tensor) -> Tensor:
+        """See `TokenTower`."""
+        return tokens != _PAD
 
     def states(self, tokens: Tensor) -> Tensor:
-        """What the last layer makes of each token: int64 [B, L], as to `forward`, to float [B, L, width]."""
-        real = tokens != _PAD
+        """See `TokenTower`."""
+        real = self.real(tokens)
         hidden = self.bytes(tokens) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
             hidden = layer(hidden, real)
@@ -361,25 +451,8 @@ class ByteTransformer(TextTower):
         return states
 
     def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """The mean of the states of real tokens: float [B, width]."""
-        return _mean_of_real(states, tokens != _PAD)
-
-    def mask(self, tokens: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Hide a share of the bytes, as BERT does: of ten, eight are masked, one is another byte, one stays.
-
-        Args:
-            tokens: int64 [B, L].
-            share: probability of each byte to be among them.
-            draws: for these B rows.
-
-        Returns:
-            The changed tokens, and which positions were chosen (bool [B, L]).
-        """
-        which, how, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
-        chosen = (tokens >= _FIRST_BYTE) & (which < share)
-        other = _FIRST_BYTE + (what * (_MASKED - _FIRST_BYTE)).long()
-        changed = tokens.where(how >= 0.9, other).where(how >= 0.8, _MASKED)
-        return changed.where(chosen, tokens), chosen
+        """See `TokenTower`: the mean over real tokens."""
+        return _mean_of_real(states, self.real(tokens))
 
 
 class NgramBag(TextTower):
@@ -453,7 +526,7 @@ class _Layer(nn.Module):
         return out
 
 
-class Bert(TextTower, LibraryTower):
+class Bert(TokenTower, LibraryTower):
     """A BERT, RoBERTa or MPNet encoder of transformers, pooled.
 
     Which tokens are real follows from the rows' lengths, never from an id: a text may hold a literal "[PAD]", and
@@ -470,6 +543,7 @@ class Bert(TextTower, LibraryTower):
         super().__init__()
         self.features = config.features
         self.context_length = config.context_length
+        self.vocabulary = config.vocabulary
         self._architecture, self._pool, self._clean = config.architecture, config.pool, config.clean
         self._tokenizer = Tokenizer(
             config.tokenizer, folder, context_length=config.context_length, vocabulary=config.vocabulary
@@ -506,18 +580,28 @@ class Bert(TextTower, LibraryTower):
         """
         return self._tokenizer([clean_caption(text) for text in texts] if self._clean else texts)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L] (L at most `context_length`, padded with -1) to float [B, width]."""
-        real = tokens >= 0
+    def masking(self) -> Masking:
+        """See `TokenTower`."""
+        token, special = self._tokenizer.mask, self._tokenizer.special
+        return Masking(token=token, first=0, count=self.vocabulary, special=special)
+
+    def real(self, tokens: Tensor) -> Tensor:
+        """See `TokenTower`."""
+        return tokens >= 0
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """See `TokenTower`."""
+        real = self.real(tokens)
         ids = tokens.where(real, self._padding)
-        output = self.net(input_ids=ids, attention_mask=real.long())
+        states: Tensor = self.net(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        return states
+
+    def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """See `TokenTower`."""
         if self._pool == "pooler":
-            pooled: Tensor = output.pooler_output
+            pooled: Tensor = self.net.get_submodule("pooler")(states)
             return pooled
-        hidden: Tensor = output.last_hidden_state
-        if self._pool == "cls":
-            return hidden[:, 0]
-        return _mean_of_real(hidden, real)
+        return states[:, 0] if self._pool == "cls" else _mean_of_real(states, self.real(tokens))
 
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `LibraryTower`: without heads, and without the pooler unless it is what pools."""

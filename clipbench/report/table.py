@@ -1,7 +1,7 @@
 """Tables of records: every score as a row, and four ways to print the rows.
 
-`rows` flattens records; `terminal`, `markdown`, `csv_text` and `json_text` render what it gives. The first
-two show the primary metric of each model × task in percent; the last two every score as a fraction of 1.
+`terminal`, `markdown`, `csv_text` and `json_text` render the rows of `clipbench.report.frame`. The first two show the
+primary metric of each model × task in percent; the last two every score as a fraction of 1.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.cards import Confidence, Reported
-from clipbench.records import Record
+from clipbench.records import Record, Stored
+from clipbench.report import frame
+from clipbench.report.frame import Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 DASH: Final = "–"
 _SECONDARY: Final = "†"
 _MEMORY: Final = "‡"
-_TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
 _LEGEND: Final = {
     _SECONDARY: "reported number from a secondary source",
     _MEMORY: "reported number from memory, not verified",
@@ -33,113 +34,10 @@ _LEGEND: Final = {
     "P": "partial: this copy of the data has fewer images than the split has",
     "D": "dirty: made with uncommitted changes to clipbench",
     "S": "some images could not be read and were skipped",
+    "E": "edited by hand: what is written is not what was measured",
+    "U": "unsealed: without a digest nothing tells an edit from a measurement",
+    "O": "out of date: card, weights or protocol have changed since",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One score of one record, or (`metric` None) a task of the suite that the model has no record of.
-
-    `value`, the interval and `chance` are fractions of 1, or ranks; `reported_percent` is as printed by its source and
-    `difference_points` is ours minus theirs in percentage points.
-    """
-
-    model: str
-    task: str
-    protocol: str | None = None
-    protocol_version: int | None = None
-    metric: str | None = None
-    primary: bool = True
-    value: float | None = None
-    ci95_low: float | None = None
-    ci95_high: float | None = None
-    n: int | None = None
-    chance: float | None = None
-    reported_percent: float | None = None
-    reported_confidence: str | None = None
-    reported_source: str | None = None
-    difference_points: float | None = None
-    limit: int | None = None
-    partial: bool = False
-    dirty: bool | None = None
-    skipped: int = 0
-
-
-# ----------------------------------------------------------------------- rows
-
-
-def rows(records: Iterable[Record], tasks: Sequence[str] | None = None) -> list[Row]:
-    """Every score of `records` as a row, by model, then task, the primary metric first.
-
-    Args:
-        tasks: task ids of a suite, in its order. Other tasks are left out, and each model that has any of
-            these gets a row for each, so that what is missing shows. None: all tasks, by name.
-    """
-    kept = [record for record in records if tasks is None or record.task in tasks]
-    kept.sort(key=lambda record: (record.model, record.task))
-    found: list[Row] = []
-    for model, group in groupby(kept, key=lambda record: record.model):
-        by_task = {record.task: record for record in group}
-        for task in by_task if tasks is None else tasks:
-            found += _score_rows(by_task[task]) if task in by_task else [Row(model=model, task=task)]
-    return found
-
-
-def _score_rows(record: Record) -> list[Row]:
-    return [_row(record, metric) for metric in _metrics(record)]
-
-
-def _metrics(record: Record) -> list[str]:
-    """The primary one, then the others by name, recall@5 before recall@10."""
-
-    def place(metric: str) -> tuple[bool, str, int]:
-        name, _, k = metric.partition("@")
-        return metric != record.primary, name, int(k) if k.isdecimal() else 0
-
-    return sorted(record.scores, key=place)
-
-
-def _row(record: Record, metric: str) -> Row:
-    score = record.scores[metric]
-    reported = _reported(record, metric)
-    return Row(
-        model=record.model,
-        task=record.task,
-        protocol=record.protocol.name,
-        protocol_version=record.protocol.version,
-        metric=metric,
-        primary=metric == record.primary,
-        value=score.value,
-        ci95_low=score.ci95[0],
-        ci95_high=score.ci95[1],
-        n=score.n,
-        chance=score.chance,
-        reported_percent=reported.percent if reported else None,
-        reported_confidence=reported.confidence if reported else None,
-        reported_source=reported.source if reported else None,
-        difference_points=100 * score.value - reported.percent if reported else None,
-        limit=record.limit,
-        partial=_partial(record),
-        dirty=record.env.dirty,
-        skipped=len(record.skipped),
-    )
-
-
-def _partial(record: Record) -> bool:
-    """Whether the whole of a copy was measured that lacks images of the split."""
-    split = record.protocol.params.get("split")
-    splits = record.cards.task.get("splits")
-    spec = splits.get(str(split)) if isinstance(splits, dict) else None
-    rows = spec.get("rows") if isinstance(spec, dict) else None
-    if record.limit is not None or not isinstance(rows, int):
-        return False
-    return record.scores[record.primary].n + len(record.skipped) < rows
-
-
-def _reported(record: Record, metric: str) -> Reported | None:
-    """The most trusted number that the model's card gives for this task and metric."""
-    fitting = [r for r in record.cards.reported if (r.task, r.metric) == (record.task, metric)]
-    return min(fitting, key=lambda r: _TRUST.index(r.confidence), default=None)
 
 
 # ---------------------------------------------------------------------- cells
@@ -154,9 +52,9 @@ def _rank(rank: float) -> str:
 
 
 def _value(row: Row) -> str:
-    if row.value is None or row.ci95_low is None or row.ci95_high is None:
+    if row.value is None or row.low is None or row.high is None:
         return DASH
-    return f"{_percent(row.value)} ±{_percent((row.ci95_high - row.ci95_low) / 2)}"
+    return f"{_percent(row.value)} ±{_percent((row.high - row.low) / 2)}"
 
 
 def _source_mark(row: Row) -> str:
@@ -186,7 +84,15 @@ def _difference(row: Row) -> str:
 
 
 def _marks(row: Row) -> str:
-    held = {"L": row.limit is not None, "P": row.partial, "D": bool(row.dirty), "S": row.skipped > 0}
+    held = {
+        "L": row.limit is not None,
+        "P": row.partial,
+        "D": bool(row.dirty),
+        "S": row.skipped > 0,
+        "E": "edited" in row.kept_off,
+        "U": "unsealed" in row.kept_off,
+        "O": "stale" in row.kept_off,
+    }
     return "".join(mark for mark, holds in held.items() if holds)
 
 
@@ -294,8 +200,9 @@ def record_table(record: Record) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
+    shown_as = frame.rows([Stored(Path(), record, "whole")])[0]
     table = _rich_table(["metric", "value %", "95 % interval", "chance", "n"], left=())
-    for metric in _metrics(record):
+    for metric in frame.metrics_of(record):
         score = record.scores[metric]
         shown = _rank if metric.endswith("_rank") else _percent
         table.add_row(
@@ -306,7 +213,7 @@ def record_table(record: Record) -> RenderableType:
             f"{score.n:,}",
         )
     title = Text(f"{record.model} on {record.task}", style="bold")
-    legend = [f"{mark} {_LEGEND[mark]}" for mark in _marks(_row(record, record.primary))]
+    legend = [f"{mark} {_LEGEND[mark]}" for mark in _marks(shown_as)]
     return Group(title, table, *_notes([*legend, *_remarks(record)]))
 
 

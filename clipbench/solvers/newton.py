@@ -457,15 +457,18 @@ class _Preconditioner:
         self._turn, self._divide, self._bias = self._turn[kept], self._divide[kept], self._bias[kept]
 
     def __call__(self, vector: Tensor) -> Tensor:
-        basis = self._spectrum.vectors
-        inside = self._turn.transpose(1, 2) @ vector[:, :, :-1]
+        basis, out = self._spectrum.vectors, torch.zeros_like(vector)
+        single = self._turn.shape[1] == 1  # a single column has nothing to turn
+        inside = vector[:, :, :-1] if single else self._turn.transpose(1, 2) @ vector[:, :, :-1]
         if basis is not None:
             inside = inside @ basis
-        inside *= self._divide
+        inside = inside * self._divide
         if basis is not None:
             inside = inside @ basis.T
-        out = torch.zeros_like(vector)
-        torch.matmul(self._turn, inside, out=out[:, :, :-1])
+        if single:
+            out[:, :, :-1] = inside
+        else:
+            torch.matmul(self._turn, inside, out=out[:, :, :-1])
         if self._intercept:
             out[:, :, -1] = (self._bias @ vector[:, :, -1:])[:, :, 0]
         return out

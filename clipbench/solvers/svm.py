@@ -151,11 +151,11 @@ def fit_map(
         solved = fit.solve(np.full(class_of.size, cost), class_of, fold_of, start)
         start = solved.weights
         scores = fit.scores(solved.weights)
-        for problem, (c, fold) in enumerate(zip(class_of.tolist(), fold_of.tolist(), strict=True)):
-            held = cut[c] == fold
-            precision[c, at, fold] = metrics.average_precision_area(scores[held, problem], positive[held, c])
-            if not bool(solved.converged[problem]):
-                unconverged.append((c, float(cost), fold))
+        held = fold_of == cut[class_of].T
+        found = metrics.average_precisions_area(scores, positive[:, class_of], ~held)
+        precision[:, at] = found.reshape(classes, count)
+        for problem in np.flatnonzero(~solved.converged.cpu().numpy()):
+            unconverged.append((int(class_of[problem]), float(cost), int(fold_of[problem])))
         finals.append(solved.weights.view(classes, count, 1, -1).mean(dim=1))
     cv: Doubles = precision.mean(axis=2)
     best = np.argmax(cv, axis=1)  # the first of equal ones

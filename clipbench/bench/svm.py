@@ -1,0 +1,148 @@
+"""`clipbench bench svm`: choosing every class's cost and fitting it, beside scikit-learn's `LinearSVC`, in one run."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.bench.probe import limited_threads
+from clipbench.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from clipbench.data import Split
+
+_FOLDS = 3
+
+
+def measure(
+    features: NDArray[np.floating],
+    labels: NDArray[np.uint8],
+    *,
+    every: int = 1,
+    rounds: int = 3,
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Time `clipbench.solvers.svm.fit_map` and what it replaces: 4 costs × 3 folds × classes of `LinearSVC`.
+
+    The latter is set as VirTex and CLIP-Lite set it (`voc_clf.py`: dual, tol 1e-4, at most 2,000 iterations). Its
+    fits run once; ours is the best of `rounds`, the first of which also warms up.
+
+    Args:
+        features: float [n, D], L2-normalised rows.
+        labels: uint8 [n, C], 0 absent, 1 present; classes with fewer than 3 positives or negatives are left out.
+        every: scikit-learn fits every n-th class, from which the others' time is extrapolated.
+        threads: of both (all cores by default; `LinearSVC` uses one).
+
+    Raises:
+        DataError: no class has enough positives and negatives.
+    """
+    from clipbench.solvers import svm
+
+    positives = (labels == 1).sum(axis=0)
+    used = np.flatnonzero((positives >= _FOLDS) & (len(labels) - positives >= _FOLDS))
+    if not used.size:
+        raise DataError(
+            f"no class has {_FOLDS} positives and {_FOLDS} negatives", hint="take another data set"
+        )
+    labels = labels[:, used]
+    with limited_threads(threads) as count:
+        ours_s = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            ours = svm.fit_map(features, labels, count=_FOLDS)
+            ours_s.append(time.perf_counter() - start)
+        sampled = range(every // 2, used.size, every)
+        fits = [_fit(features, labels[:, c] == 1, svm.COSTS, svm.POSITIVE_WEIGHT) for c in sampled]
+    peer_s = float(np.mean([fit["seconds"] for fit in fits])) * used.size
+    chosen = [ours.cost[c] == fit["cost"] for c, fit in zip(sampled, fits, strict=True)]
+    best = [float(ours.cv[c].max()) for c in sampled]
+    return {
+        "rows": len(features),
+        "columns": features.shape[1],
+        "classes": int(used.size),
+        "classes_left_out": int(len(positives) - used.size),
+        "costs": list(svm.COSTS),
+        "folds": _FOLDS,
+        "threads": count,
+        "ours_s": round(min(ours_s), 3),
+        "linear_svc_s": round(peer_s, 2),
+        "fitted_classes": len(fits),
+        "linear_svc_unconverged": sum(fit["unconverged"] for fit in fits),
+        "unconverged": len(ours.unconverged),
+        "same_cost": sum(map(bool, chosen)),
+        "cv_map": round(100 * float(np.mean(best)), 3),
+        "linear_svc_cv_map": round(100 * float(np.mean([max(fit["cv"]) for fit in fits])), 3),
+        "ratios": {"linear_svc_over_ours": round(peer_s / min(ours_s), 1)},
+    }
+
+
+def labels_of(splits: Sequence[Split]) -> NDArray[np.uint8]:
+    """Labels of splits of the same classes, one behind the other: uint8 [n, C], difficult objects being absent.
+
+    Raises:
+        DataError: the classes differ.
+    """
+    first, *others = splits
+    for other in others:
+        if other.classes != first.classes:
+            raise DataError(f"{first.dataset} and {other.dataset} have different classes")
+    numbers = np.arange(len(first.classes))
+    parts = [s.labels == 1 if s.labels.ndim == 2 else s.labels[:, None] == numbers for s in splits]
+    return np.concatenate(parts).astype(np.uint8)
+
+
+def view(found: dict[str, Any]) -> RenderableType:
+    """The measurement as a table for the terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    head = (
+        f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes × {len(found['costs'])} costs × "
+        f"{found['folds']} folds and the final fits, {found['threads']} threads"
+    )
+    fitted = found["fitted_classes"]
+    extrapolated = "" if fitted == found["classes"] else f", extrapolated from {fitted} classes"
+    table = Table("", "s", "× as long", "mAP of the chosen costs", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_row("clipbench", f"{found['ours_s']:.3f}", "", f"{found['cv_map']:.2f}")
+    ratio = f"{found['ratios']['linear_svc_over_ours']:.1f}"
+    table.add_row("LinearSVC", f"{found['linear_svc_s']:,.2f}", ratio, f"{found['linear_svc_cv_map']:.2f}")
+    said = [
+        f"the same cost in {found['same_cost']} of {fitted} classes{extrapolated}",
+        f"fits that did not converge: {found['unconverged']}; of LinearSVC, {found['linear_svc_unconverged']}",
+        "mAP: over the folds of cross-validation, in %",
+    ]
+    return Group(head, "", table, "", *said)
+
+
+def _fit(
+    features: NDArray[np.floating], positive: NDArray[np.bool_], costs: tuple[float, ...], weight: float
+) -> dict[str, Any]:
+    """One class, as VirTex chooses its cost and fits it."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import cross_val_score
+    from sklearn.svm import LinearSVC
+
+    target = np.where(positive, 1, -1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        start = time.perf_counter()
+        models = [
+            LinearSVC(C=cost, class_weight={1: weight, -1: 1}, dual=True, max_iter=2000, random_state=0)
+            for cost in costs
+        ]
+        cv = [
+            cross_val_score(model, features, target, cv=_FOLDS, scoring="average_precision").mean()
+            for model in models
+        ]
+        best = int(np.argmax(cv))
+        models[best].fit(features, target)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "cost": costs[best], "cv": cv, "unconverged": len(caught)}

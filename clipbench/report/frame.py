@@ -1,0 +1,209 @@
+"""Records as rows, one a score: what report, site, compare and gate all read; `results` makes them a pandas frame."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, get_args
+
+from clipbench import records
+from clipbench.cards import Confidence, Reported
+from clipbench.catalog import Catalog
+from clipbench.records import Record, Stored
+from clipbench.standing import Judge, Reason, lacking
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
+#: how much of a score's name says that less is better
+_LESS: Final = ("ece", "gap_before", "gap_after", "maxskew@")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score of one record, or (`metric` None) a task of the suite that the model has no record of.
+
+    `value`, the interval and `chance` are fractions of 1, or ranks; `reported_percent` is as printed by its source and
+    `difference_points` is ours minus theirs in percentage points. `version` is clipbench's, `commit` of its checkout.
+    `kept_off` has the kinds of reasons why the record may not stand on the leaderboard ("limited, dirty"), empty where
+    it may, and `why` says them whole (`clipbench.standing`).
+    """
+
+    model: str
+    task: str
+    family: str | None = None
+    training_pairs_m: float | None = None
+    dataset: str | None = None
+    protocol: str | None = None
+    protocol_version: int | None = None
+    metric: str | None = None
+    primary: bool = True
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    chance: float | None = None
+    reported_percent: float | None = None
+    reported_confidence: str | None = None
+    reported_source: str | None = None
+    difference_points: float | None = None
+    limit: int | None = None
+    partial: bool = False
+    skipped: int = 0
+    dirty: bool | None = None
+    commit: str | None = None
+    version: str | None = None
+    precision: str | None = None
+    device: str | None = None
+    seed: int | None = None
+    created: str | None = None
+    path: str | None = None
+    kept_off: str = ""
+    why: str = ""
+
+
+def results(folder: str | Path = "results", *, cards: Sequence[Path] = ()) -> pd.DataFrame:
+    """Every score of every record below `folder`, a row each, as a pandas frame with the columns of `Row`.
+
+    Args:
+        cards: folders of your own cards, which records are held against beside the shipped ones.
+
+    Raises:
+        DataError: there is no such folder, or a file in it is not a record.
+        CardError: a card is wrong.
+
+    For example the primary scores that may stand on the leaderboard, model × task:
+
+        frame = clipbench.results()
+        frame[frame.primary & (frame.kept_off == "")].pivot(index="model", columns="task", values="value")
+    """
+    import pandas as pd
+
+    found = read(Path(folder), Catalog(cards))
+    columns = {field.name: [getattr(row, field.name) for row in found] for field in fields(Row)}
+    return pd.DataFrame(columns)
+
+
+def read(folder: Path, catalog: Catalog) -> list[Row]:
+    """Every score of every record below `folder`, by model, then task, the primary metric first.
+
+    Raises: as `results`.
+    """
+    with _many_objects():
+        return rows(records.load_all(folder), Judge(catalog).reasons)
+
+
+def rows(
+    stored: Iterable[Stored],
+    reasons: Callable[[Stored], Sequence[Reason]] = lambda _: (),
+) -> list[Row]:
+    """Every score of these records, by model, then task, the primary metric first.
+
+    Args:
+        reasons: why a record may not stand on the leaderboard (`Judge.reasons`).
+    """
+    found: list[Row] = []
+    for one in sorted(stored, key=lambda one: (one.record.model, one.record.task)):
+        against = reasons(one)
+        found += [_row(one, metric, against) for metric in metrics_of(one.record)]
+    return found
+
+
+def of_tasks(every: Iterable[Row], tasks: Sequence[str]) -> list[Row]:
+    """The rows of these tasks, in this order; each model that has any gets one for each, so that what is missing shows.
+
+    >>> of_tasks([Row("a", "digits-zs", metric="acc1", value=0.5)], ["digits-lp", "digits-zs"])[0].value is None
+    True
+    """
+    found: list[Row] = []
+    wanted = set(tasks)
+    kept = [row for row in every if row.task in wanted]
+    for model, group in groupby(sorted(kept, key=lambda row: row.model), key=lambda row: row.model):
+        by_task: dict[str, list[Row]] = {}
+        for row in group:
+            by_task.setdefault(row.task, []).append(row)
+        for task in tasks:
+            found += by_task.get(task) or [Row(model=model, task=task)]
+    return found
+
+
+def metrics_of(record: Record) -> list[str]:
+    """The primary one, then the others by name, recall@5 before recall@10."""
+
+    def place(metric: str) -> tuple[bool, str, int]:
+        name, _, k = metric.partition("@")
+        return metric != record.primary, name, int(k) if k.isdecimal() else 0
+
+    return sorted(record.scores, key=place)
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether a smaller number is the better one: ranks, calibration error, gaps between groups.
+
+    >>> less_is_better("image_retrieval_median_rank"), less_is_better("acc1")
+    (True, False)
+    """
+    return metric.endswith("_rank") or metric.startswith(_LESS)
+
+
+def _row(stored: Stored, metric: str, against: Sequence[Reason]) -> Row:
+    record = stored.record
+    score, model = record.scores[metric], record.cards.model
+    reported = _reported(record, metric)
+    family, pairs = model.get("family"), model.get("training_pairs_m")
+    return Row(
+        model=record.model,
+        task=record.task,
+        family=family if isinstance(family, str) else None,
+        training_pairs_m=float(pairs) if isinstance(pairs, int | float) else None,
+        dataset=record.task.partition("@")[0].rpartition("-")[0],
+        protocol=record.protocol.name,
+        protocol_version=record.protocol.version,
+        metric=metric,
+        primary=metric == record.primary,
+        value=score.value,
+        low=score.ci95[0],
+        high=score.ci95[1],
+        n=score.n,
+        chance=score.chance,
+        reported_percent=reported.percent if reported else None,
+        reported_confidence=reported.confidence if reported else None,
+        reported_source=reported.source if reported else None,
+        difference_points=100 * score.value - reported.percent if reported else None,
+        limit=record.limit,
+        partial=lacking(record) is not None,
+        skipped=len(record.skipped),
+        dirty=record.env.dirty,
+        commit=record.env.commit,
+        version=record.env.packages.get("clipbench"),
+        precision=record.precision,
+        device=record.device,
+        seed=record.seed,
+        created=record.created,
+        path=stored.path.as_posix(),
+        kept_off=", ".join(reason.kind for reason in against),
+        why="; ".join(reason.text for reason in against),
+    )
+
+
+def _reported(record: Record, metric: str) -> Reported | None:
+    """The most trusted number that the model's card gives for this task and metric."""
+    fitting = [r for r in record.cards.reported if (r.task, r.metric) == (record.task, metric)]
+    return min(fitting, key=lambda r: _TRUST.index(r.confidence), default=None)
+
+
+@contextmanager
+def _many_objects() -> Iterator[None]:
+    """Without the collector's rounds, which many records that all stay would make long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,208 @@
+"""What keeps a record off the leaderboard, and that each reason says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_records import SAMPLES, make_record
+
+import clipbench
+from clipbench import records
+from clipbench.cards import fingerprint
+from clipbench.catalog import Catalog
+from clipbench.errors import CardError
+from clipbench.records import Record
+from clipbench.report import frame
+from clipbench.standing import Judge
+
+MODEL: dict[str, Any] = {
+    "title": "Own",
+    "family": "dual",
+    "config": {
+        "image": {"kind": "convnet", "width": 8, "stages": 2, "blocks": 1},
+        "text": {"kind": "bytes", "width": 16, "layers": 1, "heads": 2, "context_length": 24},
+        "embed_dim": 16,
+        "projection": "linear",
+    },
+    "preprocess": {"size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "weights": {"file": "own.safetensors"},
+}
+TASK: dict[str, Any] = {
+    "title": "Animals",
+    "source": {"local": True},
+    "splits": {"test": {"name": "test", "rows": 360}},
+    "classes": ["cat", "dog"],
+    "templates": {"default": ["a photo of a {c}."]},
+    "prompts_source": "ours",
+    "protocols": {"zs": {"variants": {"other": {"primary": "mean_per_class_recall"}}}},
+}
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Path:
+    folder = tmp_path / "cards"
+    for kind, name, card in (("model_cards", "own", MODEL), ("tasks", "animals", TASK)):
+        (folder / kind).mkdir(parents=True)
+        (folder / kind / f"{name}.yaml").write_text(json.dumps(card))
+    (folder / "model_cards" / "own.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def _current(cards: Path, **changes: Any) -> Record:
+    """A record of `own` on `animals-zs` that agrees with the cards."""
+    catalog = Catalog([cards])
+    model, task = catalog.model("own").card, catalog.task("animals-zs")
+    card = task.dataset.card
+    fields: dict[str, Any] = {
+        "model": "own",
+        "task": task.id,
+        "protocol": {"name": "zs", "version": task.protocol.VERSION, "params": task.params.canonical()},
+        "fingerprints": {
+            "model_card": fingerprint(model.canonical()),
+            "task_card": fingerprint(card.canonical()),
+            "weights": _sha(cards),
+        },
+        "cards": {"model": model.canonical(), "task": card.canonical()},
+    }
+    return make_record(**(fields | changes))
+
+
+def _sha(cards: Path) -> str:
+    from clipbench.models.weights import sha256_file
+
+    return sha256_file(cards / "model_cards" / "own.safetensors")
+
+
+def _reasons(record: Record, cards: Path, root: Path) -> dict[str, str]:
+    stored = records.load(records.write(record, SAMPLES, root / "results"))
+    return {reason.kind: reason.text for reason in Judge(Catalog([cards])).reasons(stored)}
+
+
+def _change(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_whole_current_record_stands(cards: Path, tmp_path: Path) -> None:
+    assert _reasons(_current(cards), cards, tmp_path) == {}
+
+
+def test_each_fault_is_a_reason_of_its_own(cards: Path, tmp_path: Path) -> None:
+    env = make_record().env.model_dump()
+    assert _reasons(_current(cards, limit=20), cards, tmp_path) == {"limited": "limited: --limit 20"}
+    assert list(_reasons(_current(cards, env=env | {"dirty": True}), cards, tmp_path)) == ["dirty"]
+    installed = _current(cards, env=env | {"dirty": None, "commit": None})
+    assert _reasons(installed, cards, tmp_path) == {}
+    fewer = make_record().scores["acc1"]
+    short = _current(cards, scores={"acc1": type(fewer)(0.5, (0.4, 0.6), 100, 0.5)})
+    assert _reasons(short, cards, tmp_path) == {"partial": "partial: 100 of the split's 360 samples"}
+
+
+def test_a_score_changed_by_hand_and_a_record_without_a_seal_are_named(cards: Path, tmp_path: Path) -> None:
+    path = records.write(_current(cards), SAMPLES, tmp_path)
+    judge = Judge(Catalog([cards]))
+    text = path.read_text()
+    path.write_text(text.replace("0.75", "0.95"))
+    assert [reason.kind for reason in judge.reasons(records.load(path))] == ["edited"]
+    value = json.loads(text) | {"schema_version": 1}
+    for key in ("digest", "samples_sha256"):
+        del value[key]
+    path.write_text(json.dumps(value))
+    assert [reason.kind for reason in judge.reasons(records.load(path))] == ["unsealed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda f: _change(
+                f / "model_cards/own.yaml", preprocess=MODEL["preprocess"] | {"resize": "squash"}
+            ),
+            "model card changed: preprocess.resize shortest → squash",
+        ),
+        (lambda f: (f / "model_cards/own.safetensors").write_bytes(b"new"), "the weights changed: sha256 "),
+        (
+            lambda f: _change(f / "tasks/animals.yaml", classes=["cat", "hound"]),
+            "task card changed: classes",
+        ),
+        (
+            lambda f: _change(f / "tasks/animals.yaml", templates={"default": ["{c}"], "more": ["a {c}"]}),
+            "task card changed: templates.default, templates.more",
+        ),
+        (
+            lambda f: _change(f / "tasks/animals.yaml", protocols={"zs": {"primary": "acc5"}}),
+            "primary acc5 is no metric",
+        ),
+        (
+            lambda f: _change(
+                f / "tasks/animals.yaml", protocols={"zs": {"primary": "mean_per_class_recall"}}
+            ),
+            "protocol parameters changed: primary acc1 → mean_per_class_recall",
+        ),
+        (
+            lambda f: _change(
+                f / "tasks/animals.yaml",
+                protocols={"lp": {}},
+                splits={"train": {"name": "train"}, **TASK["splits"]},
+            ),
+            "the card of animals no longer has this task",
+        ),
+    ],
+)
+def test_what_moves_a_number_makes_a_record_stale_and_is_named(
+    change: Callable[[Path], Any], said: str, cards: Path, tmp_path: Path
+) -> None:
+    record = _current(cards)
+    change(cards)
+    if said.startswith("primary"):  # a card that is wrong is an error, not a reason
+        with pytest.raises(CardError):
+            _reasons(record, cards, tmp_path)
+        return
+    found = _reasons(record, cards, tmp_path)
+    assert list(found) == ["stale"]
+    assert said in found["stale"]
+
+
+def test_a_protocol_version_that_moved_on_is_named(cards: Path, tmp_path: Path) -> None:
+    record = _current(cards)
+    older = record.protocol.model_copy(update={"version": record.protocol.version + 7})
+    found = _reasons(record.model_copy(update={"protocol": older}), cards, tmp_path)
+    assert found == {
+        "stale": f"stale: protocol zs version {older.version} → zs version {record.protocol.version}"
+    }
+
+
+def test_words_on_cards_and_what_has_no_card_make_nothing_stale(cards: Path, tmp_path: Path) -> None:
+    record = _current(cards)
+    _change(cards / "model_cards/own.yaml", title="Another title", notes="more is known", licence="MIT")
+    variants = {"zs": {"variants": {"new": {"primary": "mean_per_class_recall"}}}}
+    _change(cards / "tasks/animals.yaml", notes="more is known", protocols=variants)
+    assert _reasons(record, cards, tmp_path) == {}
+    assert _reasons(make_record(model="runs/x", task="unheard-of-zs"), cards, tmp_path) == {}
+
+
+# ---------------------------------------------------------------------- frame
+
+
+def test_results_is_a_row_a_score_with_where_it_came_from(cards: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    records.write(_current(cards), SAMPLES, root)
+    records.write(_current(cards, model="other", limit=20), SAMPLES, root)
+    found = clipbench.results(root, cards=[cards])
+    assert list(found.columns)[:4] == ["model", "task", "family", "training_pairs_m"]
+    assert found.groupby("model").size().to_dict() == {"other": 2, "own": 2}
+    own = found[(found.model == "own") & found.primary].iloc[0]
+    assert (own.family, own.dataset, own.protocol, own.metric) == ("dual", "animals", "zs", "acc1")
+    assert (own.value, own.low, own.high, own.n, own.chance) == (0.75, 0.7, 0.8, 360, 0.1)
+    assert (own["commit"], own.dirty, own.kept_off, own.why) == ("abc", False, "", "")
+    other = found[(found.model == "other") & found.primary].iloc[0]
+    assert (other.limit, other.kept_off, other.why) == (20, "limited", "limited: --limit 20")
+    assert Path(str(other.path)).is_file()
+
+
+def test_results_of_an_empty_folder_has_every_column(tmp_path: Path) -> None:
+    assert "kept_off" in clipbench.results(tmp_path).columns
+    assert len(frame.read(tmp_path, Catalog())) == 0
