@@ -83,7 +83,7 @@ def together(recipes: dict[str, Recipe], folder: Path, *, count: int = 2, **more
         )
         for rank in range(count)
     ]
-    said = [process.communicate()[1] for process in started]
+    said = [process.communicate(timeout=300)[1] for process in started]
     assert [process.returncode for process in started] == [0] * count, said
 
 
@@ -121,5 +121,7 @@ def test_two_processes_equal_one_with_the_joined_batch(alone: Path, tmp_path: Pa
 
 if __name__ == "__main__":
     jobs, more = json.loads(Path(sys.argv[1]).read_text())
+    torch.distributed.init_process_group("gloo")
     for name, value in jobs.items():
         run(Recipe.model_validate(value), Path(sys.argv[1]).parent / name, **more)
+    torch.distributed.destroy_process_group()

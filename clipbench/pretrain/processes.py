@@ -127,14 +127,16 @@ def join(device: torch.device, batch_size: int) -> Iterator[Processes]:
             f"schedule.batch_size ({batch_size}) is the whole batch, and cannot be shared equally by {world} processes",
             hint="change schedule.batch_size, or --nproc-per-node",
         )
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(
-        backend, timeout=_PATIENCE, device_id=device if device.type == "cuda" else None
-    )
+    mine = not distributed.is_initialized()  # a program may have joined them itself
+    if mine:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        own = device if device.type == "cuda" else None
+        distributed.init_process_group(backend, timeout=_PATIENCE, device_id=own)
     try:
         yield _Joined(device)
     finally:
-        distributed.destroy_process_group()
+        if mine:
+            distributed.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
