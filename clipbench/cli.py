@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -206,8 +207,20 @@ def pretrain_command(
         Path, typer.Option("--out", "-o", help="Folder of the run; afterwards it is a model.", metavar="DIR")
     ],
     data: Data = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value for a field of the recipe: optim.lr=0.001; repeatable.",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The recipe's quick form: minutes on a CPU.")
+    ] = False,
     cards: Cards = None,
     device: Device = "auto",
+    workers: Workers = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
     ] = False,
@@ -217,14 +230,14 @@ def pretrain_command(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain ….
     """
-    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.data.hub import DataPaths
+    from clipbench.data.training import open_pairs
 
     catalog = _catalog(cards)
-    entry = catalog.recipe(recipe)
-    sources = [(catalog.dataset(source.dataset), source.split) for source in entry.card.data]
+    entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
-    paths = DataPaths.parse(_known_data(data, catalog))
-    splits = [(open_split(dataset, role, paths), dataset.card) for dataset, role in sources]
+    paths = DataPaths.parse(_known_data(data, catalog, [source.name for source in entry.card.data]))
+    splits = [open_pairs(source, catalog.dataset, paths, entry.path) for source in entry.card.data]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain
 
@@ -237,6 +250,7 @@ def pretrain_command(
         evaluator=evaluator(catalog, options),
         device=device,
         progress=not quiet,
+        workers=_auto("--workers", workers),
         tensorboard=tensorboard,
     )
     if os.environ.get("RANK", "0") != "0":
@@ -698,12 +712,13 @@ def _names(option: str, given: list[str]) -> list[str]:
     return names
 
 
-def _known_data(given: list[str] | None, catalog: Catalog) -> list[str]:
-    """The values of --data; a misspelt data set would otherwise be fetched instead of read."""
+def _known_data(given: list[str] | None, catalog: Catalog, more: Sequence[str] = ()) -> list[str]:
+    """The values of --data; a misspelt data set would otherwise be fetched instead of read. `more`: other names."""
+    known = {*catalog.dataset_files, *more}
     for text in given or ():
         name, separator, _ = text.partition("=")
-        if separator and name not in catalog.dataset_files:
-            raise ClipbenchError(f"--data {text}: {unknown('data set', name, catalog.dataset_files)}")
+        if separator and name not in known:
+            raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
     return given or []
 
 
