@@ -260,6 +260,52 @@ def pretrain_command(
     )
 
 
+# ---------------------------------------------------------------------- study
+
+
+@app.command("study")
+def study_command(
+    name: Annotated[str, typer.Argument(help="The study: data-efficiency.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the studies' results.", metavar="DIR")
+    ] = Path("results/studies"),
+    runs: Annotated[
+        Path,
+        typer.Option("--runs", help="Folder of the runs, which a stopped study goes on from.", metavar="DIR"),
+    ] = Path("runs/studies"),
+    data: Data = None,
+    cards: Cards = None,
+    device: Device = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Train the same towers by several objectives, and hold the papers' claims against what is measured."""
+    from clipbench.data.hub import DataPaths
+    from clipbench.pretrain import study as studies
+
+    runtime = _runtime(device, "fp32")
+    form: studies.Form = "quick" if quick else "cpu" if runtime.on_cpu else "gpu"
+    study = studies.read(name, form)
+    catalog = _catalog(cards)
+    from clipbench.evaluate import Options
+    from clipbench.report import studies as report
+
+    options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
+    folder = name if form == "cpu" else f"{name}-{form}"
+    cells, measured = len(study.cells()), []
+    for one in studies.run(study, catalog, options, runs / folder, device=device, progress=not quiet):
+        measured.append(one)
+        shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
+        _stderr(_plain(f"{len(measured)}/{cells} {one.cell.name}: {shown}"))
+    command = f"clipbench study {name}" + (
+        " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
+    )
+    page = report.write(name, study, measured, command, out / folder)
+    _stderr(_plain(f"wrote {page}, study.png and study.json"))
+
+
 # ----------------------------------------------------------------- list, show
 
 
