@@ -252,10 +252,8 @@ def test_scores_stand_beside_what_is_reported() -> None:
         for name, percent in (("near", 75.08), ("within", 79.0), ("off", 90.0))
     )
     parsed = _Parsed(_page(near, within, off))
-    told = {
-        parsed.data["index"]["models"][i]["id"]: cast(dict[str, Any], parsed.block(f"model/{i}"))
-        for i in range(3)
-    }
+    models = cast(Any, parsed.data["index"])["models"]
+    told = {model["id"]: cast(Any, parsed.block(f"model/{i}")) for i, model in enumerate(models)}
     verdicts = {name: block["records"][0]["scores"][0][-1] for name, block in told.items()}
     assert verdicts == {"near": "reproduced", "off": "off by -15.00", "within": "within interval"}
 
