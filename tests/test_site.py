@@ -240,7 +240,6 @@ def test_less_is_better_where_it_is() -> None:
 
 
 def test_scores_stand_beside_what_is_reported() -> None:
-    told = REPORTED | {"task": "animals-zs"}
     near, within, off = (
         _record(
             model=name,
@@ -253,8 +252,8 @@ def test_scores_stand_beside_what_is_reported() -> None:
     )
     parsed = _Parsed(_page(near, within, off))
     models = cast(Any, parsed.data["index"])["models"]
-    by_model: dict[str, Any] = {model["id"]: parsed.block(f"model/{i}") for i, model in enumerate(models)}
-    verdicts = {name: block["records"][0]["scores"][0][-1] for name, block in by_model.items()}
+    told: dict[str, Any] = {model["id"]: parsed.block(f"model/{i}") for i, model in enumerate(models)}
+    verdicts = {name: block["records"][0]["scores"][0][-1] for name, block in told.items()}
     assert verdicts == {"near": "reproduced", "off": "off by -15.00", "within": "within interval"}
 
 
