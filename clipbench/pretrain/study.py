@@ -19,7 +19,18 @@ from pydantic import Field, model_validator
 
 from clipbench import metrics, records
 from clipbench.cache import write_atomic
-from clipbench.cards import Augmentation, Document, Misplaced, Recipe, Strict, Tuple, fingerprint, parse
+from clipbench.cards import (
+    AnyPairs,
+    Augmentation,
+    Document,
+    Misplaced,
+    Recipe,
+    Strict,
+    TaskCard,
+    Tuple,
+    fingerprint,
+    parse,
+)
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, unknown
 
@@ -217,20 +228,17 @@ def run(
     Raises:
         CardError, DataError, StorageError, ClipbenchError: as `pretrain` and the protocols.
     """
-    from clipbench.data.hub import open_split
+    from clipbench.data.training import open_pairs
     from clipbench.pretrain.loop import pretrain
 
     recipes = {cell: study.recipe_of(cell) for cell in study.cells()}
     catalog.tasks([measure.task for measure in study.measures.values()])
-    opened: dict[tuple[str, str], Split] = {}
+    opened: dict[AnyPairs, tuple[Split, TaskCard]] = {}
     for cell, recipe in recipes.items():
-        data = []
         for source in recipe.data:
-            place = (source.dataset, source.split)
-            entry = catalog.dataset(source.dataset)
-            if place not in opened:
-                opened[place] = open_split(entry, source.split, options.data)
-            data.append((opened[place], entry.card))
+            if source not in opened:
+                opened[source] = open_pairs(source, catalog.dataset, options.data, runs / cell.name)
+        data = [opened[source] for source in recipe.data]
         folder = runs / cell.name
         if not (folder / "card.yaml").is_file():
             pretrain(recipe, cell.name, folder, data=data, device=device, progress=progress)
