@@ -989,6 +989,8 @@ class Recipe(Strict):
             self._two_views(self.objective)
         if self.model.frozen.image is True:
             self._unchanged_images()
+        if self.model.frozen.text is True:
+            self._unchanged_texts()
         for name, score in (("target", self.target), ("best", self.best)):
             if score and not self.evaluate:
                 raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
@@ -1005,6 +1007,14 @@ class Recipe(Strict):
                     "data",
                     i,
                 )
+            if data.on_bad_image == "skip":
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: bad images of {data.name} "
+                    "cannot be skipped; take them out of the data, or freeze only parts of the tower",
+                    "data",
+                    i,
+                    "on_bad_image",
+                )
             if data.augment is not None:
                 raise Misplaced(
                     f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
@@ -1012,6 +1022,17 @@ class Recipe(Strict):
                     "data",
                     i,
                     "augment",
+                )
+
+    def _unchanged_texts(self) -> None:
+        for i, data in enumerate(self.data):
+            if data.alter:
+                raise Misplaced(
+                    f"the text tower is frozen, so that its features are computed once: texts of {data.name} cannot "
+                    "be altered; leave out alter, or freeze only parts of the tower (model.frozen.text)",
+                    "data",
+                    i,
+                    "alter",
                 )
 
     def _two_views(self, objective: DeclipTerms) -> None:

@@ -273,6 +273,12 @@ def test_loading_is_strict_about_the_tower(package: Path, tmp_path: Path) -> Non
         ({"image": []}, {}, "at least 1 item"),
         ({"image": "yes"}, {}, "image"),
         ({"text": ["embeddings", "encoder"]}, {}, "nothing is left to be trained"),
+        (WHOLE, {"data": [{"dataset": "digits", "alter": 0.5}]}, "texts of digits cannot be altered"),
+        (
+            WHOLE,
+            {"data": [{"dataset": "digits", "on_bad_image": "skip"}]},
+            "bad images of digits cannot be skipped",
+        ),
         (
             WHOLE,
             {"objective": {"kind": "slip"}},

@@ -99,7 +99,8 @@ def pretrain(
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
     sources = [Source(*given, wanted) for given, wanted in zip(data, recipe.data, strict=True)]
-    images = sum(len(source.split) for source in sources)
+    # A source that is named twice is shown twice as often, but has no more images.
+    images = sum({source.split.fingerprint: len(source.split) for source in sources}.values())
     target_device = choose_device(device)
     schedule = recipe.schedule
 
@@ -300,7 +301,7 @@ def model_card(
         config=start.config.canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
-        training_data="; ".join(data.described for data in recipe.data),
+        training_data="; ".join(dict.fromkeys(data.described for data in recipe.data)),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
