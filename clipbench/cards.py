@@ -628,6 +628,9 @@ class PairSource(Strict):
     clean: bool = Field(False, description="texts as CLIP-Lite's text encoder saw them (`clean_caption`)")
     alter: Probability = Field(0.0, description="of a text to be altered: a synonym, a swap, words left out")
     on_bad_image: Literal["stop", "skip"] = "stop"
+    repeat: int = Field(
+        1, gt=0, description="times that an epoch shows each image: 8, as if there were 8 copies"
+    )
 
 
 class Pairs(PairSource):
@@ -959,6 +962,10 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _a_stream_is_alone(self) -> Recipe:
         for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote and data.repeat > 1:
+                raise Misplaced(
+                    f"{data.name} is read as a stream, which has no epochs to repeat in", "data", i, "repeat"
+                )
             if isinstance(data, ShardPairs) and data.remote and len(self.data) > 1:
                 raise Misplaced(
                     f"{data.name} is read as a stream, which no other source can be mixed with: fetch its shards "
