@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/clipbench eval --model digits-clip-lite --task quickstart --save-heatmaps 8
+	$(BIN)/clipbench site --out site
 
 test: setup lint
 	$(BIN)/python -m pytest

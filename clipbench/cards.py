@@ -764,11 +764,18 @@ class ClipLiteObjective(Strict):
     `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
     lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
     weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
+
+    `clusters` adds a hard negative an image: at every step the batch's captions are parted into so many clusters of
+    their joint features (k-means), and the next other caption of its own one's cluster is wrong for the image;
+    `hard_share` is its weight among wrong texts. (The released code, where this is off, clusters all captions by a
+    sentence encoder's features and draws pairs of neighbours into a batch.)
     """
 
     kind: Literal["clip-lite"]
     negatives: int = Field(1, ge=1)
     prior_weight: float = Field(0.0, ge=0, lt=1)
+    clusters: int | None = Field(None, gt=1)
+    hard_share: float = Field(0.5, gt=0, le=1)
 
 
 class SiglipObjective(Strict):
@@ -817,8 +824,8 @@ _DECLIP = {
 }
 
 
-class DeclipObjective(Strict):
-    """DeCLIP (Li et al. 2022): InfoNCE of two views and two texts, and three kinds of self-supervision.
+class DeclipTerms(Strict):
+    """InfoNCE of two views and two texts, and three kinds of self-supervision (Li et al. 2022).
 
     The views are two draws of the source's augmentation, the second text is an altered caption. The terms: InfoNCE
     of the first view and the caption (`clip`); the mean of the other three pairs (`multi_view`); SimSiam on the
@@ -830,7 +837,7 @@ class DeclipObjective(Strict):
     nearest text counts too. With `nearest_texts: both` a step puts both texts of each pair into the queue.
     """
 
-    kind: Literal["declip"]
+    kind: str
     preset: Literal["paper", "repo"] = "paper"
     max_logit_scale: float = Field(100.0, gt=0)
     clip_weight: float = Field(ge=0)
@@ -859,8 +866,54 @@ class DeclipObjective(Strict):
         return _DECLIP["repo" if value.get("preset") == "repo" else "paper"] | value
 
 
+class DeclipObjective(DeclipTerms):
+    """DeCLIP."""
+
+    kind: Literal["declip"]
+
+
+class DefilipObjective(DeclipTerms):
+    """DeFILIP (Cui et al. 2022): DeCLIP, and FILIP's loss of the first view and the caption.
+
+    `token_weight` is that loss's weight, beside which the others keep theirs; `kept` as in `filip`. The model needs
+    `config.tokens` with `compared: joint`. The tokens' logit scale belongs to the loss alone and has no bound.
+    """
+
+    kind: Literal["defilip"]
+    token_weight: float = Field(0.2, gt=0)
+    kept: int | None = Field(None, gt=0)
+
+
+class FilipObjective(Strict):
+    """FILIP (Yao et al. 2022): InfoNCE of late interaction, in which single tokens meet.
+
+    An image's logit of a text is the mean over the image's places of the best cosine with any of the text's tokens; a
+    text's logit of an image likewise. The model needs `config.tokens`, which says whether padding counts.
+
+    `kept`: of each pair, only so many places and tokens, those of the largest summed cosines with the other side of
+    their own pair, are there to be found by others. `global_weight` adds InfoNCE of the joint space, which the model
+    then needs too; `text_self_weight` adds guessing masked tokens, a share `masked` of them. `contrastive_text: masked`
+    compares the masked caption. As released with DeCLIP: `kept: 16`, `contrastive_text: masked`, both weights 0, and
+    `config.tokens.padding: true`.
+    """
+
+    kind: Literal["filip"]
+    max_logit_scale: float = Field(100.0, gt=0)
+    kept: int | None = Field(None, gt=0)
+    contrastive_text: Literal["clean", "masked"] = "clean"
+    global_weight: float = Field(0.0, ge=0)
+    text_self_weight: float = Field(0.0, ge=0)
+    masked: float = Field(0.15, gt=0, lt=1, description="of the tokens, to be guessed or left out")
+
+
 Objective = Annotated[
-    ClipObjective | ClipLiteObjective | SiglipObjective | SlipObjective | DeclipObjective,
+    ClipObjective
+    | ClipLiteObjective
+    | SiglipObjective
+    | SlipObjective
+    | DeclipObjective
+    | FilipObjective
+    | DefilipObjective,
     Field(discriminator="kind"),
 ]
 
@@ -925,7 +978,14 @@ class Recipe(Strict):
                 "objective",
                 "negatives",
             )
-        if isinstance(self.objective, DeclipObjective):
+        if isinstance(self.objective, ClipLiteObjective) and (self.objective.clusters or 0) >= batch_size:
+            raise Misplaced(
+                f"objective.clusters ({self.objective.clusters}) must be below schedule.batch_size ({batch_size}): "
+                "captions that are alone have no hard negative",
+                "objective",
+                "clusters",
+            )
+        if isinstance(self.objective, DeclipTerms):
             self._two_views(self.objective)
         if self.model.frozen.image is True:
             self._unchanged_images()
@@ -954,11 +1014,11 @@ class Recipe(Strict):
                     "augment",
                 )
 
-    def _two_views(self, objective: DeclipObjective) -> None:
+    def _two_views(self, objective: DeclipTerms) -> None:
         for i, data in enumerate(self.data):
             if data.augment is None:
                 raise Misplaced(
-                    f"objective declip compares two views of an image, which differ by augmentation: "
+                    f"objective {objective.kind} compares two views of an image, which differ by augmentation: "
                     f"give {data.name} an augment, for example {{kind: moco-v2}}",
                     "data",
                     i,

@@ -173,12 +173,13 @@ def evaluate_command(
         written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
         print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import frame, table
+        from clipbench.report import board, frame, table
         from clipbench.standing import Judge
 
         stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
-        rows = frame.rows(stored, Judge(catalog).reasons)
-        _stdout(table.terminal(frame.of_tasks(rows, [t.id for t in tasks])))
+        rows = [row for row in frame.rows(stored, Judge(catalog).reasons) if row.primary]
+        section = board.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+        sys.stdout.write(table.terminal([section]))
     if any(r.error for r in done):
         raise typer.Exit(2)
 
@@ -318,26 +319,148 @@ def report_command(
     suite: Annotated[
         str | None, typer.Option("--suite", help="Only this suite's tasks; missing ones show as –.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="terminal, markdown, latex, csv or json.")
+    ] = "terminal",
+    write: Annotated[
+        bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
-    """Records as a table, beside the numbers that the papers report."""
-    from clipbench.report import frame, table
+    """Records as model × task tables by suite, beside the numbers that the papers report."""
+    from clipbench.cache import write_atomic
+    from clipbench.report import board, frame, table
 
     format_ = "json" if as_json else format_
-    if format_ != "table" and format_ not in table.TEXT_FORMATS:
-        raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
+    formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
+    if format_ not in formats:
+        raise ClipbenchError(unknown("format", format_, formats))
+    if (write or check) and suite is not None:
+        raise ClipbenchError(
+            "LEADERBOARD.md has every suite", hint="leave --suite out, or --write and --check"
+        )
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
     rows = frame.read(results, catalog)
-    if suite is not None:
-        rows = frame.of_tasks(rows, [t.id for t in catalog.tasks([suite])])
-    if format_ == "table":
-        _stdout(table.terminal(rows))
+    if write:
+        write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
+        _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
+    elif check:
+        board.check(results, board.leaderboard(rows, catalog))
+        _stderr(_plain(f"{results / board.LEADERBOARD} is current"))
+    elif format_ in table.SECTION_FORMATS:
+        sys.stdout.write(table.SECTION_FORMATS[format_](board.sections(rows, catalog, suite)))
     else:
-        sys.stdout.write(table.TEXT_FORMATS[format_](rows))
+        if suite is not None:
+            rows = frame.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
+        sys.stdout.write(table.ROW_FORMATS[format_](rows))
+
+
+@app.command("site")
+def site_command(
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the page.", metavar="DIR")] = Path(
+        "site"
+    ),
+    cards: Cards = None,
+) -> None:
+    """All records as one HTML page, which opens from a file: leaderboard, charts, a page a model and a task."""
+    from clipbench.report import site
+
+    text = site.build(results, _catalog(cards))
+    path = site.write(text, out)
+    print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[
+        str, typer.Argument(help="A model that has records, or a folder of records.", metavar="A")
+    ],
+    second: Annotated[str, typer.Argument(help="Another, held against it.", metavar="B")],
+    results: Results = Path("results"),
+    suite: Annotated[str | None, typer.Option("--suite", help="Only this suite's tasks.")] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0, max=1, help="How often chance may pass for a difference.")
+    ] = 0.05,
+    top: Annotated[int, typer.Option("--top", min=0, help="Classes and samples to name of each task.")] = 5,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
+    from clipbench.compare import compare
+    from clipbench.report import comparison
+
+    tasks = None
+    if suite is not None:
+        catalog = _catalog(cards)
+        catalog.suite(suite)
+        tasks = [task.id for task in catalog.tasks([suite])]
+    found = compare(first, second, results, tasks, alpha, top)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(comparison.text(found, first, second, alpha))
+
+
+@app.command("gate")
+def gate_command(
+    candidate: Annotated[Path, typer.Option("--candidate", help="Folder of the new records.", metavar="DIR")],
+    baseline: Annotated[
+        Path,
+        typer.Option("--baseline", help="Folder of the records that they are held against.", metavar="DIR"),
+    ] = Path("results"),
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="Percentage points that a score may fall.")
+    ] = 0.5,
+    alpha: Annotated[
+        float,
+        typer.Option("--alpha", min=0, max=1, help="How often equal models may fail, all tasks together."),
+    ] = 0.05,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", help="Suite or tasks that must be there; otherwise those of the baseline."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="These models only; otherwise all of the baseline."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Also write JUnit XML into this file.", metavar="XML")
+    ] = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """For CI: exit code 1 if a score dropped by more than is allowed and than noise, or a record cannot be judged."""
+    from clipbench import gate
+    from clipbench.cache import write_atomic
+    from clipbench.standing import Judge
+
+    catalog = _catalog(cards)
+    found = gate.gate(
+        baseline,
+        candidate,
+        Judge(catalog),
+        max_drop=max_drop,
+        alpha=alpha,
+        require=[task.id for task in catalog.tasks(_names("--require", require))] if require else None,
+        models=_names("--model", model) if model else None,
+    )
+    text = gate.summary(found, max_drop, alpha)
+    if junit is not None:
+        write_atomic(junit, gate.junit(found))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    if as_json:
+        print(json.dumps([check.as_json() for check in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(text)
+    if any(check.outcome == "fail" for check in found):
+        raise typer.Exit(1)
 
 
 @app.command("check")
