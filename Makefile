@@ -16,9 +16,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/clipbench eval --model digits-clip-lite --task quickstart --save-heatmaps 8
+	$(BIN)/clipbench site --out site
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

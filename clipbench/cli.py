@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,12 +173,13 @@ def evaluate_command(
         written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
         print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import frame, table
+        from clipbench.report import board, frame, table
         from clipbench.standing import Judge
 
         stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
-        rows = frame.rows(stored, Judge(catalog).reasons)
-        _stdout(table.terminal(frame.of_tasks(rows, [t.id for t in tasks])))
+        rows = [row for row in frame.rows(stored, Judge(catalog).reasons) if row.primary]
+        section = board.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+        sys.stdout.write(table.terminal([section]))
     if any(r.error for r in done):
         raise typer.Exit(2)
 
@@ -205,8 +207,20 @@ def pretrain_command(
         Path, typer.Option("--out", "-o", help="Folder of the run; afterwards it is a model.", metavar="DIR")
     ],
     data: Data = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value for a field of the recipe: optim.lr=0.001; repeatable.",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The recipe's quick form: minutes on a CPU.")
+    ] = False,
     cards: Cards = None,
     device: Device = "auto",
+    workers: Workers = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
     ] = False,
@@ -216,14 +230,14 @@ def pretrain_command(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain ….
     """
-    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.data.hub import DataPaths
+    from clipbench.data.training import open_pairs
 
     catalog = _catalog(cards)
-    entry = catalog.recipe(recipe)
-    sources = [(catalog.dataset(source.dataset), source.split) for source in entry.card.data]
+    entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
-    paths = DataPaths.parse(_known_data(data, catalog))
-    splits = [(open_split(dataset, role, paths), dataset.card) for dataset, role in sources]
+    paths = DataPaths.parse(_known_data(data, catalog, [source.name for source in entry.card.data]))
+    splits = [open_pairs(source, catalog.dataset, paths, entry.path) for source in entry.card.data]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain
 
@@ -236,6 +250,7 @@ def pretrain_command(
         evaluator=evaluator(catalog, options),
         device=device,
         progress=not quiet,
+        workers=_auto("--workers", workers),
         tensorboard=tensorboard,
     )
     if os.environ.get("RANK", "0") != "0":
@@ -243,6 +258,52 @@ def pretrain_command(
     _stderr(
         f"evaluate it like any other model: clipbench eval --model {out} --task {','.join(entry.card.evaluate) or '…'}"
     )
+
+
+# ---------------------------------------------------------------------- study
+
+
+@app.command("study")
+def study_command(
+    name: Annotated[str, typer.Argument(help="The study: data-efficiency.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the studies' results.", metavar="DIR")
+    ] = Path("results/studies"),
+    runs: Annotated[
+        Path,
+        typer.Option("--runs", help="Folder of the runs, which a stopped study goes on from.", metavar="DIR"),
+    ] = Path("runs/studies"),
+    data: Data = None,
+    cards: Cards = None,
+    device: Device = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Train the same towers by several objectives, and hold the papers' claims against what is measured."""
+    from clipbench.data.hub import DataPaths
+    from clipbench.pretrain import study as studies
+
+    runtime = _runtime(device, "fp32")
+    form: studies.Form = "quick" if quick else "cpu" if runtime.on_cpu else "gpu"
+    study = studies.read(name, form)
+    catalog = _catalog(cards)
+    from clipbench.evaluate import Options
+    from clipbench.report import studies as report
+
+    options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
+    folder = name if form == "cpu" else f"{name}-{form}"
+    cells, measured = len(study.cells()), []
+    for one in studies.run(study, catalog, options, runs / folder, device=device, progress=not quiet):
+        measured.append(one)
+        shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
+        _stderr(_plain(f"{len(measured)}/{cells} {one.cell.name}: {shown}"))
+    command = f"clipbench study {name}" + (
+        " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
+    )
+    page = report.write(name, study, measured, command, out / folder)
+    _stderr(_plain(f"wrote {page}, study.png and study.json"))
 
 
 # ----------------------------------------------------------------- list, show
@@ -304,26 +365,148 @@ def report_command(
     suite: Annotated[
         str | None, typer.Option("--suite", help="Only this suite's tasks; missing ones show as –.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", "-f", help="table, markdown, csv or json.")] = "table",
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="terminal, markdown, latex, csv or json.")
+    ] = "terminal",
+    write: Annotated[
+        bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
-    """Records as a table, beside the numbers that the papers report."""
-    from clipbench.report import frame, table
+    """Records as model × task tables by suite, beside the numbers that the papers report."""
+    from clipbench.cache import write_atomic
+    from clipbench.report import board, frame, table
 
     format_ = "json" if as_json else format_
-    if format_ != "table" and format_ not in table.TEXT_FORMATS:
-        raise ClipbenchError(unknown("format", format_, ("table", *table.TEXT_FORMATS)))
+    formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
+    if format_ not in formats:
+        raise ClipbenchError(unknown("format", format_, formats))
+    if (write or check) and suite is not None:
+        raise ClipbenchError(
+            "LEADERBOARD.md has every suite", hint="leave --suite out, or --write and --check"
+        )
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
     rows = frame.read(results, catalog)
-    if suite is not None:
-        rows = frame.of_tasks(rows, [t.id for t in catalog.tasks([suite])])
-    if format_ == "table":
-        _stdout(table.terminal(rows))
+    if write:
+        write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
+        _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
+    elif check:
+        board.check(results, board.leaderboard(rows, catalog))
+        _stderr(_plain(f"{results / board.LEADERBOARD} is current"))
+    elif format_ in table.SECTION_FORMATS:
+        sys.stdout.write(table.SECTION_FORMATS[format_](board.sections(rows, catalog, suite)))
     else:
-        sys.stdout.write(table.TEXT_FORMATS[format_](rows))
+        if suite is not None:
+            rows = frame.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
+        sys.stdout.write(table.ROW_FORMATS[format_](rows))
+
+
+@app.command("site")
+def site_command(
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the page.", metavar="DIR")] = Path(
+        "site"
+    ),
+    cards: Cards = None,
+) -> None:
+    """All records as one HTML page, which opens from a file: leaderboard, charts, a page a model and a task."""
+    from clipbench.report import site
+
+    text = site.build(results, _catalog(cards))
+    path = site.write(text, out)
+    print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[
+        str, typer.Argument(help="A model that has records, or a folder of records.", metavar="A")
+    ],
+    second: Annotated[str, typer.Argument(help="Another, held against it.", metavar="B")],
+    results: Results = Path("results"),
+    suite: Annotated[str | None, typer.Option("--suite", help="Only this suite's tasks.")] = None,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0, max=1, help="How often chance may pass for a difference.")
+    ] = 0.05,
+    top: Annotated[int, typer.Option("--top", min=0, help="Classes and samples to name of each task.")] = 5,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
+    from clipbench.compare import compare
+    from clipbench.report import comparison
+
+    tasks = None
+    if suite is not None:
+        catalog = _catalog(cards)
+        catalog.suite(suite)
+        tasks = [task.id for task in catalog.tasks([suite])]
+    found = compare(first, second, results, tasks, alpha, top)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(comparison.text(found, first, second, alpha))
+
+
+@app.command("gate")
+def gate_command(
+    candidate: Annotated[Path, typer.Option("--candidate", help="Folder of the new records.", metavar="DIR")],
+    baseline: Annotated[
+        Path,
+        typer.Option("--baseline", help="Folder of the records that they are held against.", metavar="DIR"),
+    ] = Path("results"),
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", min=0, help="Percentage points that a score may fall.")
+    ] = 0.5,
+    alpha: Annotated[
+        float,
+        typer.Option("--alpha", min=0, max=1, help="How often equal models may fail, all tasks together."),
+    ] = 0.05,
+    require: Annotated[
+        list[str] | None,
+        typer.Option("--require", help="Suite or tasks that must be there; otherwise those of the baseline."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="These models only; otherwise all of the baseline."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Also write JUnit XML into this file.", metavar="XML")
+    ] = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """For CI: exit code 1 if a score dropped by more than is allowed and than noise, or a record cannot be judged."""
+    from clipbench import gate
+    from clipbench.cache import write_atomic
+    from clipbench.standing import Judge
+
+    catalog = _catalog(cards)
+    found = gate.gate(
+        baseline,
+        candidate,
+        Judge(catalog),
+        max_drop=max_drop,
+        alpha=alpha,
+        require=[task.id for task in catalog.tasks(_names("--require", require))] if require else None,
+        models=_names("--model", model) if model else None,
+    )
+    text = gate.summary(found, max_drop, alpha)
+    if junit is not None:
+        write_atomic(junit, gate.junit(found))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
+    if as_json:
+        print(json.dumps([check.as_json() for check in found], indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(text)
+    if any(check.outcome == "fail" for check in found):
+        raise typer.Exit(1)
 
 
 @app.command("check")
@@ -575,12 +758,13 @@ def _names(option: str, given: list[str]) -> list[str]:
     return names
 
 
-def _known_data(given: list[str] | None, catalog: Catalog) -> list[str]:
-    """The values of --data; a misspelt data set would otherwise be fetched instead of read."""
+def _known_data(given: list[str] | None, catalog: Catalog, more: Sequence[str] = ()) -> list[str]:
+    """The values of --data; a misspelt data set would otherwise be fetched instead of read. `more`: other names."""
+    known = {*catalog.dataset_files, *more}
     for text in given or ():
         name, separator, _ = text.partition("=")
-        if separator and name not in catalog.dataset_files:
-            raise ClipbenchError(f"--data {text}: {unknown('data set', name, catalog.dataset_files)}")
+        if separator and name not in known:
+            raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
     return given or []
 
 

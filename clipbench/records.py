@@ -33,6 +33,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     JsonValue,
+    SkipValidation,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -103,10 +104,10 @@ class Timing(Strict):
 
 
 class ResolvedCards(Strict):
-    """The cards as they were resolved, defaults included."""
+    """The cards as they were resolved, defaults included; their values were validated as cards, and are long."""
 
-    model: Json
-    task: Json
+    model: dict[str, SkipValidation[JsonValue]]
+    task: dict[str, SkipValidation[JsonValue]]
 
     @field_validator("model")
     @classmethod
@@ -335,15 +336,18 @@ def _sealed(record: Record, samples_sha256: str) -> Record:
     return bare.model_copy(update={"digest": hashlib.sha256(to_json(bare).encode()).hexdigest()})
 
 
-def _seal(text: str, digest: str | None) -> Seal:
-    """Whether `digest` is that of the file content `text`; spacing and the order of keys do not count."""
+def _seal(content: bytes, digest: str | None) -> Seal:
+    """Whether `digest` is that of the file's content; spacing and the order of keys do not count."""
     if digest is None:
         return "none"
     # Quick, for a file as `write` leaves it: only a key of the record itself stands two spaces in.
-    bare = text.replace(f'\n  "digest": "{digest}"', '\n  "digest": null', 1)
-    if hashlib.sha256(bare.encode()).hexdigest() == digest:
+    head, mark, tail = content.partition(f'\n  "digest": "{digest}"'.encode())
+    hashed = hashlib.sha256(head)
+    hashed.update(b'\n  "digest": null' if mark else b"")
+    hashed.update(tail)
+    if hashed.hexdigest() == digest:
         return "whole"
-    bare = _text(json.loads(text) | {"digest": None})
+    bare = _text(json.loads(content) | {"digest": None})
     return "whole" if hashlib.sha256(bare.encode()).hexdigest() == digest else "broken"
 
 
@@ -374,14 +378,16 @@ def load(path: Path) -> Stored:
         DataError: as `read`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise _broken(path, "it is not UTF-8 text") from None
     try:
-        record = Record.model_validate_json(text)
+        record = Record.model_validate_json(content)
     except ValidationError as error:
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise _broken(path, "it is not UTF-8 text") from None
         older = _upgraded(text)
         if older is None:
             raise _explained(path, text, error) from None
@@ -389,7 +395,7 @@ def load(path: Path) -> Stored:
             return Stored(path, Record.model_validate_json(older), "none")
         except ValidationError as error_of_older:
             raise _explained(path, older, error_of_older) from None
-    return Stored(path, record, _seal(text, record.digest))
+    return Stored(path, record, _seal(content, record.digest))
 
 
 def _from_1(value: Json) -> Json:

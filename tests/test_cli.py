@@ -228,12 +228,27 @@ def test_report_in_every_format(run: Run, place: Place) -> None:
     assert table.code == 0
     assert all(name in table.out for name in TASK_IDS)
     markdown = run(*at, "--format", "markdown").out
-    assert markdown.startswith("| ")
+    assert "\n| model | " in markdown
+    assert run(*at, "--format", "latex").out.startswith("% needs")
     rows = list(csv.DictReader(io.StringIO(run(*at, "--format", "csv").out)))
     assert {row["task"] for row in rows} == set(TASK_IDS)
     found = json.loads(run(*at, "--format", "json").out)
     assert len(found) == len(rows) == 2 * 4
     assert json.loads(run(*at, "--json").out) == found
+
+
+def test_report_writes_the_leaderboard_and_says_when_it_is_stale(run: Run, place: Place) -> None:
+    run(*place.eval("--quiet"))
+    at = ("report", "--results", place.results, "--cards", place.cards)
+    missing = run(*at, "--check")
+    assert missing.code == 2
+    assert "--write" in missing.err
+    assert run(*at, "--write").code == 0
+    assert run(*at, "--check").code == 0
+    run(*place.eval("--quiet", "--limit", "5"))
+    stale = run(*at, "--check")
+    assert stale.code == 2
+    assert "is not what the records and cards say today" in stale.err
 
 
 def test_report_of_a_suite_shows_what_is_missing(run: Run, place: Place) -> None:
@@ -328,7 +343,11 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
             ['unknown recipe "clip-lite-digit"', '"clip-lite-digits"'],
         ),
         ("report --results . --suite quikstart", ['unknown suite "quikstart"', '"quickstart"']),
-        ("report --results . --format markdwn", ['unknown format "markdwn"', '"markdown"', "csv, json"]),
+        (
+            "report --results . --format markdwn",
+            ['unknown format "markdwn"', '"markdown"', "csv, json, latex"],
+        ),
+        ("report --results . --suite quickstart --check", ["LEADERBOARD.md has every suite"]),
         ("list tasks --cards nowhere", ["no folder nowhere", "--cards and CLIPBENCH_CARDS"]),
     ],
 )

@@ -118,6 +118,7 @@ def test_worked_out_by_hand() -> None:
     columns = {name: list(column) for name, column in outcome.samples.items()}
     assert columns == {
         "id": ["e0", "e1", "e2"],
+        "image": ["0.jpg", "0.jpg", "2.jpg"],
         "expression": ["thing 0", "thing 1", "thing 2"],
         "hit": [False, True, True],  # a map of zeros points at the first pixel
         "energy": [0.25, 1.0, 0.0],

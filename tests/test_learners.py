@@ -276,7 +276,7 @@ def test_declip_trains_a_bert_too(tmp_path: Path, pool: str) -> None:
 
 
 def test_declip_needs_a_state_for_every_token_and_something_to_hide_it(tmp_path: Path) -> None:
-    with pytest.raises(CardError, match="declip needs a text tower with a state for every token"):
+    with pytest.raises(CardError, match="of kind ngrams, or wholly frozen"):
         made_for(TINY | {"text": {"kind": "ngrams", "width": 8}}, kind="declip")
     config = bert(tmp_path, vocabulary=104)
     write_tokenizer(tmp_path)

@@ -41,7 +41,12 @@ SURFACE = {
         "path_of paths read read_all same samples_intact samples_path to_json utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
-    "clipbench.report.table": "as_printed csv_text json_text markdown record_table terminal",
+    "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",
+    "clipbench.compare": "Comparison compare judged matched of",
+    "clipbench.report.board": "Mean Section check leaderboard sections",
+    "clipbench.report.table": (
+        "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
+    ),
     "clipbench.standing": "Gone Judge Reason lacking",
 }
 LIGHT = (
@@ -53,6 +58,7 @@ LIGHT = (
     "clipbench.catalog",
     "clipbench.check",
     "clipbench.cli",
+    "clipbench.compare",
     "clipbench.concepts",
     "clipbench.data.coco_gender",
     "clipbench.data.captions",
@@ -62,6 +68,7 @@ LIGHT = (
     "clipbench.evaluate",
     "clipbench.execution",
     "clipbench.features",
+    "clipbench.gate",
     "clipbench.groups",
     "clipbench.library",
     "clipbench.metrics",
@@ -75,11 +82,14 @@ LIGHT = (
     "clipbench.models.tokenizer",
     "clipbench.models.dual",
     "clipbench.models.weights",
+    "clipbench.paired",
+    "clipbench.pairing",
     "clipbench.protocols.bias",
     "clipbench.protocols.retrieval",
     "clipbench.protocols.grounding",
     "clipbench.protocols.zero_shot",
     "clipbench.records",
+    "clipbench.report.board",
     "clipbench.report.frame",
     "clipbench.report.listing",
     "clipbench.report.overlays",

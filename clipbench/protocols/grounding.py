@@ -114,6 +114,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
     }
     samples: dict[str, NDArray[Any] | list[NDArray[Any]]] = {
         "id": np.array([expressions.ids[n] for n in numbers], dtype=object),
+        "image": np.array(split.ids, dtype=object)[images],
         "expression": np.array([expressions.texts[n] for n in numbers], dtype=object),
         "hit": hits,
         "energy": energies,

@@ -5,33 +5,35 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from clipbench import records
 from clipbench.cards import Confidence, Reported
 from clipbench.catalog import Catalog
 from clipbench.records import Record, Stored
 from clipbench.standing import Judge, Reason, lacking
+from clipbench.stats import Score
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
-#: how much of a score's name says that less is better
+#: percentage points within which a published number counts as reproduced; half precision alone moves as much
+REPRODUCED: Final = 0.1
+#: names of metrics of which less is better begin like these
 _LESS: Final = ("ece", "gap_before", "gap_after", "maxskew@")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One score of one record, or (`metric` None) a task of the suite that the model has no record of.
 
     `value`, the interval and `chance` are fractions of 1, or ranks; `reported_percent` is as printed by its source and
-    `difference_points` is ours minus theirs in percentage points. `version` is clipbench's, `commit` of its checkout.
-    `kept_off` has the kinds of reasons why the record may not stand on the leaderboard ("limited, dirty"), empty where
-    it may, and `why` says them whole (`clipbench.standing`).
+    `difference_points` is ours minus theirs in percentage points; `verdict` on it is "reproduced" (at most
+    `REPRODUCED` points apart), "within interval" (theirs lies in our 95 % interval) or "off". `version` is clipbench's,
+    `commit` that of its checkout. `kept_off` has the kinds of reasons why the record may not stand on the leaderboard
+    ("limited, dirty"), empty where it may, and `why` says them whole (`clipbench.standing`).
     """
 
     model: str
@@ -52,6 +54,7 @@ class Row:
     reported_confidence: str | None = None
     reported_source: str | None = None
     difference_points: float | None = None
+    verdict: str | None = None
     limit: int | None = None
     partial: bool = False
     skipped: int = 0
@@ -85,8 +88,7 @@ def results(folder: str | Path = "results", *, cards: Sequence[Path] = ()) -> pd
     import pandas as pd
 
     found = read(Path(folder), Catalog(cards))
-    columns = {field.name: [getattr(row, field.name) for row in found] for field in fields(Row)}
-    return pd.DataFrame(columns)
+    return pd.DataFrame(found, columns=list(Row._fields))
 
 
 def read(folder: Path, catalog: Catalog) -> list[Row]:
@@ -109,8 +111,7 @@ def rows(
     """
     found: list[Row] = []
     for one in sorted(stored, key=lambda one: (one.record.model, one.record.task)):
-        against = reasons(one)
-        found += [_row(one, metric, against) for metric in metrics_of(one.record)]
+        found += _rows(one, reasons(one))
     return found
 
 
@@ -151,12 +152,13 @@ def less_is_better(metric: str) -> bool:
     return metric.endswith("_rank") or metric.startswith(_LESS)
 
 
-def _row(stored: Stored, metric: str, against: Sequence[Reason]) -> Row:
+def _rows(stored: Stored, against: Sequence[Reason]) -> list[Row]:
+    """One for each score of a record, the primary one first."""
     record = stored.record
-    score, model = record.scores[metric], record.cards.model
-    reported = _reported(record, metric)
+    model = record.cards.model
     family, pairs = model.get("family"), model.get("training_pairs_m")
-    return Row(
+    published = record.cards.reported if model.get("reported") else ()
+    whole = Row(
         model=record.model,
         task=record.task,
         family=family if isinstance(family, str) else None,
@@ -164,17 +166,6 @@ def _row(stored: Stored, metric: str, against: Sequence[Reason]) -> Row:
         dataset=record.task.partition("@")[0].rpartition("-")[0],
         protocol=record.protocol.name,
         protocol_version=record.protocol.version,
-        metric=metric,
-        primary=metric == record.primary,
-        value=score.value,
-        low=score.ci95[0],
-        high=score.ci95[1],
-        n=score.n,
-        chance=score.chance,
-        reported_percent=reported.percent if reported else None,
-        reported_confidence=reported.confidence if reported else None,
-        reported_source=reported.source if reported else None,
-        difference_points=100 * score.value - reported.percent if reported else None,
         limit=record.limit,
         partial=lacking(record) is not None,
         skipped=len(record.skipped),
@@ -189,12 +180,35 @@ def _row(stored: Stored, metric: str, against: Sequence[Reason]) -> Row:
         kept_off=", ".join(reason.kind for reason in against),
         why="; ".join(reason.text for reason in against),
     )
+    return [_scored(whole, record, metric, published) for metric in metrics_of(record)]
 
 
-def _reported(record: Record, metric: str) -> Reported | None:
-    """The most trusted number that the model's card gives for this task and metric."""
-    fitting = [r for r in record.cards.reported if (r.task, r.metric) == (record.task, metric)]
-    return min(fitting, key=lambda r: _TRUST.index(r.confidence), default=None)
+def _scored(whole: Row, record: Record, metric: str, published: Sequence[Reported]) -> Row:
+    """`whole` with one score, and with the most trusted number that the model's card gives for it."""
+    score = record.scores[metric]
+    fitting = [r for r in published if (r.task, r.metric) == (record.task, metric)]
+    reported = min(fitting, key=lambda r: _TRUST.index(r.confidence), default=None)
+    return whole._replace(
+        metric=metric,
+        primary=metric == record.primary,
+        value=score.value,
+        low=score.ci95[0],
+        high=score.ci95[1],
+        n=score.n,
+        chance=score.chance,
+        reported_percent=reported.percent if reported else None,
+        reported_confidence=reported.confidence if reported else None,
+        reported_source=reported.source if reported else None,
+        difference_points=100 * score.value - reported.percent if reported else None,
+        verdict=_verdict(score, reported.percent) if reported else None,
+    )
+
+
+def _verdict(score: Score, percent: float) -> str:
+    if abs(100 * score.value - percent) <= REPRODUCED + 1e-9:
+        return "reproduced"
+    low, high = score.ci95
+    return "within interval" if 100 * low <= percent <= 100 * high else "off"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Tables of records: every score as a row, and four ways to print the rows.
+"""Tables of records, and five ways to print them.
 
-`terminal`, `markdown`, `csv_text` and `json_text` render the rows of `clipbench.report.frame`. The first two show the
-primary metric of each model × task in percent; the last two every score as a fraction of 1.
+`terminal`, `markdown` and `latex` show the sections of `clipbench.report.board`: the primary metric of each model ×
+task, in percent. `csv_text` and `json_text` have every row of `clipbench.report.frame`, as a fraction of 1.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.records import Record, Stored
@@ -24,9 +24,21 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from clipbench.report.board import Mean, Section
+
 DASH: Final = "–"
 _SECONDARY: Final = "†"
 _MEMORY: Final = "‡"
+_VERDICTS: Final = {"reproduced": "=", "within interval": "≈", "off": "≠"}
+_VERDICT_LEGEND: Final = {
+    "reproduced": f"reproduced: at most {frame.REPRODUCED} points from the reported number",
+    "within interval": "within interval: the reported number lies in our 95 % interval",
+    "off": "off: the reported number lies outside our 95 % interval",
+}
+_MEANS: Final = (
+    "mean: plain mean of k of the n tasks; only means of all n compare, and only they are ranked",
+)
+_METRIC_WIDTH: Final = 14  # a long metric reads well over two lines
 _LEGEND: Final = {
     _SECONDARY: "reported number from a secondary source",
     _MEMORY: "reported number from memory, not verified",
@@ -54,7 +66,13 @@ def _rank(rank: float) -> str:
 def _value(row: Row) -> str:
     if row.value is None or row.low is None or row.high is None:
         return DASH
-    return f"{_percent(row.value)} ±{_percent((row.high - row.low) / 2)}"
+    if row.metric is not None and row.metric.endswith("_rank"):
+        return f"{_rank(row.value)} ±{_rank((row.high - row.low) / 2)}"
+    return _with_half(row.value, (row.high - row.low) / 2)
+
+
+def _with_half(value: float, half: float) -> str:
+    return f"{_percent(value)} ±{_percent(half)}"
 
 
 def _source_mark(row: Row) -> str:
@@ -80,70 +98,228 @@ def as_printed(percent: float) -> str:
 
 
 def _difference(row: Row) -> str:
-    return DASH if row.difference_points is None else f"{row.difference_points:+.2f}"
+    if row.difference_points is None:
+        return DASH
+    return f"{row.difference_points:+.2f} {_VERDICTS[row.verdict or 'off']}"
 
 
 def _marks(row: Row) -> str:
+    kept_off = row.kept_off
+    if not (kept_off or row.limit or row.partial or row.dirty or row.skipped):
+        return ""
     held = {
         "L": row.limit is not None,
         "P": row.partial,
         "D": bool(row.dirty),
         "S": row.skipped > 0,
-        "E": "edited" in row.kept_off,
-        "U": "unsealed" in row.kept_off,
-        "O": "stale" in row.kept_off,
+        "E": "edited" in kept_off,
+        "U": "unsealed" in kept_off,
+        "O": "stale" in kept_off,
     }
     return "".join(mark for mark, holds in held.items() if holds)
 
 
-def _legend(shown: Sequence[Row]) -> list[str]:
-    used = {mark for row in shown for mark in (_source_mark(row), *_marks(row))}
-    return [f"{mark} {meaning}" for mark, meaning in _LEGEND.items() if mark in used]
-
-
-_Column = tuple[str, Callable[[Row], str]]
-
-
-def _columns(shown: Sequence[Row]) -> list[_Column]:
-    """Heading and cell of the columns that have something to say about these rows."""
-    columns: list[_Column] = [
-        ("model", lambda row: row.model),
-        ("task", lambda row: row.task),
-        ("metric", lambda row: row.metric or DASH),
-        ("value %", _value),
+def _legend(found: Sequence[Section], *, signs: bool = False) -> list[str]:
+    """What marks and verdicts mean that occur in these sections; with `signs`, verdicts by their signs."""
+    shown = [row for section in found for row in section.rows]
+    marks = {mark for row in shown for mark in (_source_mark(row), *_marks(row))}
+    verdicts = {row.verdict for row in shown}
+    means = any(mean is not None for section in found for _, mean in section.ranked)
+    return [
+        *(f"{mark} {meaning}" for mark, meaning in _LEGEND.items() if mark in marks),
+        *(
+            f"{_VERDICTS[word]} {meaning}" if signs else meaning
+            for word, meaning in _VERDICT_LEGEND.items()
+            if word in verdicts
+        ),
+        *(_MEANS if means else ()),
     ]
-    if any(row.reported_percent is not None for row in shown):
-        columns += [("reported", _reported_cell), ("Δ", _difference)]
-    columns += [("n", lambda row: DASH if row.n is None else f"{row.n:,}")]
-    if any(_marks(row) for row in shown):
-        columns += [("", _marks)]
-    return columns
 
 
 # ------------------------------------------------------------------ renderers
 
 
-def terminal(every: Sequence[Row]) -> RenderableType:
-    """The primary metric of each model × task, in percent, for `rich` to print; fits 80 columns.
+def terminal(found: Sequence[Section]) -> str:
+    """The primary metric of each model × task, in percent, a table a section; fits 80 columns.
 
     Tasks stand indented under their model, which leaves both names the room to stay whole.
     """
-    from rich.console import Group
-    from rich.text import Text
+    text = ""
+    for section in found:
+        if len(found) > 1:
+            text += ("\n" if text else "") + f"{_heading(section)}\n\n"
+        text += _listing(section)
+    legend = _legend(found, signs=True)
+    return text + ("\n" + "".join(f"{line}\n" for line in legend) if legend else "")
 
-    shown = [row for row in every if row.primary]
-    numbers = _columns(shown)[2:]
-    table = _rich_table(["model / task", *(heading for heading, _ in numbers)], left=("metric", ""))
-    # rich would break the names first; a long metric reads well over two lines, an id does not.
-    table.columns[1].max_width = 14
-    for model, of_model in groupby(shown, key=lambda row: row.model):
-        table.add_row(Text(model, style="bold"))
-        for row in of_model:
-            cells = [Text(cell(row)) for _, cell in numbers]
-            # Spaces let a long metric name break between words.
-            cells[0] = Text((row.metric or DASH).replace("_", " "))
-            table.add_row(Text(f"  {row.task}"), *cells)
-    return Group(table, *_notes(_legend(shown)))
+
+def _heading(section: Section) -> str:
+    return f"{section.title} ({section.suite})" if section.suite else section.title
+
+
+def _listing(section: Section) -> str:
+    """One section: models, and below each its tasks and their mean."""
+    reported = any(row.reported_percent is not None for row in section.rows)
+    marked = any(_marks(row) for row in section.rows)
+    headings = ["model / task", "metric", "value %", *(["reported", "Δ"] if reported else []), "n"]
+    lines: list[list[str]] = []
+    for model, mean in section.ranked:
+        lines.append([model])
+        for task in section.tasks:
+            row = section.cells[model].get(task)
+            if row is None and not section.dashes:
+                continue
+            row = row or Row(model=model, task=task)
+            beside = [_reported_cell(row), _difference(row)] if reported else []
+            n = DASH if row.n is None else f"{row.n:,}"
+            metric, *more = _wrapped(row.metric or DASH)
+            lines.append([f"  {task}", metric, _value(row), *beside, n, _marks(row)])
+            lines += [["", part] for part in more]
+        if mean is not None:
+            covered = f"  mean of {mean.covers}" + ("" if mean.whole else f" of {mean.of}")
+            lines.append([covered, "", _with_half(mean.value, mean.half)])
+    columns = [*headings, ""] if marked else headings
+    return aligned(columns, [line[: len(columns)] for line in lines], left={0, 1, len(headings)})
+
+
+def aligned(headings: Sequence[str], lines: Sequence[Sequence[str]], left: set[int]) -> str:
+    """Columns of plain text under a rule; those in `left` are text, the others numbers.
+
+    The last cell of a line that is shorter than the others may reach over the columns after it.
+
+    >>> print(aligned(["a", "n"], [["one", "10"], ["a long heading"], ["x", "5"]], left={0}), end="")
+    a     n
+    ──────────────
+    one  10
+    a long heading
+    x     5
+    """
+    rows = [headings, *lines]
+    widths = [max(len(row[i]) for row in rows if len(row) > max(i, 1)) for i in range(len(headings))]
+    written = [_line(row, widths, left) for row in rows]
+    rule = "─" * max(len(line) for line in written)
+    return "\n".join([written[0], rule, *written[1:]]) + "\n"
+
+
+@cache
+def _wrapped(metric: str) -> list[str]:
+    return wrap(metric.replace("_", " "), _METRIC_WIDTH)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], left: set[int]) -> str:
+    aligned = (
+        cell.ljust(width) if i in left else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=False))
+    )
+    return "  ".join(aligned).rstrip()
+
+
+def markdown(found: Sequence[Section]) -> str:
+    """GitHub markdown: for each section a model × task table, and one of what papers report beside it."""
+    text = ""
+    for section in found:
+        text += f"\n## {_heading(section)}\n\n"
+        headings, rows = _matrix(section)
+        text += markdown_table(headings, "l" + "r" * (len(headings) - 1), rows)
+        beside = [row for row in section.rows if row.reported_percent is not None]
+        if beside:
+            text += "\nBeside published numbers:\n\n"
+            text += markdown_table(_BESIDE, "lllrrrll", (_beside(row) for row in beside))
+    legend = _legend(found)
+    return text + ("\n" + "".join(f"- {line}\n" for line in legend) if legend else "")
+
+
+_BESIDE: Final = ("model", "task", "metric", "value %", "reported", "Δ", "verdict", "source")
+
+
+def _beside(row: Row) -> list[str]:
+    points = row.difference_points
+    said = f"off by {points:+.2f}" if row.verdict == "off" and points is not None else row.verdict or DASH
+    cells = [row.model, row.task, row.metric or DASH, _value(row), _reported_cell(row)]
+    return [*cells, DASH if points is None else f"{points:+.2f}", said, row.reported_source or ""]
+
+
+def _matrix(section: Section) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the model × task table."""
+    metrics: dict[str, str] = {row.task: row.metric or "" for row in section.rows if row.metric is not None}
+    headings = ["model", *(f"{task} {metrics.get(task, '')}".strip() for task in section.tasks)]
+    means = any(mean is not None for _, mean in section.ranked)
+    rows = []
+    for model, mean in section.ranked:
+        own = section.cells[model]
+        cells = [_marked(own[task]) if task in own else DASH for task in section.tasks]
+        rows.append([model, *cells, *([_mean_cell(mean)] if means else [])])
+    return [*headings, *(["mean"] if means else [])], rows
+
+
+def _marked(row: Row) -> str:
+    marks = _marks(row)
+    return f"{_value(row)} {marks}" if marks else _value(row)
+
+
+def _mean_cell(mean: Mean | None) -> str:
+    if mean is None:
+        return DASH
+    return f"{_with_half(mean.value, mean.half)} ({mean.covers} of {mean.of})"
+
+
+def markdown_table(headings: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
+    """A table in GitHub markdown. `align` has a letter a column: l or r.
+
+    >>> print(markdown_table(["a", "n"], "lr", [["x|y", "1"]]), end="")
+    | a | n |
+    | :-- | --: |
+    | x\\|y | 1 |
+    """
+    marks = [":--" if letter == "l" else "--:" for letter in align]
+    lines = [headings, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(found: Sequence[Section]) -> str:
+    """A `tabular` a section, models in rows, for LaTeX with the package booktabs."""
+    text = "% needs \\usepackage{booktabs}\n"
+    for section in found:
+        headings, rows = _matrix(section)
+        text += f"% {_heading(section)}\n\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
+        text += " & ".join(map(_tex, headings)) + " \\\\\n\\midrule\n"
+        text += "".join(" & ".join(map(_tex, row)) + " \\\\\n" for row in rows)
+        text += "\\bottomrule\n\\end{tabular}\n"
+    return text + "".join(f"% {line}\n" for line in _legend(found))
+
+
+_TEX: Final = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"\,$\pm$\,", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$"}
+)
+
+
+def _tex(cell: str) -> str:
+    return cell.replace(" ±", "±").translate(_TEX)
+
+
+def csv_text(every: Sequence[Row]) -> str:
+    """Every score, one line each, under the field names of `Row`; empty cells for what is missing."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, Row._fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row._asdict() for row in every)
+    return buffer.getvalue()
+
+
+def json_text(every: Sequence[Row]) -> str:
+    """Every score as a list of objects with the fields of `Row`; null for what is missing."""
+    return json.dumps([row._asdict() for row in every], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+#: formats of sections, and of every row, by their name on the command line
+SECTION_FORMATS: Final[dict[str, Callable[[Sequence[Section]], str]]] = {
+    "terminal": terminal,
+    "markdown": markdown,
+    "latex": latex,
+}
+ROW_FORMATS: Final[dict[str, Callable[[Sequence[Row]], str]]] = {"csv": csv_text, "json": json_text}
 
 
 def _rich_table(headings: Sequence[str], left: Sequence[str]) -> Table:
@@ -156,43 +332,6 @@ def _rich_table(headings: Sequence[str], left: Sequence[str]) -> Table:
         text = heading in (headings[0], *left)
         table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     return table
-
-
-def markdown(every: Sequence[Row]) -> str:
-    """The table of `terminal` as GitHub markdown, its legend below."""
-    shown = [row for row in every if row.primary]
-    columns = _columns(shown)
-    text = ("model", "task", "metric", "")
-    lines = [
-        [heading for heading, _ in columns],
-        [":--" if heading in text else "--:" for heading, _ in columns],
-        *([cell(row).replace("|", "\\|") for _, cell in columns] for row in shown),
-    ]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    legend = "".join(f"- {line}\n" for line in _legend(shown))
-    return f"{table}\n{legend}" if legend else table
-
-
-def csv_text(every: Sequence[Row]) -> str:
-    """Every score, one line each, under the field names of `Row`; empty cells for what is missing."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in every)
-    return buffer.getvalue()
-
-
-def json_text(every: Sequence[Row]) -> str:
-    """Every score as a list of objects with the fields of `Row`; null for what is missing."""
-    return json.dumps([asdict(row) for row in every], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-#: the formats that are plain text, by their name on the command line
-TEXT_FORMATS: Final[dict[str, Callable[[Sequence[Row]], str]]] = {
-    "markdown": markdown,
-    "csv": csv_text,
-    "json": json_text,
-}
 
 
 def record_table(record: Record) -> RenderableType:

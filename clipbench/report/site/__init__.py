@@ -1,0 +1,66 @@
+"""`clipbench site`: all records as one HTML page that needs nothing else, neither a server nor a network.
+
+board.py      the leaderboard, which is there without scripts
+content.py    what the scripts read: an index, and a block a model and a task
+document.py   template, styles, scripts and data in one file, below a limit
+js/           sorting and filtering; Vega-Lite charts; the views of a model and of a task
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from clipbench import records
+from clipbench.cache import write_atomic
+from clipbench.catalog import Catalog
+from clipbench.errors import DataError
+from clipbench.records import Stored
+from clipbench.report.site import board
+from clipbench.report.site.content import gather
+from clipbench.report.site.document import html
+
+
+def build(results: Path, catalog: Catalog) -> str:
+    """The page of all records below `results`.
+
+    Raises:
+        DataError: there is no such folder, no record in it, or a file in it is no record.
+    """
+    return page(records.load_all(results), catalog, results)
+
+
+def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:
+    """The page of the records `found`; `results` is named as their folder.
+
+    Raises:
+        DataError: there is no record.
+    """
+    if not found:
+        raise DataError(
+            f"no record in {results}", hint="make one first: clipbench eval --model … --task quickstart"
+        )
+    judged = board.judge(found, catalog)
+    standing = [one for one in judged if one.stands]
+    columns = board.columns(standing)
+    newest = datetime.fromisoformat(max(one.record.created for one in judged))
+    return html(
+        gather(judged, catalog),
+        columns,
+        board.lines(standing, columns),
+        [one for one in judged if not one.stands],
+        results,
+        f"{newest:%-d %B %Y}",
+    )
+
+
+def write(text: str, out: Path) -> Path:
+    """Write the page into the folder `out` (made where missing); returns its path.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    path = out / "index.html"
+    write_atomic(path, text.encode())
+    return path

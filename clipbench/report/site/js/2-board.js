@@ -1,0 +1,152 @@
+// The leaderboard: sorting, filtering, the mean over a suite, and wide tables on paper.
+
+const board = (() => {
+  const shell = document.getElementById("board");
+  const body = shell.tBodies[0];
+  const heads = [...shell.tHead.rows[0].cells];
+  const MEAN = 3, FIRST = 4; // columns: model, family, pairs, mean, then one a task
+  const columns = heads.slice(FIRST).map((head) => head.firstElementChild.textContent);
+  const less = columns.map((id) => tasks.find((task) => task.id === id).less);
+  const place = new Map(columns.map((id, i) => [id, i]));
+  const number = new Map(models.map((m, i) => [m.id, i]));
+  const rows = [...body.rows].map((row) => {
+    const model = models[number.get(row.cells[0].textContent)];
+    return { row, model, cells: [...row.cells], values: new Float64Array(columns.length).fill(NaN), mean: NaN };
+  });
+  const byModel = new Map(rows.map((r) => [r.model.id, r]));
+  for (const [m, t, value] of scores) byModel.get(models[m].id).values[place.get(tasks[t].id)] = value;
+
+  // Styled as plain boxes (see site.css), the parts of the table say themselves what they are.
+  const roles = [[[shell], "table"], [[shell.tHead, body], "rowgroup"], [[...shell.rows], "row"], [heads, "columnheader"],
+    [rows.map((r) => r.cells[0]), "rowheader"], [rows.flatMap((r) => r.cells.slice(1)), "cell"]];
+  for (const [parts, role] of roles) for (const part of parts) part.setAttribute("role", role);
+
+  const fields = Object.fromEntries(["model", "group", "suite", "task"].map((name) =>
+    [name, document.getElementById(`${name}-filter`)]));
+  const status = document.getElementById("count");
+  let sorted = { key: "model", down: false };
+  let shown = columns.map(() => true);
+
+  function keyOf(key) {
+    if (key === "model") return (r) => r.model.id;
+    if (key === "group") return (r) => r.model.group;
+    if (key === "pairs") return (r) => r.model.pairs ?? NaN;
+    if (key === "mean") return (r) => r.mean;
+    return (r) => r.values[Number(key)];
+  }
+
+  /** Put the rows in order; models without a value come last in either direction, equals by name. */
+  function sort(key, down) {
+    const of = keyOf(key);
+    const order = rows.map((r) => [of(r), r]);
+    order.sort(([a, x], [b, y]) => {
+      const gap = Number.isNaN(a) - Number.isNaN(b);
+      if (gap) return gap;
+      const way = a < b ? -1 : a > b ? 1 : 0;
+      return (down ? -way : way) || (x.model.id < y.model.id ? -1 : 1);
+    });
+    const sheet = document.createDocumentFragment();
+    for (const [, r] of order) sheet.append(r.row);
+    body.append(sheet);
+    for (const head of heads) head.removeAttribute("aria-sort");
+    heads.find((head) => head.firstElementChild.dataset.key === key).setAttribute("aria-sort", down ? "descending" : "ascending");
+    sorted = { key, down };
+  }
+
+  shell.tHead.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const key = button.dataset.key;
+    // The first click puts the best on top, or the least where nothing is better.
+    const down = key === "mean" || (Number(key) >= 0 && !less[Number(key)]);
+    sort(key, sorted.key === key ? !sorted.down : down);
+  });
+
+  /** The columns of the chosen suite that the task filter leaves, and which tasks of the suite nobody measured. */
+  function chosen() {
+    const suite = fields.suite.value === "" ? null : suites[Number(fields.suite.value)];
+    const wanted = suite && new Set(suite.tasks.filter((t) => t !== null).map((t) => tasks[t].id));
+    const words = fields.task.value.trim().toLowerCase();
+    return { suite, kept: columns.map((id) => (!wanted || wanted.has(id)) && id.toLowerCase().includes(words)) };
+  }
+
+  function filter() {
+    const { suite, kept } = chosen();
+    const covered = suite && fields.task.value.trim() === "" ? suite : null;
+    kept.forEach((keep, i) => {
+      if (keep === shown[i]) return;
+      heads[FIRST + i].hidden = !keep;
+      for (const r of rows) r.cells[FIRST + i].hidden = !keep;
+    });
+    shown = kept;
+    means(covered);
+    const words = fields.model.value.trim().toLowerCase();
+    let left = 0;
+    for (const r of rows) {
+      const keep = (!fields.group.value || r.model.group === fields.group.value)
+        && `${r.model.id} ${r.model.title}`.toLowerCase().includes(words);
+      r.row.hidden = !keep;
+      left += keep;
+    }
+    best();
+    const unmeasured = covered ? covered.tasks.filter((t) => t === null).length : 0;
+    status.textContent = `Showing ${count(left)} of ${plural(rows.length, "model")} and `
+      + `${count(kept.filter(Boolean).length)} of ${plural(columns.length, "task")}.`
+      + (unmeasured ? ` The suite has ${plural(unmeasured, "task")} more, without any record: no mean.` : "");
+    const hidden = (Number(sorted.key) >= 0 && !shown[Number(sorted.key)]) || (sorted.key === "mean" && heads[MEAN].hidden);
+    if (hidden) sort("model", false);
+    else if (sorted.key === "mean") sort("mean", sorted.down);
+  }
+
+  /** The mean of a suite for models that have all of it: a mean over fewer tasks would compare with nothing. */
+  function means(suite) {
+    const whole = suite && suite.tasks.length > 1 && suite.tasks.every((t) => t !== null && !tasks[t].less);
+    heads[MEAN].hidden = !whole;
+    if (whole) document.getElementById("mean-of").textContent = `of all ${suite.tasks.length} tasks`;
+    const of = whole ? suite.tasks.map((t) => place.get(tasks[t].id)) : [];
+    for (const r of rows) {
+      r.mean = whole ? of.reduce((sum, i) => sum + r.values[i], 0) / of.length : NaN;
+      r.cells[MEAN].hidden = !whole;
+      r.cells[MEAN].textContent = Number.isNaN(r.mean) ? DASH : r.mean.toFixed(2);
+    }
+  }
+
+  /** The best of the models that are shown, in bold, where there are two to compare. */
+  function best() {
+    const seen = rows.filter((r) => !r.row.hidden);
+    shown.forEach((keep, i) => {
+      if (!keep) return;
+      const found = seen.filter((r) => !Number.isNaN(r.values[i]));
+      const top = found.length > 1 ? (less[i] ? Math.min : Math.max)(...found.map((r) => r.values[i])) : NaN;
+      for (const r of rows) r.cells[FIRST + i].classList.toggle("best", r.values[i] === top);
+    });
+  }
+
+  // On paper nothing scrolls: columns that would run over the edge go to tables of their own.
+  const PER_PART = 10;
+  addEventListener("beforeprint", () => {
+    const kept = heads.map((head, i) => i).filter((i) => !heads[i].hidden && i !== 0);
+    if (kept.length <= PER_PART) return;
+    document.body.classList.add("in-parts");
+    for (let start = 0; start < kept.length; start += PER_PART) {
+      const part = shell.cloneNode(true);
+      part.removeAttribute("id");
+      part.classList.add("part");
+      const own = new Set([0, ...kept.slice(start, start + PER_PART)]);
+      for (const row of part.rows) [...row.cells].forEach((cell, i) => own.has(i) || cell.remove());
+      shell.parentElement.append(part);
+    }
+  });
+  addEventListener("afterprint", () => {
+    document.body.classList.remove("in-parts");
+    for (const part of document.querySelectorAll(".part")) part.remove();
+  });
+
+  for (const field of Object.values(fields)) field.addEventListener("input", filter);
+  const form = document.getElementById("filters");
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("reset", () => setTimeout(() => { filter(); shell.classList.remove("bare"); }));
+  document.getElementById("intervals").addEventListener("change", (event) => shell.classList.toggle("bare", !event.target.checked));
+  filter();
+  return { sort };
+})();

@@ -1,0 +1,258 @@
+"""Comparing records: samples line up, verdicts follow the tests, and where models disagree is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from test_records import make_record
+
+from clipbench import compare, outcomes, pairing, records
+from clipbench.errors import DataError
+from clipbench.records import Stored
+from clipbench.stats import Score
+
+RESULTS = Path(__file__).parents[1] / "results"
+CLASSES = ("cat", "dog", "cow", "hen", "pig")
+
+
+def write_model(
+    root: Path,
+    model: str,
+    right: NDArray[np.bool_],
+    *,
+    task: str = "animals-zs",
+    primary: str = "acc1",
+    ids: list[str] | None = None,
+    **changes: Any,
+) -> Stored:
+    """A record of a classifier that is right where `right` says, labels taking turns; below `root`."""
+    n = len(right)
+    target = np.arange(n) % 5
+    logits = np.zeros((n, 5), dtype=np.float32)
+    logits[np.arange(n), np.where(right, target, (target + 1) % 5)] = 1
+    names = ids or [f"i{k:04d}" for k in range(n)]
+    found = outcomes.single_label([(slice(0, n), logits)], target, names, 5, 0)
+    fields: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "primary": primary,
+        "scores": found.scores,
+        "per_class": {"recall": records.by_class(CLASSES, found.per_class["recall"])},
+        "fingerprints": {"split:test": "00"},
+    }
+    record = make_record(**(fields | changes))
+    path = records.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
+    return records.load(path)
+
+
+def _right(n: int, share: float, seed: int) -> NDArray[np.bool_]:
+    return np.random.default_rng(seed).random(n) < share
+
+
+# --------------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("path", records.paths(RESULTS), ids=lambda path: path.stem)
+def test_shares_of_the_shipped_samples_are_the_recorded_score(path: Path) -> None:
+    stored = records.load(path)
+    metric = stored.record.primary
+    table = pairing._table(stored)
+    shares = pairing._shares(metric, table, stored.record.protocol.params)
+    found = pairing.pair(stored, stored)
+    assert (found.difference.value, found.difference.p) == (0, 1)
+    if metric.startswith("map_"):
+        assert shares is None
+        assert found.difference.method == "paired bootstrap"
+        return
+    assert shares is not None
+    assert shares.mean() == pytest.approx(stored.record.scores[metric].value, abs=1e-12)
+    _, grouped, _ = pairing._grouped(table.get("image", table["id"]), shares, shares)
+    assert grouped.mean() == pytest.approx(stored.record.scores[metric].value, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["acc1", "acc5", "mean_per_class_recall"])
+def test_shares_are_the_metric_where_classes_are_uneven(metric: str, tmp_path: Path) -> None:
+    stored = write_model(tmp_path, "a", _right(33, 0.6, 0), primary=metric)
+    shares = pairing._shares(metric, pairing._table(stored), {})
+    assert shares is not None
+    assert shares.mean() == pytest.approx(stored.record.scores[metric].value, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["mean_recall", "text_retrieval_recall@1", "image_retrieval_recall@5"])
+def test_recalls_weigh_captions_as_the_metric_does(metric: str) -> None:
+    table: dict[str, list[Any]] = {"text_rank": [1, 7, 2], "image_rank": [[1, 6], [2], [1, 1, 9]]}
+    by_hand = {
+        "text_retrieval_recall@1": 1 / 3,
+        "image_retrieval_recall@5": 4 / 6,
+        "mean_recall": ((1 / 3 + 2 / 3) / 2 + (3 / 6 + 4 / 6) / 2) / 2,
+    }
+    shares = pairing._shares(metric, table, {"ks": [1, 5]})
+    assert shares is not None
+    assert shares.mean() == pytest.approx(by_hand[metric])
+
+
+def test_expressions_of_one_image_count_as_one() -> None:
+    names, one, two = pairing._grouped(["x", "y", "x"], np.array([1.0, 0, 1]), np.array([0.0, 1, 1]))
+    assert names == ["x", "y"]
+    assert (one.tolist(), two.tolist()) == ([4 / 3, 0], [2 / 3, 2 / 3])
+
+
+# ------------------------------------------------------------------- verdicts
+
+
+def test_a_better_model_is_better_and_the_same_one_not_distinguishable(tmp_path: Path) -> None:
+    right = _right(500, 0.7, 0)
+    more = right | _right(500, 0.3, 1)
+    write_model(tmp_path, "a", right)
+    write_model(tmp_path, "b", more)
+    write_model(tmp_path, "a2", right)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert found.verdict == "better"
+    assert found.difference == pytest.approx(more.mean() - right.mean())
+    assert (found.first, found.second) == (right.mean(), more.mean())
+    assert found.ci95 is not None
+    assert found.ci95[0] > 0
+    assert found.p_worse == 1.0
+    (back,) = compare.compare("b", "a", tmp_path, None, 0.05, 5)
+    assert back.verdict == "worse"
+    (same,) = compare.compare("a", "a2", tmp_path, None, 0.05, 5)
+    assert (same.verdict, same.p, same.only_first, same.classes) == ("not distinguishable", 1.0, (), ())
+
+
+def test_less_is_better_where_it_is(tmp_path: Path) -> None:
+    score = {"gap_before": Score(0.2, (0.19, 0.21), 100, None)}
+    lower = {"gap_before": Score(0.1, (0.09, 0.11), 100, None)}
+    for model, scores in (("a", score), ("b", lower)):
+        write_model(tmp_path, model, _right(9, 0.5, 0), primary="gap_before", scores=scores)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert (found.verdict, found.method) == ("better", "intervals, not paired")
+
+
+def test_where_they_disagree_most_is_named(tmp_path: Path) -> None:
+    right = np.ones(50, dtype=bool)
+    worse = right.copy()
+    worse[[1, 6, 11, 3]] = False  # three dogs, a hen
+    better = worse.copy()
+    worse[0] = False
+    write_model(tmp_path, "a", better)
+    other = worse.copy()
+    other[1] = True
+    write_model(tmp_path, "b", other)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert (found.only_first, found.only_second) == (("i0000",), ("i0001",))
+    assert [name for name, _, _ in found.classes] == ["cat", "dog"]
+    assert found.classes[0][1:] == pytest.approx((1.0, 0.9))
+    (none,) = compare.compare("a", "b", tmp_path, None, 0.05, 0)
+    assert (none.only_first, none.classes) == ((), ())
+
+
+def test_p_values_are_adjusted_for_the_number_of_tasks(tmp_path: Path) -> None:
+    right, less = np.ones(60, dtype=bool), np.ones(60, dtype=bool)
+    less[:6] = False  # p = 2 / 64 = 0.031
+    for task in ("a-zs", "b-zs"):
+        write_model(tmp_path, "a", right, task=task)
+        write_model(tmp_path, "b", less if task == "a-zs" else right, task=task)
+    alone, _ = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert (alone.p, alone.p_adjusted, alone.verdict) == (0.03125, 0.0625, "not distinguishable")
+    (only,) = compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)
+    assert (only.p_adjusted, only.verdict) == (0.03125, "worse")
+
+
+def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:
+    for folder, share in (("old", 0.5), ("new", 0.9)):
+        for model in ("a", "b"):
+            write_model(tmp_path / folder, model, _right(200, share, 1))
+    write_model(tmp_path / "old", "gone", _right(200, 0.5, 1))
+    found = compare.compare(str(tmp_path / "old"), str(tmp_path / "new"), tmp_path / "none", None, 0.05, 5)
+    assert [(c.model, c.other, c.verdict) for c in found] == [("a", "a", "better"), ("b", "b", "better")]
+
+
+def test_samples_that_only_one_has_are_left_out_and_counted(tmp_path: Path) -> None:
+    write_model(tmp_path, "a", np.ones(10, dtype=bool))
+    write_model(tmp_path, "b", np.ones(7, dtype=bool))
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert (found.left_out, found.n) == (3, 7)
+
+
+# --------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"protocol": {"name": "zs", "version": 2, "params": {"templates": "default"}}},
+            "zs version 1 and zs",
+        ),
+        ({"protocol": {"name": "zs", "version": 1, "params": {"templates": "x"}}}, "differ: templates"),
+        ({"primary": "mean_per_class_recall"}, "primary metric acc1 and mean_per_class_recall"),
+        ({"fingerprints": {"split:test": "01"}}, "other data: split:test"),
+        (
+            {"fingerprints": {"split:test": "01"}, "limit": 5},
+            r"other data: split:test \(--limit None and 5\)",
+        ),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_compared(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path, "a", _right(20, 0.5, 0))
+    write_model(tmp_path, "b", _right(20, 0.5, 0), **changes)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert (found.verdict, found.p) == ("not comparable", None)
+    assert found.reason is not None
+    assert re.search(reason, found.reason)
+
+
+def test_a_record_that_was_edited_is_not_compared(tmp_path: Path) -> None:
+    write_model(tmp_path, "a", _right(20, 0.5, 0))
+    path = write_model(tmp_path, "b", _right(20, 0.5, 0)).path
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert (found.verdict, found.reason) == ("not comparable", f"{path} was edited by hand")
+
+
+def test_a_samples_file_that_is_not_the_records_is_refused(tmp_path: Path) -> None:
+    a = write_model(tmp_path, "a", _right(20, 0.5, 0))
+    b = write_model(tmp_path, "b", _right(20, 0.5, 0))
+    records.samples_path(a.path).write_bytes(records.samples_path(b.path).read_bytes() + b" ")
+    with pytest.raises(DataError, match="not the file that was written with its record"):
+        compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    records.samples_path(a.path).unlink()
+    with pytest.raises(DataError, match=r"there is no .*samples\.parquet"):
+        compare.compare("a", "b", tmp_path, None, 0.05, 5)
+
+
+def test_names_that_mean_nothing(tmp_path: Path) -> None:
+    write_model(tmp_path, "small", _right(20, 0.5, 0))
+    write_model(tmp_path, "other", _right(20, 0.5, 0), task="else-zs")
+    with pytest.raises(DataError, match='unknown model "smal"; did you mean "small"'):
+        compare.compare("small", "smal", tmp_path, None, 0.05, 5)
+    with pytest.raises(DataError, match="no task in common"):
+        compare.compare("small", "other", tmp_path, None, 0.05, 5)
+    with pytest.raises(DataError, match=r"is a model and .* a folder"):
+        compare.compare("small", str(tmp_path), tmp_path, None, 0.05, 5)
+
+
+def test_the_command_prints_a_line_a_task_and_json(tmp_path: Path) -> None:
+    right = _right(500, 0.7, 0)
+    write_model(tmp_path, "a", right)
+    write_model(tmp_path, "b", right & _right(500, 0.9, 1))
+    command = [sys.executable, "-m", "clipbench", "compare", "a", "b", "--results", str(tmp_path)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = next(line for line in text.splitlines() if line.startswith("animals-zs  acc1"))
+    assert line.endswith("<0.001  worse")
+    assert "classes: " in text
+    assert "a alone or more: i0" in text
+    (found,) = json.loads(
+        subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
+    )
+    assert (found["task"], found["verdict"], found["method"]) == ("animals-zs", "worse", "McNemar, exact")

@@ -1,0 +1,232 @@
+"""The gate: how often it cries wolf, what it finds, and that whatever cannot be judged fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from test_compare import write_model
+from test_records import make_record
+
+from clipbench import gate, paired
+from clipbench.catalog import Catalog
+from clipbench.compare import Comparison
+from clipbench.errors import DataError
+from clipbench.gate import Check
+from clipbench.records import Stored
+from clipbench.standing import Judge
+
+ROOT = Path(__file__).parents[1]
+
+
+# ------------------------------------------------------------------ error rates
+
+
+def _check(first: np.ndarray, second: np.ndarray) -> Check:
+    found = paired.of_means(first.astype(float), second.astype(float), seed=0)
+    compared = Comparison(
+        "a-zs", "m", "m", "acc1", "not distinguishable", difference=found.value, p_worse=found.p_less
+    )
+    return Check("m", "a-zs", "pass", comparison=compared)
+
+
+def _simulated(rng: np.random.Generator, n: int, share: float, lost: float, gained: float) -> Check:
+    """A model that is right with probability `share`, and another that loses and gains these shares of samples."""
+    first = rng.random(n) < share
+    draws = rng.random(n)
+    second = np.where(first, draws >= lost / share, draws < gained / (1 - share))
+    return _check(first, second)
+
+
+@pytest.mark.parametrize("tasks", [1, 4])
+@pytest.mark.parametrize("n", [200, 2_000])
+def test_equal_models_fail_at_most_alpha_of_the_time(n: int, tasks: int) -> None:
+    rng = np.random.default_rng(7)
+    alarms = 0
+    for _ in range(1_000):
+        checks = [_simulated(rng, n, 0.7, 0.06, 0.06) for _ in range(tasks)]
+        alarms += any(c.outcome == "fail" for c in gate.decided(checks, max_drop=0.0, alpha=0.05))
+    assert 0.005 <= alarms / 1_000 <= 0.05  # at most alpha, and not for want of ever failing
+
+
+def test_a_true_drop_of_two_points_is_found() -> None:
+    rng = np.random.default_rng(8)
+    found = 0
+    for _ in range(200):
+        checks = [_simulated(rng, 10_000, 0.7, 0.06, 0.04)]  # one sample in ten differs, two points net
+        found += gate.decided(checks, max_drop=0.5, alpha=0.05)[0].outcome == "fail"
+    assert found / 200 >= 0.95
+
+
+def test_a_real_drop_within_what_is_allowed_passes() -> None:
+    rng = np.random.default_rng(9)
+    checks = [_simulated(rng, 50_000, 0.7, 0.02, 0.016)]
+    (strict,) = gate.decided(checks, max_drop=0.0, alpha=0.05)
+    (found,) = gate.decided(checks, max_drop=1.0, alpha=0.05)
+    assert (strict.outcome, found.outcome) == ("fail", "pass")
+
+
+def test_a_large_drop_that_noise_may_explain_passes_and_says_so() -> None:
+    first, second = np.ones(20), np.ones(20)
+    second[:3] = 0
+    (found,) = gate.decided([_check(first, second)], max_drop=0.5, alpha=0.05)
+    assert found.outcome == "pass"
+    assert found.why == "dropped by 15.00, which noise may explain (p = 0.125)"
+
+
+# --------------------------------------------------------------------- records
+
+
+def _records(tmp_path: Path, share: float = 1.0, **changes: Any) -> tuple[Path, Path, Stored]:
+    """A baseline, and a candidate that is right on this share of the samples."""
+    right = np.ones(400, dtype=bool)
+    write_model(tmp_path / "old", "m", right)
+    right[int(share * 400) :] = False
+    return tmp_path / "old", tmp_path / "new", write_model(tmp_path / "new", "m", right, **changes)
+
+
+def _gate(old: Path, new: Path, **options: Any) -> list[Check]:
+    return gate.gate(old, new, Judge(Catalog()), **options)
+
+
+def test_the_same_records_pass_and_a_real_drop_fails(tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path, 0.96)
+    assert [c.outcome for c in _gate(old, old)] == ["pass"]
+    (found,) = _gate(old, new)
+    assert found.outcome == "fail"
+    assert found.why == "dropped by 4.00, more than 0.5 allowed and more than noise (p <0.001)"
+    (allowed,) = _gate(old, new, max_drop=5)
+    assert allowed.outcome == "pass"
+    assert [c.outcome for c in _gate(new, old)] == ["pass"]  # a gain
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"limit": 400}, "limited: --limit 400"),
+        (
+            {"protocol": {"name": "zs", "version": 9, "params": {"templates": "default"}}},
+            "zs version 1 and zs version 9",
+        ),
+        ({"fingerprints": {"split:test": "01"}}, "not comparable: measured on other data: split:test"),
+    ],
+)
+def test_a_record_that_cannot_be_judged_fails(changes: dict[str, Any], why: str, tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path, **changes)
+    (found,) = _gate(old, new)
+    assert found.outcome == "fail"
+    assert why in found.why
+
+
+def test_an_edited_record_fails_on_either_side(tmp_path: Path) -> None:
+    old, new, stored = _records(tmp_path, 0.9)
+    stored.path.write_text(stored.path.read_text().replace('"value": 0.9', '"value": 1.0', 1))
+    assert "edited by hand" in _gate(old, new)[0].why
+    assert "edited by hand" in _gate(new, old)[0].why
+
+
+def test_a_dirty_tree_is_no_failure(tmp_path: Path) -> None:
+    env = make_record().env.model_dump() | {"dirty": True}
+    old, new, _ = _records(tmp_path, env=env)
+    assert [c.outcome for c in _gate(old, new)] == ["pass"]
+
+
+def test_a_stale_candidate_fails_and_a_stale_baseline_does_not(tmp_path: Path) -> None:
+    for folder in ("old", "new"):
+        write_model(
+            tmp_path / folder, "digits-clip-lite", np.ones(9, dtype=bool)
+        )  # of a card that is another
+    (found,) = _gate(tmp_path / "old", tmp_path / "new")
+    assert found.outcome == "fail"
+    assert "new: stale: model card changed" in found.why
+    assert "old" not in found.why
+
+
+def test_what_is_missing_fails_and_what_is_new_does_not(tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path)
+    write_model(old, "m", np.ones(9, dtype=bool), task="b-zs")
+    write_model(new, "m", np.ones(9, dtype=bool), task="c-zs")
+    write_model(old, "gone", np.ones(9, dtype=bool))
+    found = {(c.model, c.task): (c.outcome, c.why) for c in _gate(old, new)}
+    assert found == {
+        ("m", "animals-zs"): ("pass", ""),
+        ("m", "b-zs"): ("fail", f"missing: {new} has no record"),
+        ("m", "c-zs"): ("new", "not in the baseline"),
+        ("gone", "animals-zs"): ("fail", f"missing: {new} has no record"),
+    }
+    only = _gate(old, new, models=["m"], require=["animals-zs", "c-zs"])
+    assert [(c.task, c.outcome, c.why) for c in only] == [
+        ("animals-zs", "pass", ""),
+        ("c-zs", "fail", f"missing: {old} has no record"),
+    ]
+
+
+def test_what_the_user_can_mend(tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path)
+    with pytest.raises(DataError, match='unknown model "n"'):
+        _gate(old, new, models=["n"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no records"):
+        _gate(tmp_path / "empty", new)
+    with pytest.raises(DataError, match="no results folder"):
+        _gate(old, tmp_path / "none")
+
+
+# --------------------------------------------------------------------- command
+
+
+def _run(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "clipbench", "gate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, check=False)
+
+
+def test_the_command_for_ci(tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path, 0.96)
+    write_model(new, "m", np.ones(9, dtype=bool), task="c-zs")
+    step, junit = tmp_path / "step.md", tmp_path / "out" / "gate.xml"
+    step.write_text("before\n")
+    at = ("--baseline", old, "--candidate", new, "--junit", junit)
+    done = _run(*at, GITHUB_STEP_SUMMARY=str(step))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("### clipbench gate: 1 of 2 checks failed")
+    assert "| ❌ | m | animals-zs | acc1 | 100.00 | 96.00 | -4.00 [" in done.stdout
+    assert step.read_text() == "before\n" + done.stdout
+    tree = ElementTree.parse(junit).getroot()
+    assert (tree.get("tests"), tree.get("failures"), tree.get("skipped")) == ("2", "1", "1")
+    (failure,) = tree.iter("failure")
+    assert "dropped by 4.00" in str(failure.get("message"))
+    assert [case.get("name") for case in tree.iter("testcase")] == ["animals-zs", "c-zs"]
+    passed = _run(*at, "--max-drop", "9", "--json")
+    assert passed.returncode == 0
+    assert [check["outcome"] for check in json.loads(passed.stdout)] == ["pass", "new"]
+    assert _run("--baseline", tmp_path / "none", "--candidate", new).returncode == 2
+
+
+def test_the_action_and_the_readmes_workflow_say_what_the_command_takes() -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    readme = (ROOT / "README.md").read_text()
+    workflow = yaml.safe_load(readme.split("```yaml\nname: clipbench\n")[1].split("```")[0])
+    (step,) = [
+        s for job in workflow["jobs"].values() for s in job["steps"] if "with" in s and "tasks" in s["with"]
+    ]
+    assert set(step["with"]) <= set(action["inputs"])
+    needed = {name for name, given in action["inputs"].items() if given.get("required")}
+    assert needed <= set(step["with"])
+    run = " ".join(s["run"] for s in action["runs"]["steps"] if "run" in s)
+    assert "${{" not in run  # inputs are no part of a script
+    used = {word for word in run.split() if word.startswith("--")}
+    help_text = (
+        _run("--help").stdout
+        + subprocess.run(
+            [sys.executable, "-m", "clipbench", "eval", "--help"], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert all(option in help_text for option in used)
