@@ -454,12 +454,37 @@ class Suites(Strict):
 # ------------------------------------------------------------------- recipes
 
 
+class Lookahead(Strict):
+    """Lookahead (Zhang et al. 2019): every `k` steps the weights go the share `alpha` of the way that they came."""
+
+    k: int = Field(5, gt=1)
+    alpha: float = Field(0.5, gt=0, lt=1)
+
+
+class Peaks(Strict):
+    """Peak learning rates of parts that do not take the optimiser's own `lr`; 0: the part stays as it is.
+
+    `image` and `text` are the towers without their projections.
+    """
+
+    image: float | None = Field(None, ge=0)
+    text: float | None = Field(None, ge=0)
+    logit_scale: float | None = Field(None, ge=0)
+
+
 class Optim(Strict):
-    """What every optimiser has. Weight decay leaves out biases, norms and the logit scale."""
+    """What every optimiser has.
+
+    Weight decay leaves out biases, norms and the logit scale (all tensors of fewer than two axes), or with
+    `decays: all` nothing.
+    """
 
     lr: float = Field(gt=0, description="peak learning rate")
+    peaks: Peaks = Peaks()
     weight_decay: float = Field(0.0, ge=0)
+    decays: Literal["matrices", "all"] = "matrices"
     clip_grad_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
+    lookahead: Lookahead | None = None
 
 
 class AdamW(Optim):
@@ -471,20 +496,74 @@ class AdamW(Optim):
 
 
 class Sgd(Optim):
-    """SGD with (heavy-ball) momentum; weight decay is added to the gradient."""
+    """SGD with (heavy-ball, or Nesterov's) momentum; weight decay is added to the gradient."""
 
     name: Literal["sgd"]
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _accelerates(self) -> Sgd:
+        if self.nesterov and not self.momentum:
+            raise Misplaced("nesterov needs a momentum above 0", "nesterov")
+        return self
+
+
+class SgdOfImages(Strict):
+    """SGD of the image tower, where all else has AdamW."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class AdamWSgd(Optim):
+    """SGD for the image tower (`image`), AdamW for all else (DeCLIP's `AdamW_SGD`)."""
+
+    name: Literal["adamw-sgd"]
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    image: SgdOfImages
+
+    @model_validator(mode="after")
+    def _one_peak(self) -> AdamWSgd:
+        if self.peaks.image is not None:
+            raise Misplaced("the image tower's peak stands under optim.image.lr", "peaks", "image")
+        return self
+
+
+class Engine(Strict):
+    """How a step is computed: what it costs in time and memory, and which pairs a BatchNorm sees together.
+
+    Attributes:
+        chunk: pairs that go through the networks at once in each process, however large the batch (gradient caching).
+            The loss sees the whole batch all the same; a BatchNorm sees the pairs of a chunk.
+        sync_batchnorm: a BatchNorm sees the pairs of all processes.
+        recompute: keep no activations inside the towers' blocks, but compute them again for the gradient.
+        channels_last: the image tower's memory format.
+        compile: torch.compile for both towers.
+    """
+
+    chunk: int | None = Field(None, gt=0)
+    sync_batchnorm: bool = False
+    recompute: bool = False
+    channels_last: bool = False
+    compile: bool = False
 
 
 class Schedule(Strict):
-    """Linear warm-up from 0, then half a cosine to 0, over `steps` optimiser steps."""
+    """Linear warm-up from `warmup_from` (a fraction of the peak), then half a cosine to 0, over `steps` steps.
+
+    `batch_size` is that of all processes together.
+    """
 
     steps: int = Field(gt=0)
     warmup: int = Field(0, ge=0)
+    warmup_from: Probability = 0.0
     batch_size: int = Field(gt=1)
     eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
     checkpoint_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+    keep: int = Field(1, gt=0, description="checkpoints, the newest ones")
 
     @model_validator(mode="after")
     def _warm_within(self) -> Schedule:
@@ -564,11 +643,18 @@ class ClipLiteObjective(Strict):
     `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
     lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
     weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
+
+    `clusters` adds a hard negative an image: at every step the batch's captions are parted into so many clusters of
+    their joint features (k-means), and the next other caption of its own one's cluster is wrong for the image;
+    `hard_share` is its weight among wrong texts. (The released code, where this is off, clusters all captions by a
+    sentence encoder's features and draws pairs of neighbours into a batch.)
     """
 
     kind: Literal["clip-lite"]
     negatives: int = Field(1, ge=1)
     prior_weight: float = Field(0.0, ge=0, lt=1)
+    clusters: int | None = Field(None, gt=1)
+    hard_share: float = Field(0.5, gt=0, le=1)
 
 
 class SiglipObjective(Strict):
@@ -617,8 +703,8 @@ _DECLIP = {
 }
 
 
-class DeclipObjective(Strict):
-    """DeCLIP (Li et al. 2022): InfoNCE of two views and two texts, and three kinds of self-supervision.
+class DeclipTerms(Strict):
+    """InfoNCE of two views and two texts, and three kinds of self-supervision (Li et al. 2022).
 
     The views are two draws of the source's augmentation, the second text is an altered caption. The terms: InfoNCE
     of the first view and the caption (`clip`); the mean of the other three pairs (`multi_view`); SimSiam on the
@@ -630,7 +716,7 @@ class DeclipObjective(Strict):
     nearest text counts too. With `nearest_texts: both` a step puts both texts of each pair into the queue.
     """
 
-    kind: Literal["declip"]
+    kind: str
     preset: Literal["paper", "repo"] = "paper"
     max_logit_scale: float = Field(100.0, gt=0)
     clip_weight: float = Field(ge=0)
@@ -659,8 +745,54 @@ class DeclipObjective(Strict):
         return _DECLIP["repo" if value.get("preset") == "repo" else "paper"] | value
 
 
+class DeclipObjective(DeclipTerms):
+    """DeCLIP."""
+
+    kind: Literal["declip"]
+
+
+class DefilipObjective(DeclipTerms):
+    """DeFILIP (Cui et al. 2022): DeCLIP, and FILIP's loss of the first view and the caption.
+
+    `token_weight` is that loss's weight, beside which the others keep theirs; `kept` as in `filip`. The model needs
+    `config.tokens` with `compared: joint`. The tokens' logit scale belongs to the loss alone and has no bound.
+    """
+
+    kind: Literal["defilip"]
+    token_weight: float = Field(0.2, gt=0)
+    kept: int | None = Field(None, gt=0)
+
+
+class FilipObjective(Strict):
+    """FILIP (Yao et al. 2022): InfoNCE of late interaction, in which single tokens meet.
+
+    An image's logit of a text is the mean over the image's places of the best cosine with any of the text's tokens; a
+    text's logit of an image likewise. The model needs `config.tokens`, which says whether padding counts.
+
+    `kept`: of each pair, only so many places and tokens, those of the largest summed cosines with the other side of
+    their own pair, are there to be found by others. `global_weight` adds InfoNCE of the joint space, which the model
+    then needs too; `text_self_weight` adds guessing masked tokens, a share `masked` of them. `contrastive_text: masked`
+    compares the masked caption. As released with DeCLIP: `kept: 16`, `contrastive_text: masked`, both weights 0, and
+    `config.tokens.padding: true`.
+    """
+
+    kind: Literal["filip"]
+    max_logit_scale: float = Field(100.0, gt=0)
+    kept: int | None = Field(None, gt=0)
+    contrastive_text: Literal["clean", "masked"] = "clean"
+    global_weight: float = Field(0.0, ge=0)
+    text_self_weight: float = Field(0.0, ge=0)
+    masked: float = Field(0.15, gt=0, lt=1, description="of the tokens, to be guessed or left out")
+
+
 Objective = Annotated[
-    ClipObjective | ClipLiteObjective | SiglipObjective | SlipObjective | DeclipObjective,
+    ClipObjective
+    | ClipLiteObjective
+    | SiglipObjective
+    | SlipObjective
+    | DeclipObjective
+    | FilipObjective
+    | DefilipObjective,
     Field(discriminator="kind"),
 ]
 
@@ -673,8 +805,18 @@ class Target(Strict):
     at_least: float = Field(ge=0, le=1)
 
 
+class Best(Strict):
+    """The validation score whose best evaluation gives the run's weights, instead of the last step."""
+
+    task: str
+    metric: str
+
+
 class Recipe(Strict):
-    """One pretraining run. `model.config` and `model.preprocess` become the run's model card."""
+    """One pretraining run. `model.config` and `model.preprocess` become the run's model card.
+
+    With `ema` (a decay a step) what is evaluated and saved is the exponential moving average of the weights.
+    """
 
     title: str
     command: str
@@ -683,10 +825,13 @@ class Recipe(Strict):
     data: Tuple[Pairs] = Field(min_length=1)
     model: RecipeModel
     objective: Objective
-    optim: Annotated[AdamW | Sgd, Field(discriminator="name")]
+    optim: Annotated[AdamW | Sgd | AdamWSgd, Field(discriminator="name")]
     schedule: Schedule
+    engine: Engine = Engine()
+    ema: float | None = Field(None, gt=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate: Tuple[str] = ()
+    best: Best | None = None
     target: Target | None = None
 
     @model_validator(mode="after")
@@ -699,15 +844,22 @@ class Recipe(Strict):
                 "objective",
                 "negatives",
             )
-        if isinstance(self.objective, DeclipObjective):
+        if isinstance(self.objective, ClipLiteObjective) and (self.objective.clusters or 0) >= batch_size:
+            raise Misplaced(
+                f"objective.clusters ({self.objective.clusters}) must be below schedule.batch_size ({batch_size}): "
+                "captions that are alone have no hard negative",
+                "objective",
+                "clusters",
+            )
+        if isinstance(self.objective, DeclipTerms):
             self._two_views(self.objective)
         if self.model.frozen.image is True:
             self._unchanged_images()
-        if self.target and self.target.task not in self.evaluate:
-            evaluated = ", ".join(self.evaluate) or "empty"
-            raise Misplaced(
-                f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
-            )
+        for name, score in (("target", self.target), ("best", self.best)):
+            if score and not self.evaluate:
+                raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
+        if self.best and not self.schedule.eval_every:
+            raise Misplaced("best needs schedule.eval_every: evaluations to choose from", "best")
         return self
 
     def _unchanged_images(self) -> None:
@@ -721,11 +873,11 @@ class Recipe(Strict):
                     "augment",
                 )
 
-    def _two_views(self, objective: DeclipObjective) -> None:
+    def _two_views(self, objective: DeclipTerms) -> None:
         for i, data in enumerate(self.data):
             if data.augment is None:
                 raise Misplaced(
-                    f"objective declip compares two views of an image, which differ by augmentation: "
+                    f"objective {objective.kind} compares two views of an image, which differ by augmentation: "
                     f"give {data.dataset} an augment, for example {{kind: moco-v2}}",
                     "data",
                     i,

@@ -180,7 +180,29 @@ class Catalog:
         card = parse(Recipe, document)
         config = models.config_model(card.model.family)
         parse(config, document, card.model.config, prefix=("model", "config"))
+        self._check_scores(card, document)
         return Entry(path.stem, card, path)
+
+    def _check_scores(self, card: Recipe, document: Document) -> None:
+        """Raise CardError where a recipe's scores are not evaluated, or weights would be chosen by a test split."""
+        tasks = {task.id: task for task in self.tasks(card.evaluate)}
+        for name, score in (("target", card.target), ("best", card.best)):
+            if score and score.task not in tasks:
+                raise CardError(
+                    f"{document.path}:{document.line((name, 'task'))}: "
+                    f"{name}.task: {unknown('task of evaluate', score.task, tasks)}"
+                )
+        if card.best is None:
+            return
+        task = tasks[card.best.task]
+        roles = {role for role, _ in task.protocol.needs(task.params, "joint")}
+        if "test" in roles:
+            raise CardError(
+                f"{document.path}:{document.line(('best', 'task'))}: best.task {task.id} measures a test split, by "
+                "which no weights may be chosen",
+                hint=f"name a task of a validation split: a variant under protocols of {task.dataset.id}'s card, "
+                "like {variants: {val: {split: val}}}, which is then …@val",
+            )
 
     def suite(self, name: str) -> Suite:
         """The suite `name`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipbench import __version__
-from clipbench.errors import ClipbenchError, unknown
+from clipbench.errors import ClipbenchError, Stopped, unknown
 
 if TYPE_CHECKING:
     from clipbench.catalog import Catalog
@@ -57,6 +57,9 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can be dealt with
+    except Stopped as stop:
+        _stderr(_plain(str(stop)))
+        raise SystemExit(stop.exit_code) from None
     except ClipbenchError as error:
         _print_error(error)
         raise SystemExit(2) from None
@@ -206,9 +209,15 @@ def pretrain_command(
     data: Data = None,
     cards: Cards = None,
     device: Device = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress line.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
-    """Train a model by a recipe; run the same command again to go on after a stop."""
+    """Train a model by a recipe; run the same command again to go on after a stop.
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain ….
+    """
     from clipbench.data.hub import DataPaths, open_split
 
     catalog = _catalog(cards)
@@ -229,7 +238,10 @@ def pretrain_command(
         evaluator=evaluator(catalog, options),
         device=device,
         progress=not quiet,
+        tensorboard=tensorboard,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     _stderr(
         f"evaluate it like any other model: clipbench eval --model {out} --task {','.join(entry.card.evaluate) or '…'}"
     )

@@ -179,10 +179,11 @@ class TokenCosine(HeatMaps):
     def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             patches = F.normalize(self.tower(images).float().view(len(images), -1, self.width), dim=2)
+            words = [text.view(-1, self.width) for text in texts]
             best = torch.stack(
                 [
-                    (patches[image] @ text.view(-1, self.width).T).amax(dim=1)
-                    for image, text in zip(pairs.tolist(), texts, strict=True)
+                    (patches[image] @ own[own.any(dim=1)].T).amax(dim=1)  # zeros are padding
+                    for image, own in zip(pairs.tolist(), words, strict=True)
                 ]
             )
         return F.relu(_square(best)), best.mean(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def similarity(images: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArr
 
     Args:
         images: float32 [n, D], unit rows; or rows of unit tokens, [n, S × d].
-        texts: float32 [C, D], unit rows; or [C, T, d], tokens.
+        texts: float32 [C, D], unit rows; or [C, T, d], tokens; zeros are padding.
 
     With tokens it is FILIP's image-to-text score (Yao et al. 2021, arXiv 2111.07783, section 3.1).
     """
@@ -35,40 +36,56 @@ def late_interaction(queries: NDArray[np.float32], keys: NDArray[np.float32]) ->
 
     Args:
         queries: float32 [n, S, d].
-        keys: float32 [C, T, d].
+        keys: float32 [C, T, d]; tokens of zeros are padding, which no query finds.
 
     Both are taken in blocks: no array of n × S × C × T products is made.
 
     >>> images = np.array([[[1, 0], [0, 1]]], dtype=np.float32)
-    >>> texts = np.array([[[1, 0], [0, 0.5]], [[0, 0], [0, 0]]], dtype=np.float32)
+    >>> texts = np.array([[[1, 0], [0, 0.5]], [[-1, 0], [0, 0]]], dtype=np.float32)
     >>> late_interaction(images, texts).tolist()
-    [[0.75, 0.0]]
+    [[0.75, -0.5]]
     """
     import torch
 
     keyed = torch.from_numpy(np.ascontiguousarray(keys))
+    padding = _padding(keyed)
     scores = torch.empty((len(queries), len(keys)), dtype=torch.float32)
     for rows, columns, products in _token_products(queries, keyed):
-        scores[rows, columns] = products.amax(dim=3).mean(dim=1)
+        scores[rows, columns] = _best(products, padding, columns).mean(dim=1)
     return scores.numpy()
 
 
 def late_interactions(images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Late interaction as the images' score of the texts, and as the texts' of the images: float32 [n, C] both.
 
-    The mean is over the tokens of the one that asks, padding of texts included (as in FILIP's loss).
+    The mean is over the tokens of the one that asks.
 
     Args:
         images: float32 [n, S, d].
-        texts: float32 [C, T, d], on the same device.
+        texts: float32 [C, T, d], on the same device; tokens of zeros are padding, which does not count.
     """
     import torch
 
+    padding = _padding(texts)
+    own = texts.shape[1] - (0 if padding is None else padding.sum(dim=1))
     of_images, of_texts = (torch.empty((len(images), len(texts)), device=images.device) for _ in range(2))
     for rows, columns, products in _token_products(images, texts):
-        of_images[rows, columns] = products.amax(dim=3).mean(dim=1)
-        of_texts[rows, columns] = products.amax(dim=1).mean(dim=2)
-    return of_images, of_texts
+        of_texts[rows, columns] = products.amax(dim=1).sum(dim=2)
+        of_images[rows, columns] = _best(products, padding, columns).mean(dim=1)
+    return of_images, of_texts / own
+
+
+def _padding(texts: torch.Tensor) -> torch.Tensor | None:
+    """Which tokens of texts [C, T, d] are padding: bool [C, T]; None: none is."""
+    padding = (texts == 0).all(dim=2)
+    return padding if bool(padding.any()) else None
+
+
+def _best(products: torch.Tensor, padding: torch.Tensor | None, columns: slice) -> torch.Tensor:
+    """The best of products [rows, S, columns, T], which it changes, over tokens that are no padding."""
+    if padding is not None:
+        products.masked_fill_(padding[columns], -math.inf)
+    return products.amax(dim=3)
 
 
 def _token_products(

@@ -65,9 +65,8 @@ class BytesTower(Strict):
         return self.width
 
     @model_validator(mode="after")
-    def _whole_heads(self) -> BytesTower:
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+    def _fits(self) -> BytesTower:
+        _whole_heads(self.width, self.heads)
         return self
 
 
@@ -147,8 +146,7 @@ class BertTower(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> BertTower:
-        if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) must be a multiple of heads ({self.heads})")
+        _whole_heads(self.width, self.heads)
         usable = self.positions - (0 if self.architecture == "bert" else 2)
         if self.context_length > usable:
             raise ValueError(
@@ -158,42 +156,153 @@ class BertTower(Strict):
         return self
 
 
-Image = Annotated[ConvNetTower | TorchvisionTower | TimmTower, Field(discriminator="kind")]
-Text = Annotated[BytesTower | NgramsTower | BertTower, Field(discriminator="kind")]
+class ClipResNetTower(Strict):
+    """CLIP's modified ResNet (Radford et al. 2021, section 2.4): a stem of three convolutions, blur before strides, and
+    attention in place of the last average. The defaults are RN50's.
+
+    The attention pool ends in a matrix of its own, into the joint space, as in CLIP; with `projection: linear` no
+    second one follows. `heads` are those of the pool, of 64 channels each where they are not given.
+    """
+
+    kind: Literal["clip-resnet"]
+    layers: Annotated[tuple[int, int, int, int], Field(strict=False)] = (3, 4, 6, 3)
+    width: int = Field(64, gt=0, multiple_of=2)
+    heads: int | None = Field(None, gt=0)
+
+    @property
+    def channels(self) -> int:
+        """Of the last map."""
+        return 32 * self.width
+
+    @property
+    def pool_heads(self) -> int:
+        """Heads of the attention pool."""
+        return self.heads or self.channels // 64
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClipResNetTower:
+        if min(self.layers) < 1:
+            raise ValueError(f"layers must be four numbers above 0 (found {list(self.layers)})")
+        _whole_heads(self.channels, self.pool_heads, "32 × width")
+        return self
+
+
+class ClipVitTower(Strict):
+    """CLIP's ViT without its projection: the feature is the normalised class token. The defaults are those of B/32.
+
+    `quick_gelu`: x·sigmoid(1.702x), as in OpenAI's code, instead of GELU.
+    """
+
+    kind: Literal["clip-vit"]
+    patch: int = Field(32, gt=0, description="px")
+    width: int = Field(768, gt=0)
+    layers: int = Field(12, gt=0)
+    heads: int = Field(12, gt=0)
+    quick_gelu: bool = True
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClipVitTower:
+        _whole_heads(self.width, self.heads)
+        return self
+
+
+class ClipTextTower(Strict):
+    """CLIP's text transformer without its projection: causal, over byte pairs; the feature is the end token's state.
+
+    The defaults are those beside a ViT-B/32. `quick_gelu` as in `clip-vit`.
+    """
+
+    kind: Literal["clip-text"]
+    width: int = Field(512, gt=0)
+    layers: int = Field(12, gt=0)
+    heads: int = Field(8, gt=0)
+    context_length: int = Field(77, gt=2)
+    quick_gelu: bool = True
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        return self.width
+
+    @model_validator(mode="after")
+    def _fits(self) -> ClipTextTower:
+        _whole_heads(self.width, self.heads)
+        return self
+
+
+def _whole_heads(width: int, heads: int, name: str = "width") -> None:
+    if width % heads:
+        raise ValueError(f"{name} ({width}) must be a multiple of heads ({heads})")
+
+
+Image = Annotated[
+    ConvNetTower | TorchvisionTower | TimmTower | ClipResNetTower | ClipVitTower,
+    Field(discriminator="kind"),
+]
+Text = Annotated[BytesTower | NgramsTower | BertTower | ClipTextTower, Field(discriminator="kind")]
+
+
+class TokenHeads(Strict):
+    """Heads for single tokens, an image's places and a text's tokens, which late interaction compares (FILIP).
+
+    `compared` is what images and texts are compared by: these tokens, or the joint space. `padding` says whether all
+    `context_length` positions of a text count, as in DeCLIP's repository, or its own tokens alone.
+    """
+
+    dim: int = Field(256, gt=0)
+    compared: Literal["tokens", "joint"] = "tokens"
+    padding: bool = False
 
 
 class Config(Strict):
-    """Two towers and their projection heads; or an image tower alone, without `text`, `embed_dim` and `projection`.
+    """Two towers and their heads; or an image tower alone, without `text`, `embed_dim`, `projection` and `tokens`.
 
     `projection` is `linear` (one matrix a modality, as in CLIP) or `clip-lite` (CLIP-Lite's block: nonlinear
-    path + shortcut, LayerNorm), which starts as a copy of the tower's output where `embed_dim` has room for it.
+    path + shortcut, LayerNorm), which starts as a copy of the tower's output where `embed_dim` has room for it. With
+    `tokens` there are heads for single tokens; there may then be none into a joint space.
 
     The card's own file holds, by name, whatever has no `weights` of its own: `image.net.*`, `text.net.*` (other
-    names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `log_scale`. That of
-    an image tower alone is the tower's, in the names of the library that builds it.
+    names for the towers `convnet` and `bytes`), `image_projection.*`, `text_projection.*`, `image_mapping.*` and
+    `text_mapping.*` (of tokens), `log_scale`. That of an image tower alone is the tower's, in the names of the library
+    that builds it.
     """
 
     image: Image
     text: Text | None = None
     embed_dim: int | None = Field(None, gt=0)
     projection: Literal["linear", "clip-lite"] | None = None
+    tokens: TokenHeads | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.tokens is not None:
+            self._late(self.tokens)
         joint = {"text": self.text, "embed_dim": self.embed_dim, "projection": self.projection}
         lacking = [name for name, value in joint.items() if value is None]
         if lacking == list(joint):
             self._alone()
-        elif lacking:
+        elif lacking and lacking != self._no_joint_space():
             raise ValueError(
                 f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
                 "image tower alone"
             )
         return self
 
+    def _no_joint_space(self) -> list[str]:
+        """What may be left out together."""
+        return ["embed_dim", "projection"] if self.tokens is not None else []
+
+    def _late(self, tokens: TokenHeads) -> None:
+        if self.text is None:
+            raise ValueError("tokens needs a text tower: give text, or leave out tokens")
+        if tokens.compared == "joint" and self.embed_dim is None:
+            raise ValueError(
+                "tokens.compared: joint needs a joint space: give embed_dim and projection, or leave out compared"
+            )
+
     def _alone(self) -> None:
-        if isinstance(self.image, ConvNetTower):
-            raise ValueError("an image tower alone is of kind torchvision or timm (found convnet)")
+        if not isinstance(self.image, TorchvisionTower | TimmTower):
+            raise ValueError(f"an image tower alone is of kind torchvision or timm (found {self.image.kind})")
         if self.image.weights is not None:
             raise ValueError(
                 "the weights of an image tower alone stand under the card's own weights, not config.image's"
@@ -225,6 +334,12 @@ class DualAdapter(Adapter):
         self.logit_scale = towers.logit_scale().item()
         self.context_length = towers.text.context_length
         self._towers = towers
+        joint = ("joint",) if towers.joint else ()
+        if towers.tokens is not None:
+            self.compared = towers.tokens.compared
+            self.token_width = towers.tokens.dim
+            self.image_spaces = (*joint, "tokens", "backbone")
+            self.text_spaces = (*joint, "tokens")
 
     @property
     def text_fingerprint(self) -> str:
@@ -232,21 +347,34 @@ class DualAdapter(Adapter):
         return self._towers.text.fingerprint
 
     def image_tower(self, space: str) -> nn.Module:
-        """See `Adapter`. `backbone` is the image tower's pooled output, `joint` its projection."""
+        """See `Adapter`. `backbone` is the image tower's pooled output, `joint` its projection.
+
+        Without a joint space nothing trained that output: `backbone` is then the mean of the places' states.
+        """
         from torch import nn
+
+        from clipbench.pretrain.towers import Patches
 
         self.require_space(space)
         towers = self._towers
+        if space == "tokens":
+            return Patches(towers.patch_tower, towers.image_mapping).eval()
         if space == "backbone":
-            return towers.image
+            return towers.image if towers.joint else Patches(towers.patch_tower, None).eval()
         return nn.Sequential(towers.image, towers.image_projection).eval()
 
     def text_tower(self, space: str = "joint") -> nn.Module:
-        """See `Adapter`."""
+        """See `Adapter`. `tokens`: all `context_length` positions; those that do not count are zeros."""
         from torch import nn
 
+        from clipbench.pretrain.towers import Words
+
         self.require_text(space)
-        return nn.Sequential(self._towers.text, self._towers.text_projection).eval()
+        towers = self._towers
+        if space == "tokens":
+            assert towers.tokens is not None
+            return Words(towers.token_tower, towers.text_mapping, padding=towers.tokens.padding).eval()
+        return nn.Sequential(towers.text, towers.text_projection).eval()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Adapter`."""

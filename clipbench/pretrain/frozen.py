@@ -139,9 +139,9 @@ class Start:
                     hint=f"choose objective clip, clip-lite or siglip, or freeze only parts (model.frozen.{side})",
                 )
 
-    def whole(self) -> DualTowers:
-        """A copy of the towers as they are now, without stand-ins."""
-        made = copy.deepcopy(self.towers)
+    def whole(self, towers: DualTowers) -> DualTowers:
+        """A copy of `towers` (the trained ones, or their moving average) as they are now, without stand-ins."""
+        made = copy.deepcopy(towers)
         for side, tower in self._whole.items():
             setattr(made, side, copy.deepcopy(tower))
         return made

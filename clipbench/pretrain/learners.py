@@ -18,6 +18,9 @@ from clipbench.cards import (
     ClipLiteObjective,
     ClipObjective,
     DeclipObjective,
+    DeclipTerms,
+    DefilipObjective,
+    FilipObjective,
     Objective,
     SiglipObjective,
     SlipObjective,
@@ -26,7 +29,7 @@ from clipbench.errors import CardError
 from clipbench.pretrain import objectives
 from clipbench.pretrain.objectives import Loss
 from clipbench.pretrain.pairs import Batch, Wants
-from clipbench.pretrain.towers import DualTowers, TokenTower
+from clipbench.pretrain.towers import DualTowers
 
 #: what `Learner.forward` makes and `Learner.loss` compares, by name
 Features = dict[str, Tensor]
@@ -66,6 +69,7 @@ def make(objective: Objective, towers: DualTowers) -> Learner:
     Raises:
         CardError: the objective cannot train these towers.
     """
+    _heads_fit(objective, towers)
     match objective:
         case ClipObjective():
             return Clip(objective)
@@ -77,6 +81,40 @@ def make(objective: Objective, towers: DualTowers) -> Learner:
             return Slip(objective, towers)
         case DeclipObjective():
             return Declip(objective, towers)
+        case DefilipObjective():
+            return Defilip(objective, towers)
+        case FilipObjective():
+            return Filip(objective, towers)
+
+
+def _heads_fit(objective: Objective, towers: DualTowers) -> None:
+    """Raise CardError unless the objective trains all heads that the towers have, and needs no others."""
+    kind = objective.kind
+    late = isinstance(objective, FilipObjective | DefilipObjective)
+    compared = "tokens" if kind == "filip" else "joint"
+    if late and (towers.tokens is None or towers.tokens.compared != compared):
+        raise CardError(
+            f"objective {kind} needs heads for single tokens, and a model that compares by {compared}",
+            hint="give config.tokens, for example " + f"{{dim: 256, compared: {compared}}}",
+        )
+    if late:
+        towers.patch_tower  # noqa: B018 - raises where there are no tokens, as of a wholly frozen tower
+    if not late and towers.tokens is not None:
+        raise CardError(
+            f"objective {kind} does not train the heads of config.tokens",
+            hint="leave out config.tokens, or choose the objective filip or defilip",
+        )
+    joint = not isinstance(objective, FilipObjective) or objective.global_weight > 0
+    if joint and not towers.joint:
+        raise CardError(
+            f"objective {kind} compares in a joint space, which the model has not",
+            hint="give config.embed_dim and config.projection",
+        )
+    if towers.joint and not joint:
+        raise CardError(
+            f"objective {kind} with global_weight 0 does not train the heads into a joint space",
+            hint="leave out config.embed_dim and config.projection, or set objective.global_weight above 0",
+        )
 
 
 class Clip(Learner):
@@ -96,23 +134,29 @@ class Clip(Learner):
 
 
 class ClipLite(Learner):
-    """The JSD bound, and where the recipe wants them CLIP-Lite's prior terms on the towers' own features."""
+    """The JSD bound, and where the recipe wants them hard negatives, and prior terms on the towers' own features."""
 
     def __init__(self, objective: ClipLiteObjective, towers: DualTowers) -> None:
         super().__init__()
         self._negatives = objective.negatives
+        self._clusters, self._hard_share = objective.clusters, objective.hard_share
         self._prior_weight = objective.prior_weight
         if self._prior_weight:
             self.image_prior = discriminator(towers.image.features)
             self.text_prior = discriminator(towers.text.features)
 
     def forward(self, towers: DualTowers, batch: Batch) -> Features:
-        """See `Learner`; with prior terms also the discriminators' logits of noise and of features."""
+        """See `Learner`; with hard negatives also `caption`, the tokens of each pair's, [B, context_length]; with prior
+        terms the discriminators' logits of noise and of features."""
         image, text = towers.backbones(batch.images, batch.tokens, batch.rows)
         features = {"image": towers.image_projection(image), "text": towers.text_projection(text)}
+        if self._clusters:
+            beyond = towers.text.context_length - batch.tokens.shape[1]
+            tokens = F.pad(batch.tokens, (0, beyond), value=towers.text.padding)
+            features["caption"] = tokens.index_select(0, batch.rows)
         if self._prior_weight:
             for name, judge, seen in (("image", self.image_prior, image), ("text", self.text_prior, text)):
-                noise = torch.rand(seen.shape, generator=batch.generator).to(seen.device)
+                noise = batch.draws.rand(seen.shape[1]).to(seen.device)
                 features |= {f"{name}_noise": judge(noise), f"{name}_prior": judge(seen)}
         return features
 
@@ -121,16 +165,20 @@ class ClipLite(Learner):
         bound = objectives.clip_lite_loss(
             features["image"], features["text"], logit_scale, negatives=self._negatives
         )
-        if not self._prior_weight:
-            return bound
-        prior = {
-            f"{name}_prior": objectives.prior_loss(features[f"{name}_noise"], features[f"{name}_prior"])
-            for name in ("image", "text")
-        }
-        weights = dict.fromkeys(bound.terms(), 1 - self._prior_weight)
-        return objectives.WeightedLoss(
-            bound.terms() | prior, weights | dict.fromkeys(prior, self._prior_weight)
-        )
+        parts, weights = bound.terms(), dict.fromkeys(bound.terms(), 1 - self._prior_weight)
+        if self._clusters:
+            partners = objectives.cluster_partners(features["text"], features["caption"], self._clusters)
+            parts["hard_negative"] = objectives.hard_negative_loss(
+                features["image"], features["text"], logit_scale, partners
+            )
+            weights["hard_negative"] = self._hard_share * weights["negative"]
+            weights["negative"] *= 1 - self._hard_share
+        if self._prior_weight:
+            for name in ("image", "text"):
+                noise, seen = features[f"{name}_noise"], features[f"{name}_prior"]
+                parts[f"{name}_prior"] = objectives.prior_loss(noise, seen)
+                weights[f"{name}_prior"] = self._prior_weight
+        return objectives.WeightedLoss(parts, weights)
 
     def chance(self, batch_size: int) -> float:
         """See `Learner`; discriminators that cannot tell say 1/2."""
@@ -200,13 +248,15 @@ class Declip(Learner):
     queue: Tensor
     cursor: Tensor
 
-    def __init__(self, objective: DeclipObjective, towers: DualTowers) -> None:
+    def __init__(self, objective: DeclipTerms, towers: DualTowers) -> None:
         super().__init__()
-        text = with_tokens(towers, objective.kind)
+        text = towers.token_tower
         text.masking()  # raises where tokens cannot be hidden
         self.wants = Wants(views=(None,), altered=True)
         self.max_logit_scale = objective.max_logit_scale
         self._objective = objective
+        terms = ("clip", "multi_view", "image_self", "text_self", "nearest")
+        self.weights = {name: float(getattr(objective, f"{name}_weight")) for name in terms}
         dim, width = towers.embed_dim, objective.projector_width
         self.projector = nn.Sequential(*mlp(dim, width, width, width), nn.BatchNorm1d(width))
         self.predictor = mlp(width, objective.predictor_width, width)
@@ -220,23 +270,14 @@ class Declip(Learner):
         `image`, `text`: the pairs; `second`, `altered`: another view, another text; `projected_1`, `predicted_1` and
         those of `_2`: of the two views; `guesses`, `hidden`: at masked tokens, and what they are.
         """
-        assert isinstance(towers.text, TokenTower)
         assert batch.altered is not None
         altered, rows = batch.altered
-        own = batch.tokens.index_select(0, batch.rows)
-        masked, chosen = towers.text.mask(own, self._objective.masked, batch.generator)
-        states = towers.text.states(masked)
-        if self._objective.contrastive_text == "masked":
-            text = towers.text.pool(states, masked)
-        else:
-            text = towers.text(batch.tokens).index_select(0, batch.rows)
+        masked = self._objective.contrastive_text == "masked"
         features = {
-            "image": towers.image_projection(towers.image(batch.images)),
+            **captions(towers, batch, self._objective.masked, compare_masked=masked, guesser=self.guesser),
+            **towers.image_features(batch.images),
             "second": towers.image_projection(towers.image(batch.views[0])),
-            "text": towers.text_projection(text),
             "altered": towers.text_projection(towers.text(altered).index_select(0, rows)),
-            "guesses": self.guesser(states[chosen]),
-            "hidden": own[chosen],
         }
         for number, view in ((1, "image"), (2, "second")):
             features[f"projected_{number}"] = projected = self.projector(features[view])
@@ -259,7 +300,7 @@ class Declip(Learner):
             "text_self": objectives.masked_language_loss(features["guesses"], features["hidden"]),
             "nearest": torch.stack([loss.image_to_text if one_way else loss.total for loss in near]).mean(),
         }
-        return objectives.WeightedLoss(parts, {name: getattr(wanted, f"{name}_weight") for name in parts})
+        return objectives.WeightedLoss(parts, self.weights)
 
     def remember(self, features: Features) -> None:
         """The step's texts take the oldest places of the queue: the altered ones, where they count, then the others."""
@@ -276,18 +317,112 @@ class Declip(Learner):
         return compared * math.log(batch_size) + wanted.text_self_weight * math.log(self.guesser.out_features)
 
 
-def with_tokens(towers: DualTowers, kind: str) -> TokenTower:
-    """The text tower, which the objective `kind` needs to have a state for every token.
+class Defilip(Declip):
+    """DeFILIP: DeCLIP, and late interaction of the first view and the caption, with a logit scale of its own."""
 
-    Raises:
-        CardError: it has none.
-    """
-    if not isinstance(towers.text, TokenTower):
-        raise CardError(
-            f"objective {kind} needs a text tower with a state for every token, which ngrams has not",
-            hint="set config.text.kind to bytes or bert, or choose the objective clip, clip-lite, siglip or slip",
+    def __init__(self, objective: DefilipObjective, towers: DualTowers) -> None:
+        super().__init__(objective, towers)
+        self._kept, self._token_weight = objective.kept, objective.token_weight
+        self.token_log_scale = initial_log_scale()
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`; `image_tokens` and `text_tokens` are those of the pairs."""
+        rest = super().loss(features, logit_scale)
+        late = objectives.filip_loss(
+            features["image_tokens"], features["text_tokens"], self.token_log_scale.exp(), kept=self._kept
         )
-    return towers.text
+        return objectives.WeightedLoss(
+            rest.terms() | {"tokens": late.total}, self.weights | {"tokens": self._token_weight}
+        )
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        return super().chance(batch_size) + self._token_weight * math.log(batch_size)
+
+
+class Filip(Learner):
+    """FILIP: late interaction of image and text; with it, where the recipe wants them, InfoNCE of the joint space,
+    which has a logit scale of its own, and masked tokens."""
+
+    def __init__(self, objective: FilipObjective, towers: DualTowers) -> None:
+        super().__init__()
+        self.max_logit_scale = objective.max_logit_scale
+        self._objective = objective
+        self._weights = {"image_to_text": 0.5, "text_to_image": 0.5}
+        self._masks = objective.contrastive_text == "masked" or objective.text_self_weight > 0
+        text = towers.token_tower
+        if self._masks:
+            text.masking()  # raises where tokens cannot be hidden
+        self.guesser: nn.Linear | None = None
+        if objective.text_self_weight:
+            self.guesser = nn.Linear(text.features, text.vocabulary)
+            self._weights["text_self"] = objective.text_self_weight
+        if objective.global_weight:
+            self.joint_log_scale = initial_log_scale()
+            self._weights["global"] = objective.global_weight
+
+    def forward(self, towers: DualTowers, batch: Batch) -> Features:
+        """See `Learner`: `image_tokens`, `text_tokens`; `image`, `text` and `guesses`, `hidden` where they count."""
+        masked = self._objective.contrastive_text == "masked"
+        share = self._objective.masked if self._masks else None
+        texts = captions(towers, batch, share, compare_masked=masked, guesser=self.guesser)
+        return towers.image_features(batch.images) | texts
+
+    def loss(self, features: Features, logit_scale: Tensor) -> Loss:
+        """See `Learner`; `logit_scale` is that of tokens."""
+        kept = self._objective.kept
+        parts = objectives.filip_loss(
+            features["image_tokens"], features["text_tokens"], logit_scale, kept=kept
+        ).terms()
+        if "text_self" in self._weights:
+            parts["text_self"] = objectives.masked_language_loss(features["guesses"], features["hidden"])
+        if "global" in self._weights:
+            joint = objectives.clip_loss(features["image"], features["text"], self.joint_log_scale.exp())
+            parts["global"] = joint.total
+        return objectives.WeightedLoss(parts, self._weights)
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        guessed = math.log(self.guesser.out_features) if self.guesser is not None else 0.0
+        wanted = self._objective
+        return (1 + wanted.global_weight) * math.log(batch_size) + wanted.text_self_weight * guessed
+
+
+def captions(
+    towers: DualTowers,
+    batch: Batch,
+    share: float | None,
+    *,
+    compare_masked: bool,
+    guesser: nn.Module | None,
+) -> Features:
+    """What the heads make of a batch's captions, and what `guesser` says of tokens that are masked.
+
+    Args:
+        share: of the tokens to be masked, in every pair's caption anew; None: none.
+        compare_masked: it is the masked captions that the heads see.
+        guesser: float [M, features] to logits [M, vocabulary], or None.
+
+    Returns:
+        As `DualTowers.text_features`, one row a pair; `guesses` and `hidden` (int64 [M]) with a guesser.
+    """
+    text = towers.token_tower
+    tokens = towers.filled(batch.tokens)
+    features: Features = {}
+    if share is not None:
+        own = tokens.index_select(0, batch.rows)
+        masked, chosen = text.mask(own, share, batch.draws)
+        states = text.states(masked)
+        if guesser is not None:
+            features |= {"guesses": guesser(states[chosen]), "hidden": own[chosen]}
+        if compare_masked:
+            return features | towers.text_features(states, masked)
+    return features | towers.text_features(text.states(tokens), tokens, batch.rows)
+
+
+def initial_log_scale() -> nn.Parameter:
+    """The logarithm of a logit scale, at CLIP's initial value."""
+    return nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
 
 def mlp(*widths: int) -> nn.Sequential:

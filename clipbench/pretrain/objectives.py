@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+#: products of tokens that are held at once
+_BLOCK = 1 << 24
+
 
 @dataclass(frozen=True)
 class Loss(ABC):
@@ -86,6 +89,62 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> ClipLoss:
     return ClipLoss(F.cross_entropy(logits, target), F.cross_entropy(logits.T, target))
 
 
+def filip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, kept: int | None = None) -> ClipLoss:
+    """Symmetric InfoNCE of late interaction over the batch (Yao et al. 2022, FILIP, section 3.1).
+
+    An image's logit of a text is logit_scale times the mean over the image's tokens of the largest cosine with any of
+    the text's; a text's logit of an image is the same with the sides changed. Tokens of zeros behind a text's own are
+    padding and take no part.
+
+    Args:
+        image: float [B, S, D], tokens; row i belongs to row i of `text`.
+        text: float [B, T, D], tokens.
+        logit_scale: scalar, the factor on cosines (not its logarithm).
+        kept: of each pair, only so many tokens of either side can be found: those of the largest sums of cosines with
+            the tokens of the other side (as in DeCLIP's repository, which keeps 16). None: all.
+
+    Chance value: ln B.
+    """
+    image, text = _unit(image), _unit(text)
+    text = text[:, : int((text != 0).any(dim=2).sum(dim=1).max())]
+    found_in_image, found_in_text = image, text
+    if kept is not None:
+        own = image @ text.transpose(1, 2)
+        found_in_image = _largest(image, own.sum(dim=2), kept)
+        found_in_text = _largest(text, own.sum(dim=1), kept)
+    target = torch.arange(len(image), device=image.device)
+    return ClipLoss(
+        F.cross_entropy(logit_scale * late_interaction(image, found_in_text), target),
+        F.cross_entropy(logit_scale * late_interaction(text, found_in_image), target),
+    )
+
+
+def late_interaction(queries: Tensor, keys: Tensor) -> Tensor:
+    """Mean over a query's tokens of the best product with any of a key's tokens: float [n, m]; zeros are padding.
+
+    Args:
+        queries: float [n, S, D].
+        keys: float [m, T, D].
+
+    Products are taken in blocks of queries, and not kept for the backward pass.
+    """
+    real, asked = (keys != 0).any(dim=2), (queries != 0).any(dim=2)
+    rows = max(1, _BLOCK // (queries.shape[1] * real.numel()))
+    best = [
+        torch.einsum("nsd,mtd->nsmt", part, keys).masked_fill(~real, -math.inf).max(dim=3).values
+        for part in torch.split(queries, rows)
+    ]
+    weights = asked.to(queries.dtype)
+    return torch.einsum("nsm,ns->nm", torch.cat(best), weights / weights.sum(dim=1, keepdim=True))
+
+
+def _largest(tokens: Tensor, sums: Tensor, kept: int) -> Tensor:
+    """The `kept` tokens [B, T, D] of the largest sums [B, T], padding (zeros) last: [B, kept, D]."""
+    sums = sums.detach().masked_fill((tokens == 0).all(dim=2), -math.inf)
+    places = sums.topk(min(kept, tokens.shape[1]), dim=1).indices
+    return tokens.gather(1, places[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
 def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1) -> PairwiseLoss:
     """Negated Jensen–Shannon bound on the mutual information of image and text, as in CLIP-Lite.
 
@@ -115,6 +174,71 @@ def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negative
     matched = logit_scale * (image * text).sum(dim=1)
     rolled = [logit_scale * (image * text.roll(-k, dims=0)).sum(dim=1) for k in range(1, negatives + 1)]
     return PairwiseLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
+
+
+def hard_negative_loss(image: Tensor, text: Tensor, logit_scale: Tensor, partners: Tensor) -> Tensor:
+    """mean softplus(T(xᵢ, yⱼ)), j = partners[i]: `clip_lite_loss`'s second term with given wrong texts.
+
+    Args:
+        image, text: float [B, D].
+        logit_scale: scalar, the factor on cosines (not its logarithm).
+        partners: int64 [B].
+
+    Chance value: ln 2.
+    """
+    return F.softplus(logit_scale * (_unit(image) * _unit(text)[partners]).sum(dim=1)).mean()
+
+
+@torch.no_grad()
+def cluster_partners(text: Tensor, captions: Tensor, clusters: int) -> Tensor:
+    """For each row one with another caption of the same cluster: int64 [B].
+
+    The distinct captions are clustered (see `k_means`); each one's partner is the next of its cluster in the batch's
+    order, the last one's the first. A caption that is alone in its cluster has the batch's next other caption.
+
+    Args:
+        text: float [B, D], the captions' features; the order of a shuffled batch decides where clusters start.
+        captions: [B, L], rows that are equal where captions are.
+    """
+    count = len(text)
+    _, which = torch.unique(captions, dim=0, return_inverse=True)
+    places = torch.arange(count, device=text.device)
+    first = places.new_full((int(which.max()) + 1,), count).scatter_reduce(0, which, places, "amin")
+    order = first.argsort()
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order), device=text.device)
+    shown = first[order]  # where the distinct captions stand first, in the batch's order
+
+    labels = k_means(text[shown], clusters)
+    grouped = labels.argsort(stable=True)
+    own = labels[grouped]
+    begin = torch.searchsorted(own, own)
+    end = torch.searchsorted(own, own, right=True)
+    at = torch.arange(len(own), device=text.device)
+    following = (at + 1).where(at + 1 < end, begin)
+    partner = torch.empty_like(grouped)
+    partner[grouped] = grouped[following]
+    alone = partner == at
+    partner = partner.where(~alone, (at + 1) % len(at))
+    return shown[partner[number[which]]]
+
+
+@torch.no_grad()
+def k_means(rows: Tensor, clusters: int, *, rounds: int = 10) -> Tensor:
+    """The cluster of each row by k-means of directions (Dhillon and Modha 2001), from the first rows on: int64 [n].
+
+    Args:
+        rows: float [n, D], in random order.
+        clusters: how many; one a row where there are fewer rows.
+    """
+    points = _unit(rows)
+    centres = points[:clusters]
+    labels = (points @ centres.T).argmax(dim=1)
+    for _ in range(rounds):
+        member = F.one_hot(labels, len(centres)).to(points.dtype)
+        centres = _unit(member.T @ points).where(member.any(dim=0)[:, None], centres)
+        labels = (points @ centres.T).argmax(dim=1)
+    return labels
 
 
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> PairwiseLoss:
@@ -213,7 +337,7 @@ def prior_loss(noise: Tensor, features: Tensor) -> Tensor:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(_wide(rows), dim=1)
+    return F.normalize(_wide(rows), dim=-1)
 
 
 def _wide(values: Tensor) -> Tensor:

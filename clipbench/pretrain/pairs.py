@@ -18,6 +18,7 @@ from clipbench.data import Split
 from clipbench.data.decode import decode_stream, normalise
 from clipbench.errors import CardError, DataError, unknown
 from clipbench.pretrain import words
+from clipbench.pretrain.draws import Draws
 from clipbench.pretrain.frozen import Kept
 from clipbench.pretrain.views import augment
 
@@ -40,13 +41,14 @@ class Wants:
 
 @dataclass(frozen=True)
 class Batch:
-    """One training batch.
+    """One training batch, or one process's share of it, or a piece of that.
 
     Attributes:
         images: float32 [B, channels, side, side], normalised; or [B, D], features that a frozen tower made of them.
-        tokens: int64 [U, L], the distinct captions, cut at the longest one (frozen text tower: their features).
+        tokens: int64 [U, L], the distinct captions, cut at the longest one of the whole batch (frozen text tower: their
+            features).
         rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
-        generator: the CPU generator of all draws, for those that an objective makes itself.
+        draws: numbers for these B rows, for what an objective draws itself.
         views: as `Wants` says, each like `images`.
         altered: int64 [U, L] and [B], where `Wants` says so: the distinct altered texts, like `tokens`, and their rows.
     """
@@ -54,9 +56,26 @@ class Batch:
     images: Tensor
     tokens: Tensor
     rows: Tensor
-    generator: torch.Generator
+    draws: Draws
     views: tuple[Tensor, ...]
     altered: tuple[Tensor, Tensor] | None
+
+    def pieces(self, size: int) -> list[Batch]:
+        """The batch in pieces of `size` pairs, the last one perhaps smaller."""
+        return [self._piece(rows) for rows in torch.split(torch.arange(len(self.rows)), size)]
+
+    def _piece(self, rows: Tensor) -> Batch:
+        """The pairs at `rows` (int64, on the CPU, ascending without gaps)."""
+        own = slice(int(rows[0]), int(rows[-1]) + 1)
+        tokens, places = _distinct(self.tokens, self.rows[own])
+        return Batch(
+            images=self.images[own],
+            tokens=tokens,
+            rows=places,
+            draws=self.draws.of(rows),
+            views=tuple(view[own] for view in self.views),
+            altered=_distinct(self.altered[0], self.altered[1][own]) if self.altered else None,
+        )
 
 
 class PairsState(TypedDict):
@@ -80,7 +99,8 @@ class DrawnPairs:
     """Endless shuffled batches of (image, one of its texts) from all sources together.
 
     Every epoch is a new permutation of all images; its last, incomplete batch is left out. All draws (order,
-    texts, augmentation) come from one CPU generator, so that they do not depend on the device.
+    texts, augmentation) come from one CPU generator, so that they do not depend on the device. Of processes that
+    share a batch each makes all draws, and prepares the pairs of its own part.
     """
 
     def __init__(
@@ -94,8 +114,12 @@ class DrawnPairs:
         device: torch.device,
         wants: Wants,
         features: Kept | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """Decode and tokenise everything. With `features`, batches have those in the place of images.
+
+        `next_batch` gives part number `rank` of `world` equal parts of a batch.
 
         Raises:
             CardError: a source has not the texts, or its card not the templates, that the recipe wants.
@@ -110,6 +134,8 @@ class DrawnPairs:
             )
         self._preprocess = preprocess
         self._batch_size = batch_size
+        share = batch_size // world
+        self._own = slice(rank * share, (rank + 1) * share)
         self._device = device
         self._wants = wants
         self._features = features
@@ -143,41 +169,47 @@ class DrawnPairs:
         draws = torch.rand(2, len(chosen), generator=self._generator, dtype=torch.float64)
         kind = self._first[chosen] + (draws[0] * self._kinds[chosen]).long()
         drawn = self._drawn[self._start[kind] + (draws[1] * self._count[kind]).long()]
-        distinct, rows = torch.unique(drawn, return_inverse=True)
-        tokens = self._tokens[distinct, : int(self._lengths[distinct].max())]
+        distinct, rows = torch.unique(drawn[self._own], return_inverse=True)
+        tokens = self._tokens[distinct, : int(self._lengths[drawn].max())]
         first, *further = self._seen(chosen)
+        altered = self._altered(drawn) if self._wants.altered else None
         return Batch(
             images=first,
             tokens=tokens.to(self._device),
             rows=rows.to(self._device),
-            generator=self._generator,
+            draws=self._draws(),
             views=tuple(further),
-            altered=self._altered(drawn) if self._wants.altered else None,
+            altered=altered,
         )
 
+    def _draws(self) -> Draws:
+        """For the own part of a batch."""
+        return Draws(self._generator, self._batch_size, torch.arange(self._batch_size)[self._own])
+
     def _seen(self, chosen: Tensor) -> list[Tensor]:
-        """The images of these numbers, and their further views; or their features."""
+        """Of the images of these numbers (of all parts) the own ones, and their further views; or their features."""
         if self._features is not None:
-            return [self._features.take(chosen).to(self._device)]
-        images = self._images[chosen.to(self._device)]
+            return [self._features.take(chosen[self._own]).to(self._device)]
+        images = self._images[chosen[self._own].to(self._device)]
         return [self._view(images, chosen, how) for how in (None, *self._wants.views)]
 
     def _view(self, images: Tensor, chosen: Tensor, how: Augmentation | None) -> Tensor:
-        """Images, whose numbers are `chosen`, augmented (None: as their sources say) and normalised."""
+        """The own images augmented (None: as their sources say) and normalised; `chosen` numbers those of all parts."""
         if how:
-            return normalise(augment(images, how, self._generator), self._preprocess)
+            return normalise(augment(images, how, self._draws()), self._preprocess)
         view = images.clone()
         for number, own_way in enumerate(self._augment):
-            own = torch.nonzero(self._source[chosen] == number)[:, 0]
-            if own_way and len(own):
-                at = own.to(self._device)
-                view[at] = augment(images[at], own_way, self._generator)
+            of_source = torch.nonzero(self._source[chosen] == number)[:, 0]
+            if own_way and len(of_source):
+                own = torch.nonzero((of_source >= self._own.start) & (of_source < self._own.stop))[:, 0]
+                at = (of_source[own] - self._own.start).to(self._device)
+                view[at] = augment(images[at], own_way, Draws(self._generator, len(of_source), own))
         return normalise(view, self._preprocess)
 
     def _altered(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """The texts of these numbers, altered: tokens of the distinct ones, and each one's row."""
+        """The own ones of these texts, altered: tokens of the distinct ones, and each one's row."""
         number: dict[str, int] = {}
-        texts = words.alter([self._texts[i] for i in drawn.tolist()], self._generator)
+        texts = words.alter([self._texts[i] for i in drawn.tolist()], self._draws())
         rows = torch.tensor([number.setdefault(text, len(number)) for text in texts])
         tokens, lengths = self._tokenize(list(number))
         return tokens[:, : int(lengths.max())].to(self._device), rows.to(self._device)
@@ -191,6 +223,12 @@ class DrawnPairs:
         self._generator.set_state(state["generator"])
         self._order = state["order"]
         self._cursor = state["cursor"]
+
+
+def _distinct(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Those of `tokens` that `rows` name, and where each row's stands among them."""
+    named, places = torch.unique(rows, return_inverse=True)
+    return tokens[named], places
 
 
 def texts_of(source: Source) -> list[list[list[str]]]:

@@ -22,13 +22,18 @@ from clipbench.models import layouts
 from clipbench.models.dual import (
     BertTower,
     BytesTower,
+    ClipTextTower,
+    ClipVitTower,
     Config,
     ConvNetTower,
+    Image,
     NgramsTower,
+    Text,
     TimmTower,
     TorchvisionTower,
 )
-from clipbench.models.tokenizer import Tokenizer
+from clipbench.models.tokenizer import PADDING, Tokenizer
+from clipbench.pretrain.draws import Draws
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
@@ -37,11 +42,14 @@ _MASKED = _FIRST_BYTE + 255
 
 
 class DualTowers(nn.Module):
-    """Two towers, two projection heads and the learned temperature.
+    """Two towers, their heads and the learned temperature.
 
-    The temperature is kept as its logarithm, initially ln(1 / 0.07), as in CLIP (section 2.5) and CLIP-Lite.
+    The temperature is kept as its logarithm, initially ln(1 / 0.07), as in CLIP (section 2.5) and CLIP-Lite. It is that
+    of the space in which images and texts are compared.
 
     Attributes:
+        joint: whether there are heads into a joint space.
+        tokens: what the heads for single tokens are, or None.
         elsewhere: `image`, `text` → sha256 (hex) of the tower's own file, where its weights are not in the model's.
         resting: parts that stay in evaluation mode while the rest is trained.
     """
@@ -53,16 +61,26 @@ class DualTowers(nn.Module):
         """Towers with random weights. `folder` is where a relative path of a tokenizer starts from.
 
         Raises:
-            CardError: an image tower alone, no such architecture, or one that does not fit images or projection.
+            CardError: an image tower alone, no such architecture, or one that does not fit images or heads.
         """
         super().__init__()
-        if config.text is None or config.embed_dim is None or config.projection is None:
+        if config.text is None:
             raise CardError("two towers are needed: give config.text, config.embed_dim and config.projection")
-        self.embed_dim = config.embed_dim
-        self.image = image_tower(config.image, preprocess)
+        self.joint = config.embed_dim is not None
+        self.embed_dim = config.embed_dim or 0
+        self.tokens = config.tokens
+        self.image = image_tower(config.image, preprocess, config.embed_dim)
         self.text = text_tower(config.text, folder)
-        self.image_projection = projection(config.projection, self.image.features, config.embed_dim)
-        self.text_projection = projection(config.projection, self.text.features, config.embed_dim)
+        self.image_projection: nn.Module = nn.Identity()
+        self.text_projection: nn.Module = nn.Identity()
+        if config.projection is not None:
+            if config.projection != "linear" or not self.image.projects:
+                self.image_projection = projection(config.projection, self.image.features, self.embed_dim)
+            self.text_projection = projection(config.projection, self.text.features, self.embed_dim)
+        if config.tokens is not None:
+            width = _patch_width(self.patch_tower, preprocess)
+            self.image_mapping = nn.Linear(width, config.tokens.dim)
+            self.text_mapping = nn.Linear(self.token_tower.features, config.tokens.dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.elsewhere = {}
         self.resting = ()
@@ -96,6 +114,128 @@ class DualTowers(nn.Module):
         """What the towers alone make of B pairs, given as to `forward`: [B, image.features], [B, text.features]."""
         # index_select: its backward adds in a fixed order on the CPU, so that a resumed run is bit-identical.
         return self.image(images), self.text(tokens).index_select(0, rows)
+
+    def image_features(self, images: Tensor) -> dict[str, Tensor]:
+        """What the heads make of images: `image` [B, embed_dim] and `image_tokens` [B, S, tokens.dim], as far as
+        there are such heads."""
+        if self.tokens is None:
+            return {"image": self.image_projection(self.image(images))}
+        states = self.patch_tower.states(images)
+        features = {"image_tokens": self.image_mapping(self.patch_tower.tokens(states))}
+        if self.joint:
+            features["image"] = self.image_projection(self.patch_tower.pool(states))
+        return features
+
+    def text_features(self, states: Tensor, tokens: Tensor, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """What the heads make of texts, as far as there are such heads.
+
+        Args:
+            states: float [U, L, text.features], of the tokens.
+            tokens: int64 [U, L], as `filled` returns them.
+            rows: int64 [B], as to `forward`; None: every text once.
+
+        Returns:
+            `text` [B, embed_dim] and `text_tokens` [B, context_length, tokens.dim], zeros at positions that do not
+            count.
+        """
+
+        def chosen(features: Tensor) -> Tensor:
+            return features if rows is None else features.index_select(0, rows)
+
+        features = {}
+        if self.joint:
+            # Projected after the choice, as in `forward`: a head with BatchNorm sees every pair.
+            features["text"] = self.text_projection(chosen(self.token_tower.pool(states, tokens)))
+        if self.tokens is not None:
+            padding = self.tokens.padding
+            words = word_features(self.token_tower, self.text_mapping, states, tokens, padding=padding)
+            features["text_tokens"] = chosen(words)
+        return features
+
+    def filled(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, L] padded up to `context_length` where padding counts, or else as they are."""
+        if self.tokens is None or not self.tokens.padding:
+            return tokens
+        return fill(self.token_tower, tokens)
+
+    @property
+    def patch_tower(self) -> PatchTower:
+        """The image tower, which must have a state for each place of the image.
+
+        Raises:
+            CardError: it has none.
+        """
+        if not isinstance(self.image, PatchTower):
+            raise CardError(
+                "the image tower (of kind torchvision, or wholly frozen) has no state for each place of the image, "
+                "which objectives that compare tokens need",
+                hint="set config.image.kind to convnet, clip-resnet, clip-vit or timm, freeze only parts of it "
+                "(model.frozen.image), or leave out config.tokens",
+            )
+        return self.image
+
+    @property
+    def token_tower(self) -> TokenTower:
+        """The text tower, which must have a state for every token.
+
+        Raises:
+            CardError: it has none.
+        """
+        if not isinstance(self.text, TokenTower):
+            raise CardError(
+                "the text tower (of kind ngrams, or wholly frozen) has no state for every token, which objectives "
+                "that mask or compare tokens need",
+                hint="set config.text.kind to bytes, bert or clip-text, freeze only parts of it (model.frozen.text), "
+                "or choose objective clip, clip-lite, siglip or slip",
+            )
+        return self.text
+
+
+class Patches(nn.Module):
+    """Images to their places' tokens through `mapping`, flattened [B, S × dim]; without it to the mean state [B, D]."""
+
+    def __init__(self, image: PatchTower, mapping: nn.Module | None) -> None:
+        super().__init__()
+        self.image, self.mapping = image, mapping
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, channels, side, side]."""
+        tokens = self.image.tokens(self.image.states(images))
+        return tokens.mean(dim=1) if self.mapping is None else self.mapping(tokens).flatten(1)
+
+
+class Words(nn.Module):
+    """Token ids to the tokens of texts, flattened [B, context_length × dim]; see `word_features`."""
+
+    def __init__(self, text: TokenTower, mapping: nn.Module, *, padding: bool) -> None:
+        super().__init__()
+        self.text, self.mapping, self._padding = text, mapping, padding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, L]."""
+        if self._padding:
+            tokens = fill(self.text, tokens)
+        states = self.text.states(tokens)
+        return word_features(self.text, self.mapping, states, tokens, padding=self._padding).flatten(1)
+
+
+def word_features(
+    text: TokenTower, mapping: nn.Module, states: Tensor, tokens: Tensor, *, padding: bool
+) -> Tensor:
+    """The states [B, L, features] of tokens [B, L] through `mapping`: float [B, context_length, dim].
+
+    Positions behind the text are zeros unless `padding` says that they count; then L must be `context_length`.
+    """
+    mapped: Tensor = mapping(states)
+    if padding:
+        return mapped
+    mapped = mapped * text.real(tokens).unsqueeze(2)
+    return F.pad(mapped, (0, 0, 0, text.context_length - tokens.shape[1]))
+
+
+def fill(text: TokenTower, tokens: Tensor) -> Tensor:
+    """Tokens [B, L] padded up to [B, context_length]."""
+    return F.pad(tokens, (0, text.context_length - tokens.shape[1]), value=text.padding)
 
 
 def projection(kind: str, inputs: int, outputs: int) -> nn.Module:
@@ -142,16 +282,46 @@ class ClipLiteBlock(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Images (float [B, channels, side, side], normalised) to pooled features (float [B, features])."""
+    """Images (float [B, channels, side, side], normalised) to pooled features (float [B, features]).
+
+    Attributes:
+        projects: whether it ends in a matrix into the joint space, so that a linear head would be a second one.
+    """
 
     features: int
+    projects = False
+
+
+class PatchTower(ImageTower, ABC):
+    """An image tower with a state for each place of the image; the pooled feature is made of these."""
+
+    @abstractmethod
+    def states(self, images: Tensor) -> Tensor:
+        """What the last layer makes of images, before pooling, in a form of the tower's own."""
+
+    @abstractmethod
+    def pool(self, states: Tensor) -> Tensor:
+        """The feature of each image: float [B, features]."""
+
+    @abstractmethod
+    def tokens(self, states: Tensor) -> Tensor:
+        """The states of the places of a square grid, row by row: float [B, S, D]."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float [B, channels, side, side] to float [B, features]."""
+        return self.pool(self.states(images))
 
 
 class TextTower(nn.Module, ABC):
-    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features])."""
+    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features]).
+
+    Attributes:
+        padding: the id behind the end of a text.
+    """
 
     features: int
     context_length: int
+    padding: int = _PAD
 
     @property
     def fingerprint(self) -> str:
@@ -212,25 +382,25 @@ class TokenTower(TextTower):
         """int64 [B, L] (L at most `context_length`, padded as `tokenize` does) to float [B, features]."""
         return self.pool(self.states(tokens), tokens)
 
-    def mask(self, tokens: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def mask(self, tokens: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
         """Hide a share of the tokens, as BERT does: of ten, eight are masked, one is another token, one stays.
 
         Args:
             tokens: int64 [B, L].
             share: probability of each token to be among them; special tokens never are.
-            generator: a CPU generator.
+            draws: for these B rows.
 
         Returns:
             The changed tokens, and which positions were chosen (bool [B, L]).
         """
         how = self.masking()
-        draws = torch.rand(3, *tokens.shape, generator=generator).to(tokens.device)
+        which, way, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
         special = torch.tensor(how.special, device=tokens.device)
-        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (draws[0] < share)
+        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (which < share)
         among = how.first <= how.token < how.first + how.count
-        other = how.first + (draws[2] * (how.count - among)).long()
+        other = how.first + (what * (how.count - among)).long()
         other = other + (other >= how.token) * among
-        changed = tokens.where(draws[1] >= 0.9, other).where(draws[1] >= 0.8, how.token)
+        changed = tokens.where(way >= 0.9, other).where(way >= 0.8, how.token)
         return changed.where(chosen, tokens), chosen
 
 
@@ -244,8 +414,8 @@ class LibraryTower(nn.Module, ABC):
         """A state dict as it is published, in `net`'s names and without what `net` does not have by intention."""
 
 
-def image_tower(config: ConvNetTower | TorchvisionTower | TimmTower, preprocess: Preprocess) -> ImageTower:
-    """The image tower of `config` with random weights, for images of `preprocess`.
+def image_tower(config: Image, preprocess: Preprocess, embed_dim: int | None = None) -> ImageTower:
+    """The image tower of `config` with random weights, for images of `preprocess` and a joint space of `embed_dim`.
 
     Raises:
         CardError: there is no such architecture, or it cannot take such images.
@@ -254,17 +424,27 @@ def image_tower(config: ConvNetTower | TorchvisionTower | TimmTower, preprocess:
         return Torchvision(config, preprocess)
     if isinstance(config, TimmTower):
         return Timm(config, preprocess)
-    return ConvNet(config, preprocess.channels, preprocess.side)
+    if isinstance(config, ConvNetTower):
+        return ConvNet(config, preprocess.channels, preprocess.side)
+    from clipbench.pretrain import clip_towers  # here, since it builds on the classes above
+
+    if isinstance(config, ClipVitTower):
+        return clip_towers.ClipVit(config, preprocess)
+    return clip_towers.ClipResNet(config, preprocess, embed_dim)
 
 
-def text_tower(config: BytesTower | NgramsTower | BertTower, folder: Path) -> TextTower:
+def text_tower(config: Text, folder: Path) -> TextTower:
     """The text tower of `config` with random weights; `folder` is where a tokenizer's relative path starts from."""
     if isinstance(config, BertTower):
         return Bert(config, folder)
+    if isinstance(config, ClipTextTower):
+        from clipbench.pretrain import clip_towers
+
+        return clip_towers.ClipText(config)
     return NgramBag(config) if isinstance(config, NgramsTower) else ByteTransformer(config)
 
 
-class ConvNet(ImageTower):
+class ConvNet(PatchTower):
     """Small residual network (basic blocks, BatchNorm) with global average pooling."""
 
     def __init__(self, config: ConvNetTower, channels: int, side: int) -> None:
@@ -291,10 +471,18 @@ class ConvNet(ImageTower):
                 width = outputs
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """float [B, channels, side, side] to float [B, features]."""
+    def states(self, images: Tensor) -> Tensor:
+        """See `PatchTower`: the last map, [B, features, height, width]."""
         maps: Tensor = self.blocks(self.stem(images))
-        return maps.mean(dim=(2, 3))
+        return maps
+
+    def pool(self, states: Tensor) -> Tensor:
+        """See `PatchTower`."""
+        return states.mean(dim=(2, 3))
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """See `PatchTower`."""
+        return states.flatten(2).transpose(1, 2)
 
 
 class _ResidualBlock(nn.Module):
@@ -351,7 +539,7 @@ class Torchvision(ImageTower, LibraryTower):
         return {name: tensor for name, tensor in state.items() if not name.startswith(self._classifier)}
 
 
-class Timm(ImageTower, LibraryTower):
+class Timm(PatchTower, LibraryTower):
     """A model of timm without its classifier."""
 
     def __init__(self, config: TimmTower, preprocess: Preprocess) -> None:
@@ -373,6 +561,27 @@ class Timm(ImageTower, LibraryTower):
         """float [B, channels, side, side] to float [B, features]."""
         features: Tensor = self.net(images)
         return features
+
+    @property
+    def _net(self) -> Any:
+        return self.net
+
+    def states(self, images: Tensor) -> Tensor:
+        """See `PatchTower`: a map, channels first or (as timm says of the model) last; or tokens [B, L, D]."""
+        states: Tensor = self._net.forward_features(images)
+        return states
+
+    def pool(self, states: Tensor) -> Tensor:
+        """See `PatchTower`."""
+        pooled: Tensor = self._net.forward_head(states)
+        return pooled
+
+    def tokens(self, states: Tensor) -> Tensor:
+        """See `PatchTower`: without the class token and its like."""
+        if states.ndim == 3:
+            return states[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        return states.flatten(1, 2) if last else states.flatten(2).transpose(1, 2)
 
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `LibraryTower`: EfficientNet-PyTorch's names become timm's; without the classifier."""
@@ -403,6 +612,26 @@ def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
     if not isinstance(features, Tensor) or features.ndim != 2:
         raise CardError(f"{arch} gives no pooled feature of an image", hint="choose another architecture")
     return features.shape[1]
+
+
+def _patch_width(image: PatchTower, preprocess: Preprocess) -> int:
+    """Length of the tokens that `image` makes of images of `preprocess`.
+
+    Raises:
+        CardError: they are not those of a square grid.
+    """
+    side = preprocess.side
+    device = next(image.parameters()).device
+    with torch.no_grad():
+        image.eval()
+        tokens = image.tokens(image.states(torch.zeros(1, preprocess.channels, side, side, device=device)))
+        image.train()
+    if tokens.ndim != 3 or math.isqrt(tokens.shape[1]) ** 2 != tokens.shape[1] or tokens.shape[1] < 2:
+        raise CardError(
+            f"config.tokens needs an image tower that ends in a square grid of places (found {list(tokens.shape)})",
+            hint="choose another image tower, enlarge preprocess.size, or leave out config.tokens",
+        )
+    return tokens.shape[2]
 
 
 class ByteTransformer(TokenTower):
@@ -542,7 +771,7 @@ class Bert(TokenTower, LibraryTower):
         super().__init__()
         self.features = config.features
         self.context_length = config.context_length
-        self.vocabulary = config.vocabulary
+        self.vocabulary, self.padding = config.vocabulary, PADDING
         self._architecture, self._pool, self._clean = config.architecture, config.pool, config.clean
         self._tokenizer = Tokenizer(
             config.tokenizer, folder, context_length=config.context_length, vocabulary=config.vocabulary
@@ -565,7 +794,7 @@ class Bert(TokenTower, LibraryTower):
         embeddings.position_ids = torch.arange(config.positions, device="cpu").expand(1, -1)
         if hasattr(embeddings, "token_type_ids"):
             embeddings.token_type_ids = torch.zeros(1, config.positions, dtype=torch.int64, device="cpu")
-        self._padding = int(settings.pad_token_id)
+        self._pad_token = int(settings.pad_token_id)
 
     @property
     def fingerprint(self) -> str:
@@ -591,7 +820,7 @@ class Bert(TokenTower, LibraryTower):
     def states(self, tokens: Tensor) -> Tensor:
         """See `TokenTower`."""
         real = self.real(tokens)
-        ids = tokens.where(real, self._padding)
+        ids = tokens.where(real, self._pad_token)
         states: Tensor = self.net(input_ids=ids, attention_mask=real.long()).last_hidden_state
         return states
 

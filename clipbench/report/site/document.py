@@ -57,10 +57,9 @@ def _page(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     charts, versions = charts_library()
-    scripts = [
-        _safe(charts),
-        _safe("\n".join(p.read_text("utf-8") for p in sorted((_HERE / "js").glob("*.js")))),
-    ]
+    own = "\n".join(path.read_text("utf-8") for path in sorted((_HERE / "js").glob("*.js")))
+    # Each in a scope of its own: the library's short names would otherwise meet ours.
+    scripts = [_safe(f'"use strict";(() => {{{code}\n}})();') for code in (charts, own)]
     left_out = sorted(set(found.extras) - set(extras))
     environment = Environment(
         loader=FileSystemLoader(_HERE),
