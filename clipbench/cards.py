@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -616,18 +617,138 @@ class MocoV2(Strict):
 Augmentation = Annotated[Affine | MocoV2, Field(discriminator="kind")]
 
 
-class Pairs(Strict):
+class PairSource(Strict):
+    """What every source of training pairs has: what is done to its images and texts, and with images that are broken.
+
+    `on_bad_image: skip` counts and names images that cannot be decoded and goes on without them; none is ever
+    replaced by another.
+    """
+
+    augment: Augmentation | None = None
+    clean: bool = Field(False, description="texts as CLIP-Lite's text encoder saw them (`clean_caption`)")
+    alter: Probability = Field(0.0, description="of a text to be altered: a synonym, a swap, words left out")
+    on_bad_image: Literal["stop", "skip"] = "stop"
+
+
+class Pairs(PairSource):
     """Training pairs: the images of a task card's split, each with one of its texts, drawn anew every time.
 
     `texts` are the kinds of text that are drawn from, each as likely as the next: `labels` (the names of what the
     image shows, in the card's template sets that `templates` names), `captions`, `expressions`.
     """
 
+    kind: Literal["task-card"] = "task-card"
     dataset: str
     split: str = "train"
     texts: Tuple[Literal["labels", "captions", "expressions"]] = Field(("labels",), min_length=1)
     templates: Tuple[str] = Field(("default",), min_length=1)
-    augment: Augmentation | None = None
+
+    @property
+    def name(self) -> str:
+        return self.dataset
+
+    @property
+    def described(self) -> str:
+        return f"{self.dataset}, split {self.split}"
+
+
+class NamedPairs(PairSource):
+    """A source that is no task card. `name` is what `--data <name>=<folder>` calls it."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+
+    @property
+    def described(self) -> str:
+        return self.name
+
+
+class CaptionedPairs(NamedPairs):
+    """Images with captions in one of the layouts of `clipbench.data.captions`, of which COCO's JSON is one."""
+
+    kind: Literal["coco-captions"]
+    split: str = Field("train", description="as the files call it: train2017")
+
+
+class HubPairs(NamedPairs):
+    """A Hugging Face data set with a column of images and one of captions, or a local copy of it (parquet)."""
+
+    kind: Literal["hub"]
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="on the hub: owner/name")
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    image: str = Field("image", description="column")
+    caption: str = Field("caption", description="column, of texts or lists of texts")
+
+
+class ShardPairs(NamedPairs):
+    """Tar files in img2dataset's layout: an image, and beside it `.txt` (a caption a line) or `.json` (its `caption`).
+
+    `shards` are paths below the folder that `--data` gives, or addresses; `*` stands for any text in a path, and
+    `{000..331}` for every number in both. Files on this machine are shuffled sample by sample. Addresses are read
+    as a stream: their order is shuffled, and the samples of `window` shards at a time, which memory must hold;
+    `rows` then says how many samples there are.
+    """
+
+    kind: Literal["webdataset"]
+    shards: Tuple[str] = Field(("*.tar",), min_length=1)
+    window: int = Field(2, ge=1, description="shards")
+    rows: int | None = Field(None, gt=0)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the shards are addresses."""
+        return self.shards[0].startswith(("http://", "https://"))
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> ShardPairs:
+        remote = [shard.startswith(("http://", "https://")) for shard in self.shards]
+        if any(remote) and not all(remote):
+            raise Misplaced("shards are either all addresses or all paths", "shards")
+        if any(remote) and self.rows is None:
+            raise Misplaced("shards that are addresses need rows: how many samples they hold in all", "rows")
+        if any(remote) and any("*" in shard for shard in self.shards):
+            raise Misplaced("an address cannot hold *; write the numbers as {000..331}", "shards")
+        return self
+
+
+class TablePairs(NamedPairs):
+    """A table with a heading, one image and its caption a row; fields may stand in double quotes.
+
+    `file` lies below the folder that `--data` gives, and so does `images`, from where the paths in the column
+    `image` start.
+    """
+
+    kind: Literal["csv", "tsv"]
+    file: str
+    images: str = "."
+    image: str = Field("image", description="column")
+    caption: str = Field("caption", description="column")
+
+
+class YfccPairs(NamedPairs):
+    """JSON lines as DeCLIP gives YFCC15M: `{"caption": …, "filename": …}`; other keys are passed over.
+
+    Folders as in a table. `without_chinese` leaves out captions with Chinese characters, as DeCLIP does.
+    """
+
+    kind: Literal["yfcc-jsonl"]
+    file: str
+    images: str = "."
+    without_chinese: bool = True
+
+
+def _of_task_card(value: Any) -> Any:
+    """A source without a kind is a split of a task card."""
+    return {"kind": "task-card"} | value if isinstance(value, dict) else value
+
+
+AnyPairs = Annotated[
+    Annotated[
+        Pairs | CaptionedPairs | HubPairs | ShardPairs | TablePairs | YfccPairs, Field(discriminator="kind")
+    ],
+    BeforeValidator(_of_task_card),
+]
 
 
 class ClipObjective(Strict):
@@ -822,7 +943,7 @@ class Recipe(Strict):
     command: str
     cost: str
     seed: int = Field(0, ge=0)
-    data: Tuple[Pairs] = Field(min_length=1)
+    data: Tuple[AnyPairs] = Field(min_length=1)
     model: RecipeModel
     objective: Objective
     optim: Annotated[AdamW | Sgd | AdamWSgd, Field(discriminator="name")]
@@ -833,6 +954,19 @@ class Recipe(Strict):
     evaluate: Tuple[str] = ()
     best: Best | None = None
     target: Target | None = None
+    quick: dict[str, Any] = Field({}, description="key by key, what `--quick` changes: {schedule.steps: 20}")
+
+    @model_validator(mode="after")
+    def _a_stream_is_alone(self) -> Recipe:
+        for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote and len(self.data) > 1:
+                raise Misplaced(
+                    f"{data.name} is read as a stream, which no other source can be mixed with: fetch its shards "
+                    "and give them with --data",
+                    "data",
+                    i,
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -864,9 +998,16 @@ class Recipe(Strict):
 
     def _unchanged_images(self) -> None:
         for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote:
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
+                    "streamed; fetch its shards and give them with --data",
+                    "data",
+                    i,
+                )
             if data.augment is not None:
                 raise Misplaced(
-                    f"the image tower is frozen, so that its features are computed once: {data.dataset} cannot be "
+                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
                     "augmented; leave out augment, or freeze only parts of the tower (model.frozen.image)",
                     "data",
                     i,
@@ -878,7 +1019,7 @@ class Recipe(Strict):
             if data.augment is None:
                 raise Misplaced(
                     f"objective {objective.kind} compares two views of an image, which differ by augmentation: "
-                    f"give {data.dataset} an augment, for example {{kind: moco-v2}}",
+                    f"give {data.name} an augment, for example {{kind: moco-v2}}",
                     "data",
                     i,
                 )
@@ -1035,7 +1176,13 @@ def parse(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(model, document, prefix, problem) for problem in error.errors()]
+        # A list whose items are wrong would also be called too short.
+        problems = [
+            p
+            for p in error.errors()
+            if p["type"] != "too_short" or p["ctx"]["actual_length"] == len(p["input"])
+        ]
+        lines = [_explain(model, document, prefix, problem) for problem in problems]
         raise CardError("\n".join(dict.fromkeys(lines))) from None
 
 

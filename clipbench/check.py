@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipbench import records
+from clipbench.cards import Pairs
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights import resolve
@@ -81,6 +82,9 @@ def _model(catalog: Catalog, name: str) -> None:
 
 def _recipe(catalog: Catalog, name: str) -> None:
     recipe = catalog.recipe(name).card
-    for source in recipe.data:
-        catalog.dataset(source.dataset)
-    catalog.tasks(recipe.evaluate)
+    forms = [recipe, catalog.recipe(name, quick=True).card] if recipe.quick else [recipe]
+    for form in forms:
+        for source in form.data:
+            if isinstance(source, Pairs):
+                catalog.dataset(source.dataset)
+        catalog.tasks(form.evaluate)

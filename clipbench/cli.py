@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -207,8 +208,20 @@ def pretrain_command(
         Path, typer.Option("--out", "-o", help="Folder of the run; afterwards it is a model.", metavar="DIR")
     ],
     data: Data = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value for a field of the recipe: optim.lr=0.001; repeatable.",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The recipe's quick form: minutes on a CPU.")
+    ] = False,
     cards: Cards = None,
     device: Device = "auto",
+    workers: Workers = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
     ] = False,
@@ -218,14 +231,14 @@ def pretrain_command(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain ….
     """
-    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.data.hub import DataPaths
+    from clipbench.data.training import open_pairs
 
     catalog = _catalog(cards)
-    entry = catalog.recipe(recipe)
-    sources = [(catalog.dataset(source.dataset), source.split) for source in entry.card.data]
+    entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
-    paths = DataPaths.parse(_known_data(data, catalog))
-    splits = [(open_split(dataset, role, paths), dataset.card) for dataset, role in sources]
+    paths = DataPaths.parse(_known_data(data, catalog, [source.name for source in entry.card.data]))
+    splits = [open_pairs(source, catalog.dataset, paths, entry.path) for source in entry.card.data]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain
 
@@ -238,6 +251,7 @@ def pretrain_command(
         evaluator=evaluator(catalog, options),
         device=device,
         progress=not quiet,
+        workers=_auto("--workers", workers),
         tensorboard=tensorboard,
     )
     if os.environ.get("RANK", "0") != "0":
@@ -245,6 +259,52 @@ def pretrain_command(
     _stderr(
         f"evaluate it like any other model: clipbench eval --model {out} --task {','.join(entry.card.evaluate) or '…'}"
     )
+
+
+# ---------------------------------------------------------------------- study
+
+
+@app.command("study")
+def study_command(
+    name: Annotated[str, typer.Argument(help="The study: data-efficiency.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the studies' results.", metavar="DIR")
+    ] = Path("results/studies"),
+    runs: Annotated[
+        Path,
+        typer.Option("--runs", help="Folder of the runs, which a stopped study goes on from.", metavar="DIR"),
+    ] = Path("runs/studies"),
+    data: Data = None,
+    cards: Cards = None,
+    device: Device = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Train the same towers by several objectives, and hold the papers' claims against what is measured."""
+    from clipbench.data.hub import DataPaths
+    from clipbench.pretrain import study as studies
+
+    runtime = _runtime(device, "fp32")
+    form: studies.Form = "quick" if quick else "cpu" if runtime.on_cpu else "gpu"
+    study = studies.read(name, form)
+    catalog = _catalog(cards)
+    from clipbench.evaluate import Options
+    from clipbench.report import studies as report
+
+    options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
+    folder = name if form == "cpu" else f"{name}-{form}"
+    cells, measured = len(study.cells()), []
+    for one in studies.run(study, catalog, options, runs / folder, device=device, progress=not quiet):
+        measured.append(one)
+        shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
+        _stderr(_plain(f"{len(measured)}/{cells} {one.cell.name}: {shown}"))
+    command = f"clipbench study {name}" + (
+        " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
+    )
+    page = report.write(name, study, measured, command, out / folder)
+    _stderr(_plain(f"wrote {page}, study.png and study.json"))
 
 
 # ----------------------------------------------------------------- list, show
@@ -806,12 +866,13 @@ def _names(option: str, given: list[str]) -> list[str]:
     return names
 
 
-def _known_data(given: list[str] | None, catalog: Catalog) -> list[str]:
-    """The values of --data; a misspelt data set would otherwise be fetched instead of read."""
+def _known_data(given: list[str] | None, catalog: Catalog, more: Sequence[str] = ()) -> list[str]:
+    """The values of --data; a misspelt data set would otherwise be fetched instead of read. `more`: other names."""
+    known = {*catalog.dataset_files, *more}
     for text in given or ():
         name, separator, _ = text.partition("=")
-        if separator and name not in catalog.dataset_files:
-            raise ClipbenchError(f"--data {text}: {unknown('data set', name, catalog.dataset_files)}")
+        if separator and name not in known:
+            raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
     return given or []
 
 

@@ -151,6 +151,25 @@ def bootstrap_mean(values: NDArray[np.float64], seed: int, count: int = RESAMPLE
     return percentile(bootstrap(values.size, lambda drawn: float(values[drawn].mean()), seed, count))
 
 
+def of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
+    """Mean of runs that differ in their seed alone, and the 95 % interval of that mean by Student's t.
+
+    Raises:
+        ValueError: fewer than two runs.
+
+    >>> mean, (low, high) = of_seeds([1.0, 2.0, 3.0])
+    >>> mean, round(low, 3), round(high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError("an interval over seeds needs two runs at least")
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+    return mean, (mean - half, mean + half)
+
+
 # --------------------------------------------------------------------- scores
 
 

@@ -269,6 +269,13 @@ def test_what_cannot_be_frozen(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_features_of_single_tokens_are_not_kept(package: Path, tmp_path: Path) -> None:
+    model = recipe(package, WHOLE).model.canonical()
+    model["config"]["tokens"] = {"dim": 4, "compared": "joint"}
+    with pytest.raises(CardError, match="the pooled features are kept, not those of single tokens"):
+        train(recipe(package, WHOLE, model=model), tmp_path / "run")
+
+
 def test_random_weights_are_not_frozen(package: Path, tmp_path: Path) -> None:
     model = recipe(package, WHOLE).model.canonical()
     del model["config"]["image"]["weights"]

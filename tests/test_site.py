@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -240,7 +240,6 @@ def test_less_is_better_where_it_is() -> None:
 
 
 def test_scores_stand_beside_what_is_reported() -> None:
-    told = REPORTED | {"task": "animals-zs"}
     near, within, off = (
         _record(
             model=name,
@@ -252,7 +251,8 @@ def test_scores_stand_beside_what_is_reported() -> None:
         for name, percent in (("near", 75.08), ("within", 79.0), ("off", 90.0))
     )
     parsed = _Parsed(_page(near, within, off))
-    told = {parsed.data["index"]["models"][i]["id"]: parsed.block(f"model/{i}") for i in range(3)}
+    models = cast(Any, parsed.data["index"])["models"]
+    told: dict[str, Any] = {model["id"]: parsed.block(f"model/{i}") for i, model in enumerate(models)}
     verdicts = {name: block["records"][0]["scores"][0][-1] for name, block in told.items()}
     assert verdicts == {"near": "reproduced", "off": "off by -15.00", "within": "within interval"}
 

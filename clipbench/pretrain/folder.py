@@ -7,6 +7,7 @@ checkpoint-<step>.pt        everything that a resumed run needs; gone when the r
 best-<step>.safetensors     weights of the best evaluation so far, where the recipe names a score; gone likewise
 model.safetensors           the trained weights
 loss.png                    loss and zero-shot curves
+skipped.json                images that could not be decoded, where there were any
 card.yaml                   the model card, written last: the run has finished
 """
 
@@ -32,7 +33,7 @@ from clipbench.pretrain.optimisers import OptimiserState
 from clipbench.pretrain.pairs import PairsState
 
 # Keys of a recipe that describe a run and change nothing in it.
-_PROSE = {"title", "command", "cost", "target"}
+_PROSE = {"title", "command", "cost", "target", "quick"}
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -236,6 +237,15 @@ class RunFolder:
         write_atomic(self.path / "card.yaml", _yaml(card.model_dump(mode="json", exclude_none=True)))
         for path in [*self.checkpoints, *self.path.glob("best-*.safetensors")]:
             path.unlink(missing_ok=True)
+
+    def write_skipped(self, count: int, names: dict[str, str]) -> None:
+        """Say which images could not be decoded: how often that was, and name and reason of the first ones.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
+        text = json.dumps({"skipped": count, "images": names}, indent=1, ensure_ascii=False)
+        write_atomic(self.path / "skipped.json", text.encode())
 
     def _read_checkpoint(self) -> Checkpoint | None:
         if not self.checkpoints:

@@ -95,6 +95,11 @@ class Start:
         """
         self._frozen, self._named = model.frozen, dual.sources(config)
         _refuse_random(self._frozen, self._named, recipe_id)
+        if config.tokens is not None and True in (model.frozen.image, model.frozen.text):
+            raise CardError(
+                f"recipe {recipe_id}: of a frozen tower the pooled features are kept, not those of single tokens",
+                hint="leave out model.config.tokens, or freeze only parts of the towers (model.frozen)",
+            )
         self.towers = DualTowers(config, model.preprocess)
         self.digests: dict[str, str] = {}
         self._encoders: dict[str, ModelEncoder] = {}

@@ -17,6 +17,8 @@ from torch import nn
 
 from clipbench.cards import ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
 from clipbench.data import Split
+from clipbench.data.decode import cores
+from clipbench.data.lazy import LazySplit
 from clipbench.errors import ClipbenchError, Stopped
 from clipbench.execution import Runtime
 from clipbench.models import Adapter, dual
@@ -63,6 +65,7 @@ def pretrain(
     evaluator: Evaluator | None = None,
     device: str = "auto",
     progress: bool = True,
+    workers: int | None = None,
     tensorboard: bool = False,
     stop_after: int | None = None,
 ) -> Path:
@@ -79,6 +82,7 @@ def pretrain(
         evaluator: measures the model on the recipe's `evaluate` tasks; None: no evaluation.
         device: "auto" (a GPU where there is one), or a torch device.
         progress: show live progress lines on stderr.
+        workers: processes that decode images not held in memory; None: one a core beside a GPU, none on a CPU.
         tensorboard: write event files for TensorBoard too.
         stop_after: stop after this many steps, with a checkpoint.
 
@@ -131,10 +135,15 @@ def pretrain(
             seed=recipe.seed,
             device=target_device,
             wants=learner.wants,
+            workers=workers if workers is not None else decoders(target_device),
             rank=group.rank,
             world=group.world,
             features=start.image_features([source.split for source in sources]),
         )
+        for source in sources:
+            if isinstance(source.split, LazySplit):
+                for part in source.split.left_out:
+                    console.print(f"{source.wanted.name}: left out {part}", highlight=False)
         describe = functools.partial(model_card, recipe, recipe_id, images, start)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
@@ -241,6 +250,11 @@ def pretrain(
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
         card = model_card(recipe, recipe_id, images, start, hashlib.sha256(weights).hexdigest(), step=chosen)
         run.finish(weights, picture, card)
+        if pairs.skipped[0]:
+            run.write_skipped(*pairs.skipped)
+            console.print(
+                f"{out}: {pairs.skipped[0]:,} images could not be decoded: skipped.json", highlight=False
+            )
         console.print(f"{out}: finished{_against_target(recipe.target, run, chosen)}", highlight=False)
         return out
 
@@ -266,6 +280,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def decoders(device: torch.device) -> int:
+    """Processes that decode beside training: on a CPU none, since they would take the cores that train."""
+    return 0 if device.type == "cpu" else max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def model_card(
     recipe: Recipe, recipe_id: str, images: int, start: Start, sha256: str, step: int | None = None
 ) -> ModelCard:
@@ -281,7 +300,7 @@ def model_card(
         config=start.config.canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
-        training_data="; ".join(f"{data.dataset}, split {data.split}" for data in recipe.data),
+        training_data="; ".join(data.described for data in recipe.data),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
