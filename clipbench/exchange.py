@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from clipbench.cards import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.records import Record
@@ -229,18 +228,19 @@ def model_index(found: Sequence[Record], name: str) -> str:
 
     results = []
     for record in found:
-        card = TaskCard.model_validate(record.cards.task)
-        split = record.protocol.params.get("split", record.protocol.params.get("test"))
+        card: dict[str, Any] = record.cards.task  # of its time: the schema of cards may have moved on
+        source, splits = card.get("source") or {}, card.get("splits") or {}
+        split = splits.get(record.protocol.params.get("split", record.protocol.params.get("test"))) or {}
         for metric in metrics_of(record):
             score = record.scores[metric]
             results.append(
                 EvalResult(
                     task_type=_HUB_TASKS.get(record.protocol.name, record.protocol.name),
-                    dataset_type=card.source.hub or _dataset(record.task)[0],
-                    dataset_name=card.title,
-                    dataset_config=card.source.config,
-                    dataset_split=card.splits[str(split)].name if split in card.splits else None,
-                    dataset_revision=card.source.revision,
+                    dataset_type=source.get("hub") or _dataset(record.task)[0],
+                    dataset_name=card.get("title") or _dataset(record.task)[0],
+                    dataset_config=source.get("config"),
+                    dataset_split=split.get("name"),
+                    dataset_revision=source.get("revision"),
                     metric_type="accuracy" if metric == "acc1" else metric,
                     metric_value=score.value,
                     metric_name=f"{metric} ({record.task})",

@@ -27,7 +27,9 @@ HEAVY = (
 )
 #: module → the public names that it defines itself
 SURFACE = {
-    "clipbench.errors": "CardError ClipbenchError DataError NotApplicable StorageError WeightsError nearest unknown",
+    "clipbench.errors": (
+        "CardError ClipbenchError DataError NotApplicable Stopped StorageError WeightsError nearest unknown"
+    ),
     "clipbench.catalog": "Catalog Entry Task protocol_ids protocol_module",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
     "clipbench.library": "Model load_model",
