@@ -271,7 +271,7 @@ def test_what_papers_report_is_shown_once_and_only_where_nothing_was_measured() 
     assert ("declip-yfcc15m-vit-b32", "imagenet-zs") in pairs
     readme = next(row for row in rows if row[:1] + row[3:4] == ["declip-yfcc15m-vit-b32", "imagenet-zs"])
     assert readme[4:6] == ["acc1", 43.2]
-    assert "README" in readme[6]  # the primary source, not the paper that quotes it
+    assert "README" in str(readme[6])  # the primary source, not the paper that quotes it
 
 
 # -------------------------------------------------------------- size, pictures
