@@ -252,8 +252,8 @@ def test_scores_stand_beside_what_is_reported() -> None:
         for name, percent in (("near", 75.08), ("within", 79.0), ("off", 90.0))
     )
     parsed = _Parsed(_page(near, within, off))
-    told = {parsed.data["index"]["models"][i]["id"]: parsed.block(f"model/{i}") for i in range(3)}
-    verdicts = {name: block["records"][0]["scores"][0][-1] for name, block in told.items()}
+    found = {parsed.data["index"]["models"][i]["id"]: parsed.block(f"model/{i}") for i in range(3)}
+    verdicts = {name: block["records"][0]["scores"][0][-1] for name, block in found.items()}
     assert verdicts == {"near": "reproduced", "off": "off by -15.00", "within": "within interval"}
 
 
