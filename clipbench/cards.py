@@ -537,15 +537,16 @@ class Engine(Strict):
     """How a step is computed: what it costs in time and memory, and which pairs a BatchNorm sees together.
 
     Attributes:
-        chunk: pairs that go through the networks at once in each process, however large the batch (gradient caching).
+        chunk: pairs that go through the networks at once in each process, at most, however large the batch
+            (gradient caching).
             The loss sees the whole batch all the same; a BatchNorm sees the pairs of a chunk.
         sync_batchnorm: a BatchNorm sees the pairs of all processes.
         recompute: keep no activations inside the towers' blocks, but compute them again for the gradient.
-        channels_last: the image tower's memory format.
+        channels_last: the image tower's memory format on a GPU.
         compile: torch.compile for both towers.
     """
 
-    chunk: int | None = Field(None, gt=0)
+    chunk: int | None = Field(None, gt=1)
     sync_batchnorm: bool = False
     recompute: bool = False
     channels_last: bool = False

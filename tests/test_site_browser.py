@@ -20,6 +20,7 @@ from clipbench import records
 from clipbench.catalog import Catalog
 from clipbench.records import Stored
 from clipbench.report import site
+from clipbench.report.site import document
 from clipbench.stats import Score
 
 if TYPE_CHECKING:
@@ -46,6 +47,16 @@ def browser() -> Iterator[Browser]:
         launched.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def charts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The charts' library, bundled once for all these pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        library = document.charts_library()
+        patch.setattr(document, "charts_library", lambda: library)
+        yield
+
+
 class Visit:
     """A page in the browser, all that it asked for, and all that it complained of."""
 
@@ -61,8 +72,12 @@ class Visit:
         self.page.goto(self.address)
 
     def go(self, fragment: str) -> None:
-        """Follow a link of the page to `fragment`, as a reader would by typing it."""
+        """Open the page of a model or a task by its address, and wait until it is there."""
         self.page.evaluate("fragment => { location.hash = fragment; }", fragment)
+        self.page.wait_for_function(
+            "name => document.querySelector('#view h1')?.textContent.includes(name)",
+            arg=fragment.rpartition("/")[2],
+        )
 
     def charts(self, least: int = 1) -> None:
         """Wait until at least so many charts are drawn in what is shown."""
@@ -103,7 +118,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_shipped_page_in_light_and_dark_on_a_phone_and_on_paper(browser: Browser, shipped: Path) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     for theme in ("light", "dark"):
-        visit = Visit(browser, shipped, color_scheme=theme, viewport={"width": 1280, "height": 960})
+        visit = Visit(browser, shipped, color_scheme=theme, viewport={"width": 1280, "height": 1000})
         visit.charts()
         assert visit.page.evaluate("document.documentElement.dataset.theme") == theme
         name = "leaderboard.png" if theme == "light" else "leaderboard-dark.png"
@@ -143,10 +158,10 @@ def test_links_lead_to_models_and_tasks_and_back(browser: Browser, shipped: Path
     assert page.evaluate("document.activeElement.textContent") == "digits-clip-lite"
     assert not page.is_visible("#board")
     page.click("#view table a >> text=digits-scenes-ground")
-    page.wait_for_function("document.querySelector('#view h1').textContent === 'digits-scenes-ground'")
-    assert "pointing game" in (page.text_content("#view") or "").lower()
+    page.wait_for_function("() => document.querySelector('#view h1').textContent === 'digits-scenes-ground'")
+    assert "Grounding without training" in (page.text_content("#view") or "")
     page.go_back()
-    page.wait_for_function("document.querySelector('#view h1').textContent === 'digits-clip-lite'")
+    page.wait_for_function("() => document.querySelector('#view h1').textContent === 'digits-clip-lite'")
     page.click("text=‹ Leaderboard")
     page.wait_for_selector("#board", state="visible")
     visit.go("#/model/nobody")
@@ -174,7 +189,7 @@ def test_a_models_records_show_scores_probe_path_heat_maps_and_provenance(
     ):
         assert word in text
     page.click("summary:has-text('digits-scenes-ground')")
-    page.wait_for_function("[...document.images].some(i => i.complete && i.naturalWidth > 300)")
+    page.wait_for_function("() => [...document.images].some(i => i.complete && i.naturalWidth > 300)")
     assert "expressions" in (page.locator("figure img").get_attribute("alt") or "")
     page.screenshot(path=SHOTS / "record.png", full_page=True)
     visit.close()
@@ -199,9 +214,8 @@ def test_it_is_used_with_the_keyboard_alone(browser: Browser, shipped: Path) -> 
     page.wait_for_selector("#view h1")
     # Charts say what they show, and every picture and field has a name.
     visit.charts()
-    assert "95 % interval" in (
-        page.locator(".chart svg").first.inner_html() + page.locator(".chart").first.inner_html()
-    )
+    assert "95 % interval" in (page.get_attribute("#view .chart", "aria-label") or "")
+    assert page.locator("#view .chart [role=graphics-symbol]").count() > 1
     unnamed = """[...document.querySelectorAll('input, select, button, img, a')].filter(e => !(
         e.labels?.length || e.textContent.trim() || e.alt || e.getAttribute('aria-label'))).length"""
     assert page.evaluate(unnamed) == 0
@@ -300,16 +314,17 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
     visit.charts()
     assert visit.column(0)[:3] == ["model-000", "model-001", "model-002"]
 
-    page.click("#board thead th:nth-child(10) button")
-    values = visit.column(9)
+    # Of the tasks, those whose number divides by 10 and leaves 9 lack models.
+    page.click("#board thead th:nth-child(14) button")
+    values = visit.column(13)
     numbers = [float(value) for value in values if value != "–"]
     assert numbers == sorted(numbers, reverse=True)
     assert values == [*values[: len(numbers)], *["–"] * (MODELS - len(numbers))]  # what is missing comes last
     assert len(numbers) < MODELS
-    page.click("#board thead th:nth-child(10) button")
-    upwards = visit.column(9)
+    page.click("#board thead th:nth-child(14) button")
+    upwards = visit.column(13)
     assert upwards == [*reversed(values[: len(numbers)]), *values[len(numbers) :]]
-    assert page.get_attribute("#board thead th:nth-child(10)", "aria-sort") == "ascending"
+    assert page.get_attribute("#board thead th:nth-child(14)", "aria-sort") == "ascending"
 
     page.fill("#model-filter", "model-01")
     page.select_option("#group-filter", "declip")
@@ -319,7 +334,9 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
     assert page.evaluate(visible) == 4
     assert (page.text_content("#count") or "").startswith("Showing 2 of 200 models and 1 of 60 tasks.")
     page.click("text=Reset")
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('Showing 200 of 200')")
+    page.wait_for_function(
+        "() => document.getElementById('count').textContent.startsWith('Showing 200 of 200')"
+    )
     assert page.evaluate(visible) == 63
     visit.close()
 
@@ -327,23 +344,32 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
 def test_a_large_leaderboard_sorts_fast(browser: Browser, large: Path) -> None:
     visit = Visit(browser, large, viewport={"width": 1400, "height": 900})
     visit.charts()
-    # From the click to the next frame, layout included.
-    script = """async () => {
-        const heads = [...document.querySelectorAll('#board thead button')].slice(3, 14);
-        const times = [];
-        for (const head of heads) {
-            const start = performance.now();
-            head.click();
-            document.getElementById('board').getBoundingClientRect();
-            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-            times.push(performance.now() - start);
-        }
-        return times.sort((a, b) => a - b);
+    # From the click to the next frame, layout included. What the page's thread worked is told from what it waited for
+    # other processes of a busy machine.
+    session = visit.context.new_cdp_session(visit.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def worked() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(1000 * next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+
+    script = """async (number) => {
+        const start = performance.now();
+        document.querySelectorAll('#board thead button')[number].click();
+        await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+        return performance.now() - start;
     }"""
-    times = visit.page.evaluate(script)
-    median = times[len(times) // 2]
-    print(f"sorting {MODELS} × {TASKS}: median {median:.0f} ms, worst {times[-1]:.0f} ms")
-    assert median < 1000  # 200 ms on a machine that does nothing else
+    waited, work = [], []
+    for number in range(4, 13):
+        before = worked()
+        waited.append(visit.page.evaluate(script, number))
+        work.append(worked() - before)
+    waited.sort()
+    work.sort()
+    print(
+        f"sorting {MODELS} × {TASKS}: median {waited[4]:.0f} ms, {work[4]:.0f} ms of work; worst {waited[-1]:.0f} ms"
+    )
+    assert work[4] < 1000  # 200 ms on a machine that does nothing else
     visit.close()
 
 

@@ -202,20 +202,11 @@ def _record(one: Judged, task: int, environments: list[Json], shown: dict[str, s
 
 def _score(row: Row) -> list[Any]:
     """Metric, numbers, and of what is reported the confidence, the source and the verdict."""
-    return [row.metric, *_numbers(row), row.reported_confidence, row.reported_source, verdict(row)]
+    return [row.metric, *_numbers(row), row.reported_confidence, row.reported_source, _verdict(row)]
 
 
-def verdict(row: Row) -> str | None:
-    """How a score compares with the published one: reproduced, within interval, or off by so many points."""
-    if row.reported_percent is None or row.difference_points is None:
-        return None
-    assert row.low is not None
-    assert row.high is not None
-    if abs(row.difference_points) <= 0.05:
-        return "reproduced"
-    if 100 * row.low <= row.reported_percent <= 100 * row.high:
-        return "within interval"
-    return f"off by {row.difference_points:+.2f}"
+def _verdict(row: Row) -> str | None:
+    return f"off by {row.difference_points:+.2f}" if row.verdict == "off" else row.verdict
 
 
 def _task(record: Record) -> Json:

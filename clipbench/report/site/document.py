@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -57,10 +58,9 @@ def _page(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     charts, versions = charts_library()
-    scripts = [
-        _safe(charts),
-        _safe("\n".join(p.read_text("utf-8") for p in sorted((_HERE / "js").glob("*.js")))),
-    ]
+    own = "\n".join(path.read_text("utf-8") for path in sorted((_HERE / "js").glob("*.js")))
+    # Each in a scope of its own: the library's short names would otherwise meet ours.
+    scripts = [_safe(f'"use strict";(() => {{{code}\n}})();') for code in (charts, own)]
     left_out = sorted(set(found.extras) - set(extras))
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -120,8 +120,8 @@ def charts_library() -> tuple[str, dict[str, str]]:
     """
     import vl_convert
 
-    path = cache_root() / f"charts-{vl_convert.__version__}.js"
+    path = cache_root() / f"charts-{metadata.version('vl-convert-python')}.js"
     if not path.is_file():
-        write_atomic(path, vl_convert.javascript_bundle().encode())
+        write_atomic(path, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode())
     versions = {"vega": vl_convert.get_vega_version(), "vega_lite": vl_convert.get_vegalite_versions()[-1]}
     return path.read_text("utf-8"), versions

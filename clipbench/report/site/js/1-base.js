@@ -1,4 +1,3 @@
-"use strict";
 // What the other scripts share: data, elements made of text alone, numbers as people read them.
 
 const page = JSON.parse(document.getElementById("data").textContent);
@@ -9,10 +8,10 @@ const DASH = "–";
 function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key === "class") made.className = value;
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(key, value === true ? "" : value);
+    if (value === null || value === undefined || value === false) continue;
+    made.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return made;
 }
 

@@ -16,6 +16,11 @@ const board = (() => {
   const byModel = new Map(rows.map((r) => [r.model.id, r]));
   for (const [m, t, value] of scores) byModel.get(models[m].id).values[place.get(tasks[t].id)] = value;
 
+  // Styled as plain boxes (see site.css), the parts of the table say themselves what they are.
+  const roles = [[[shell], "table"], [[shell.tHead, body], "rowgroup"], [[...shell.rows], "row"], [heads, "columnheader"],
+    [rows.map((r) => r.cells[0]), "rowheader"], [rows.flatMap((r) => r.cells.slice(1)), "cell"]];
+  for (const [parts, role] of roles) for (const part of parts) part.setAttribute("role", role);
+
   const fields = Object.fromEntries(["model", "group", "suite", "task"].map((name) =>
     [name, document.getElementById(`${name}-filter`)]));
   const status = document.getElementById("count");
@@ -117,18 +122,19 @@ const board = (() => {
     });
   }
 
-  // On paper nothing scrolls: columns that would run over the edge go to tables of their own.
-  const PER_PART = 8;
+  // On paper nothing scrolls: what would run over the edge goes to tables of its own. Their headings are plain text,
+  // since a browser repeats no buttons on the pages that follow.
+  const PER_PART = 10;
   addEventListener("beforeprint", () => {
     const kept = heads.map((head, i) => i).filter((i) => !heads[i].hidden && i !== 0);
-    if (kept.length <= PER_PART) return;
     document.body.classList.add("in-parts");
     for (let start = 0; start < kept.length; start += PER_PART) {
       const part = shell.cloneNode(true);
       part.removeAttribute("id");
-      part.className = "part";
+      part.classList.add("part");
       const own = new Set([0, ...kept.slice(start, start + PER_PART)]);
       for (const row of part.rows) [...row.cells].forEach((cell, i) => own.has(i) || cell.remove());
+      for (const button of part.querySelectorAll("button")) button.replaceWith(button.textContent);
       shell.parentElement.append(part);
     }
   });

@@ -8,7 +8,7 @@ const LOOK = {
   view: { stroke: "var(--line)" },
   axis: {
     labelColor: "var(--ink)", titleColor: "var(--ink)", tickColor: "var(--line)", domainColor: "var(--line)",
-    gridColor: "var(--line)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelLimit: 260,
+    gridColor: "var(--line)", gridOpacity: 0.6, labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelLimit: 260,
   },
   legend: { labelColor: "var(--ink)", titleColor: "var(--faint)", labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelLimit: 260 },
 };
@@ -17,11 +17,16 @@ const LOOK = {
 function chart(label, spec) {
   const host = el("div", { class: "chart" });
   const whole = {
-    description: label, width: "container", autosize: { type: "fit-x", contains: "padding" }, config: LOOK, ...spec,
+    description: label, width: "container", config: LOOK, ...spec,
   };
   // The interpreter evaluates expressions without eval, which the page's policy forbids.
   const options = { actions: false, renderer: "svg", ast: true, tooltip: { theme: "page" }, mode: "vega-lite" };
-  requestAnimationFrame(() => vegaEmbed(host, whole, options));
+  // Its width is its container's, which it has once it is shown.
+  new ResizeObserver((_, observer) => {
+    if (!host.clientWidth) return;
+    observer.disconnect();
+    vegaEmbed(host, whole, options);
+  }).observe(host);
   return host;
 }
 
@@ -30,6 +35,12 @@ function span(values) {
   const low = Math.min(...values), high = Math.max(...values);
   const room = Math.max((high - low) * 0.06, 1);
   return [Math.max(low - room, Math.min(0, low)), high <= 100 ? Math.min(high + room, 100.5) : high + room];
+}
+
+/** A layer of the values that `fits` holds of; none where it holds of none, which Vega would warn of. */
+function only(values, fits, layer) {
+  const own = values.filter(fits);
+  return own.length ? [{ ...layer, data: { values: own } }] : [];
 }
 
 const KINDS = {
@@ -53,13 +64,14 @@ function dots(label, rows, axis) {
   const x = { field: "value", type: "quantitative", title: axis, scale: { domain, nice: false, zero: false } };
   const legend = kinds.length > 1 ? { title: null, orient: "top" } : null;
   return chart(label, {
-    height: { step: 22 }, data: { values },
+    height: Math.max(60, 22 * rows.length), data: { values },
     layer: [
-      { transform: [{ filter: "datum.kind === 'measured'" }], mark: { type: "rule", strokeWidth: 2, color: "var(--c0)", aria: false },
-        encoding: { y, x: { ...x, field: "low" }, x2: { field: "high" } } },
-      { mark: { type: "point", filled: false, size: 60, strokeWidth: 2 },
+      ...only(values, (v) => v.kind === "measured", { mark: { type: "rule", strokeWidth: 2, color: "var(--c0)", aria: false },
+        encoding: { y, x: { ...x, field: "low" }, x2: { field: "high" } } }),
+      { mark: { type: "point", filled: false, size: 60, strokeWidth: 2, opacity: 1 },
         encoding: {
           y, x,
+          fill: { condition: { test: "datum.kind === 'measured'", value: "var(--c0)" }, value: "transparent" },
           shape: { field: "kind", type: "nominal", scale: { domain: kinds, range: range(KINDS.shape.range) }, legend },
           color: { field: "kind", type: "nominal", scale: { domain: kinds, range: range(KINDS.colour.range) }, legend },
           tooltip: [{ field: "name", title: "of" }, { field: "kind" }, { field: "text", title: "per cent" }],
@@ -73,7 +85,7 @@ function bars(label, rows, axis) {
   const values = rows.map((r) => ({ ...r, text: r.value.toFixed(1) }));
   const y = { field: "name", type: "nominal", sort: rows.map((r) => r.name), title: null };
   return chart(label, {
-    height: { step: 18 }, data: { values },
+    height: Math.max(60, 18 * rows.length), data: { values },
     encoding: { y, x: { field: "value", type: "quantitative", title: axis, scale: { domain: [0, Math.max(100, ...rows.map((r) => r.value))] } } },
     layer: [
       { mark: { type: "bar", color: "var(--c0)", height: { band: 0.7 } }, encoding: { tooltip: [{ field: "name" }, { field: "text", title: "per cent" }] } },
@@ -96,9 +108,9 @@ function probePath(label, curves) {
     height: 240, data: { values },
     layer: [
       { mark: { type: "line", color: "var(--c0)", strokeWidth: 1, aria: false }, encoding: { x, y, detail } },
-      { transform: [{ filter: "datum.converged === 'yes'" }], mark: { type: "point", filled: true, size: 22, color: "var(--c0)" }, encoding: { x, y, tooltip } },
-      { transform: [{ filter: "datum.converged === 'no'" }], mark: { type: "point", filled: false, size: 22, color: "var(--c0)" }, encoding: { x, y, tooltip } },
-      { transform: [{ filter: "datum.chosen" }], mark: { type: "point", filled: true, shape: "M0,-1L.23,-.31L.95,-.31L.37,.12L.59,.81L0,.38L-.59,.81L-.37,.12L-.95,-.31L-.23,-.31Z", size: 260, color: "var(--c1)" }, encoding: { x, y, tooltip } },
+      ...only(values, (v) => v.converged === "yes", { mark: { type: "point", filled: true, size: 22, color: "var(--c0)" }, encoding: { x, y, tooltip } }),
+      ...only(values, (v) => v.converged === "no", { mark: { type: "point", filled: false, size: 22, color: "var(--c0)" }, encoding: { x, y, tooltip } }),
+      ...only(values, (v) => v.chosen, { mark: { type: "point", filled: true, shape: "M0,-1L.23,-.31L.95,-.31L.37,.12L.59,.81L0,.38L-.59,.81L-.37,.12L-.95,-.31L-.23,-.31Z", size: 260, opacity: 1, color: "var(--c1)" }, encoding: { x, y, tooltip } }),
     ],
   });
 }
@@ -112,18 +124,19 @@ function scatter(label, points, metric) {
   }));
   const own = groups.filter((g) => values.some((v) => v.group === g));
   const of = (range) => own.map((g) => range[groups.indexOf(g)]);
-  const x = { field: "pairs_m", type: "quantitative", scale: { type: "log", nice: false, padding: 24 }, title: "training pairs (log scale)", axis: { format: "~s", grid: true, tickCount: 6 } };
+  const x = { field: "pairs_m", type: "quantitative", scale: { type: "log", nice: false, padding: 24 }, title: "training pairs (log scale)", axis: { format: "~s", labelExpr: "replace(datum.label, 'G', 'B')", grid: true, tickCount: 6 } };
   const y = { field: "value", type: "quantitative", scale: { zero: false, padding: 16 }, title: `${metric}, per cent` };
   const color = { field: "group", type: "nominal", title: "family", scale: { domain: own, range: of(COLOURS) }, legend: { orient: "top", symbolFillColor: "transparent" } };
   const shape = { ...color, scale: { domain: own, range: of(SHAPES) } };
   const tooltip = [{ field: "model" }, { field: "group", title: "family" }, { field: "many", title: "pairs" }, { field: "text", title: "per cent" }, { field: "kind" }, { field: "source" }];
-  const point = { type: "point", size: 80, strokeWidth: 1.8 };
+  const measured = (v) => v.kind === "measured";
+  const point = { type: "point", size: 80, strokeWidth: 1.8, opacity: 1 };
   return chart(label, {
-    height: 380, data: { values },
+    height: 340, data: { values },
     layer: [
-      { transform: [{ filter: "datum.kind === 'measured'" }], mark: { type: "rule", strokeWidth: 1.5, aria: false }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color } },
-      { transform: [{ filter: "datum.kind === 'reported'" }], mark: { ...point, filled: false }, encoding: { x, y, color, shape, tooltip } },
-      { transform: [{ filter: "datum.kind === 'measured'" }], mark: { ...point, filled: true, opacity: 1 }, encoding: { x, y, color, shape, tooltip } },
+      ...only(values, measured, { mark: { type: "rule", strokeWidth: 1.5, aria: false }, encoding: { x, y: { ...y, field: "low" }, y2: { field: "high" }, color } }),
+      ...only(values, (v) => !measured(v), { mark: { ...point, filled: false }, encoding: { x, y, color, shape, tooltip } }),
+      ...only(values, measured, { mark: { ...point, filled: true }, encoding: { x, y, color, shape, tooltip } }),
     ],
   });
 }

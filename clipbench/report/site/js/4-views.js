@@ -49,13 +49,13 @@ async function modelView(model) {
     record.off || marks(record),
   ]);
   const columns = [["Task"], ["Metric"], ["Value %", "number"], ["95 % interval", "number"], ["Reported", "number"],
-    ["Compared", ""], ["Chance", "number"], ["n", "number"], ["Remarks", "wrap"]];
+    ["Compared"], ["Chance", "number"], ["n", "number"], ["Remarks", "wrap"]];
   const titles = [el("h1", { tabindex: "-1" }, model.id), el("p", { class: "lead" }, card.title ?? "")];
   const about = facts([
     ["Family", model.group], ["Training pairs", model.pairs === null ? null : pairsText(model.pairs)],
     ["Training data", card.training_data], ["Paper", card.paper && linked(card.paper)], ["Licence", card.licence],
     ["Weights", Object.entries(card.weights ?? {}).filter(([, v]) => v).map(([k, v]) => `${k}: ${v}`).join("; ")],
-    ["Links", (card.links ?? []).flatMap((link) => [...linked(link), " "])], ["Notes", card.notes && linked(card.notes)],
+    ["Links", card.links?.length ? card.links.flatMap((link) => [...linked(link), " "]) : null], ["Notes", card.notes && linked(card.notes)],
   ]);
   const parts = [...titles, about, el("h2", {}, "Scores over tasks"),
     dots(`Scores of ${model.id}: ${plural(drawn.length, "task")}, each with its 95 % interval`, drawn, "main metric, per cent"),
@@ -73,7 +73,7 @@ function recordDetails(model, { record, task }, data, curves) {
   box.addEventListener("toggle", async () => {
     if (!box.open || box.children.length > 1) return;
     const columns = [["Metric"], ["Value", "number"], ["95 % interval", "number"], ["Chance", "number"], ["n", "number"],
-      ["Reported", "number"], ["Compared", ""], ["Source", "wrap"]];
+      ["Reported", "number"], ["Compared"], ["Source", "wrap"]];
     const lines = record.scores.map(([metric, value, low, high, n, chance, told, confidence, source, verdict]) => [
       metric, num(value, metric), `${num(low, metric)} … ${num(high, metric)}`, num(chance, metric), count(n),
       told === null ? DASH : asPrinted(told), verdictNode(verdict), source ? `${source} (${confidence})` : DASH,
@@ -141,7 +141,8 @@ async function taskView(task) {
 
 /** Bars of one model's classes, lowest first, with a choice of model and metric. */
 function classBars(task, own, perClass) {
-  const metrics = Object.keys(perClass);
+  // That of the main metric first: map_area is the mean of ap_area.
+  const metrics = Object.keys(perClass).sort((a, b) => task.metric.endsWith(b) - task.metric.endsWith(a));
   const host = el("div", { class: "tall" });
   const holders = (metric) => own.filter((r) => perClass[metric].values[r.m]);
   const metric = el("select", { id: "class-metric" }, metrics.map((m) => el("option", {}, m)));
