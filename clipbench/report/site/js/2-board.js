@@ -122,11 +122,11 @@ const board = (() => {
     });
   }
 
-  // On paper nothing scrolls: columns that would run over the edge go to tables of their own.
+  // On paper nothing scrolls: what would run over the edge goes to tables of its own. Their headings are plain text,
+  // since a browser repeats no buttons on the pages that follow.
   const PER_PART = 10;
   addEventListener("beforeprint", () => {
     const kept = heads.map((head, i) => i).filter((i) => !heads[i].hidden && i !== 0);
-    if (kept.length <= PER_PART) return;
     document.body.classList.add("in-parts");
     for (let start = 0; start < kept.length; start += PER_PART) {
       const part = shell.cloneNode(true);
@@ -134,6 +134,7 @@ const board = (() => {
       part.classList.add("part");
       const own = new Set([0, ...kept.slice(start, start + PER_PART)]);
       for (const row of part.rows) [...row.cells].forEach((cell, i) => own.has(i) || cell.remove());
+      for (const button of part.querySelectorAll("button")) button.replaceWith(button.textContent);
       shell.parentElement.append(part);
     }
   });
