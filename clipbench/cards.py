@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -454,12 +455,37 @@ class Suites(Strict):
 # ------------------------------------------------------------------- recipes
 
 
+class Lookahead(Strict):
+    """Lookahead (Zhang et al. 2019): every `k` steps the weights go the share `alpha` of the way that they came."""
+
+    k: int = Field(5, gt=1)
+    alpha: float = Field(0.5, gt=0, lt=1)
+
+
+class Peaks(Strict):
+    """Peak learning rates of parts that do not take the optimiser's own `lr`; 0: the part stays as it is.
+
+    `image` and `text` are the towers without their projections.
+    """
+
+    image: float | None = Field(None, ge=0)
+    text: float | None = Field(None, ge=0)
+    logit_scale: float | None = Field(None, ge=0)
+
+
 class Optim(Strict):
-    """What every optimiser has. Weight decay leaves out biases, norms and the logit scale."""
+    """What every optimiser has.
+
+    Weight decay leaves out biases, norms and the logit scale (all tensors of fewer than two axes), or with
+    `decays: all` nothing.
+    """
 
     lr: float = Field(gt=0, description="peak learning rate")
+    peaks: Peaks = Peaks()
     weight_decay: float = Field(0.0, ge=0)
+    decays: Literal["matrices", "all"] = "matrices"
     clip_grad_norm: float | None = Field(None, gt=0, description="largest global gradient norm")
+    lookahead: Lookahead | None = None
 
 
 class AdamW(Optim):
@@ -471,20 +497,75 @@ class AdamW(Optim):
 
 
 class Sgd(Optim):
-    """SGD with (heavy-ball) momentum; weight decay is added to the gradient."""
+    """SGD with (heavy-ball, or Nesterov's) momentum; weight decay is added to the gradient."""
 
     name: Literal["sgd"]
     momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _accelerates(self) -> Sgd:
+        if self.nesterov and not self.momentum:
+            raise Misplaced("nesterov needs a momentum above 0", "nesterov")
+        return self
+
+
+class SgdOfImages(Strict):
+    """SGD of the image tower, where all else has AdamW."""
+
+    lr: float = Field(gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class AdamWSgd(Optim):
+    """SGD for the image tower (`image`), AdamW for all else (DeCLIP's `AdamW_SGD`)."""
+
+    name: Literal["adamw-sgd"]
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    image: SgdOfImages
+
+    @model_validator(mode="after")
+    def _one_peak(self) -> AdamWSgd:
+        if self.peaks.image is not None:
+            raise Misplaced("the image tower's peak stands under optim.image.lr", "peaks", "image")
+        return self
+
+
+class Engine(Strict):
+    """How a step is computed: what it costs in time and memory, and which pairs a BatchNorm sees together.
+
+    Attributes:
+        chunk: pairs that go through the networks at once in each process, at most, however large the batch
+            (gradient caching).
+            The loss sees the whole batch all the same; a BatchNorm sees the pairs of a chunk.
+        sync_batchnorm: a BatchNorm sees the pairs of all processes.
+        recompute: keep no activations inside the towers' blocks, but compute them again for the gradient.
+        channels_last: the image tower's memory format on a GPU.
+        compile: torch.compile for both towers.
+    """
+
+    chunk: int | None = Field(None, gt=1)
+    sync_batchnorm: bool = False
+    recompute: bool = False
+    channels_last: bool = False
+    compile: bool = False
 
 
 class Schedule(Strict):
-    """Linear warm-up from 0, then half a cosine to 0, over `steps` optimiser steps."""
+    """Linear warm-up from `warmup_from` (a fraction of the peak), then half a cosine to 0, over `steps` steps.
+
+    `batch_size` is that of all processes together.
+    """
 
     steps: int = Field(gt=0)
     warmup: int = Field(0, ge=0)
+    warmup_from: Probability = 0.0
     batch_size: int = Field(gt=1)
     eval_every: int = Field(0, ge=0, description="steps; 0: at the end only")
     checkpoint_every: int = Field(0, ge=0, description="steps; 0: at the end only")
+    keep: int = Field(1, gt=0, description="checkpoints, the newest ones")
 
     @model_validator(mode="after")
     def _warm_within(self) -> Schedule:
@@ -537,18 +618,138 @@ class MocoV2(Strict):
 Augmentation = Annotated[Affine | MocoV2, Field(discriminator="kind")]
 
 
-class Pairs(Strict):
+class PairSource(Strict):
+    """What every source of training pairs has: what is done to its images and texts, and with images that are broken.
+
+    `on_bad_image: skip` counts and names images that cannot be decoded and goes on without them; none is ever
+    replaced by another.
+    """
+
+    augment: Augmentation | None = None
+    clean: bool = Field(False, description="texts as CLIP-Lite's text encoder saw them (`clean_caption`)")
+    alter: Probability = Field(0.0, description="of a text to be altered: a synonym, a swap, words left out")
+    on_bad_image: Literal["stop", "skip"] = "stop"
+
+
+class Pairs(PairSource):
     """Training pairs: the images of a task card's split, each with one of its texts, drawn anew every time.
 
     `texts` are the kinds of text that are drawn from, each as likely as the next: `labels` (the names of what the
     image shows, in the card's template sets that `templates` names), `captions`, `expressions`.
     """
 
+    kind: Literal["task-card"] = "task-card"
     dataset: str
     split: str = "train"
     texts: Tuple[Literal["labels", "captions", "expressions"]] = Field(("labels",), min_length=1)
     templates: Tuple[str] = Field(("default",), min_length=1)
-    augment: Augmentation | None = None
+
+    @property
+    def name(self) -> str:
+        return self.dataset
+
+    @property
+    def described(self) -> str:
+        return f"{self.dataset}, split {self.split}"
+
+
+class NamedPairs(PairSource):
+    """A source that is no task card. `name` is what `--data <name>=<folder>` calls it."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+
+    @property
+    def described(self) -> str:
+        return self.name
+
+
+class CaptionedPairs(NamedPairs):
+    """Images with captions in one of the layouts of `clipbench.data.captions`, of which COCO's JSON is one."""
+
+    kind: Literal["coco-captions"]
+    split: str = Field("train", description="as the files call it: train2017")
+
+
+class HubPairs(NamedPairs):
+    """A Hugging Face data set with a column of images and one of captions, or a local copy of it (parquet)."""
+
+    kind: Literal["hub"]
+    id: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="on the hub: owner/name")
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    image: str = Field("image", description="column")
+    caption: str = Field("caption", description="column, of texts or lists of texts")
+
+
+class ShardPairs(NamedPairs):
+    """Tar files in img2dataset's layout: an image, and beside it `.txt` (a caption a line) or `.json` (its `caption`).
+
+    `shards` are paths below the folder that `--data` gives, or addresses; `*` stands for any text in a path, and
+    `{000..331}` for every number in both. Files on this machine are shuffled sample by sample. Addresses are read
+    as a stream: their order is shuffled, and the samples of `window` shards at a time, which memory must hold;
+    `rows` then says how many samples there are.
+    """
+
+    kind: Literal["webdataset"]
+    shards: Tuple[str] = Field(("*.tar",), min_length=1)
+    window: int = Field(2, ge=1, description="shards")
+    rows: int | None = Field(None, gt=0)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the shards are addresses."""
+        return self.shards[0].startswith(("http://", "https://"))
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> ShardPairs:
+        remote = [shard.startswith(("http://", "https://")) for shard in self.shards]
+        if any(remote) and not all(remote):
+            raise Misplaced("shards are either all addresses or all paths", "shards")
+        if any(remote) and self.rows is None:
+            raise Misplaced("shards that are addresses need rows: how many samples they hold in all", "rows")
+        if any(remote) and any("*" in shard for shard in self.shards):
+            raise Misplaced("an address cannot hold *; write the numbers as {000..331}", "shards")
+        return self
+
+
+class TablePairs(NamedPairs):
+    """A table with a heading, one image and its caption a row; fields may stand in double quotes.
+
+    `file` lies below the folder that `--data` gives, and so does `images`, from where the paths in the column
+    `image` start.
+    """
+
+    kind: Literal["csv", "tsv"]
+    file: str
+    images: str = "."
+    image: str = Field("image", description="column")
+    caption: str = Field("caption", description="column")
+
+
+class YfccPairs(NamedPairs):
+    """JSON lines as DeCLIP gives YFCC15M: `{"caption": …, "filename": …}`; other keys are passed over.
+
+    Folders as in a table. `without_chinese` leaves out captions with Chinese characters, as DeCLIP does.
+    """
+
+    kind: Literal["yfcc-jsonl"]
+    file: str
+    images: str = "."
+    without_chinese: bool = True
+
+
+def _of_task_card(value: Any) -> Any:
+    """A source without a kind is a split of a task card."""
+    return {"kind": "task-card"} | value if isinstance(value, dict) else value
+
+
+AnyPairs = Annotated[
+    Annotated[
+        Pairs | CaptionedPairs | HubPairs | ShardPairs | TablePairs | YfccPairs, Field(discriminator="kind")
+    ],
+    BeforeValidator(_of_task_card),
+]
 
 
 class ClipObjective(Strict):
@@ -564,11 +765,18 @@ class ClipLiteObjective(Strict):
     `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
     lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
     weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
+
+    `clusters` adds a hard negative an image: at every step the batch's captions are parted into so many clusters of
+    their joint features (k-means), and the next other caption of its own one's cluster is wrong for the image;
+    `hard_share` is its weight among wrong texts. (The released code, where this is off, clusters all captions by a
+    sentence encoder's features and draws pairs of neighbours into a batch.)
     """
 
     kind: Literal["clip-lite"]
     negatives: int = Field(1, ge=1)
     prior_weight: float = Field(0.0, ge=0, lt=1)
+    clusters: int | None = Field(None, gt=1)
+    hard_share: float = Field(0.5, gt=0, le=1)
 
 
 class SiglipObjective(Strict):
@@ -712,28 +920,65 @@ Objective = Annotated[
 
 
 class Target(Strict):
-    """What the recipe is expected to reach, and the task that says so."""
+    """What the recipe is expected to reach, and the task that says so.
+
+    `source` is where the number was published, and `confidence` how sure it is; without them it is our own.
+    """
 
     task: str
     metric: str
     at_least: float = Field(ge=0, le=1)
+    source: str | None = None
+    confidence: Confidence | None = None
+
+    @model_validator(mode="after")
+    def _vouched(self) -> Target:
+        if (self.source is None) != (self.confidence is None):
+            raise ValueError("source and confidence belong together: give both, or neither")
+        return self
+
+
+class Best(Strict):
+    """The validation score whose best evaluation gives the run's weights, instead of the last step."""
+
+    task: str
+    metric: str
 
 
 class Recipe(Strict):
-    """One pretraining run. `model.config` and `model.preprocess` become the run's model card."""
+    """One pretraining run. `model.config` and `model.preprocess` become the run's model card.
+
+    With `ema` (a decay a step) what is evaluated and saved is the exponential moving average of the weights.
+    """
 
     title: str
     command: str
     cost: str
     seed: int = Field(0, ge=0)
-    data: Tuple[Pairs] = Field(min_length=1)
+    data: Tuple[AnyPairs] = Field(min_length=1)
     model: RecipeModel
     objective: Objective
-    optim: Annotated[AdamW | Sgd, Field(discriminator="name")]
+    optim: Annotated[AdamW | Sgd | AdamWSgd, Field(discriminator="name")]
     schedule: Schedule
+    engine: Engine = Engine()
+    ema: float | None = Field(None, gt=0, lt=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     evaluate: Tuple[str] = ()
+    best: Best | None = None
     target: Target | None = None
+    quick: dict[str, Any] = Field({}, description="key by key, what `--quick` changes: {schedule.steps: 20}")
+
+    @model_validator(mode="after")
+    def _a_stream_is_alone(self) -> Recipe:
+        for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote and len(self.data) > 1:
+                raise Misplaced(
+                    f"{data.name} is read as a stream, which no other source can be mixed with: fetch its shards "
+                    "and give them with --data",
+                    "data",
+                    i,
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -745,22 +990,36 @@ class Recipe(Strict):
                 "objective",
                 "negatives",
             )
+        if isinstance(self.objective, ClipLiteObjective) and (self.objective.clusters or 0) >= batch_size:
+            raise Misplaced(
+                f"objective.clusters ({self.objective.clusters}) must be below schedule.batch_size ({batch_size}): "
+                "captions that are alone have no hard negative",
+                "objective",
+                "clusters",
+            )
         if isinstance(self.objective, DeclipTerms):
             self._two_views(self.objective)
         if self.model.frozen.image is True:
             self._unchanged_images()
-        if self.target and self.target.task not in self.evaluate:
-            evaluated = ", ".join(self.evaluate) or "empty"
-            raise Misplaced(
-                f'target.task "{self.target.task}" is not in evaluate ({evaluated})', "target", "task"
-            )
+        for name, score in (("target", self.target), ("best", self.best)):
+            if score and not self.evaluate:
+                raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
+        if self.best and not self.schedule.eval_every:
+            raise Misplaced("best needs schedule.eval_every: evaluations to choose from", "best")
         return self
 
     def _unchanged_images(self) -> None:
         for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote:
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
+                    "streamed; fetch its shards and give them with --data",
+                    "data",
+                    i,
+                )
             if data.augment is not None:
                 raise Misplaced(
-                    f"the image tower is frozen, so that its features are computed once: {data.dataset} cannot be "
+                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
                     "augmented; leave out augment, or freeze only parts of the tower (model.frozen.image)",
                     "data",
                     i,
@@ -772,7 +1031,7 @@ class Recipe(Strict):
             if data.augment is None:
                 raise Misplaced(
                     f"objective {objective.kind} compares two views of an image, which differ by augmentation: "
-                    f"give {data.dataset} an augment, for example {{kind: moco-v2}}",
+                    f"give {data.name} an augment, for example {{kind: moco-v2}}",
                     "data",
                     i,
                 )
@@ -929,7 +1188,13 @@ def parse(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(model, document, prefix, problem) for problem in error.errors()]
+        # A list whose items are wrong would also be called too short.
+        problems = [
+            p
+            for p in error.errors()
+            if p["type"] != "too_short" or p["ctx"]["actual_length"] == len(p["input"])
+        ]
+        lines = [_explain(model, document, prefix, problem) for problem in problems]
         raise CardError("\n".join(dict.fromkeys(lines))) from None
 
 

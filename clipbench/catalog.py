@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from clipbench import models, protocols
 from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, TaskCard, parse
 from clipbench.errors import CardError, unknown
+from clipbench.overrides import changed, parse_assignments
 
 Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
@@ -170,17 +171,64 @@ class Catalog:
         parse(models.config_model(card.family), document, card.config, prefix=("config",))
         return models.LoadedModel(name, card, path.parent)
 
-    def recipe(self, name: str) -> Entry[Recipe]:
-        """The recipe `name`: an id, or the path of a YAML file."""
+    def recipe(self, name: str, *, quick: bool = False, assignments: Sequence[str] = ()) -> Entry[Recipe]:
+        """The recipe `name`: an id, or the path of a YAML file.
+
+        Args:
+            quick: in its quick form, as its `quick:` says.
+            assignments: fields with values that replace the recipe's, as `--set` takes them.
+
+        Raises:
+            CardError: no such recipe, or one that is wrong, as it stands or so changed.
+        """
         if name.endswith((".yaml", ".yml")) and Path(name).is_file():
             path = Path(name)
         else:
             path = self._known("recipe", name, self.recipe_files, "clipbench list recipes")
         document = Document(path)
-        card = parse(Recipe, document)
+        card = self._checked_recipe(document, document.value)
+        if quick and not card.quick:
+            raise CardError(f"recipe {path.stem} has no quick form", hint="run it without --quick")
+        value = changed(document.value, card.quick, f"{path}: quick") if quick else document.value
+        if changes := parse_assignments(assignments):
+            value = changed(value, changes, "--set")
+        if value is not document.value:
+            try:
+                card = self._checked_recipe(document, value)
+            except CardError as error:
+                by = "--quick" if quick else ""
+                by = " and ".join(part for part in (by, " ".join(f"--set {a}" for a in assignments)) if part)
+                raise CardError(error.message, hint=f"the recipe was changed by {by}") from None
+        return Entry(path.stem, card, path)
+
+    def _checked_recipe(self, document: Document, value: Any) -> Recipe:
+        """`value`, a recipe, perhaps with changes to what `document` holds."""
+        card = parse(Recipe, document, value)
         config = models.config_model(card.model.family)
         parse(config, document, card.model.config, prefix=("model", "config"))
-        return Entry(path.stem, card, path)
+        self._check_scores(card, document)
+        return card
+
+    def _check_scores(self, card: Recipe, document: Document) -> None:
+        """Raise CardError where a recipe's scores are not evaluated, or weights would be chosen by a test split."""
+        tasks = {task.id: task for task in self.tasks(card.evaluate)}
+        for name, score in (("target", card.target), ("best", card.best)):
+            if score and score.task not in tasks:
+                raise CardError(
+                    f"{document.path}:{document.line((name, 'task'))}: "
+                    f"{name}.task: {unknown('task of evaluate', score.task, tasks)}"
+                )
+        if card.best is None:
+            return
+        task = tasks[card.best.task]
+        roles = {role for role, _ in task.protocol.needs(task.params, "joint")}
+        if "test" in roles:
+            raise CardError(
+                f"{document.path}:{document.line(('best', 'task'))}: best.task {task.id} measures a test split, by "
+                "which no weights may be chosen",
+                hint=f"name a task of a validation split: a variant under protocols of {task.dataset.id}'s card, "
+                "like {variants: {val: {split: val}}}, which is then …@val",
+            )
 
     def suite(self, name: str) -> Suite:
         """The suite `name`."""

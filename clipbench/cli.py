@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipbench import __version__
-from clipbench.errors import ClipbenchError, unknown
+from clipbench.errors import ClipbenchError, Stopped, unknown
 
 if TYPE_CHECKING:
     from clipbench.catalog import Catalog
     from clipbench.evaluate import Result
     from clipbench.execution import Runtime
+    from clipbench.records import Record
 
 app = typer.Typer(
     help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
@@ -56,6 +58,9 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()  # here, where a reader that is gone can be dealt with
+    except Stopped as stop:
+        _stderr(_plain(str(stop)))
+        raise SystemExit(stop.exit_code) from None
     except ClipbenchError as error:
         _print_error(error)
         raise SystemExit(2) from None
@@ -203,19 +208,37 @@ def pretrain_command(
         Path, typer.Option("--out", "-o", help="Folder of the run; afterwards it is a model.", metavar="DIR")
     ],
     data: Data = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value for a field of the recipe: optim.lr=0.001; repeatable.",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The recipe's quick form: minutes on a CPU.")
+    ] = False,
     cards: Cards = None,
     device: Device = "auto",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress line.")] = False,
+    workers: Workers = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
-    """Train a model by a recipe; run the same command again to go on after a stop."""
-    from clipbench.data.hub import DataPaths, open_split
+    """Train a model by a recipe; run the same command again to go on after a stop.
+
+    Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain ….
+    """
+    from clipbench.data.hub import DataPaths
+    from clipbench.data.training import open_pairs
 
     catalog = _catalog(cards)
-    entry = catalog.recipe(recipe)
-    sources = [(catalog.dataset(source.dataset), source.split) for source in entry.card.data]
+    entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
-    paths = DataPaths.parse(_known_data(data, catalog))
-    splits = [(open_split(dataset, role, paths), dataset.card) for dataset, role in sources]
+    paths = DataPaths.parse(_known_data(data, catalog, [source.name for source in entry.card.data]))
+    splits = [open_pairs(source, catalog.dataset, paths, entry.path) for source in entry.card.data]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain
 
@@ -228,10 +251,60 @@ def pretrain_command(
         evaluator=evaluator(catalog, options),
         device=device,
         progress=not quiet,
+        workers=_auto("--workers", workers),
+        tensorboard=tensorboard,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return
     _stderr(
         f"evaluate it like any other model: clipbench eval --model {out} --task {','.join(entry.card.evaluate) or '…'}"
     )
+
+
+# ---------------------------------------------------------------------- study
+
+
+@app.command("study")
+def study_command(
+    name: Annotated[str, typer.Argument(help="The study: data-efficiency.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of the studies' results.", metavar="DIR")
+    ] = Path("results/studies"),
+    runs: Annotated[
+        Path,
+        typer.Option("--runs", help="Folder of the runs, which a stopped study goes on from.", metavar="DIR"),
+    ] = Path("runs/studies"),
+    data: Data = None,
+    cards: Cards = None,
+    device: Device = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Train the same towers by several objectives, and hold the papers' claims against what is measured."""
+    from clipbench.data.hub import DataPaths
+    from clipbench.pretrain import study as studies
+
+    runtime = _runtime(device, "fp32")
+    form: studies.Form = "quick" if quick else "cpu" if runtime.on_cpu else "gpu"
+    study = studies.read(name, form)
+    catalog = _catalog(cards)
+    from clipbench.evaluate import Options
+    from clipbench.report import studies as report
+
+    options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
+    folder = name if form == "cpu" else f"{name}-{form}"
+    cells, measured = len(study.cells()), []
+    for one in studies.run(study, catalog, options, runs / folder, device=device, progress=not quiet):
+        measured.append(one)
+        shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
+        _stderr(_plain(f"{len(measured)}/{cells} {one.cell.name}: {shown}"))
+    command = f"clipbench study {name}" + (
+        " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
+    )
+    page = report.write(name, study, measured, command, out / folder)
+    _stderr(_plain(f"wrote {page}, study.png and study.json"))
 
 
 # ----------------------------------------------------------------- list, show
@@ -300,6 +373,13 @@ def report_command(
         bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            help="Also show what CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
+        ),
+    ] = None,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
@@ -311,14 +391,19 @@ def report_command(
     formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
     if format_ not in formats:
         raise ClipbenchError(unknown("format", format_, formats))
-    if (write or check) and suite is not None:
+    if (write or check) and (suite is not None or beside):
         raise ClipbenchError(
-            "LEADERBOARD.md has every suite", hint="leave --suite out, or --write and --check"
+            "LEADERBOARD.md has every suite and our records alone",
+            hint="leave --suite and --beside out, or --write and --check",
         )
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
     rows = frame.read(results, catalog)
+    for path in beside or ():
+        from clipbench import exchange
+
+        rows += exchange.rows(exchange.read(path), catalog)
     if write:
         write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
         _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
@@ -347,6 +432,77 @@ def site_command(
     text = site.build(results, _catalog(cards))
     path = site.write(text, out)
     print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+
+
+@app.command("export")
+def export_command(
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", help="model-index (Hugging Face), clip-benchmark-json or clip-benchmark-csv."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="These models only; commas or repeated. model-index needs one."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File to write (…-json: folder); otherwise it is printed.", metavar="PATH"
+        ),
+    ] = None,
+    results: Results = Path("results"),
+    cards: Cards = None,
+) -> None:
+    """Records that may stand on the leaderboard, in another program's format."""
+    from clipbench import exchange
+    from clipbench.cache import write_atomic
+
+    formats = ("model-index", "clip-benchmark-json", "clip-benchmark-csv")
+    if format_ not in formats:
+        raise ClipbenchError(unknown("format", format_, formats))
+    found = _standing(results, cards, model)
+    if format_ == "model-index":
+        if len({record.model for record in found}) > 1:
+            raise ClipbenchError("model-index is of one model", hint="choose it: --model …")
+        text = exchange.model_index(found, found[0].model)
+    else:
+        theirs = [one for record in found if (one := exchange.foreign(record)) is not None]
+        if format_ == "clip-benchmark-json" and out is not None:
+            for name, content in exchange.write_json(theirs).items():
+                write_atomic(out / name, content.encode())
+            return
+        json_lines = "".join(exchange.write_json(theirs).values())
+        text = json_lines if format_ == "clip-benchmark-json" else exchange.write_csv(theirs)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_atomic(out, text.encode())
+
+
+@app.command("log")
+def log_command(
+    to: Annotated[
+        str, typer.Option("--to", help="wandb, mlflow or tensorboard; its package must be installed.")
+    ],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="These models only; commas or repeated.")
+    ] = None,
+    project: Annotated[
+        str, typer.Option("--project", help="Project of Weights & Biases, experiment of MLflow.")
+    ] = "clipbench",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of TensorBoard's files.", metavar="DIR")
+    ] = Path("runs/tensorboard"),
+    results: Results = Path("results"),
+    cards: Cards = None,
+) -> None:
+    """Log records that may stand on the leaderboard, a run a model. Nothing is logged unless this is called."""
+    from clipbench.loggers import log
+
+    runs = log(_standing(results, cards, model), to, project, out)
+    _stderr(f"logged {runs} {'run' if runs == 1 else 'runs'} to {to}")
 
 
 @app.command("compare")
@@ -678,6 +834,30 @@ def _catalog(cards: list[Path] | None) -> Catalog:
     return Catalog(cards or ())
 
 
+def _standing(results: Path, cards: list[Path] | None, models: list[str] | None) -> list[Record]:
+    """Records of these models (None: of all) that may stand on the leaderboard; the others are named."""
+    from clipbench import records
+    from clipbench.standing import Judge
+
+    stored = records.load_all(results)
+    known = {one.record.model for one in stored}
+    chosen = set(_names("--model", models)) if models else known
+    for name in sorted(chosen - known):
+        raise ClipbenchError(f"{unknown('model', name, known)} (records of {results})")
+    judge = Judge(_catalog(cards))
+    found = []
+    for one in stored:
+        if one.record.model in chosen:
+            reasons = judge.reasons(one)
+            if reasons:
+                _stderr(_plain(f"left out: {one.path}: {'; '.join(reason.text for reason in reasons)}"))
+            else:
+                found.append(one.record)
+    if not found:
+        raise ClipbenchError(f"no record of {results} may be given on", hint="see clipbench report")
+    return found
+
+
 def _names(option: str, given: list[str]) -> list[str]:
     """Comma-separated and repeated values as one list, each once, in order."""
     names = list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
@@ -686,12 +866,13 @@ def _names(option: str, given: list[str]) -> list[str]:
     return names
 
 
-def _known_data(given: list[str] | None, catalog: Catalog) -> list[str]:
-    """The values of --data; a misspelt data set would otherwise be fetched instead of read."""
+def _known_data(given: list[str] | None, catalog: Catalog, more: Sequence[str] = ()) -> list[str]:
+    """The values of --data; a misspelt data set would otherwise be fetched instead of read. `more`: other names."""
+    known = {*catalog.dataset_files, *more}
     for text in given or ():
         name, separator, _ = text.partition("=")
-        if separator and name not in catalog.dataset_files:
-            raise ClipbenchError(f"--data {text}: {unknown('data set', name, catalog.dataset_files)}")
+        if separator and name not in known:
+            raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
     return given or []
 
 

@@ -5,6 +5,7 @@ ClipbenchError          prints what is wrong, where, what is allowed, what to ty
 ├── DataError           images, labels or folders that are missing or disagree with their card
 ├── WeightsError        a checkpoint that is missing, corrupt, or does not fit its architecture
 ├── StorageError        a cache or results folder that cannot be written
+├── Stopped             a signal ended a run, which has saved what it needs to go on; exit code 128 + the signal
 └── NotApplicable       a capability that this checkpoint lacks: a dash in tables, never a 0
 """
 
@@ -40,6 +41,14 @@ class WeightsError(ClipbenchError):
 
 class StorageError(ClipbenchError):
     """A cache or results folder that cannot be written."""
+
+
+class Stopped(ClipbenchError):
+    """A signal asked a run to end, and it has saved what it needs to go on."""
+
+    def __init__(self, message: str, *, signal: int) -> None:
+        super().__init__(message, hint="the same command goes on from there")
+        self.exit_code = 128 + signal
 
 
 class NotApplicable(ClipbenchError):

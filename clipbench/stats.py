@@ -46,10 +46,15 @@ class Score:
     chance: float | None
 
     def __post_init__(self) -> None:
-        known = [self.value, *self.ci95] + ([] if self.chance is None else [self.chance])
-        if not all(math.isfinite(number) for number in known):
+        low, high = self.ci95
+        if not (
+            math.isfinite(self.value)
+            and math.isfinite(low)
+            and math.isfinite(high)
+            and (self.chance is None or math.isfinite(self.chance))
+        ):
             raise ValueError(f"a score must be finite (found {self}); leave an unscored metric out")
-        if self.n < 1 or self.ci95[0] > self.ci95[1]:
+        if self.n < 1 or low > high:
             raise ValueError(f"a score needs at least one sample and an ordered interval (found {self})")
 
 
@@ -144,6 +149,25 @@ def bootstrap_mean(values: NDArray[np.float64], seed: int, count: int = RESAMPLE
     (0.25, 0.25)
     """
     return percentile(bootstrap(values.size, lambda drawn: float(values[drawn].mean()), seed, count))
+
+
+def of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
+    """Mean of runs that differ in their seed alone, and the 95 % interval of that mean by Student's t.
+
+    Raises:
+        ValueError: fewer than two runs.
+
+    >>> mean, (low, high) = of_seeds([1.0, 2.0, 3.0])
+    >>> mean, round(low, 3), round(high, 3)
+    (2.0, -0.484, 4.484)
+    """
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError("an interval over seeds needs two runs at least")
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
+    return mean, (mean - half, mean + half)
 
 
 # --------------------------------------------------------------------- scores

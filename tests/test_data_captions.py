@@ -239,7 +239,7 @@ def test_parts_of_a_split_are_told_by_ids_alone(tmp_path: Path) -> None:
     write_table(tmp_path)
     whole, low, high = (open_test(tmp_path, role, splits=splits) for role in splits)
     assert [name for name in CAPTIONS if place(name) < middle] == low.ids
-    assert sorted(low.ids + high.ids) == sorted(whole.ids)
+    assert sorted([*low.ids, *high.ids]) == sorted(whole.ids)
     assert (low.role, high.role) == ("low", "high")
     assert high.captions is not None
     assert list(high.captions.texts) == [text for name in high.ids for text in map(flat, CAPTIONS[name])]

@@ -27,6 +27,7 @@ from clipbench.execution import Runtime
 from clipbench.heatmaps import TokenCosine
 from clipbench.models import LoadedModel, dual
 from clipbench.pretrain import learners, objectives
+from clipbench.pretrain.frozen import GivenImages
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.objectives import filip_loss
 from clipbench.pretrain.pairs import DrawnPairs, Source
@@ -273,7 +274,7 @@ def test_chance_is_the_loss_of_tokens_that_say_nothing() -> None:
         (TOWERS | {"tokens": {"compared": "joint"}}, {"kind": "filip"}, "needs a joint space"),
         (TOWERS | {"tokens": {}, "embed_dim": 8}, {"kind": "filip"}, "projection missing"),
         ({"image": TOWERS["image"], "tokens": {}}, {"kind": "filip"}, "tokens needs a text tower"),
-        (FILIP | {"text": {"kind": "ngrams", "width": 8}}, {"kind": "filip"}, "ngrams has no state for every token"),
+        (FILIP | {"text": {"kind": "ngrams", "width": 8}}, {"kind": "filip"}, "of kind ngrams, or wholly frozen"),
         (FILIP | {"image": {"kind": "convnet", "width": 4, "stages": 4}}, {"kind": "filip"}, "square grid of places"),
     ],
 )  # fmt: skip
@@ -288,8 +289,12 @@ def test_torchvisions_models_have_no_tokens() -> None:
     config = dual.parse_config(
         FILIP | {"image": {"kind": "torchvision", "arch": "shufflenet_v2_x0_5"}}, "test"
     )
-    with pytest.raises(CardError, match="a state for each place of the image, which torchvision has not"):
+    with pytest.raises(CardError, match="of kind torchvision, or wholly frozen"):
         DualTowers(config, Preprocess(size=32, mean=(0.5,) * 3, std=(0.5,) * 3))
+    towers = DualTowers(dual.parse_config(FILIP, "test"), PREPROCESS)
+    towers.image = GivenImages(8)
+    with pytest.raises(CardError, match="has no state for each place"):
+        learners.make(recipe_with(FILIP, kind="filip").objective, towers)
 
 
 # ---------------------------------------------------------------------- models

@@ -20,6 +20,7 @@ from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError
 from clipbench.models import dual
 from clipbench.pretrain import learners, words
+from clipbench.pretrain.draws import Draws
 from clipbench.pretrain.objectives import masked_language_loss, nearest, simsiam_loss
 from clipbench.pretrain.pairs import Batch, DrawnPairs, Source
 from clipbench.pretrain.towers import ByteTransformer, DualTowers, TokenTower
@@ -73,6 +74,10 @@ def one_batch(learner: learners.Learner, towers: DualTowers) -> Batch:
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def draws(count: int) -> Draws:
+    return Draws(torch.Generator().manual_seed(0), count)
 
 
 def unit(rows: Tensor | np.ndarray) -> np.ndarray:
@@ -271,7 +276,7 @@ def test_declip_trains_a_bert_too(tmp_path: Path, pool: str) -> None:
 
 
 def test_declip_needs_a_state_for_every_token_and_something_to_hide_it(tmp_path: Path) -> None:
-    with pytest.raises(CardError, match="ngrams has no state for every token"):
+    with pytest.raises(CardError, match="of kind ngrams, or wholly frozen"):
         made_for(TINY | {"text": {"kind": "ngrams", "width": 8}}, kind="declip")
     config = bert(tmp_path, vocabulary=104)
     write_tokenizer(tmp_path)
@@ -310,7 +315,7 @@ def test_masked_tokens_are_bytes_and_changed_as_in_bert() -> None:
     text = dual.BytesTower(kind="bytes", width=8, layers=1, heads=2, context_length=60)
     tower = ByteTransformer(text)
     tokens, _ = tower.tokenize(["the quick brown fox jumps over ümlauts"] * 2000 + [""])
-    changed, chosen = tower.mask(tokens, 0.15, torch.Generator().manual_seed(0))
+    changed, chosen = tower.mask(tokens, 0.15, draws(len(tokens)))
     assert torch.equal(changed[~chosen], tokens[~chosen])
     special = tokens < 3
     assert not (chosen & special).any()
@@ -329,7 +334,7 @@ def test_masked_words_of_a_bert_are_changed_as_in_bert_and_special_ones_never(tm
     tokens, lengths = tower.tokenize(["a [PAD] photo of a cat and of a dog, xyz" for _ in range(2000)])
     ids = dict(zip(f"{BERT_TOKENS} [MASK]".split(), range(5), strict=True))
     assert ids["[PAD]"] in tokens
-    changed, chosen = tower.mask(tokens, 0.15, torch.Generator().manual_seed(0))
+    changed, chosen = tower.mask(tokens, 0.15, draws(len(tokens)))
     assert torch.equal(changed[~chosen], tokens[~chosen])
     assert not (chosen & (tokens < 5)).any()  # padding is -1
     assert torch.equal(tower.real(tokens).sum(1), lengths)
@@ -343,7 +348,7 @@ def test_masked_words_of_a_bert_are_changed_as_in_bert_and_special_ones_never(tm
 
 def test_altered_captions_differ_by_one_change() -> None:
     text = "A large dog, running"
-    made = words.alter([text] * 4000, torch.Generator().manual_seed(0))
+    made = words.alter([text] * 4000, draws(4000))
     counts = dict.fromkeys(("same", "synonym", "swap", "fewer"), 0)
     for altered in made:
         own = altered.split()
@@ -367,12 +372,12 @@ def test_altered_captions_differ_by_one_change() -> None:
 
 def test_an_altered_caption_is_never_empty_and_depends_on_its_own_draws() -> None:
     texts = ["Dog", "a b", "  spaced   out  "] * 500
-    made = words.alter(texts, torch.Generator().manual_seed(0))
+    made = words.alter(texts, draws(len(texts)))
     assert all(made)
     assert {"Dog", "Hound"} == set(made[::3])
-    assert made == words.alter(texts, torch.Generator().manual_seed(0))
-    assert words.alter([], torch.Generator()) == []
-    assert words.alter(["", " "], torch.Generator()) == ["", " "]
+    assert made == words.alter(texts, draws(len(texts)))
+    assert words.alter([], draws(0)) == []
+    assert words.alter(["", " "], draws(2)) == ["", " "]
 
 
 # ------------------------------------------------------------------ real data

@@ -37,7 +37,8 @@ from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, WeightsError
 from clipbench.models import Adapter, LoadedModel, dual
 from clipbench.pretrain import learners, objectives
-from clipbench.pretrain.loop import choose_device, make_optimiser, pretrain
+from clipbench.pretrain.draws import Draws
+from clipbench.pretrain.loop import choose_device, pretrain
 from clipbench.pretrain.objectives import (
     WeightedLoss,
     clip_lite_loss,
@@ -46,6 +47,7 @@ from clipbench.pretrain.objectives import (
     prior_loss,
     siglip_loss,
 )
+from clipbench.pretrain.optimisers import make_optimiser
 from clipbench.pretrain.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
 from clipbench.pretrain.views import affine
 
@@ -397,9 +399,13 @@ def test_an_image_without_a_text_is_named() -> None:
 def test_affine_draws_are_bounded_and_move_pixels() -> None:
     images = torch.zeros(200, 1, 9, 9, dtype=torch.uint8)
     images[:, :, 4, 4] = 255
-    still = affine(images, Affine(kind="affine", rotate=0, shift=0, scale=0), torch.Generator())
+    still = affine(
+        images, Affine(kind="affine", rotate=0, shift=0, scale=0), Draws(torch.Generator(), len(images))
+    )
     assert torch.equal(still, images)
-    moved = affine(images, Affine(kind="affine", rotate=0, shift=1 / 9, scale=0), torch.Generator())
+    moved = affine(
+        images, Affine(kind="affine", rotate=0, shift=1 / 9, scale=0), Draws(torch.Generator(), len(images))
+    )
     assert moved.dtype == torch.uint8
     lit = (moved > 0).nonzero()[:, 2:]
     assert lit.min() == 3  # a shift of a ninth of 9 px is one pixel at most
@@ -411,7 +417,9 @@ def test_moved_images_are_never_mirrored() -> None:
     images = torch.zeros(64, 1, 9, 9, dtype=torch.uint8)
     images[:, :, 1:8, 2] = 255
     images[:, :, 7, 2:7] = 255  # an L
-    moved = affine(images, Affine(kind="affine", rotate=15, shift=0, scale=0.1), torch.Generator()).float()
+    moved = affine(
+        images, Affine(kind="affine", rotate=15, shift=0, scale=0.1), Draws(torch.Generator(), len(images))
+    ).float()
     as_it_was = (moved - images).square().sum((1, 2, 3))
     mirrored = (moved - images.flip(3)).square().sum((1, 2, 3))
     assert (as_it_was < mirrored).all()
@@ -467,7 +475,7 @@ def test_only_matrices_decay(recipe: Recipe) -> None:
         (AdamW(name="adamw", lr=0.1, weight_decay=0.3), torch.optim.AdamW),
         (Sgd(name="sgd", lr=0.1, weight_decay=0.3), torch.optim.SGD),
     ):
-        optimiser = make_optimiser(optim, towers)
+        (optimiser,) = make_optimiser(optim, dict(towers.named_parameters())).parts
         assert isinstance(optimiser, kind)
         free = {
             id(p) for group in optimiser.param_groups if not group["weight_decay"] for p in group["params"]
@@ -610,8 +618,8 @@ def test_other_data_and_broken_checkpoints_are_refused(
     out = run(recipe, tmp_path / "run", train, task, stop_after=3)
     with pytest.raises(StorageError, match="other training data"):
         run(recipe, out, digits("test", NAMES), task)
-    shutil.copy(out / "checkpoint.pt", tmp_path / "whole.pt")
-    (out / "checkpoint.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
+    shutil.copy(out / "checkpoint-00000003.pt", tmp_path / "whole.pt")
+    (out / "checkpoint-00000003.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
     with pytest.raises(WeightsError, match="not a whole checkpoint"):
         run(recipe, out, train, task)
 
@@ -631,7 +639,7 @@ def test_divergence_stops_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(objectives, "clip_lite_loss", diverging)
     with pytest.raises(ClipbenchError, match=r"step 9: loss nan.*last good checkpoint is"):
         run(recipe, tmp_path / "run", train, task)
-    kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    kept = torch.load(tmp_path / "run" / "checkpoint-00000006.pt", weights_only=True)
     assert kept["step"] == 6
     assert all(torch.isfinite(t).all() for t in kept["towers"].values())
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional as V
 
 from clipbench.cards import MocoV2, Pairs
+from clipbench.pretrain.draws import Draws
 from clipbench.pretrain.views import augment, blur, crop, draw_boxes, grey, jitter, moco_v2, turn_hue
 
 #: nothing happens but what a test asks for
@@ -17,6 +18,10 @@ STILL = MocoV2(kind="moco-v2", scale=(1, 1), jitter=0, grayscale=0, blur=0, flip
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def draws(count: int) -> Draws:
+    return Draws(generator(), count)
 
 
 def pictures(count: int = 12, channels: int = 3, side: int = 15) -> Tensor:
@@ -30,7 +35,7 @@ def unit(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("side", [1, 2, 15])
 def test_a_crop_is_cut_out_and_resized(side: int) -> None:
     images = unit(pictures(side=side))
-    boxes = draw_boxes(len(images), side, (0.2, 1.0), generator())
+    boxes = draw_boxes(draws(len(images)), side, (0.2, 1.0))
     for image, view, box in zip(images, crop(images, boxes), boxes.tolist(), strict=True):
         top, left, height, width = box
         cut = image[None, :, top : top + height, left : left + width]
@@ -39,7 +44,7 @@ def test_a_crop_is_cut_out_and_resized(side: int) -> None:
 
 
 def test_boxes_are_as_large_and_as_wide_as_they_may_be() -> None:
-    top, left, height, width = draw_boxes(20_000, 200, (0.2, 1.0), generator()).double().unbind(1)
+    top, left, height, width = draw_boxes(draws(20_000), 200, (0.2, 1.0)).double().unbind(1)
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + height).max() == 200  # corners reach the far edge
@@ -56,8 +61,8 @@ def test_boxes_are_as_large_and_as_wide_as_they_may_be() -> None:
 
 def test_colours_change_as_in_torchvision_in_any_order() -> None:
     images = unit(pictures())
-    draws = torch.rand(len(images), 4, generator=generator(), dtype=torch.float64)
-    amounts = torch.cat([0.6 + 0.8 * draws[:, :3], 0.2 * draws[:, 3:] - 0.1], dim=1)
+    drawn = torch.rand(len(images), 4, generator=generator(), dtype=torch.float64)
+    amounts = torch.cat([0.6 + 0.8 * drawn[:, :3], 0.2 * drawn[:, 3:] - 0.1], dim=1)
     order = torch.rand(len(images), 4, generator=generator(1)).argsort(dim=1)
     adjust = (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation, V.adjust_hue)
     changed = jitter(images, amounts, order)
@@ -90,7 +95,7 @@ def test_blur_is_torchvisions_with_a_width_an_image(side: int, reach: int) -> No
 @pytest.mark.parametrize("channels", [1, 3])
 def test_nothing_happens_without_probability(channels: int) -> None:
     images = pictures(channels=channels)
-    assert torch.equal(moco_v2(images, STILL, generator()), images)
+    assert torch.equal(moco_v2(images, STILL, draws(len(images))), images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -98,12 +103,12 @@ def test_views_are_drawn_an_image_and_again_the_same_from_the_same_generator(cha
     one = pictures(1, channels=channels).expand(50, -1, -1, -1)
     how = MocoV2(kind="moco-v2")
     before = one.clone()
-    views = augment(one, how, generator())
+    views = augment(one, how, draws(len(one)))
     assert torch.equal(one, before)  # the images stay
     assert views.dtype == torch.uint8
     assert views.shape == one.shape
     assert len({bytes(view.numpy()) for view in views}) == 50
-    assert torch.equal(augment(one, how, generator()), views)
+    assert torch.equal(augment(one, how, draws(len(one))), views)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,7 @@ def test_views_are_drawn_an_image_and_again_the_same_from_the_same_generator(cha
 def test_every_step_is_taken_as_often_as_its_probability_says(step: str, probability: float) -> None:
     images = pictures(1).expand(4000, -1, -1, -1)
     how = STILL.model_copy(update={step: probability, "sigma": (1.0, 2.0)})
-    views = moco_v2(images, how, generator())
+    views = moco_v2(images, how, draws(len(images)))
     share = (views != images).flatten(1).any(dim=1).double().mean().item()
     assert share == pytest.approx(probability, abs=0.03)
     if step == "flip":
@@ -138,6 +143,6 @@ def test_augmentation_that_cannot_be(part: dict[str, object], message: str) -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_makes_the_same_views() -> None:
     images, how = pictures(), MocoV2(kind="moco-v2")
-    here = moco_v2(images, how, generator()).int()
-    there = moco_v2(images.cuda(), how, generator()).cpu().int()
+    here = moco_v2(images, how, draws(len(images))).int()
+    there = moco_v2(images.cuda(), how, draws(len(images))).cpu().int()
     assert (here - there).abs().max() <= 1

@@ -7,7 +7,7 @@ so a split of any size costs no memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,17 +107,19 @@ class Split(ABC):
             (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
         classes: the names that go with the labels.
         captions, expressions, objects: what a set of that kind has, else None.
+        scattered: whether samples at scattered rows are read as quickly as those in order.
     """
 
     dataset: str
     role: str
     fingerprint: str
-    ids: list[str]
+    ids: Sequence[str]
     labels: NDArray[np.int64] | NDArray[np.uint8]
     classes: tuple[str, ...]
     captions: Captions | None = None
     expressions: Expressions | None = None
     objects: Objects | None = None
+    scattered: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -29,6 +29,8 @@ _WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 class ArraySplit(Split):
     """A small split held in memory: `pixels`, uint8 [n, height, width] grey images, handed out as PNG bytes."""
 
+    scattered = True
+
     def __init__(
         self,
         dataset: str,

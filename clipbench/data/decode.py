@@ -178,6 +178,15 @@ class Bad:
     reason: str
 
 
+def undecodable(bad: Sequence[Bad], instead: str) -> DataError:
+    """The error for images of a batch that could not be decoded; `instead`: what may be done other than mend them."""
+    first = bad[0]
+    more = f" (and {len(bad) - 1} more in the same batch)" if len(bad) > 1 else ""
+    return DataError(
+        f"image {first.id} cannot be decoded: {first.reason}{more}", hint=f"replace the file, or {instead}"
+    )
+
+
 @dataclass(frozen=True)
 class Batch:
     """Decoded images in stream order. `images` is valid until the next batch is asked for.
@@ -199,12 +208,14 @@ def decode_stream(
     samples: Iterator[Sample],
     preprocess: Preprocess,
     *,
-    sizes: Sequence[int],
+    sizes: Sequence[int] | int,
     workers: int,
     overlap: bool,
     on_bad_image: OnBadImage = "stop",
 ) -> Generator[Batch, None, None]:
     """Batches of `samples`, in order, `sizes` images each, decoded in `workers` processes (0: in this one).
+
+    One size is that of all batches, as many as `samples` fill.
 
     With `overlap` the workers decode ahead while the caller computes on another device. Without it they work
     only while the caller waits: where the forward pass keeps every core busy, decoding beside it would stall
@@ -215,9 +226,14 @@ def decode_stream(
     """
     shape = (preprocess.channels, preprocess.side, preprocess.side)
     slots = 1 + (2 if overlap and workers else 0)
-    with _Pool(workers, preprocess, slots, max(sizes, default=1), shape) as pool:
+    largest = sizes if isinstance(sizes, int) else max(sizes, default=1)
+    with _Pool(workers, preprocess, slots, largest, shape) as pool:
         pending: list[_Pending] = []
-        groups = (list(itertools.islice(samples, size)) for size in sizes)
+        groups: Iterator[list[Sample]]
+        if isinstance(sizes, int):
+            groups = iter(lambda: list(itertools.islice(samples, largest)), [])
+        else:
+            groups = (list(itertools.islice(samples, size)) for size in sizes)
         if overlap:
             groups = _ahead(groups)
         free = list(range(slots))
@@ -264,12 +280,7 @@ class _Pending:
                 images[index] = 0
                 bad.append(Bad(self.group[index].id, reason))
         if bad and on_bad_image == "stop":
-            first = bad[0]
-            more = f" (and {len(bad) - 1} more in the same batch)" if len(bad) > 1 else ""
-            raise DataError(
-                f"image {first.id} cannot be decoded: {first.reason}{more}",
-                hint="replace the file, or count and name such images with --on-bad-image skip",
-            )
+            raise undecodable(bad, "count and name such images with --on-bad-image skip")
         return Batch(images, good, tuple(bad))
 
 

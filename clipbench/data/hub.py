@@ -164,6 +164,7 @@ class TableSplit(Split):
             _labels(dataset, raw, source, self.ids) if labelled else np.zeros(len(self.ids), np.int64)
         )
         self.objects = source.objects
+        self.scattered = isinstance(source, FileLayout)
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())
@@ -519,11 +520,11 @@ def _find(root: Path, spec: SplitSpec, role: str, pattern: str) -> list[Path]:
                 if re.match(rf"{re.escape(name)}\b|{re.escape(name)}[-_.]", p.name)
             ]
         if found:
-            return sorted(found, key=lambda p: _natural(p.name))
+            return sorted(found, key=lambda p: natural(p.name))
     return []
 
 
-def _natural(name: str) -> list[str | int]:
+def natural(name: str) -> list[str | int]:
     """Sorting key that puts 2.tar before 10.tar."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
@@ -623,7 +624,7 @@ def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[
         if split not in files:
             raise DataError(unknown(f"split of {hub}", split, [str(name) for name in files]))
         names = [str(file).rpartition(f"@{commit}/")[2] for file in files[split]]
-    names.sort(key=_natural)
+    names.sort(key=natural)
     if all(name.endswith(".tar") for name in names) and _CLASS_NAMES in there:
         names.append(_CLASS_NAMES)
     return names

@@ -24,7 +24,7 @@ from clipbench.models.dual import ClipResNetTower, ClipTextTower, ClipVitTower
 from clipbench.pretrain.towers import Masking, PatchTower, TokenTower
 
 #: the tokenizer's ids: byte pairs, then start and end. Padding has the id of "!".
-_PAIRS, _START, _END, _PAD = 49406, 49406, 49407, 0
+_PAIRS, _START, _END = 49406, 49406, 49407
 # The byte 255 is in no UTF-8 text, so its token can stand for a masked one: the vocabulary stays OpenAI's.
 _MASKED = 187
 
@@ -107,7 +107,7 @@ class ClipText(TokenTower):
         super().__init__()
         self.features = config.width
         self.context_length = config.context_length
-        self.vocabulary, self.padding = _tokenizer().vocab_size, _PAD
+        self.vocabulary = _tokenizer().vocab_size
         net = TextTransformer(
             config.context_length,
             self.vocabulary,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipbench.pretrain.folder import Line, number
+from clipbench.pretrain.events import Line
+from clipbench.pretrain.folder import number
 
 
 def draw(lines: Sequence[Line], *, title: str, chance: float, metric: str) -> bytes:

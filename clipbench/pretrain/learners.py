@@ -97,6 +97,8 @@ def _heads_fit(objective: Objective, towers: DualTowers) -> None:
             f"objective {kind} needs heads for single tokens, and a model that compares by {compared}",
             hint="give config.tokens, for example " + f"{{dim: 256, compared: {compared}}}",
         )
+    if late:
+        towers.patch_tower  # noqa: B018 - raises where there are no tokens, as of a wholly frozen tower
     if not late and towers.tokens is not None:
         raise CardError(
             f"objective {kind} does not train the heads of config.tokens",
@@ -132,23 +134,29 @@ class Clip(Learner):
 
 
 class ClipLite(Learner):
-    """The JSD bound, and where the recipe wants them CLIP-Lite's prior terms on the towers' own features."""
+    """The JSD bound, and where the recipe wants them hard negatives, and prior terms on the towers' own features."""
 
     def __init__(self, objective: ClipLiteObjective, towers: DualTowers) -> None:
         super().__init__()
         self._negatives = objective.negatives
+        self._clusters, self._hard_share = objective.clusters, objective.hard_share
         self._prior_weight = objective.prior_weight
         if self._prior_weight:
             self.image_prior = discriminator(towers.image.features)
             self.text_prior = discriminator(towers.text.features)
 
     def forward(self, towers: DualTowers, batch: Batch) -> Features:
-        """See `Learner`; with prior terms also the discriminators' logits of noise and of features."""
+        """See `Learner`; with hard negatives also `caption`, the tokens of each pair's, [B, context_length]; with prior
+        terms the discriminators' logits of noise and of features."""
         image, text = towers.backbones(batch.images, batch.tokens, batch.rows)
         features = {"image": towers.image_projection(image), "text": towers.text_projection(text)}
+        if self._clusters:
+            beyond = towers.text.context_length - batch.tokens.shape[1]
+            tokens = F.pad(batch.tokens, (0, beyond), value=towers.text.padding)
+            features["caption"] = tokens.index_select(0, batch.rows)
         if self._prior_weight:
             for name, judge, seen in (("image", self.image_prior, image), ("text", self.text_prior, text)):
-                noise = torch.rand(seen.shape, generator=batch.generator).to(seen.device)
+                noise = batch.draws.rand(seen.shape[1]).to(seen)
                 features |= {f"{name}_noise": judge(noise), f"{name}_prior": judge(seen)}
         return features
 
@@ -157,16 +165,20 @@ class ClipLite(Learner):
         bound = objectives.clip_lite_loss(
             features["image"], features["text"], logit_scale, negatives=self._negatives
         )
-        if not self._prior_weight:
-            return bound
-        prior = {
-            f"{name}_prior": objectives.prior_loss(features[f"{name}_noise"], features[f"{name}_prior"])
-            for name in ("image", "text")
-        }
-        weights = dict.fromkeys(bound.terms(), 1 - self._prior_weight)
-        return objectives.WeightedLoss(
-            bound.terms() | prior, weights | dict.fromkeys(prior, self._prior_weight)
-        )
+        parts, weights = bound.terms(), dict.fromkeys(bound.terms(), 1 - self._prior_weight)
+        if self._clusters:
+            partners = objectives.cluster_partners(features["text"], features["caption"], self._clusters)
+            parts["hard_negative"] = objectives.hard_negative_loss(
+                features["image"], features["text"], logit_scale, partners
+            )
+            weights["hard_negative"] = self._hard_share * weights["negative"]
+            weights["negative"] *= 1 - self._hard_share
+        if self._prior_weight:
+            for name in ("image", "text"):
+                noise, seen = features[f"{name}_noise"], features[f"{name}_prior"]
+                parts[f"{name}_prior"] = objectives.prior_loss(noise, seen)
+                weights[f"{name}_prior"] = self._prior_weight
+        return objectives.WeightedLoss(parts, weights)
 
     def chance(self, batch_size: int) -> float:
         """See `Learner`; discriminators that cannot tell say 1/2."""
@@ -399,7 +411,7 @@ def captions(
     features: Features = {}
     if share is not None:
         own = tokens.index_select(0, batch.rows)
-        masked, chosen = text.mask(own, share, batch.generator)
+        masked, chosen = text.mask(own, share, batch.draws)
         states = text.states(masked)
         if guesser is not None:
             features |= {"guesses": guesser(states[chosen]), "hidden": own[chosen]}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,32 +13,26 @@ from typing import Protocol
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from clipbench.cards import (
-    AdamW,
-    ModelCard,
-    Recipe,
-    Schedule,
-    Sgd,
-    Target,
-    TaskCard,
-    Weights,
-    fingerprint,
-    finite,
-)
+from clipbench.cards import ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
 from clipbench.data import Split
-from clipbench.errors import ClipbenchError
+from clipbench.data.decode import cores
+from clipbench.data.lazy import LazySplit
+from clipbench.errors import ClipbenchError, Stopped
 from clipbench.execution import Runtime
 from clipbench.models import Adapter, dual
-from clipbench.pretrain import curves, learners
+from clipbench.pretrain import curves, learners, processes
+from clipbench.pretrain.average import Average
 from clipbench.pretrain.folder import Checkpoint, RunFolder, number
 from clipbench.pretrain.frozen import Start
+from clipbench.pretrain.optimisers import learning_rate, make_optimiser
 from clipbench.pretrain.pairs import DrawnPairs, Source
+from clipbench.pretrain.progress import Live
+from clipbench.pretrain.signals import Signals
+from clipbench.pretrain.steps import Gradient, values
 from clipbench.pretrain.towers import DualTowers
-
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from clipbench.pretrain.tuning import tune
 
 
 class Score(Protocol):
@@ -69,12 +65,15 @@ def pretrain(
     evaluator: Evaluator | None = None,
     device: str = "auto",
     progress: bool = True,
+    workers: int | None = None,
+    tensorboard: bool = False,
     stop_after: int | None = None,
 ) -> Path:
     """Run `recipe`, or go on with it where an earlier call in the same folder stopped.
 
     The same command again on a finished run does nothing and says so. On the CPU in fp32 a resumed run ends
-    in the same weights, bit for bit, as one that was never stopped.
+    in the same weights, bit for bit, as one that was never stopped. Under `torchrun` all processes call this;
+    the first one alone writes and evaluates.
 
     Args:
         recipe_id: the recipe's id, for titles.
@@ -82,7 +81,9 @@ def pretrain(
         data: for each of the recipe's sources its split, and the task card that this belongs to.
         evaluator: measures the model on the recipe's `evaluate` tasks; None: no evaluation.
         device: "auto" (a GPU where there is one), or a torch device.
-        progress: show a live progress line on stderr.
+        progress: show live progress lines on stderr.
+        workers: processes that decode images not held in memory; None: one a core beside a GPU, none on a CPU.
+        tensorboard: write event files for TensorBoard too.
         stop_after: stop after this many steps, with a checkpoint.
 
     Returns:
@@ -93,6 +94,7 @@ def pretrain(
         DataError: the split cannot be trained on.
         StorageError: the folder is not this run's, or cannot be written.
         ClipbenchError: the loss is no longer finite; the last good checkpoint stays.
+        Stopped: SIGTERM or SIGINT came; the run was saved after the step that was under way.
     """
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
@@ -101,8 +103,13 @@ def pretrain(
     target_device = choose_device(device)
     schedule = recipe.schedule
 
-    with RunFolder(out, recipe) as run:
-        if run.finished:
+    with (
+        processes.join(target_device, schedule.batch_size) as group,
+        RunFolder(out, recipe, writes=group.first, tensorboard=tensorboard) as run,
+        Signals() as signals,
+    ):
+        console.quiet = not group.first
+        if group.share(run.finished):
             console.print(f"{out}: this run of {recipe_id} has finished; nothing to do", highlight=False)
             return out
 
@@ -112,9 +119,14 @@ def pretrain(
         learner = learners.make(recipe.objective, towers).to(target_device)
         start.refuse_changes(views=bool(learner.wants.views), altered=learner.wants.altered)
         seen = fingerprint([*(source.split.fingerprint for source in sources), *start.digests.values()])
-        trained = nn.ModuleList([towers, learner])
-        optimiser = make_optimiser(recipe.optim, trained)
+        trained = nn.ModuleDict({"towers": towers, "learner": learner})
+        if recipe.engine.sync_batchnorm:
+            processes.synchronise(trained, group, target_device)  # a container, so changed in place
+        average = Average(towers, recipe.ema) if recipe.ema else None
+        tune(towers, recipe.engine)
+        optimiser = make_optimiser(recipe.optim, dict(trained.named_parameters()))
         scaler = torch.amp.GradScaler(target_device.type, enabled=recipe.precision == "fp16")
+        gradient = Gradient(recipe, towers, learner, group, target_device)
         pairs = DrawnPairs(
             sources,
             recipe.model.preprocess,
@@ -123,136 +135,140 @@ def pretrain(
             seed=recipe.seed,
             device=target_device,
             wants=learner.wants,
+            workers=workers if workers is not None else decoders(target_device),
+            rank=group.rank,
+            world=group.world,
             features=start.image_features([source.split for source in sources]),
         )
+        for source in sources:
+            if isinstance(source.split, LazySplit):
+                for part in source.split.left_out:
+                    console.print(f"{source.wanted.name}: left out {part}", highlight=False)
         describe = functools.partial(model_card, recipe, recipe_id, images, start)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
-        step = 0
-        if found := run.begin(seen):
-            step = found["step"]
+        step, measured = 0, True
+        if found := group.share(run.begin(seen)):
+            step, measured = found["step"], found["measured"]
             towers.load_state_dict(found["towers"])
+            if average:
+                average.towers.load_state_dict(found["average"])
             learner.load_state_dict(found["learner"])
             optimiser.load_state_dict(found["optimiser"])
             scaler.load_state_dict(found["scaler"])
             pairs.restore(found["pairs"])
-            torch.set_rng_state(found["rng"])
             console.print(f"{out}: going on after step {step}", highlight=False)
 
         def checkpoint() -> Checkpoint:
             return {
                 "step": step,
+                "measured": measured,
                 "data": seen,
                 "towers": towers.state_dict(),
+                "average": average.towers.state_dict() if average else {},
                 "learner": learner.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "scaler": scaler.state_dict(),
                 "pairs": pairs.state(),
-                "rng": torch.get_rng_state(),
             }
 
+        def measure() -> None:
+            if not evaluator or not group.first:
+                return
+            for record in (
+                evaluator(freeze(start.whole(shown), describe), recipe.evaluate) if recipe.evaluate else ()
+            ):
+                scores = {name: finite(score.value) for name, score in record.scores.items()}
+                run.log({"step": step, "task": record.task, **scores})
+            if run.best_step() == step:
+                run.save_best(step, dual.serialise(start.whole(shown))[0])
+
         trained.train()
+        shown = average.towers if average else towers
         until = min(schedule.steps, schedule.steps if stop_after is None else stop_after)
-        with _progress(console, shown=progress) as bar:
-            row = bar.add_task(recipe_id, total=schedule.steps, completed=step, loss=math.nan, rate=0.0)
-            while step < until:
+        with Live(console, recipe_id, schedule.steps, step, shown=progress and group.first) as live:
+            while True:
+                if not measured:  # what follows a step, before which a signal may have stopped the run
+                    if _due(step, schedule.eval_every) and step < schedule.steps:
+                        live.stop()  # the evaluator shows a progress line of its own
+                        measure()
+                        live.start()
+                    measured = True
+                    if _due(step, schedule.checkpoint_every) and step < until:
+                        run.save(checkpoint())
+                if step >= until:
+                    break
+
                 started = time.perf_counter()
                 batch = pairs.next_batch()
                 waited = time.perf_counter() - started
 
-                lr = learning_rate(step, schedule, recipe.optim.lr)
-                for group in optimiser.param_groups:
-                    group["lr"] = lr
-                with torch.autocast(
-                    target_device.type, _AUTOCAST[recipe.precision], enabled=recipe.precision != "fp32"
-                ):
-                    features = learner(towers, batch)
-                loss = learner.loss(features, towers.logit_scale())
-
-                optimiser.zero_grad(set_to_none=True)
-                scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-                scaler.unscale_(optimiser)
+                optimiser.set_rates(step, schedule)
+                optimiser.zero_grad()
+                features, loss = gradient(batch, step, scaler)
+                optimiser.unscale(scaler)
                 norm = nn.utils.clip_grad_norm_(trained.parameters(), max_norm).item()
-                total = loss.total.item()
-                _require_finite(total, norm, scaled=scaler.is_enabled(), step=step + 1, run=run)
-                scaler.step(optimiser)
-                scaler.update()
+                terms = values(loss)
+                _require_finite(terms["loss"], norm, scaled=scaler.is_enabled(), step=step + 1, run=run)
+                optimiser.step(scaler)
                 learner.remember(features)
                 if learner.max_logit_scale is not None:
                     towers.log_scale.data.clamp_(max=math.log(learner.max_logit_scale))
-                step += 1
+                step, measured = step + 1, False
+                if average:
+                    average.update(towers, step)
 
                 spent = time.perf_counter() - started
-                rate = schedule.batch_size / spent
+                scale = towers.logit_scale().item()
                 run.log(
                     {
                         "step": step,
-                        "loss": total,
-                        **{f"loss_{name}": term.item() for name, term in loss.terms().items()},
-                        "logit_scale": towers.logit_scale().item(),
-                        "lr": lr,
+                        **terms,
+                        "logit_scale": scale,
+                        "lr": learning_rate(step - 1, schedule, recipe.optim.lr),
                         "grad_norm": finite(norm),
-                        "images_per_s": round(rate, 1),
+                        "images_per_s": round(schedule.batch_size / spent, 1),
                         "data_wait": round(waited / spent, 4),
                     }
                 )
-                bar.update(row, completed=step, loss=total, rate=rate)
-
-                if evaluator and _due(step, schedule.eval_every) and step < schedule.steps:
-                    bar.stop()  # the evaluator shows a progress line of its own
-                    _evaluate(evaluator, freeze(start.whole(), describe), recipe.evaluate, step, run)
-                    bar.start()
-                if _due(step, schedule.checkpoint_every) and step < until:
+                live.report(step, terms, scale, images=schedule.batch_size, seconds=spent, waited=waited)
+                if group.any(bool(signals.asked)):
                     run.save(checkpoint())
+                    raise Stopped(f"{out}: stopped and saved after step {step}", signal=signals.asked or 15)
 
+        measured = step < schedule.steps
         run.save(checkpoint())
-        if step < schedule.steps:
+        if step < schedule.steps or not group.first:
             return out
 
-        if evaluator:
-            _evaluate(evaluator, freeze(start.whole(), describe), recipe.evaluate, step, run)
-        weights, sha256 = dual.serialise(start.whole())
+        measure()
+        best = run.best_step()
+        chosen = step if best is None else best
+        weights = dual.serialise(start.whole(shown))[0] if chosen == step else run.read_best(chosen)
         metric = recipe.target.metric if recipe.target else "acc1"
         chance = learner.chance(schedule.batch_size)
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
-        run.finish(weights, picture, describe(sha256))
-        console.print(f"{out}: finished{_against_target(recipe.target, run)}", highlight=False)
+        card = model_card(recipe, recipe_id, images, start, hashlib.sha256(weights).hexdigest(), step=chosen)
+        run.finish(weights, picture, card)
+        if pairs.skipped[0]:
+            run.write_skipped(*pairs.skipped)
+            console.print(
+                f"{out}: {pairs.skipped[0]:,} images could not be decoded: skipped.json", highlight=False
+            )
+        console.print(f"{out}: finished{_against_target(recipe.target, run, chosen)}", highlight=False)
         return out
 
 
-def learning_rate(step: int, schedule: Schedule, peak: float) -> float:
-    """The rate of optimiser step `step` (0-based): linear warm-up to `peak`, then half a cosine to 0.
-
-    >>> schedule = Schedule(steps=10, warmup=2, batch_size=8)
-    >>> [round(learning_rate(step, schedule, 1.0), 3) for step in (0, 1, 2, 6, 9)]
-    [0.5, 1.0, 1.0, 0.5, 0.038]
-    """
-    if step < schedule.warmup:
-        return peak * (step + 1) / schedule.warmup
-    done = (step - schedule.warmup) / (schedule.steps - schedule.warmup)
-    return peak * (1 + math.cos(math.pi * done)) / 2
-
-
-def make_optimiser(optim: AdamW | Sgd, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a recipe; tensors of fewer than two axes (biases, norms, logit scale) do not decay."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    if isinstance(optim, AdamW):
-        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
-
-
 def choose_device(name: str) -> torch.device:
-    """The torch device `name`, or for "auto" the GPU where there is one.
+    """The torch device `name`, or for "auto" the GPU where there is one: of several processes each its own.
 
     Raises:
         ClipbenchError: no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -264,20 +280,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def model_card(recipe: Recipe, recipe_id: str, images: int, start: Start, sha256: str) -> ModelCard:
-    """The card of the model that `recipe` trained on `images` images from `start`."""
+def decoders(device: torch.device) -> int:
+    """Processes that decode beside training: on a CPU none, since they would take the cores that train."""
+    return 0 if device.type == "cpu" else max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def model_card(
+    recipe: Recipe, recipe_id: str, images: int, start: Start, sha256: str, step: int | None = None
+) -> ModelCard:
+    """The card of the model that `recipe` trained on `images` images from `start`: its weights after `step`."""
     schedule = recipe.schedule
+    chosen = ""
+    if recipe.best and step is not None:
+        chosen = f"Weights after step {step}, the best by {recipe.best.task} {recipe.best.metric}. "
+    averaged = f"moving average of the weights ({recipe.ema}), " if recipe.ema else ""
     return ModelCard(
         title=f"{recipe.title} ({recipe_id})",
         family=recipe.model.family,
         config=start.config.canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
-        training_data="; ".join(f"{data.dataset}, split {data.split}" for data in recipe.data),
+        training_data="; ".join(data.described for data in recipe.data),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
-        f"seed {recipe.seed}. {start.described()}"
+        f"{averaged}seed {recipe.seed}. {start.described()}{chosen}"
         f"Again with: {recipe.command}",
     )
 
@@ -292,18 +319,6 @@ def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.Dua
     return dual.DualAdapter(towers, describe(sha256), dual.identity(towers, sha256))
 
 
-def _progress(console: Console, *, shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
-    )
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -312,27 +327,19 @@ def _require_finite(loss: float, norm: float, *, scaled: bool, step: int, run: R
     # With loss scaling, gradients that overflow are expected: the scaler leaves that step out.
     if math.isfinite(loss) and (scaled or math.isfinite(norm)):
         return
-    kept = f"the last good checkpoint is {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint yet"
+    kept = f"the last good checkpoint is {run.checkpoints[-1]}" if run.checkpoints else "no checkpoint yet"
     raise ClipbenchError(
         f"step {step}: loss {loss}, gradient norm {norm}: training has diverged; {kept}",
         hint="lower optim.lr, lengthen schedule.warmup or set optim.clip_grad_norm; start in a new --out",
     )
 
 
-def _evaluate(
-    evaluator: Evaluator, adapter: Adapter, task_ids: Sequence[str], step: int, run: RunFolder
-) -> None:
-    for record in evaluator(adapter, task_ids) if task_ids else ():
-        scores = {name: finite(score.value) for name, score in record.scores.items()}
-        run.log({"step": step, "task": record.task, **scores})
-
-
-def _against_target(target: Target | None, run: RunFolder) -> str:
+def _against_target(target: Target | None, run: RunFolder, step: int) -> str:
     if target is None:
         return ""
-    measured = [line[target.metric] for line in run.lines() if line.get("task") == target.task]
-    if not measured:
+    own = [line for line in run.lines() if line.get("task") == target.task and line["step"] == step]
+    if not own:
         return f" (target not measured: {target.task} {target.metric} ≥ {target.at_least})"
-    value = number(measured[-1])
+    value = number(own[-1][target.metric])
     verdict = "reached" if value >= target.at_least else "MISSED"
     return f": {target.task} {target.metric} {value:.4f} (target ≥ {target.at_least}: {verdict})"

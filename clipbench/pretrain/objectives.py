@@ -176,6 +176,71 @@ def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negative
     return PairwiseLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
 
 
+def hard_negative_loss(image: Tensor, text: Tensor, logit_scale: Tensor, partners: Tensor) -> Tensor:
+    """mean softplus(T(xᵢ, yⱼ)), j = partners[i]: `clip_lite_loss`'s second term with given wrong texts.
+
+    Args:
+        image, text: float [B, D].
+        logit_scale: scalar, the factor on cosines (not its logarithm).
+        partners: int64 [B].
+
+    Chance value: ln 2.
+    """
+    return F.softplus(logit_scale * (_unit(image) * _unit(text)[partners]).sum(dim=1)).mean()
+
+
+@torch.no_grad()
+def cluster_partners(text: Tensor, captions: Tensor, clusters: int) -> Tensor:
+    """For each row one with another caption of the same cluster: int64 [B].
+
+    The distinct captions are clustered (see `k_means`); each one's partner is the next of its cluster in the batch's
+    order, the last one's the first. A caption that is alone in its cluster has the batch's next other caption.
+
+    Args:
+        text: float [B, D], the captions' features; the order of a shuffled batch decides where clusters start.
+        captions: [B, L], rows that are equal where captions are.
+    """
+    count = len(text)
+    _, which = torch.unique(captions, dim=0, return_inverse=True)
+    places = torch.arange(count, device=text.device)
+    first = places.new_full((int(which.max()) + 1,), count).scatter_reduce(0, which, places, "amin")
+    order = first.argsort()
+    number = torch.empty_like(order)
+    number[order] = torch.arange(len(order), device=text.device)
+    shown = first[order]  # where the distinct captions stand first, in the batch's order
+
+    labels = k_means(text[shown], clusters)
+    grouped = labels.argsort(stable=True)
+    own = labels[grouped]
+    begin = torch.searchsorted(own, own)
+    end = torch.searchsorted(own, own, right=True)
+    at = torch.arange(len(own), device=text.device)
+    following = (at + 1).where(at + 1 < end, begin)
+    partner = torch.empty_like(grouped)
+    partner[grouped] = grouped[following]
+    alone = partner == at
+    partner = partner.where(~alone, (at + 1) % len(at))
+    return shown[partner[number[which]]]
+
+
+@torch.no_grad()
+def k_means(rows: Tensor, clusters: int, *, rounds: int = 10) -> Tensor:
+    """The cluster of each row by k-means of directions (Dhillon and Modha 2001), from the first rows on: int64 [n].
+
+    Args:
+        rows: float [n, D], in random order.
+        clusters: how many; one a row where there are fewer rows.
+    """
+    points = _unit(rows)
+    centres = points[:clusters]
+    labels = (points @ centres.T).argmax(dim=1)
+    for _ in range(rounds):
+        member = F.one_hot(labels, len(centres)).to(points.dtype)
+        centres = _unit(member.T @ points).where(member.any(dim=0)[:, None], centres)
+        labels = (points @ centres.T).argmax(dim=1)
+    return labels
+
+
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> PairwiseLoss:
     """Pairwise sigmoid loss over all pairs of the batch (Zhai et al. 2023, algorithm 1).
 

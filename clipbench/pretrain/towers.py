@@ -33,6 +33,7 @@ from clipbench.models.dual import (
     TorchvisionTower,
 )
 from clipbench.models.tokenizer import PADDING, Tokenizer
+from clipbench.pretrain.draws import Draws
 
 # Token ids of the byte tokenizer: three special tokens, then the 256 bytes.
 _PAD, _START, _END, _FIRST_BYTE = 0, 1, 2, 3
@@ -77,9 +78,9 @@ class DualTowers(nn.Module):
                 self.image_projection = projection(config.projection, self.image.features, self.embed_dim)
             self.text_projection = projection(config.projection, self.text.features, self.embed_dim)
         if config.tokens is not None:
-            width = _patch_width(self.image, preprocess, config.image.kind)
+            width = _patch_width(self.patch_tower, preprocess)
             self.image_mapping = nn.Linear(width, config.tokens.dim)
-            self.text_mapping = nn.Linear(_token_tower(self.text).features, config.tokens.dim)
+            self.text_mapping = nn.Linear(self.token_tower.features, config.tokens.dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.elsewhere = {}
         self.resting = ()
@@ -159,14 +160,35 @@ class DualTowers(nn.Module):
 
     @property
     def patch_tower(self) -> PatchTower:
-        """The image tower where there are heads for its tokens."""
-        assert isinstance(self.image, PatchTower)
+        """The image tower, which must have a state for each place of the image.
+
+        Raises:
+            CardError: it has none.
+        """
+        if not isinstance(self.image, PatchTower):
+            raise CardError(
+                "the image tower (of kind torchvision, or wholly frozen) has no state for each place of the image, "
+                "which objectives that compare tokens need",
+                hint="set config.image.kind to convnet, clip-resnet, clip-vit or timm, freeze only parts of it "
+                "(model.frozen.image), or leave out config.tokens",
+            )
         return self.image
 
     @property
     def token_tower(self) -> TokenTower:
-        """The text tower where there are heads for its tokens, or it is known to have states."""
-        return _token_tower(self.text)
+        """The text tower, which must have a state for every token.
+
+        Raises:
+            CardError: it has none.
+        """
+        if not isinstance(self.text, TokenTower):
+            raise CardError(
+                "the text tower (of kind ngrams, or wholly frozen) has no state for every token, which objectives "
+                "that mask or compare tokens need",
+                hint="set config.text.kind to bytes, bert or clip-text, freeze only parts of it (model.frozen.text), "
+                "or choose objective clip, clip-lite, siglip or slip",
+            )
+        return self.text
 
 
 class Patches(nn.Module):
@@ -291,10 +313,15 @@ class PatchTower(ImageTower, ABC):
 
 
 class TextTower(nn.Module, ABC):
-    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features])."""
+    """Token ids (int64 [B, L], L at most `context_length`) to pooled features (float [B, features]).
+
+    Attributes:
+        padding: the id behind the end of a text.
+    """
 
     features: int
     context_length: int
+    padding: int = _PAD
 
     @property
     def fingerprint(self) -> str:
@@ -327,11 +354,9 @@ class TokenTower(TextTower):
 
     Attributes:
         vocabulary: how many ids there are.
-        padding: the id behind the end of a text.
     """
 
     vocabulary: int
-    padding: int
 
     @abstractmethod
     def masking(self) -> Masking:
@@ -357,25 +382,25 @@ class TokenTower(TextTower):
         """int64 [B, L] (L at most `context_length`, padded as `tokenize` does) to float [B, features]."""
         return self.pool(self.states(tokens), tokens)
 
-    def mask(self, tokens: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def mask(self, tokens: Tensor, share: float, draws: Draws) -> tuple[Tensor, Tensor]:
         """Hide a share of the tokens, as BERT does: of ten, eight are masked, one is another token, one stays.
 
         Args:
             tokens: int64 [B, L].
             share: probability of each token to be among them; special tokens never are.
-            generator: a CPU generator.
+            draws: for these B rows.
 
         Returns:
             The changed tokens, and which positions were chosen (bool [B, L]).
         """
         how = self.masking()
-        draws = torch.rand(3, *tokens.shape, generator=generator).to(tokens.device)
+        which, way, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
         special = torch.tensor(how.special, device=tokens.device)
-        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (draws[0] < share)
+        chosen = self.real(tokens) & ~torch.isin(tokens, special) & (which < share)
         among = how.first <= how.token < how.first + how.count
-        other = how.first + (draws[2] * (how.count - among)).long()
+        other = how.first + (what * (how.count - among)).long()
         other = other + (other >= how.token) * among
-        changed = tokens.where(draws[1] >= 0.9, other).where(draws[1] >= 0.8, how.token)
+        changed = tokens.where(way >= 0.9, other).where(way >= 0.8, how.token)
         return changed.where(chosen, tokens), chosen
 
 
@@ -589,17 +614,12 @@ def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
     return features.shape[1]
 
 
-def _patch_width(image: ImageTower, preprocess: Preprocess, kind: str) -> int:
-    """Length of the tokens that `image`, of this kind, makes of images of `preprocess`.
+def _patch_width(image: PatchTower, preprocess: Preprocess) -> int:
+    """Length of the tokens that `image` makes of images of `preprocess`.
 
     Raises:
-        CardError: it makes none, or not those of a square grid.
+        CardError: they are not those of a square grid.
     """
-    if not isinstance(image, PatchTower):
-        raise CardError(
-            f"config.tokens needs an image tower with a state for each place of the image, which {kind} has not",
-            hint="set config.image.kind to convnet, clip-resnet, clip-vit or timm, or leave out config.tokens",
-        )
     side = preprocess.side
     device = next(image.parameters()).device
     with torch.no_grad():
@@ -614,21 +634,6 @@ def _patch_width(image: ImageTower, preprocess: Preprocess, kind: str) -> int:
     return tokens.shape[2]
 
 
-def _token_tower(text: TextTower) -> TokenTower:
-    """`text`, which must have a state for every token.
-
-    Raises:
-        CardError: it has none.
-    """
-    if not isinstance(text, TokenTower):
-        raise CardError(
-            "config.text.kind: ngrams has no state for every token, which objectives that mask or compare tokens need",
-            hint="set config.text.kind to bytes, bert or clip-text, or choose the objective clip, clip-lite, siglip "
-            "or slip",
-        )
-    return text
-
-
 class ByteTransformer(TokenTower):
     """Pre-norm transformer over UTF-8 bytes, with learned positions, mean-pooled over the real tokens.
 
@@ -639,7 +644,7 @@ class ByteTransformer(TokenTower):
         super().__init__()
         self.features = config.features
         self.context_length = config.context_length
-        self.vocabulary, self.padding = _FIRST_BYTE + 256, _PAD
+        self.vocabulary = _FIRST_BYTE + 256
         self.bytes = nn.Embedding(self.vocabulary, config.width)
         self.positions = nn.Parameter(torch.empty(config.context_length, config.width))
         self.layers = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.layers))

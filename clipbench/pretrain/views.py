@@ -1,6 +1,7 @@
 """Augmentation of training images, batched on their device; every image is changed by draws of its own.
 
-All draws come from one CPU generator, a fixed count an image, so that they do not depend on the device.
+All draws come from one CPU generator, a fixed count an image, so that they do not depend on the device, nor on which
+process sees which images of the batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipbench.cards import Affine, Augmentation, MocoV2
+from clipbench.pretrain.draws import Draws
 
 #: aspect ratios of MoCo v2's crops, and how often one is drawn anew that does not fit (torchvision's defaults)
 _RATIO = (3 / 4, 4 / 3)
@@ -21,28 +23,28 @@ _TRIES = 10
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, how: Augmentation, draws: Draws) -> Tensor:
     """A view of each image.
 
     Args:
         images: uint8 [B, channels, side, side], on any device.
-        generator: a CPU generator.
+        draws: for these B images.
 
     Returns:
         uint8 [B, channels, side, side].
     """
     if isinstance(how, Affine):
-        return affine(images, how, generator)
-    return moco_v2(images, how, generator)
+        return affine(images, how, draws)
+    return moco_v2(images, how, draws)
 
 
-def affine(images: Tensor, bounds: Affine, generator: torch.Generator) -> Tensor:
+def affine(images: Tensor, bounds: Affine, draws: Draws) -> Tensor:
     """Each image rotated, shifted and scaled; bilinear, black outside. For arguments see `augment`."""
-    draws = torch.rand(len(images), 4, generator=generator) * 2 - 1
-    angle = draws[:, 0] * math.radians(bounds.rotate)
-    zoom = 1 / (1 + draws[:, 1] * bounds.scale)
+    drawn = draws.rand(4) * 2 - 1
+    angle = drawn[:, 0] * math.radians(bounds.rotate)
+    zoom = 1 / (1 + drawn[:, 1] * bounds.scale)
     # Output coordinates run over [-1, 1], so a shift by a fraction of the side is twice that number.
-    shift = draws[:, 2:] * (2 * bounds.shift)
+    shift = drawn[:, 2:] * (2 * bounds.shift)
     rows = torch.stack(
         [
             torch.stack([zoom * angle.cos(), -zoom * angle.sin(), shift[:, 0]], dim=1),
@@ -55,16 +57,14 @@ def affine(images: Tensor, bounds: Affine, generator: torch.Generator) -> Tensor
     return moved.round_().to(torch.uint8)
 
 
-def moco_v2(images: Tensor, how: MocoV2, generator: torch.Generator) -> Tensor:
+def moco_v2(images: Tensor, how: MocoV2, draws: Draws) -> Tensor:
     """Cropped and resized, then by chance jittered in colour, made grey, blurred, mirrored; see `augment`.
 
     Source: Chen et al. 2020, MoCo v2; its code's parameters are the defaults of `how`.
     """
-    count, side = len(images), images.shape[-1]
-    boxes = draw_boxes(count, side, how.scale, generator).to(images.device)
-    chance = torch.rand(count, 4, generator=generator)
-    amount = torch.rand(count, 5, generator=generator)
-    order = torch.rand(count, 4, generator=generator).argsort(dim=1)
+    boxes = draw_boxes(draws, images.shape[-1], how.scale).to(images.device)
+    chance, amount = draws.rand(4), draws.rand(5)
+    order = draws.rand(4).argsort(dim=1)
 
     views = crop(images.float().div_(255), boxes)
     jittered = torch.nonzero(chance[:, 0] < how.jitter)[:, 0]
@@ -87,21 +87,21 @@ def moco_v2(images: Tensor, how: MocoV2, generator: torch.Generator) -> Tensor:
     return views.mul_(255).round_().to(torch.uint8)
 
 
-def draw_boxes(count: int, side: int, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Random crops of a square image: int64 [count, 4], top, left, height and width (px).
+def draw_boxes(draws: Draws, side: int, scale: tuple[float, float]) -> Tensor:
+    """Random crops of square images: int64 [B, 4], top, left, height and width (px).
 
     Areas are uniform in `scale` (fractions of the image), aspect ratios log-uniform in 3/4 … 4/3; of ten draws the
     first that fits is taken, or else the whole image. Corners are uniform.
     """
-    draws = torch.rand(count, _TRIES, 2, generator=generator, dtype=torch.float64)
-    corner = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    area = side**2 * (scale[0] + (scale[1] - scale[0]) * draws[..., 0])
+    tries = draws.rand(_TRIES, 2, dtype=torch.float64)
+    corner = draws.rand(2, dtype=torch.float64)
+    area = side**2 * (scale[0] + (scale[1] - scale[0]) * tries[..., 0])
     low, high = (math.log(ratio) for ratio in _RATIO)
-    ratio = (low + (high - low) * draws[..., 1]).exp()
+    ratio = (low + (high - low) * tries[..., 1]).exp()
     sizes = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], dim=2).round().clamp(min=1)
     fits = (sizes <= side).all(dim=2)
     first = fits.int().argmax(dim=1)
-    chosen = sizes[torch.arange(count), first].where(fits.any(dim=1)[:, None], torch.tensor(float(side)))
+    chosen = sizes[torch.arange(len(first)), first].where(fits.any(dim=1)[:, None], torch.tensor(float(side)))
     return torch.cat([(corner * (side + 1 - chosen)).floor(), chosen], dim=1).long()
 
 

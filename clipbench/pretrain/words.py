@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from clipbench.pretrain.draws import Draws
+
 #: probability of each word to be left out, where that is the change (the paper's α)
 _DELETION = 0.1
 _PUNCTUATION = ".,:;!?\"'()"
@@ -113,24 +115,27 @@ for _group in map(str.split, _GROUPS.splitlines()):
         _SYNONYMS.setdefault(_word, []).extend(other for other in _group if other != _word)
 
 
-def alter(texts: Sequence[str], generator: torch.Generator) -> list[str]:
-    """Each text with one change, all three equally likely; words are what spaces part.
+def alter(texts: Sequence[str], draws: Draws) -> list[str]:
+    """Texts with one change each, all three equally likely; words are what spaces part.
 
     One word that has a synonym here gives way to it; two words change places; or each word is left out with
     probability 0.1, but never all of them. A text that a change does not fit stays as it is.
 
     Args:
-        generator: a CPU generator; as many numbers are drawn for each text as for the longest.
+        texts: of the whole batch, since as many numbers are drawn for each text as for the longest.
+        draws: for the rows of the batch that are wanted.
 
-    >>> alter(["two dogs", ""], torch.Generator().manual_seed(1))
+    Returns:
+        The altered texts of those rows.
+
+    >>> alter(["two dogs", ""], Draws(torch.Generator().manual_seed(1), 2))
     ['two hounds', '']
     """
     words = [text.split() for text in texts]
-    width = 3 + max(map(len, words), default=0)
-    draws = torch.rand(len(texts), width, generator=generator, dtype=torch.float64).tolist()
+    numbers = draws.rand(3 + max(map(len, words), default=0), dtype=torch.float64).tolist()
     return [
-        " ".join((_replace, _swap, _delete)[int(3 * kind)](own, numbers)) if len(own) else text
-        for text, own, (kind, *numbers) in zip(texts, words, draws, strict=True)
+        " ".join((_replace, _swap, _delete)[int(3 * kind)](words[row], more)) if words[row] else texts[row]
+        for row, (kind, *more) in zip(draws.rows.tolist(), numbers, strict=True)
     ]
 
 

@@ -75,7 +75,7 @@ def recipes(catalog: Catalog) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": name,
-                "data": ", ".join(source.dataset for source in card.data),
+                "data": ", ".join(source.name for source in card.data),
                 "cost": card.cost,
                 "title": card.title,
             }

@@ -1,0 +1,130 @@
+"""Where a recipe's pairs come from: every kind of source as a split, and a card that says what goes with its images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.cache import cache_root, locked, make_folder
+from clipbench.cards import (
+    AnyPairs,
+    CaptionedPairs,
+    Columns,
+    HubPairs,
+    Pairs,
+    ShardPairs,
+    Source,
+    SplitSpec,
+    TablePairs,
+    TaskCard,
+    YfccPairs,
+)
+from clipbench.catalog import Entry
+from clipbench.data import Split
+from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.rows import RowSplit
+from clipbench.data.shards import LocalShards, RemoteShards
+from clipbench.errors import DataError, StorageError
+
+_ROLE = "train"
+
+
+def open_pairs(
+    wanted: AnyPairs, dataset: Callable[[str], Entry[TaskCard]], paths: DataPaths, recipe: Path
+) -> tuple[Split, TaskCard]:
+    """The images and texts of one source of a recipe, and the card that goes with them.
+
+    Args:
+        dataset: finds a task card.
+        paths: the folders of `--data`; a source that is no task card goes by its `name`.
+        recipe: the recipe's file, for messages.
+
+    Raises:
+        DataError: missing or unreadable files, or none that is of this kind.
+        CardError: no such task card or split.
+    """
+    if isinstance(wanted, Pairs):
+        entry = dataset(wanted.dataset)
+        return open_split(entry, wanted.split, paths), entry.card
+    card = _card(wanted)
+    match wanted:
+        case CaptionedPairs() | HubPairs():
+            return open_split(Entry(wanted.name, card, recipe), _ROLE, paths), card
+        case ShardPairs() if wanted.remote:
+            return RemoteShards(wanted), card
+        case ShardPairs():
+            return LocalShards(wanted, _folder(wanted.name, card, paths)), card
+        case TablePairs() | YfccPairs():
+            return RowSplit(wanted, _folder(wanted.name, card, paths)), card
+
+
+def _card(wanted: CaptionedPairs | HubPairs | ShardPairs | TablePairs | YfccPairs) -> TaskCard:
+    """A card of one split of captioned images."""
+    hub = wanted if isinstance(wanted, HubPairs) else None
+    return TaskCard(
+        title=wanted.name,
+        source=Source(hub=hub.id, config=hub.config, revision=hub.revision) if hub else Source(local=True),
+        columns=Columns(image=hub.image, caption=hub.caption) if hub else Columns(),
+        splits={_ROLE: SplitSpec(name=getattr(wanted, "split", _ROLE))},
+        kind="captions",
+        protocols={"ret": {}},
+    )
+
+
+def _folder(name: str, card: TaskCard, paths: DataPaths) -> Path:
+    found = paths.find(name, card)
+    if found is None:
+        raise DataError(f"{name} has no public copy to fetch", hint=f"point to yours: --data {name}=<folder>")
+    return found
+
+
+class Packed:
+    """The encoded images of a split in one file of the cache, where each is found at once.
+
+    Parquet files and other sets that are read from beginning to end are written there when they are first trained on
+    without being held in memory. It takes as much room as the images do.
+    """
+
+    def __init__(self, split: Split) -> None:
+        """Take up the file of `split`, or write it.
+
+        Raises:
+            StorageError: the disk is full, or the cache cannot be written.
+        """
+        file = make_folder(cache_root() / "pairs") / f"{split.fingerprint}.images"
+        with locked(file.with_suffix(".lock")):
+            if not file.is_file():
+                _write(split, file)
+        self._bytes = np.memmap(file, dtype=np.uint8, mode="r")
+        tail = len(split) + 1
+        self._ends: NDArray[np.int64] = np.frombuffer(self._bytes[-8 * tail :].tobytes(), dtype="<i8")
+
+    def image(self, row: int) -> bytes:
+        """The encoded image of sample number `row`."""
+        return bytes(self._bytes[self._ends[row] : self._ends[row + 1]])
+
+
+def _write(split: Split, file: Path) -> None:
+    """All images one behind the other, then where each starts, and the last one ends (int64, little-endian)."""
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    starts = [0]
+    try:
+        with part.open("wb") as out:
+            for sample in split.samples(np.arange(len(split))):
+                out.write(sample.image)
+                starts.append(starts[-1] + len(sample.image))
+            out.write(np.array(starts, dtype="<i8").tobytes())
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {file}, the images of {split.dataset}: {error.strerror}",
+            hint="free some space, or set CLIPBENCH_CACHE to a folder with more room",
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)

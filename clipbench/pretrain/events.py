@@ -1,0 +1,92 @@
+"""TensorBoard's event files, written without TensorBoard: scalars are all that a run has to say.
+
+A file is a row of records (length, its checksum, data, its checksum), each of which holds one `Event` message of
+TensorFlow's event.proto in protocol buffers' wire format. Checksums are CRC-32C, masked as in TensorFlow's
+record_writer.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+#: one line of metrics.jsonl
+Line = dict[str, float | str | None]
+
+
+class Events:
+    """One event file in a folder, of a name that TensorBoard finds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.clipbench").open("wb")
+        self._write(_text(3, "brain.Event:2"))
+
+    def add(self, line: Line) -> None:
+        """The numbers of a line of metrics.jsonl: a step's under `train/`, an evaluation's under its task's name."""
+        scope = line.get("task", "train")
+        scalars = [
+            _message(1, _text(1, f"{scope}/{name}") + b"\x15" + struct.pack("<f", value))
+            for name, value in line.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        step = line["step"]
+        assert isinstance(step, int)
+        self._write(b"\x10" + _varint(step) + _message(5, b"".join(scalars)))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: bytes) -> None:
+        data = b"\x09" + struct.pack("<d", time.time()) + event
+        length = struct.pack("<Q", len(data))
+        self._file.write(length + _masked(length) + data + _masked(data))
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _message(field: int, data: bytes) -> bytes:
+    return bytes([field << 3 | 2]) + _varint(len(data)) + data
+
+
+def _text(field: int, text: str) -> bytes:
+    return _message(field, text.encode())
+
+
+def _table() -> list[int]:
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    return table
+
+
+_CRC = _table()
+
+
+def crc32c(data: bytes) -> int:
+    """The CRC-32C (Castagnoli) of `data`.
+
+    >>> hex(crc32c(b"123456789"))
+    '0xe3069283'
+    """
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _masked(data: bytes) -> bytes:
+    crc = crc32c(data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,0 +1,331 @@
+"""Studies: the same towers trained by several objectives, measured alike, and the papers' claims held against that.
+
+A study is a YAML file of `studies/`: a recipe without objective, the objectives, seeds and batch sizes to cross it
+with, what is measured, and the claims. Every cell is a run folder of its own, so that a study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from clipbench import metrics, records
+from clipbench.cache import write_atomic
+from clipbench.cards import (
+    AnyPairs,
+    Augmentation,
+    Document,
+    Misplaced,
+    Recipe,
+    Strict,
+    TaskCard,
+    Tuple,
+    fingerprint,
+    parse,
+)
+from clipbench.catalog import Catalog
+from clipbench.errors import CardError, unknown
+
+if TYPE_CHECKING:
+    from clipbench.data import Split
+    from clipbench.evaluate import Options
+
+_FOLDER = Path(__file__).parent / "studies"
+RETRIEVAL = "retrieval"
+DEPTHS = (1, 5)  # of recall@k, where images have labels
+
+
+class Cell(NamedTuple):
+    """One run of a study."""
+
+    objective: str
+    batch_size: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The cell's folder."""
+        return f"{self.objective}@{self.batch_size}-seed{self.seed}"
+
+
+class Trained(Strict):
+    """An objective of a study, and what belongs to the method beside it.
+
+    That may be how images are augmented, and heads beyond those of the study's `recipe.model.config` (`config`).
+    """
+
+    objective: dict[str, Any]
+    augment: Augmentation | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class Measure(Strict):
+    """A task, and the metric of it that counts."""
+
+    task: str
+    metric: str
+
+
+class ClassRetrieval(Strict):
+    """Retrieval where images have labels: one image of each class, and each class's caption, find each other.
+
+    The mean recall (at 1 and 5, in both directions) is averaged over as many disjoint draws as the rarest class
+    has images.
+    """
+
+    dataset: str
+    split: str
+    templates: str
+
+
+class Claim(Strict):
+    """What a paper says, as a weighted sum of cells' scores: above 0 where it holds.
+
+    A cell is an objective's name, or `<objective>@<batch size>`.
+    """
+
+    says: str
+    source: str
+    measure: str
+    contrast: dict[str, int] = Field(min_length=2)
+
+
+class Study(Strict):
+    """One study; see `clipbench/pretrain/studies/`.
+
+    `images` are seen in every cell, whatever its batch size; the learning rate grows with the root of the batch size,
+    and is the recipe's at `batch_size`. `warmup` is the share of the steps.
+    """
+
+    title: str
+    recipe: dict[str, Any]
+    images: int = Field(gt=0)
+    warmup: float = Field(ge=0, lt=1)
+    batch_size: int = Field(gt=1)
+    seeds: Tuple[int] = Field(min_length=2)
+    objectives: dict[str, Trained]
+    batch_sizes: Tuple[int]
+    swept: Tuple[str]
+    measures: dict[str, Measure]
+    retrieval: ClassRetrieval
+    claims: Tuple[Claim]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Study:
+        for name in self.swept:
+            if name not in self.objectives:
+                raise Misplaced(unknown("objective", name, self.objectives), "swept")
+        known = {f"{cell.objective}@{cell.batch_size}" for cell in self.cells()} | set(self.objectives)
+        for i, claim in enumerate(self.claims):
+            if claim.measure not in (*self.measures, RETRIEVAL):
+                raise Misplaced(unknown("measure", claim.measure, (*self.measures, RETRIEVAL)), "claims", i)
+            for name in claim.contrast:
+                if name not in known:
+                    raise Misplaced(unknown("cell", name, known), "claims", i, "contrast")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """All runs, seed by seed, so that a study that was stopped has whole comparisons."""
+        sizes = {name: {self.batch_size} for name in self.objectives}
+        for name in self.swept:
+            sizes[name] |= set(self.batch_sizes)
+        return [
+            Cell(name, size, seed) for seed in self.seeds for name in sizes for size in sorted(sizes[name])
+        ]
+
+    def cell(self, name: str, seed: int) -> Cell:
+        """The cell that claims call `name`: an objective, or `<objective>@<batch size>`."""
+        objective, _, size = name.partition("@")
+        return Cell(objective, int(size or self.batch_size), seed)
+
+    def recipe_of(self, cell: Cell) -> Recipe:
+        """The whole recipe of a cell.
+
+        Raises:
+            CardError: it is no recipe.
+        """
+        made = self.objectives[cell.objective]
+        data = [dict(source) for source in self.recipe["data"]]
+        for source in data:
+            source |= {"augment": made.augment.canonical()} if made.augment else {}
+        model = _changed(self.recipe["model"], {"config": made.config})
+        steps = max(1, self.images // cell.batch_size)
+        optim = dict(self.recipe["optim"])
+        optim["lr"] *= math.sqrt(cell.batch_size / self.batch_size)
+        value = dict(self.recipe) | {
+            "title": f"{self.title}: {cell.objective}, batches of {cell.batch_size}, seed {cell.seed}",
+            "command": "clipbench study",
+            "cost": "a part of the study",
+            "seed": cell.seed,
+            "data": data,
+            "model": model,
+            "objective": made.objective,
+            "optim": optim,
+            "schedule": {
+                "steps": steps,
+                "warmup": math.ceil(self.warmup * steps),
+                "batch_size": cell.batch_size,
+                "checkpoint_every": max(50, steps // 10),
+            },
+        }
+        text = json.dumps(value)
+        return parse(Recipe, Document(Path(f"study cell {cell.name}"), text))
+
+
+Form = Literal["cpu", "gpu", "quick"]
+
+
+def names() -> list[str]:
+    """Ids of the studies."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def read(name: str, form: Form) -> Study:
+    """The study `name` in a form: the file's own settings (`cpu`), changed by what it has under `gpu` or `quick`.
+
+    Raises:
+        CardError: no such study, or a file that is wrong.
+    """
+    if name not in names():
+        raise CardError(unknown("study", name, names()))
+    document = Document(_FOLDER / f"{name}.yaml")
+    forms = {key: document.value.get(key, {}) for key in ("gpu", "quick")}
+    value = {key: part for key, part in document.value.items() if key not in forms}
+    return parse(Study, document, value if form == "cpu" else _changed(value, forms[form]))
+
+
+def _changed(value: dict[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with the entries of `by`, mappings within mappings likewise."""
+    made = dict(value)
+    for key, part in by.items():
+        inner = made.get(key)
+        made[key] = _changed(inner, part) if isinstance(inner, dict) and isinstance(part, dict) else part
+    return made
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of a cell by measure, and what chance gets."""
+
+    cell: Cell
+    scores: dict[str, float]
+    chance: dict[str, float]
+
+
+def run(
+    study: Study, catalog: Catalog, options: Options, runs: Path, *, device: str, progress: bool
+) -> Iterator[Measured]:
+    """Train and measure every cell that is not yet finished in its folder below `runs`; yields each.
+
+    Raises:
+        CardError, DataError, StorageError, ClipbenchError: as `pretrain` and the protocols.
+    """
+    from clipbench.data.training import open_pairs
+    from clipbench.pretrain.loop import pretrain
+
+    recipes = {cell: study.recipe_of(cell) for cell in study.cells()}
+    catalog.tasks([measure.task for measure in study.measures.values()])
+    opened: dict[AnyPairs, tuple[Split, TaskCard]] = {}
+    for cell, recipe in recipes.items():
+        for source in recipe.data:
+            if source not in opened:
+                opened[source] = open_pairs(source, catalog.dataset, options.data, runs / cell.name)
+        data = [opened[source] for source in recipe.data]
+        folder = runs / cell.name
+        if not (folder / "card.yaml").is_file():
+            pretrain(recipe, cell.name, folder, data=data, device=device, progress=progress)
+        yield _measured(study, cell, folder, catalog, options)
+
+
+def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options: Options) -> Measured:
+    """The cell's scores, from its folder where they are of this study's measures, else measured."""
+    tasks = {name: catalog.task(measure.task) for name, measure in study.measures.items()}
+    key = fingerprint(
+        [
+            {name: [task.id, task.params.canonical(), task.protocol.VERSION] for name, task in tasks.items()},
+            {name: measure.metric for name, measure in study.measures.items()},
+            [study.retrieval.canonical(), DEPTHS],
+            (folder / "card.yaml").read_text(encoding="utf-8"),
+        ]
+    )
+    path = folder / "scores.json"
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["key"] == key:
+            return Measured(cell, held["scores"], held["chance"])
+    found = _measure(study, folder, catalog, options)
+    scores = {name: value for name, (value, _) in found.items()}
+    chance = {name: by_chance for name, (_, by_chance) in found.items()}
+    write_atomic(path, json.dumps({"key": key, "scores": scores, "chance": chance}, indent=1).encode())
+    return Measured(cell, scores, chance)
+
+
+def _measure(
+    study: Study, folder: Path, catalog: Catalog, options: Options
+) -> dict[str, tuple[float, float]]:
+    """Measure → score and chance of the model in `folder`; features are not kept."""
+    from clipbench import models
+    from clipbench.evaluate import evaluator
+    from clipbench.features import ModelEncoder
+
+    model = catalog.model(str(folder.resolve()))
+    adapter = models.load(model)
+    ids = {name: measure.task for name, measure in study.measures.items()}
+    measured: dict[str, records.Record] = {
+        record.task: record
+        for record in evaluator(catalog, replace(options, progress=False))(adapter, list(ids.values()))
+    }
+    found = {}
+    for name, measure in study.measures.items():
+        scores = measured[measure.task].scores
+        if measure.metric not in scores:
+            raise CardError(f"{measure.task}: {unknown('metric', measure.metric, scores)}")
+        score = scores[measure.metric]
+        found[name] = (score.value, score.chance or 0.0)
+    with tempfile.TemporaryDirectory(prefix="clipbench-") as temporary:
+        encoder = ModelEncoder(model, options.runtime, progress=False, root=Path(temporary))
+        encoder.adapter = adapter
+        found[RETRIEVAL] = class_retrieval(study.retrieval, catalog, options, encoder)
+    return found
+
+
+def class_retrieval(
+    wanted: ClassRetrieval, catalog: Catalog, options: Options, encoder: Any
+) -> tuple[float, float]:
+    """Mean recall between one image of each class and the classes' captions, over disjoint draws; and chance.
+
+    Raises:
+        CardError: the set has no single labels, or no such templates.
+    """
+    from clipbench.data.hub import open_split
+    from clipbench.pretrain.pairs import captions
+    from clipbench.solvers.ranking import rank
+
+    entry = catalog.dataset(wanted.dataset)
+    if entry.card.kind != "single-label":
+        raise CardError(
+            f"{wanted.dataset} is a set of kind {entry.card.kind}; retrieval by class needs single-label"
+        )
+    split = open_split(entry, wanted.split, options.data)
+    texts = [own[0] for own in captions(entry.card, entry.card.classes, [wanted.templates])]
+    images = encoder.images(split, encoder.compared)
+    queries = encoder.texts(texts, encoder.compared)
+    width = encoder.token_width if encoder.compared == "tokens" else None
+    rng = np.random.default_rng(options.seed)
+    of_class = [rng.permutation(np.flatnonzero(split.labels == c)) for c in range(len(texts))]
+    own = np.arange(len(texts))
+    recalls = []
+    for draw in range(min(len(rows) for rows in of_class)):
+        drawn = images[[rows[draw] for rows in of_class]]
+        both = rank(drawn, queries, own, top=1, token_width=width, device=encoder.device)
+        hits = [metrics.expected_hit(r.better, r.tied, r.best, k) for r in both for k in DEPTHS]
+        recalls.append(np.mean(hits))
+    return float(np.mean(recalls)), float(np.mean([min(k / len(texts), 1) for k in DEPTHS]))

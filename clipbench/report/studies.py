@@ -1,0 +1,191 @@
+"""A study's results: a table, a picture, and which claims held (study.json, README.md, study.png)."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbench import records
+from clipbench.cache import write_atomic
+from clipbench.pretrain.study import RETRIEVAL, Claim, Measured, Study
+from clipbench.stats import Interval, of_seeds
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, the contrast of each seed, their mean and interval, and what follows by the study's rule."""
+
+    claim: Claim
+    values: tuple[float, ...]
+    mean: float
+    ci95: Interval
+
+    @property
+    def says(self) -> str:
+        """`held`, `reversed`, or `not told apart`.
+
+        The rule: the interval of the mean over seeds lies above 0, below it, or holds it.
+        """
+        low, high = self.ci95
+        return "held" if low > 0 else "reversed" if high < 0 else "not told apart"
+
+
+def judge(study: Study, measured: Sequence[Measured]) -> list[Verdict]:
+    """Every claim against the scores of all cells."""
+    scores = {one.cell: one.scores for one in measured}
+    verdicts = []
+    for claim in study.claims:
+        values = []
+        for seed in study.seeds:
+            terms = [
+                weight * scores[study.cell(name, seed)][claim.measure]
+                for name, weight in claim.contrast.items()
+            ]
+            values.append(sum(terms))
+        mean, interval = of_seeds(values)
+        verdicts.append(Verdict(claim, tuple(values), mean, interval))
+    return verdicts
+
+
+def write(name: str, study: Study, measured: Sequence[Measured], command: str, folder: Path) -> Path:
+    """study.json, study.png and README.md in `folder`; returns the page.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    verdicts = judge(study, measured)
+    held = {
+        "study": name,
+        "command": command,
+        "settings": study.canonical(),
+        "env": records.environment().canonical(),
+        "cells": [
+            one.cell._asdict() | {"scores": one.scores, "chance": one.chance} for one in measured
+        ],
+        "claims": [
+            {"says": v.claim.says, "verdict": v.says, "values": v.values, "mean": v.mean, "ci95": v.ci95}
+            for v in verdicts
+        ],
+    }  # fmt: skip
+    write_atomic(folder / "study.json", (json.dumps(held, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / "study.png", draw(study, measured))
+    write_atomic(folder / "README.md", page(study, measured, verdicts, command).encode())
+    return folder / "README.md"
+
+
+def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict], command: str) -> str:
+    """The page in markdown."""
+    shown = _measures(study)
+    seeds = f"{len(study.seeds)} seeds"
+    lines = [
+        f"# {study.title}",
+        "",
+        f"`{command}`. Every cell: {study.images:,} images seen of {_data(study)}, towers from random weights, "
+        f"{seeds}. Values are per cent: the mean over seeds and its 95 % interval (Student's t).",
+        "",
+        "![scores by objective, and by batch size](study.png)",
+        "",
+        "## Claims",
+        "",
+        "A claim held where the interval of its contrast over seeds lies above 0, and is reversed where it lies below; "
+        "else this study cannot say. Rule and claims were fixed before the first run; no allowance is made for their "
+        "number. What holds at this scale need not hold at the papers', nor the other way round.",
+        "",
+        "| claim | source | measure | difference, points | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for verdict in verdicts:
+        claim, (low, high) = verdict.claim, verdict.ci95
+        difference = f"{100 * verdict.mean:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
+        lines.append(
+            f"| {claim.says} | {claim.source} | {claim.measure} | {difference} | **{verdict.says}** |"
+        )
+    lines += [
+        "",
+        "## Scores",
+        "",
+        f"| objective | batch | {' | '.join(shown)} |",
+        "|---|---|" + "---|" * len(shown),
+    ]
+    for (objective, size), own in _by_cell(study, measured).items():
+        values = " | ".join(_percent([one.scores[measure] for one in own]) for measure in shown)
+        lines.append(f"| {objective} | {size} | {values} |")
+    chance = " | ".join(f"{100 * measured[0].chance[measure]:.2f}" for measure in shown)
+    lines += [f"| chance | | {chance} |", ""]
+    for measure in shown:
+        lines.append(f"- {measure}: {_explained(study, measure)}")
+    return "\n".join(lines) + "\n"
+
+
+def draw(study: Study, measured: Sequence[Measured]) -> bytes:
+    """Scores by objective at the usual batch size, every seed a point; and by batch size: a PNG."""
+    from matplotlib.figure import Figure
+
+    shown = _measures(study)
+    cells = _by_cell(study, measured)
+    rows = 2 if study.swept else 1
+    figure = Figure(figsize=(4.2 * len(shown), 3.5 * rows), layout="constrained")
+    panels = figure.subplots(rows, len(shown), squeeze=False)
+    figure.suptitle(study.title)
+    for axes, measure in zip(panels[0], shown, strict=True):
+        for place, objective in enumerate(study.objectives):
+            values = [100 * one.scores[measure] for one in cells[objective, study.batch_size]]
+            axes.bar(place, float(np.mean(values)), color=f"C{place}", alpha=0.5)
+            axes.plot([place] * len(values), values, "k.", markersize=5)
+        axes.axhline(100 * measured[0].chance[measure], color="0.5", linestyle=":")
+        axes.set_title(f"{measure} (%), batches of {study.batch_size}")
+        axes.set_xticks(range(len(study.objectives)), list(study.objectives), rotation=30)
+    for axes, measure in zip(panels[1] if study.swept else (), shown, strict=False):
+        for objective in study.swept:
+            sizes = sorted(size for name, size in cells if name == objective)
+            own = [[100 * one.scores[measure] for one in cells[objective, size]] for size in sizes]
+            colour = f"C{list(study.objectives).index(objective)}"
+            axes.plot(sizes, [float(np.mean(values)) for values in own], color=colour, label=objective)
+            for size, values in zip(sizes, own, strict=True):
+                axes.plot([size] * len(values), values, ".", color=colour)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="batch size", title=f"{measure} (%)")
+        axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def _measures(study: Study) -> list[str]:
+    return [*study.measures, RETRIEVAL]
+
+
+def _by_cell(study: Study, measured: Sequence[Measured]) -> Mapping[tuple[str, int], list[Measured]]:
+    """(objective, batch size) → what its seeds measured, in the study's order."""
+    found: dict[tuple[str, int], list[Measured]] = {}
+    for one in sorted(
+        measured, key=lambda m: (list(study.objectives).index(m.cell.objective), m.cell.batch_size)
+    ):
+        found.setdefault((one.cell.objective, one.cell.batch_size), []).append(one)
+    return found
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, (low, high) = of_seeds([100 * value for value in values])
+    return f"{mean:.2f} ({low:.2f} … {high:.2f})"
+
+
+def _data(study: Study) -> str:
+    sources: list[dict[str, Any]] = study.recipe["data"]
+    return ", ".join(f"{source['dataset']} {source.get('split', 'train')}" for source in sources)
+
+
+def _explained(study: Study, measure: str) -> str:
+    if measure != RETRIEVAL:
+        return f"{study.measures[measure].metric} of {study.measures[measure].task}"
+    wanted = study.retrieval
+    return (
+        f"mean recall at 1 and 5 in both directions between one image of each class of {wanted.dataset} "
+        f'{wanted.split} and the classes\' captions (templates "{wanted.templates}"), averaged over disjoint draws'
+    )

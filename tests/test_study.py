@@ -1,0 +1,191 @@
+"""Studies: cells that differ in one thing, a rule for claims, and going on where one stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import one_thread  # noqa: F401 - a fixture
+
+from clipbench import models
+from clipbench.catalog import Catalog
+from clipbench.data.builtin import digits
+from clipbench.data.hub import DataPaths
+from clipbench.errors import CardError
+from clipbench.evaluate import Options
+from clipbench.execution import Runtime
+from clipbench.features import ModelEncoder
+from clipbench.pretrain import study as studies
+from clipbench.pretrain.study import Cell, ClassRetrieval, Measured, Study
+from clipbench.report import studies as report
+
+OPTIONS = Options(Runtime("cpu", "fp32"), DataPaths({}, ()), progress=False)
+NAME = "data-efficiency"
+
+
+def small(**changes: Any) -> Study:
+    """The quick form with two objectives and few steps."""
+    value = studies.read(NAME, "quick").canonical()
+    value["objectives"] = {name: value["objectives"][name] for name in ("clip", "clip-lite")}
+    return Study.model_validate(value | {"images": 64} | changes)
+
+
+@pytest.mark.parametrize("form", ["cpu", "gpu", "quick"])
+def test_every_form_of_a_shipped_study_is_whole(form: studies.Form) -> None:
+    for name in studies.names():
+        study = studies.read(name, form)
+        for cell in study.cells():
+            recipe = study.recipe_of(cell)
+            models.config_model("dual").model_validate(recipe.model.config)
+            assert recipe.schedule.steps * cell.batch_size <= study.images
+        Catalog().tasks([measure.task for measure in study.measures.values()])
+
+
+def test_cells_differ_in_objective_batch_and_seed_alone() -> None:
+    study = studies.read(NAME, "cpu")
+    cells = study.cells()
+    assert len(cells) == len(set(cells)) == 3 * (len(study.objectives) + 2 * 5)
+    usual, other = (study.recipe_of(Cell(name, 256, 1)).canonical() for name in ("clip", "siglip"))
+    assert {key for key in usual if usual[key] != other[key]} == {"title", "objective"}
+    large = study.recipe_of(Cell("clip", 1024, 1)).canonical()
+    assert {key for key in usual if usual[key] != large[key]} == {"title", "optim", "schedule"}
+    assert large["optim"]["lr"] == pytest.approx(2 * usual["optim"]["lr"])
+    assert large["schedule"]["steps"] == usual["schedule"]["steps"] // 4
+
+
+def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = [claim.canonical() for claim in small().claims[:1]]
+    study, catalog = small(swept=[], claims=claims), Catalog()
+    rest = studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False)
+    first = [next(rest)]
+    before = (tmp_path / "runs" / first[0].cell.name / "model.safetensors").stat().st_mtime_ns
+    whole = list(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+    assert whole[:1] == first
+    assert [one.cell for one in whole] == study.cells()
+    assert (tmp_path / "runs" / first[0].cell.name / "model.safetensors").stat().st_mtime_ns == before
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("something was done again")
+
+    monkeypatch.setattr("clipbench.pretrain.loop.pretrain", fail)
+    monkeypatch.setattr("clipbench.pretrain.study._measure", fail)
+    again = list(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+    assert again == whole
+    page = report.write(NAME, study, whole, "clipbench study …", tmp_path / "out").read_text()
+    assert "| clip-lite | 32 |" in page
+    assert (tmp_path / "out" / "study.png").read_bytes().startswith(b"\x89PNG")
+    held = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert len(held["cells"]) == len(whole)
+    monkeypatch.setattr("clipbench.pretrain.study.DEPTHS", (1,))
+    with pytest.raises(AssertionError, match="done again"):  # another depth of recall: measured anew
+        next(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+
+
+def scored(study: Study, scores: dict[str, list[float]]) -> list[Measured]:
+    """Every measure of a cell is the number of its name, of each seed in turn; 0 of the others."""
+    found = []
+    for cell in study.cells():
+        usual = (
+            cell.objective if cell.batch_size == study.batch_size else f"{cell.objective}@{cell.batch_size}"
+        )
+        value = scores.get(usual, [0.0] * len(study.seeds))[study.seeds.index(cell.seed)]
+        names = (*study.measures, studies.RETRIEVAL)
+        found.append(Measured(cell, dict.fromkeys(names, value), dict.fromkeys(names, 0.1)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ([0.50, 0.51, 0.52], "held"),
+        ([0.30, 0.29, 0.28], "reversed"),
+        ([0.41, 0.39, 0.45], "not told apart"),
+        ([0.4, 0.4, 0.4], "not told apart"),
+    ],
+)
+def test_a_claim_holds_where_the_interval_over_seeds_lies_above_nothing(
+    values: list[float], verdict: str
+) -> None:
+    study = small(seeds=[0, 1, 2])
+    judged = report.judge(study, scored(study, {"clip-lite": values, "clip": [0.40, 0.40, 0.40]}))[0]
+    differences = [value - 0.4 for value in values]
+    assert judged.values == pytest.approx(differences)
+    # Student's t with two degrees of freedom, from a table
+    half = 4.3027 * np.std(differences, ddof=1) / math.sqrt(3)
+    assert judged.ci95 == pytest.approx((np.mean(differences) - half, np.mean(differences) + half), abs=1e-5)
+    assert judged.says == verdict
+
+
+def test_a_difference_of_differences() -> None:
+    study = small()
+    scores = {"clip-lite@16": [0.3, 0.4], "clip-lite": [0.5, 0.5], "clip@16": [0.1, 0.1], "clip": [0.6, 0.7]}
+    judged = report.judge(study, scored(study, scores))[1]
+    assert judged.values == pytest.approx((0.3 - 0.5 - 0.1 + 0.6, 0.4 - 0.5 - 0.1 + 0.7))
+
+
+def test_retrieval_by_class_is_what_counting_says(tmp_path: Path) -> None:
+    study, catalog = small(), Catalog()
+    next(studies.run(study, catalog, OPTIONS, tmp_path, device="cpu", progress=False))
+    model = catalog.model(str(tmp_path / study.cells()[0].name))
+    encoder = ModelEncoder(model, OPTIONS.runtime, progress=False)
+    value, chance = studies.class_retrieval(study.retrieval, catalog, OPTIONS, encoder)
+    split = digits("test", tuple("0123456789"))
+    card = catalog.dataset("digits").card
+    template = card.templates["simple"]
+    assert isinstance(template, tuple)
+    texts = encoder.texts([template[0].replace("{c}", name) for name in card.classes])
+    images = encoder.images(split)
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(np.flatnonzero(split.labels == c)) for c in range(10)]
+    recalls = []
+    for number in range(min(map(len, drawn))):
+        scores = np.asarray(images[[rows[number] for rows in drawn]], np.float64) @ texts.T
+        for table in (scores, scores.T):
+            rank = (table > np.diag(table)[:, None]).sum(axis=1)
+            recalls += [float((rank < 1).mean()), float((rank < 5).mean())]
+    assert value == pytest.approx(np.mean(recalls), abs=2e-3)  # but for ties
+    assert chance == pytest.approx(0.3)
+    wanted = ClassRetrieval(dataset="digits-scenes", split="test", templates="default")
+    with pytest.raises(
+        CardError, match="digits-scenes is a set of kind multi-label; retrieval by class needs"
+    ):
+        studies.class_retrieval(wanted, catalog, OPTIONS, encoder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"swept": ["clip-light"]}, 'unknown objective "clip-light"; did you mean "clip-lite"'),
+        ({"seeds": [0]}, "at least 2 items"),
+        (
+            {
+                "claims": [
+                    {"says": "a", "source": "b", "measure": "probe", "contrast": {"clip": 1, "clip@8": -1}}
+                ]
+            },
+            'unknown cell "clip@8"; did you mean "clip"',
+        ),
+        (
+            {
+                "claims": [
+                    {"says": "a", "source": "b", "measure": "prob", "contrast": {"clip": 1, "clip@16": -1}}
+                ]
+            },
+            'unknown measure "prob"; did you mean "probe"',
+        ),
+    ],
+)
+def test_studies_that_contradict_themselves(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+def test_a_study_that_is_not_there() -> None:
+    with pytest.raises(CardError, match='unknown study "data-efficency"; did you mean "data-efficiency"'):
+        studies.read("data-efficency", "cpu")
