@@ -46,6 +46,7 @@ SURFACE = {
     "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",
     "clipbench.compare": "Comparison compare judged matched of",
     "clipbench.report.board": "Mean Section check leaderboard sections",
+    "clipbench.report.site": "build page write",
     "clipbench.report.table": (
         "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
     ),
@@ -97,6 +98,7 @@ LIGHT = (
     "clipbench.report.frame",
     "clipbench.report.listing",
     "clipbench.report.overlays",
+    "clipbench.report.site",
     "clipbench.report.table",
     "clipbench.samples",
     "clipbench.scoring",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +108,7 @@ class Visit:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the project's own records."""
-    # Records of schema version 1 had no seal; these tests are about pages of records that stand.
-    stored = [replace(one, seal="whole") for one in records.load_all(ROOT / "results")]
-    text = site.page(stored, Catalog(), Path("results"))
+    text = site.page(records.load_all(ROOT / "results"), Catalog(), Path("results"))
     return site.write(text, tmp_path_factory.mktemp("shipped"))
 
 
@@ -333,11 +330,16 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
     visible = "[...document.querySelectorAll('#board thead th')].filter(h => !h.hidden).length"
     assert page.evaluate(visible) == 4
     assert (page.text_content("#count") or "").startswith("Showing 2 of 200 models and 1 of 60 tasks.")
+    half = "() => document.querySelectorAll('#board tbody i').length"
+    assert page.evaluate(half) == 0  # a wide table starts without intervals
+    page.check("#intervals")
+    assert page.evaluate(half) == MODELS * TASKS * 49 // 50
     page.click("text=Reset")
     page.wait_for_function(
         "() => document.getElementById('count').textContent.startsWith('Showing 200 of 200')"
     )
     assert page.evaluate(visible) == 63
+    assert page.evaluate(half) == 0
     visit.close()
 
 

@@ -122,6 +122,15 @@ const board = (() => {
     });
   }
 
+  // A wide table starts without its intervals: half as much to read, and to lay out when it is sorted.
+  const WIDE = 20;
+  const shows = document.getElementById("intervals");
+  const halves = rows.flatMap((r) => r.cells.map((cell) => [cell, cell.querySelector("i")])).filter(([, half]) => half);
+  function intervals() {
+    for (const [cell, half] of halves) shows.checked ? cell.append(half) : half.remove();
+    shell.classList.toggle("bare", !shows.checked);
+  }
+
   // On paper nothing scrolls: what would run over the edge goes to tables of its own. Their headings are plain text,
   // since a browser repeats no buttons on the pages that follow.
   const PER_PART = 10;
@@ -146,8 +155,10 @@ const board = (() => {
   for (const field of Object.values(fields)) field.addEventListener("input", filter);
   const form = document.getElementById("filters");
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { filter(); shell.classList.remove("bare"); }));
-  document.getElementById("intervals").addEventListener("change", (event) => shell.classList.toggle("bare", !event.target.checked));
+  form.addEventListener("reset", () => setTimeout(() => { filter(); intervals(); }));
+  shows.addEventListener("change", intervals);
+  shows.defaultChecked = columns.length <= WIDE;
+  intervals();
   filter();
   return { sort };
 })();
