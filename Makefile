@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/clipbench site --out site
 
 test: setup lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
@@ -28,6 +28,7 @@ lint: setup
 
 check: setup
 	$(BIN)/clipbench check
+	$(BIN)/clipbench report --check
 
 parity: setup
 	$(BIN)/python -m clipbench.bench.parity

@@ -537,15 +537,16 @@ class Engine(Strict):
     """How a step is computed: what it costs in time and memory, and which pairs a BatchNorm sees together.
 
     Attributes:
-        chunk: pairs that go through the networks at once in each process, however large the batch (gradient caching).
+        chunk: pairs that go through the networks at once in each process, at most, however large the batch
+            (gradient caching).
             The loss sees the whole batch all the same; a BatchNorm sees the pairs of a chunk.
         sync_batchnorm: a BatchNorm sees the pairs of all processes.
         recompute: keep no activations inside the towers' blocks, but compute them again for the gradient.
-        channels_last: the image tower's memory format.
+        channels_last: the image tower's memory format on a GPU.
         compile: torch.compile for both towers.
     """
 
-    chunk: int | None = Field(None, gt=0)
+    chunk: int | None = Field(None, gt=1)
     sync_batchnorm: bool = False
     recompute: bool = False
     channels_last: bool = False
@@ -922,11 +923,22 @@ Objective = Annotated[
 
 
 class Target(Strict):
-    """What the recipe is expected to reach, and the task that says so."""
+    """What the recipe is expected to reach, and the task that says so.
+
+    `source` is where the number was published, and `confidence` how sure it is; without them it is our own.
+    """
 
     task: str
     metric: str
     at_least: float = Field(ge=0, le=1)
+    source: str | None = None
+    confidence: Confidence | None = None
+
+    @model_validator(mode="after")
+    def _vouched(self) -> Target:
+        if (self.source is None) != (self.confidence is None):
+            raise ValueError("source and confidence belong together: give both, or neither")
+        return self
 
 
 class Best(Strict):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipbench.cards import Document, Recipe, TaskCard, parse
+from clipbench.data import Split
 from clipbench.data.builtin import digits
 from clipbench.features import Subset
 from clipbench.pretrain.loop import pretrain
@@ -58,12 +59,16 @@ def recipe_with(objective: dict[str, Any], **more: Any) -> Recipe:
     return Recipe.model_validate(value | more)
 
 
-def run(recipe: Recipe, out: Path, **more: Any) -> Path:
-    torch.set_num_threads(1)
+def data_of(recipe: Recipe) -> list[tuple[Split, TaskCard]]:
+    """Twenty digits for each source."""
     task = parse(TaskCard, Document(ROOT / "tasks" / "digits.yaml"))
     few = Subset(digits("train", tuple("0123456789")), np.arange(20))
-    data = [(few, task) for _ in recipe.data]
-    return pretrain(recipe, "tiny", out, data=data, device="cpu", progress=False, **more)
+    return [(few, task) for _ in recipe.data]
+
+
+def run(recipe: Recipe, out: Path, **more: Any) -> Path:
+    torch.set_num_threads(1)
+    return pretrain(recipe, "tiny", out, data=data_of(recipe), device="cpu", progress=False, **more)
 
 
 def together(recipes: dict[str, Recipe], folder: Path, *, count: int = 2, **more: Any) -> None:
@@ -121,7 +126,9 @@ def test_two_processes_equal_one_with_the_joined_batch(alone: Path, tmp_path: Pa
 
 if __name__ == "__main__":
     jobs, more = json.loads(Path(sys.argv[1]).read_text())
-    torch.distributed.init_process_group("gloo")
+    if "RANK" in os.environ:
+        torch.distributed.init_process_group("gloo")
     for name, value in jobs.items():
         run(Recipe.model_validate(value), Path(sys.argv[1]).parent / name, **more)
-    torch.distributed.destroy_process_group()
+    if "RANK" in os.environ:
+        torch.distributed.destroy_process_group()

@@ -67,8 +67,9 @@ class Batch:
     altered: tuple[Tensor, Tensor] | None
 
     def pieces(self, size: int) -> list[Batch]:
-        """The batch in pieces of `size` pairs, the last one perhaps smaller."""
-        return [self._piece(rows) for rows in torch.split(torch.arange(len(self.rows)), size)]
+        """The batch in pieces of at most `size` pairs, as equal as they can be."""
+        rows = torch.arange(len(self.rows))
+        return [self._piece(part) for part in rows.tensor_split(-(-len(rows) // size))]
 
     def _piece(self, rows: Tensor) -> Batch:
         """The pairs at `rows` (int64, on the CPU, ascending without gaps)."""

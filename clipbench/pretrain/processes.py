@@ -235,13 +235,13 @@ class JoinedBatchNorm(_BatchNorm):
         variance = _summed(centred.square().sum(axes)) / count
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         assert self.momentum is not None
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             unbiased = variance * (count / (count - 1))
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked.add_(1)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
         normed = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             normed = normed * self.weight.view(shape) + self.bias.view(shape)

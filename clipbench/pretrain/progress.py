@@ -21,14 +21,14 @@ class Live(Progress):
         self._terms = ""  # read while the parent starts
         super().__init__(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[said]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not shown,
         )
-        name = title if len(title) <= 18 else f"{title[:17]}…"
+        name = title if len(title) <= 16 else f"{title[:15]}…"
         self._row = self.add_task(name, total=total, completed=step, said="")
         self._seconds = self._waited = self._weight = 0.0
 

@@ -98,14 +98,14 @@ class Gradient:
 def still(module: nn.Module) -> Iterator[None]:
     """BatchNorm's running averages stay as they are: for a pass over pairs that are seen twice."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    before = [norm.momentum for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def values(loss: Loss) -> dict[str, float]:

@@ -22,7 +22,8 @@ def tune(towers: DualTowers, engine: Engine) -> None:
     Raises:
         CardError: a tower without blocks that could be computed again.
     """
-    if engine.channels_last:
+    # Not on a CPU: there torch 2.14's convolutions of few channels corrupted memory in this format.
+    if engine.channels_last and towers.log_scale.device.type == "cuda":
         towers.image.to(memory_format=torch.channels_last)
     if engine.recompute:
         _recompute([*blocks(towers.image), *blocks(towers.text)])
