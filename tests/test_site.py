@@ -240,7 +240,6 @@ def test_less_is_better_where_it_is() -> None:
 
 
 def test_scores_stand_beside_what_is_reported() -> None:
-    told = REPORTED | {"task": "animals-zs"}
     near, within, off = (
         _record(
             model=name,
