@@ -629,6 +629,9 @@ class PairSource(Strict):
     clean: bool = Field(False, description="texts as CLIP-Lite's text encoder saw them (`clean_caption`)")
     alter: Probability = Field(0.0, description="of a text to be altered: a synonym, a swap, words left out")
     on_bad_image: Literal["stop", "skip"] = "stop"
+    repeat: int = Field(
+        1, gt=0, description="times that an epoch shows each image: 8, as if there were 8 copies"
+    )
 
 
 class Pairs(PairSource):
@@ -971,6 +974,10 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _a_stream_is_alone(self) -> Recipe:
         for i, data in enumerate(self.data):
+            if isinstance(data, ShardPairs) and data.remote and data.repeat > 1:
+                raise Misplaced(
+                    f"{data.name} is read as a stream, which has no epochs to repeat in", "data", i, "repeat"
+                )
             if isinstance(data, ShardPairs) and data.remote and len(self.data) > 1:
                 raise Misplaced(
                     f"{data.name} is read as a stream, which no other source can be mixed with: fetch its shards "
@@ -1001,6 +1008,8 @@ class Recipe(Strict):
             self._two_views(self.objective)
         if self.model.frozen.image is True:
             self._unchanged_images()
+        if self.model.frozen.text is True:
+            self._unchanged_texts()
         for name, score in (("target", self.target), ("best", self.best)):
             if score and not self.evaluate:
                 raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
@@ -1017,6 +1026,14 @@ class Recipe(Strict):
                     "data",
                     i,
                 )
+            if data.on_bad_image == "skip":
+                raise Misplaced(
+                    f"the image tower is frozen, so that its features are computed once: bad images of {data.name} "
+                    "cannot be skipped; take them out of the data, or freeze only parts of the tower",
+                    "data",
+                    i,
+                    "on_bad_image",
+                )
             if data.augment is not None:
                 raise Misplaced(
                     f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
@@ -1024,6 +1041,17 @@ class Recipe(Strict):
                     "data",
                     i,
                     "augment",
+                )
+
+    def _unchanged_texts(self) -> None:
+        for i, data in enumerate(self.data):
+            if data.alter:
+                raise Misplaced(
+                    f"the text tower is frozen, so that its features are computed once: texts of {data.name} cannot "
+                    "be altered; leave out alter, or freeze only parts of the tower (model.frozen.text)",
+                    "data",
+                    i,
+                    "alter",
                 )
 
     def _two_views(self, objective: DeclipTerms) -> None:

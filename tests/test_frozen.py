@@ -20,12 +20,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipbench import models
-from clipbench.cards import Document, ModelCard, Recipe, parse
+from clipbench.cards import Document, ModelCard, Pairs, Recipe, parse
 from clipbench.catalog import Catalog
 from clipbench.data import Split
 from clipbench.data.builtin import digits
-from clipbench.data.decode import normalise
+from clipbench.data.decode import cores, normalise
+from clipbench.data.hub import DataPaths
 from clipbench.errors import CardError, WeightsError
+from clipbench.evaluate import Options, evaluate
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder, Subset
 from clipbench.models import LoadedModel, dual
@@ -273,6 +275,12 @@ def test_loading_is_strict_about_the_tower(package: Path, tmp_path: Path) -> Non
         ({"image": []}, {}, "at least 1 item"),
         ({"image": "yes"}, {}, "image"),
         ({"text": ["embeddings", "encoder"]}, {}, "nothing is left to be trained"),
+        (WHOLE, {"data": [{"dataset": "digits", "alter": 0.5}]}, "texts of digits cannot be altered"),
+        (
+            WHOLE,
+            {"data": [{"dataset": "digits", "on_bad_image": "skip"}]},
+            "bad images of digits cannot be skipped",
+        ),
         (
             WHOLE,
             {"objective": {"kind": "slip"}},
@@ -296,6 +304,14 @@ def test_what_cannot_be_frozen(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_repeated_source_is_as_several_of_it(package: Path, tmp_path: Path) -> None:
+    source = {"dataset": "digits"}
+    twice = train(recipe(package, WHOLE, data=[source, source]), tmp_path / "twice")
+    out = train(recipe(package, WHOLE, data=[source | {"repeat": 2}]), tmp_path / "repeated")
+    assert (out / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
+    assert loaded(out)[0].training_pairs_m == pytest.approx(40e-6)  # no more images than there are
+
+
 def test_features_of_single_tokens_are_not_kept(package: Path, tmp_path: Path) -> None:
     model = recipe(package, WHOLE).model.canonical()
     model["config"]["tokens"] = {"dim": 4, "compared": "joint"}
@@ -308,3 +324,46 @@ def test_random_weights_are_not_frozen(package: Path, tmp_path: Path) -> None:
     del model["config"]["image"]["weights"]
     with pytest.raises(CardError, match=r"model\.frozen\.image: the image tower starts from random weights"):
         train(recipe(package, WHOLE, model=model), tmp_path / "run")
+
+
+# ------------------------------------------------------------------- lite-minilm
+
+
+def test_the_shipped_heads_are_the_recipes() -> None:
+    catalog = Catalog()
+    model, recipe = catalog.model("lite-minilm"), catalog.recipe("lite-minilm").card
+    config = dual.parse_config(model.card.config, "card")
+    wanted = dual.parse_config(recipe.model.config, "recipe")
+    assert all(len(source.sha256 or "") == 64 for source in dual.sources(config).values())
+    for side in ("image", "text"):
+        made, asked = getattr(config, side), getattr(wanted, side)
+        assert made.weights.source == asked.weights.source
+        assert made.model_copy(update={"weights": asked.weights}) == asked
+    assert (config.embed_dim, config.projection) == (wanted.embed_dim, wanted.projection)
+    assert (
+        model.card.preprocess
+        == recipe.model.preprocess
+        == catalog.model("efficientnet-lite0").card.preprocess
+    )
+    path = model.folder / str(model.card.weights.file)
+    assert path.stat().st_size <= 8e6
+    adapter = models.load(model)
+    assert adapter.image_tower("joint")(torch.zeros(1, 3, 224, 224)).shape == (1, wanted.embed_dim)
+    held_out = {source.dataset: source.split for source in recipe.data if isinstance(source, Pairs)}
+    assert held_out == dict.fromkeys(("tiny-imagenet", "flickr8k-1000", "coco-363-captions"), "train")
+
+
+@pytest.mark.shared
+def test_the_shipped_heads_find_photos_by_captions_that_they_never_saw(shared_data: Path) -> None:
+    catalog = Catalog()
+    paths = DataPaths({"coco-363-captions": shared_data / "coco-363"}, ())
+    options = Options(Runtime("cpu", "fp32", workers=0), paths, progress=False)
+    torch.set_num_threads(cores())  # no small towers
+    task = catalog.task("coco-363-captions-ret@held-out")
+    (result,) = evaluate([catalog.model("lite-minilm")], [task], options)
+    assert result.record is not None
+    assert result.record.limit is None  # a part on the card is no sample
+    scores = result.record.scores
+    assert scores["image_retrieval_recall@1"].n == 360
+    assert scores["image_retrieval_recall@1"].value >= 0.25
+    assert scores["image_retrieval_recall@5"].value >= 0.6

@@ -98,8 +98,12 @@ def pretrain(
     """
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
-    sources = [Source(*given, wanted) for given, wanted in zip(data, recipe.data, strict=True)]
-    images = sum(len(source.split) for source in sources)
+    images = sum(len(split) for split, _ in data)
+    sources = [
+        Source(*given, wanted)
+        for given, wanted in zip(data, recipe.data, strict=True)
+        for _ in range(wanted.repeat)
+    ]
     target_device = choose_device(device)
     schedule = recipe.schedule
 
