@@ -148,13 +148,16 @@ def test_filip_loss_and_its_gradient_are_those_of_loops(kept: int | None, padded
 
 
 def test_padding_moves_no_loss_and_blocks_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, text = (torch.tensor(a) for a in pairs())
+    image, text = (torch.tensor(a, requires_grad=True) for a in pairs())
     scale = torch.tensor(3.0, dtype=torch.float64)
     whole = filip_loss(image, text, scale)
     assert filip_loss(image, F.pad(text, (0, 0, 0, 7)), scale) == whole
-    monkeypatch.setattr(objectives, "_BLOCK", 1)
+    monkeypatch.setattr(objectives, "_BLOCK", 100)  # two images, or two texts, at once
     blocks = filip_loss(image, text, scale)
     torch.testing.assert_close(blocks.total, whole.total, rtol=1e-12, atol=0)
+    slopes = (torch.autograd.grad(loss.total, (image, text)) for loss in (blocks, whole))
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
 
 
 def test_half_precision_tokens_are_compared_in_float32() -> None:

@@ -26,11 +26,17 @@ SMALL = {"projector_width": 12, "predictor_width": 6}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip": {"kind": "clip"},
     "clip-lite": {"kind": "clip-lite", "negatives": 5, "prior_weight": 0.1},
+    "clip-lite-clusters": {"kind": "clip-lite", "clusters": 3},
     "siglip": {"kind": "siglip"},
     "slip": {"kind": "slip", "projector_width": 12, "projector_dim": 6},
     "declip": {"kind": "declip", "queue": 50, **SMALL},
     "declip-repo": {"kind": "declip", "preset": "repo", "queue": 40, **SMALL},
+    # without `kept`: which tokens are the largest turns on the last bit where two are nearly alike
+    "filip": {"kind": "filip", "global_weight": 0.5, "text_self_weight": 0.2},
+    "defilip": {"kind": "defilip", "preset": "repo", "queue": 40, **SMALL},
 }
+#: what models with heads for single tokens are compared by
+COMPARED = {"filip": "tokens", "defilip": "joint"}
 
 
 def recipe_with(objective: dict[str, Any], **more: Any) -> Recipe:
@@ -53,6 +59,11 @@ def recipe_with(objective: dict[str, Any], **more: Any) -> Recipe:
             "text": {"kind": "bytes", "width": 16, "layers": 1, "heads": 2, "context_length": 40},
             "embed_dim": 16,
             "projection": "clip-lite",
+            **(
+                {"tokens": {"dim": 8, "compared": COMPARED[kind]}}
+                if (kind := objective["kind"]) in COMPARED
+                else {}
+            ),
         },
         "preprocess": {"size": 8, "resize": "none", "channels": 1, "mean": [0.3], "std": [0.4]},
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 #: products of tokens that are held at once
 _BLOCK = 1 << 24
@@ -126,16 +127,25 @@ def late_interaction(queries: Tensor, keys: Tensor) -> Tensor:
         queries: float [n, S, D].
         keys: float [m, T, D].
 
-    Products are taken in blocks of queries, and not kept for the backward pass.
+    Products are taken in blocks of queries. Where there are several, each block is computed again for its gradient, so
+    that no more than one is ever held.
     """
-    real, asked = (keys != 0).any(dim=2), (queries != 0).any(dim=2)
+    real, asked = (keys != 0).any(dim=2), (queries != 0).any(dim=2).to(queries.dtype)
+    weights = asked / asked.sum(dim=1, keepdim=True)
+
+    def block(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
+        products = torch.einsum("nsd,mtd->nsmt", queries, keys).masked_fill(~real, -math.inf)
+        return torch.einsum("nsm,ns->nm", products.max(dim=3).values, weights)
+
     rows = max(1, _BLOCK // (queries.shape[1] * real.numel()))
-    best = [
-        torch.einsum("nsd,mtd->nsmt", part, keys).masked_fill(~real, -math.inf).max(dim=3).values
-        for part in torch.split(queries, rows)
+    if rows >= len(queries):
+        return block(queries, keys, weights)
+    parts = zip(torch.split(queries, rows), torch.split(weights, rows), strict=True)
+    scores = [
+        checkpoint(block, part, keys, weight, use_reentrant=False, preserve_rng_state=False)
+        for part, weight in parts
     ]
-    weights = asked.to(queries.dtype)
-    return torch.einsum("nsm,ns->nm", torch.cat(best), weights / weights.sum(dim=1, keepdim=True))
+    return torch.cat(scores)
 
 
 def _largest(tokens: Tensor, sums: Tensor, kept: int) -> Tensor:
