@@ -22,6 +22,7 @@ from clipbench.data.captions import gather
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import limited
+from clipbench.features import Subset
 
 #: image → captions: one with commas, one that begins with a quote, white space to be mended
 CAPTIONS = {
@@ -241,6 +242,11 @@ def test_parts_of_a_split_are_told_by_ids_alone(tmp_path: Path) -> None:
     assert [name for name in CAPTIONS if place(name) < middle] == low.ids
     assert sorted([*low.ids, *high.ids]) == sorted(whole.ids)
     assert (low.role, high.role) == ("low", "high")
+    assert isinstance(low, Subset)
+    assert not low.limited  # a record of a part is no record of a sample
+    sample = limited(high, 1, seed=0)
+    assert isinstance(sample, Subset)
+    assert sample.limited
     assert high.captions is not None
     assert list(high.captions.texts) == [text for name in high.ids for text in map(flat, CAPTIONS[name])]
     assert len({part.fingerprint for part in (whole, low, high)}) == 3
