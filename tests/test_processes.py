@@ -30,6 +30,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "slip": {"kind": "slip", "projector_width": 12, "projector_dim": 6},
     "declip": {"kind": "declip", "queue": 50, **SMALL},
     "declip-repo": {"kind": "declip", "preset": "repo", "queue": 40, **SMALL},
+    "filip": {"kind": "filip", "kept": 4, "global_weight": 0.5, "text_self_weight": 0.2},
+    "defilip": {"kind": "defilip", "queue": 50, **SMALL},
 }
 
 
@@ -56,6 +58,8 @@ def recipe_with(objective: dict[str, Any], **more: Any) -> Recipe:
         },
         "preprocess": {"size": 8, "resize": "none", "channels": 1, "mean": [0.3], "std": [0.4]},
     }
+    if objective["kind"] in ("filip", "defilip"):
+        value["model"]["config"]["tokens"] = {"dim": 8}
     return Recipe.model_validate(value | more)
 
 
