@@ -28,6 +28,7 @@ lint: setup
 
 check: setup
 	$(BIN)/clipbench check
+	$(BIN)/clipbench report --check
 
 parity: setup
 	$(BIN)/python -m clipbench.bench.parity

@@ -920,11 +920,22 @@ Objective = Annotated[
 
 
 class Target(Strict):
-    """What the recipe is expected to reach, and the task that says so."""
+    """What the recipe is expected to reach, and the task that says so.
+
+    `source` is where the number was published, and `confidence` how sure it is; without them it is our own.
+    """
 
     task: str
     metric: str
     at_least: float = Field(ge=0, le=1)
+    source: str | None = None
+    confidence: Confidence | None = None
+
+    @model_validator(mode="after")
+    def _vouched(self) -> Target:
+        if (self.source is None) != (self.confidence is None):
+            raise ValueError("source and confidence belong together: give both, or neither")
+        return self
 
 
 class Best(Strict):

@@ -1,4 +1,4 @@
-"""What `clipbench check` looks at: every card, every weights file that ships, every record."""
+"""What `clipbench check` looks at: every card, weights file that ships, and record, and whether that is current."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from clipbench import records
 from clipbench.cards import Pairs
 from clipbench.catalog import Catalog, protocol_ids
-from clipbench.errors import CardError, ClipbenchError, unknown
+from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights import resolve
+from clipbench.standing import Judge
 
 
 @dataclass
@@ -43,9 +44,28 @@ def check(catalog: Catalog, results: Path) -> Found:
     for recipe in catalog.recipe_files:
         found.attempt("recipes", lambda r=recipe: _recipe(catalog, r))  # type: ignore[misc]
     if results.is_dir():
+        # What a record is held against must be right itself.
+        judge = None if found.problems else Judge(catalog)
         for path in records.paths(results):
-            found.attempt("records", lambda p=path: records.read(p))  # type: ignore[misc]
+            found.attempt("records", lambda p=path: _record(p, judge))  # type: ignore[misc]
     return found
+
+
+def _record(path: Path, judge: Judge | None) -> None:
+    """Raise DataError unless the record is whole, as it was measured, and current."""
+    stored = records.load(path)
+    reasons = judge.reasons(stored) if judge else ()
+    faults = [reason.text for reason in reasons if reason.kind in ("edited", "stale")]
+    beside = records.samples_path(path)
+    if stored.seal == "whole" and beside.is_file() and not records.samples_intact(stored):
+        faults.append(f"{beside.name} is not the file that was written with it")
+    if faults:
+        record = stored.record
+        raise DataError(
+            f"{path}: {'; '.join(faults)}",
+            hint=f"measure it again: clipbench eval --model {record.model} --task {record.task} "
+            f"--results {path.parent.parent}",
+        )
 
 
 def _model(catalog: Catalog, name: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clipbench.catalog import Catalog
     from clipbench.evaluate import Result
     from clipbench.execution import Runtime
+    from clipbench.records import Record
 
 app = typer.Typer(
     help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
@@ -372,6 +373,13 @@ def report_command(
         bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            help="Also show what CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
+        ),
+    ] = None,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
@@ -383,14 +391,19 @@ def report_command(
     formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
     if format_ not in formats:
         raise ClipbenchError(unknown("format", format_, formats))
-    if (write or check) and suite is not None:
+    if (write or check) and (suite is not None or beside):
         raise ClipbenchError(
-            "LEADERBOARD.md has every suite", hint="leave --suite out, or --write and --check"
+            "LEADERBOARD.md has every suite and our records alone",
+            hint="leave --suite and --beside out, or --write and --check",
         )
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
     rows = frame.read(results, catalog)
+    for path in beside or ():
+        from clipbench import exchange
+
+        rows += exchange.rows(exchange.read(path), catalog)
     if write:
         write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
         _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
@@ -419,6 +432,77 @@ def site_command(
     text = site.build(results, _catalog(cards))
     path = site.write(text, out)
     print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+
+
+@app.command("export")
+def export_command(
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", help="model-index (Hugging Face), clip-benchmark-json or clip-benchmark-csv."
+        ),
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="These models only; commas or repeated. model-index needs one."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File to write (…-json: folder); otherwise it is printed.", metavar="PATH"
+        ),
+    ] = None,
+    results: Results = Path("results"),
+    cards: Cards = None,
+) -> None:
+    """Records that may stand on the leaderboard, in another program's format."""
+    from clipbench import exchange
+    from clipbench.cache import write_atomic
+
+    formats = ("model-index", "clip-benchmark-json", "clip-benchmark-csv")
+    if format_ not in formats:
+        raise ClipbenchError(unknown("format", format_, formats))
+    found = _standing(results, cards, model)
+    if format_ == "model-index":
+        if len({record.model for record in found}) > 1:
+            raise ClipbenchError("model-index is of one model", hint="choose it: --model …")
+        text = exchange.model_index(found, found[0].model)
+    else:
+        theirs = [one for record in found if (one := exchange.foreign(record)) is not None]
+        if format_ == "clip-benchmark-json" and out is not None:
+            for name, content in exchange.write_json(theirs).items():
+                write_atomic(out / name, content.encode())
+            return
+        json_lines = "".join(exchange.write_json(theirs).values())
+        text = json_lines if format_ == "clip-benchmark-json" else exchange.write_csv(theirs)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_atomic(out, text.encode())
+
+
+@app.command("log")
+def log_command(
+    to: Annotated[
+        str, typer.Option("--to", help="wandb, mlflow or tensorboard; its package must be installed.")
+    ],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="These models only; commas or repeated.")
+    ] = None,
+    project: Annotated[
+        str, typer.Option("--project", help="Project of Weights & Biases, experiment of MLflow.")
+    ] = "clipbench",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of TensorBoard's files.", metavar="DIR")
+    ] = Path("runs/tensorboard"),
+    results: Results = Path("results"),
+    cards: Cards = None,
+) -> None:
+    """Log records that may stand on the leaderboard, a run a model. Nothing is logged unless this is called."""
+    from clipbench.loggers import log
+
+    runs = log(_standing(results, cards, model), to, project, out)
+    _stderr(f"logged {runs} {'run' if runs == 1 else 'runs'} to {to}")
 
 
 @app.command("compare")
@@ -767,6 +851,30 @@ def _catalog(cards: list[Path] | None) -> Catalog:
     from clipbench.catalog import Catalog
 
     return Catalog(cards or ())
+
+
+def _standing(results: Path, cards: list[Path] | None, models: list[str] | None) -> list[Record]:
+    """Records of these models (None: of all) that may stand on the leaderboard; the others are named."""
+    from clipbench import records
+    from clipbench.standing import Judge
+
+    stored = records.load_all(results)
+    known = {one.record.model for one in stored}
+    chosen = set(_names("--model", models)) if models else known
+    for name in sorted(chosen - known):
+        raise ClipbenchError(f"{unknown('model', name, known)} (records of {results})")
+    judge = Judge(_catalog(cards))
+    found = []
+    for one in stored:
+        if one.record.model in chosen:
+            reasons = judge.reasons(one)
+            if reasons:
+                _stderr(_plain(f"left out: {one.path}: {'; '.join(reason.text for reason in reasons)}"))
+            else:
+                found.append(one.record)
+    if not found:
+        raise ClipbenchError(f"no record of {results} may be given on", hint="see clipbench report")
+    return found
 
 
 def _names(option: str, given: list[str]) -> list[str]:

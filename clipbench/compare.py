@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -97,7 +97,7 @@ def compare(
     return judged([of(*pair, top=top) for pair in pairs], alpha)
 
 
-def matched(first: Sequence[Stored], second: Sequence[Stored]) -> list[tuple[Stored, Stored]]:
+def matched(first: Iterable[Stored], second: Iterable[Stored]) -> list[tuple[Stored, Stored]]:
     """Records of the same model and task, by model and task."""
     by_name = {(s.record.model, s.record.task): s for s in second}
     found = [(s, by_name.get((s.record.model, s.record.task))) for s in first]

@@ -471,6 +471,7 @@ def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) ->
         DataError: an image that cannot be decoded (unless such images are skipped).
         StorageError: no room for the features; finished shards are kept.
     """
+    encoders = [encoder for encoder in encoders if not _through_head(encoder, split, space)]
     # Two names of one checkpoint share a file: the first encodes for both. Locks are taken in one order by all.
     owners = {e.file(split, space).folder: e for e in reversed(encoders)}
     encoding = [owners[folder] for folder in sorted(owners)]
@@ -486,6 +487,44 @@ def encode_images(encoders: Sequence[ModelEncoder], split: Split, space: str) ->
     for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
         encoder._refuse_bad(file, split.ids)
+
+
+def _through_head(encoder: ModelEncoder, split: Split, space: str) -> bool:
+    """Make the features from those of a tower that is a model of its own, where the model has one; whether it has.
+
+    Those are kept like any features, so that many models with heads on one tower share them.
+    """
+    import torch
+
+    base_space, size = _sized(space)
+    found = encoder.adapter.headed(base_space)
+    if found is None:
+        return False
+    file = encoder.file(split, space)
+    tower, head = found
+    base = ModelEncoder(
+        models.LoadedModel(encoder.model.id, tower.card, encoder.model.folder),
+        encoder.runtime,
+        encoder.on_bad_image,
+        encoder.progress,
+    )
+    base.adapter = tower
+    wanted = f"backbone@{size}" if size else "backbone"
+    with file.lock():
+        missing = file.missing()
+        if missing:
+            rows = base.images(split, wanted)
+            named = [Bad(i, reason) for i, reason in base.bad_images(split, wanted).items()]
+            head = head.to("cpu")
+            for shard in missing:
+                with torch.no_grad():
+                    made = head(torch.from_numpy(np.array(rows[file.shard_rows(shard)])))
+                features = unit(made, encoder._unit(space)).numpy()
+                file.write(shard, features, named, base.plan(split, wanted))
+    for name in ("images_encoded", "images_s", "decode_wait_s", "write_s"):
+        setattr(encoder.counts, name, getattr(encoder.counts, name) + getattr(base.counts, name))
+    encoder._refuse_bad(file, split.ids)
+    return True
 
 
 def same_preprocessing(encoders: Sequence[ModelEncoder]) -> list[list[ModelEncoder]]:

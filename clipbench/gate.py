@@ -148,7 +148,10 @@ def _looked_at(
     one, other = sides
     assert one is not None
     assert other is not None
-    comparison = compare.of(one, other, top=3)
+    try:
+        comparison = compare.of(one, other, top=3)
+    except DataError as error:  # a per-sample file that is missing or another
+        return Check(model, task, "fail", f"not comparable: {error.message}")
     if comparison.reason is not None:
         return Check(model, task, "fail", f"not comparable: {comparison.reason}")
     return Check(model, task, "pass", comparison=comparison)

@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -445,7 +445,8 @@ def _broken(path: Path, problem: str) -> DataError:
 
 def paths(root: Path) -> list[Path]:
     """The record files below `root`; folders named in `RESERVED` hold other things and are left out."""
-    return sorted(path for path in root.glob("*/*.json") if path.parent.name not in RESERVED)
+    found = (path for path in root.glob("*/*.json") if path.parent.name not in RESERVED)
+    return sorted(found, key=os.fspath)
 
 
 def read_all(root: Path) -> list[tuple[Path, Record]]:
@@ -454,7 +455,12 @@ def read_all(root: Path) -> list[tuple[Path, Record]]:
 
 
 def load_all(root: Path) -> list[Stored]:
-    """All records below `root` with their seals, by path (see `paths`).
+    """All records below `root` with their seals, by path (see `each`)."""
+    return list(each(root))
+
+
+def each(root: Path) -> Iterator[Stored]:
+    """One record after the other, by path (see `paths`): all of thousands at once would fill memory.
 
     Raises:
         DataError: there is no such folder, or a file in it is not a record.
@@ -464,7 +470,7 @@ def load_all(root: Path) -> list[Stored]:
             f"no results folder at {root}",
             hint="make a record first: clipbench eval --model … --task …; or name a folder: --results DIR",
         )
-    return [load(path) for path in paths(root)]
+    return (load(path) for path in paths(root))
 
 
 def samples_intact(stored: Stored) -> bool:

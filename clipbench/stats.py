@@ -46,10 +46,15 @@ class Score:
     chance: float | None
 
     def __post_init__(self) -> None:
-        known = [self.value, *self.ci95] + ([] if self.chance is None else [self.chance])
-        if not all(math.isfinite(number) for number in known):
+        low, high = self.ci95
+        if not (
+            math.isfinite(self.value)
+            and math.isfinite(low)
+            and math.isfinite(high)
+            and (self.chance is None or math.isfinite(self.chance))
+        ):
             raise ValueError(f"a score must be finite (found {self}); leave an unscored metric out")
-        if self.n < 1 or self.ci95[0] > self.ci95[1]:
+        if self.n < 1 or low > high:
             raise ValueError(f"a score needs at least one sample and an ordered interval (found {self})")
 
 

@@ -182,7 +182,8 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             RECIPE,
             "negatives: 16}",
             "negatives: 16, negativs: 2}",
-            'unknown key "objective.negativs"; did you mean "negatives"? (allowed: kind, negatives, prior_weight)',
+            'unknown key "objective.negativs"; did you mean "negatives"? (allowed: kind, negatives, prior_weight, '
+            "clusters, hard_share)",
         ),
     ],
 )
@@ -365,7 +366,8 @@ def test_a_recipe_names_the_objectives_that_there_are(path: Path) -> None:
     text = change(RECIPE, "kind: clip-lite, negatives", "kind: clop, negatives")
     line = line_of(text, "objective:")
     assert problems(path, text, Recipe) == [
-        f'pets.yaml:{line}: objective.kind: unknown "clop"; allowed: clip, clip-lite, siglip, slip, declip'
+        f'pets.yaml:{line}: objective.kind: unknown "clop"; allowed: clip, clip-lite, siglip, slip, declip, filip, '
+        "defilip"
     ]
     text = change(RECIPE, "kind: clip-lite, negatives", "negatives")
     assert problems(path, text, Recipe) == [f'pets.yaml:{line}: missing key "objective.kind"']
@@ -377,11 +379,15 @@ def test_a_recipe_that_contradicts_itself_points_to_the_value(path: Path) -> Non
     assert problem.startswith(
         f"pets.yaml:{line_of(text, 'objective:')}: objective.negatives (128) must be below"
     )
-    text = change(RECIPE, "evaluate: [digits-zs, ", "evaluate: [")
+    text = change(
+        RECIPE, "evaluate: [digits-zs, digits-scenes-zs, digits-scenes-ret, digits-scenes-ground]", ""
+    )
     assert problems(path, text, Recipe) == [
-        f'pets.yaml:{line_of(text, "target:")}: target.task "digits-zs" is not in evaluate '
-        "(digits-scenes-zs, digits-scenes-ret, digits-scenes-ground)"
+        f'pets.yaml:{line_of(text, "target:")}: target.task "digits-zs" is not in evaluate (empty)'
     ]
+    path.write_text(change(RECIPE, "evaluate: [digits-zs, ", "evaluate: ["))
+    with pytest.raises(CardError, match=r'target\.task: unknown task of evaluate "digits-zs"'):
+        Catalog().recipe(str(path))
 
 
 # ---------------------------------------------------------------- classes, prompts

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captioned import rows_of, sample_of, server, write_shard, write_shards, write_table
@@ -15,6 +16,7 @@ from small import one_thread, picture, write_parquet, write_task
 from clipbench.cards import AnyPairs, Preprocess, Recipe
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
+from clipbench.data.rows import RowSplit
 from clipbench.data.training import open_pairs
 from clipbench.errors import DataError
 from clipbench.pretrain import pairs
@@ -163,6 +165,32 @@ def test_broken_images_are_counted_and_named_and_never_replaced(
 
     with pytest.raises(DataError, match=r"image 5\.png cannot be decoded.*\n.*on_bad_image: skip"):
         stop()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_processes_that_share_a_batch_have_its_parts(
+    held: bool, mixed: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an image of one part is broken: the others' draws stay."""
+    monkeypatch.setattr(pairs, "HELD_BYTES", 2**31 if held else 0)
+    if not held:
+        lenient = mixed[0].wanted.model_copy(update={"on_bad_image": "skip"})
+        mixed[0] = Source(mixed[0].split, mixed[0].card, lenient)
+        broken = mixed[0].split.samples(np.array([4]))
+        assert isinstance(mixed[0].split, RowSplit)
+        (mixed[0].split._images / next(broken).id).write_bytes(b"broken")
+    whole = drawn(mixed, batch_size=6)
+    parts = [drawn(mixed, batch_size=6, rank=rank, world=2) for rank in (0, 1)]
+    sizes = set()
+    for _ in range(9):
+        batch, first, second = whole.next_batch(), parts[0].next_batch(), parts[1].next_batch()
+        assert said(first) + said(second) == said(batch)
+        assert torch.equal(torch.cat([first.images, second.images]), batch.images)
+        assert torch.equal(torch.cat([first.views[0], second.views[0]]), batch.views[0])
+        noise = [part.draws.rand(2) for part in (batch, first, second)]
+        assert torch.equal(torch.cat(noise[1:]), noise[0])
+        sizes.add(len(batch.images))
+    assert sizes == ({6} if held else {5, 6})
 
 
 def test_images_that_match_their_texts(mixed: list[Source], monkeypatch: pytest.MonkeyPatch) -> None:

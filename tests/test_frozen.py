@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from small import one_thread, write_tokenizer  # noqa: F401 - one_thread is a fixture
 from torch import nn
+from torch.nn import functional as F
 
 from clipbench import models
 from clipbench.cards import Document, ModelCard, Recipe, parse
@@ -25,7 +26,8 @@ from clipbench.data import Split
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, WeightsError
-from clipbench.features import Subset
+from clipbench.execution import Runtime
+from clipbench.features import ModelEncoder, Subset
 from clipbench.models import LoadedModel, dual
 from clipbench.models.weights import sha256_file
 from clipbench.pretrain import frozen
@@ -173,6 +175,31 @@ def test_features_are_computed_once(package: Path, tmp_path: Path, monkeypatch: 
     model = recipe(package, WHOLE).model.canonical() | {"preprocess": PREPROCESS | {"mean": [0.2]}}
     with pytest.raises(AssertionError, match="a tower was run again"):
         train(recipe(package, WHOLE, model=model), tmp_path / "third")
+
+
+@pytest.mark.parametrize("space", ["joint", "backbone"])
+def test_models_with_heads_on_one_tower_share_its_features(
+    space: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime("cpu", "fp32")
+    outs = [train(recipe(package, WHOLE, seed=seed), tmp_path / str(seed)) for seed in (0, 1)]
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the tower was run again")
+
+    monkeypatch.setattr("clipbench.features._encode_shards", fail)
+    found = []
+    for out in outs:
+        card, adapter = loaded(out)
+        encoder = ModelEncoder(LoadedModel("run", card, out), runtime, progress=False)
+        pixels = normalise(decode_all(images(), adapter.preprocess), adapter.preprocess)
+        with torch.no_grad():
+            expected = adapter.image_tower(space)(pixels)
+        expected = F.normalize(expected, dim=1) if space == "joint" else expected
+        found.append(np.array(encoder.images(images(), space)))
+        np.testing.assert_allclose(found[-1], expected.numpy(), rtol=1e-4, atol=1e-5)
+        assert encoder.counts.images_encoded == 0
+    assert np.array_equal(found[0], found[1]) == (space == "backbone")
 
 
 @pytest.mark.parametrize("part", [WHOLE, {"image": True}, {"image": ["conv_stem", "bn1", "blocks.0"]}, {}])

@@ -21,7 +21,7 @@ from clipbench.catalog import Catalog
 from clipbench.compare import Comparison
 from clipbench.errors import DataError
 from clipbench.gate import Check
-from clipbench.records import Stored
+from clipbench.records import Stored, samples_path
 from clipbench.standing import Judge
 
 ROOT = Path(__file__).parents[1]
@@ -31,9 +31,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def _check(first: np.ndarray, second: np.ndarray) -> Check:
-    found = paired.of_means(first.astype(float), second.astype(float), seed=0)
+    d = second.astype(float) - first.astype(float)
+    worse, _, _ = paired.sign_flip(d, 0)  # of_means without its interval
     compared = Comparison(
-        "a-zs", "m", "m", "acc1", "not distinguishable", difference=found.value, p_worse=found.p_less
+        "a-zs", "m", "m", "acc1", "not distinguishable", difference=float(d.mean()), p_worse=worse
     )
     return Check("m", "a-zs", "pass", comparison=compared)
 
@@ -55,6 +56,20 @@ def test_equal_models_fail_at_most_alpha_of_the_time(n: int, tasks: int) -> None
         checks = [_simulated(rng, n, 0.7, 0.06, 0.06) for _ in range(tasks)]
         alarms += any(c.outcome == "fail" for c in gate.decided(checks, max_drop=0.0, alpha=0.05))
     assert 0.005 <= alarms / 1_000 <= 0.05  # at most alpha, and not for want of ever failing
+
+
+def test_equal_models_with_graded_outcomes_fail_at_most_alpha_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(paired, "FLIPS", 499)  # p stays valid with fewer
+    rng = np.random.default_rng(11)
+    alarms = 0
+    for _ in range(1_000):
+        both = rng.integers(0, 3, size=(3, 300)) / 2  # as of recalls over several k
+        same = rng.random((2, 300)) < 0.8
+        check = _check(np.where(same[0], both[0], both[1]), np.where(same[1], both[0], both[2]))
+        alarms += gate.decided([check], max_drop=0.0, alpha=0.05)[0].outcome == "fail"
+    assert 0.02 <= alarms / 1_000 <= 0.06  # of random signs: alpha, give or take what 1,000 rounds show
 
 
 def test_a_true_drop_of_two_points_is_found() -> None:
@@ -131,6 +146,15 @@ def test_an_edited_record_fails_on_either_side(tmp_path: Path) -> None:
     stored.path.write_text(stored.path.read_text().replace('"value": 0.9', '"value": 1.0', 1))
     assert "edited by hand" in _gate(old, new)[0].why
     assert "edited by hand" in _gate(new, old)[0].why
+
+
+def test_samples_that_are_missing_or_another_fail(tmp_path: Path) -> None:
+    old, new, stored = _records(tmp_path)
+    samples_path(stored.path).write_bytes(b"another")
+    assert "is not the file that was written with its record" in _gate(old, new)[0].why
+    samples_path(stored.path).unlink()
+    (found,) = _gate(old, new)
+    assert (found.outcome, found.why[:27]) == ("fail", "not comparable: there is no")
 
 
 def test_a_dirty_tree_is_no_failure(tmp_path: Path) -> None:

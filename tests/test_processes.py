@@ -59,7 +59,8 @@ def recipe_with(objective: dict[str, Any], **more: Any) -> Recipe:
         "preprocess": {"size": 8, "resize": "none", "channels": 1, "mean": [0.3], "std": [0.4]},
     }
     if objective["kind"] in ("filip", "defilip"):
-        value["model"]["config"]["tokens"] = {"dim": 8}
+        compared = {"compared": "joint"} if objective["kind"] == "defilip" else {}
+        value["model"]["config"]["tokens"] = {"dim": 8} | compared
     return Recipe.model_validate(value | more)
 
 

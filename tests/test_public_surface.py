@@ -27,7 +27,9 @@ HEAVY = (
 )
 #: module → the public names that it defines itself
 SURFACE = {
-    "clipbench.errors": "CardError ClipbenchError DataError NotApplicable StorageError WeightsError nearest unknown",
+    "clipbench.errors": (
+        "CardError ClipbenchError DataError NotApplicable Stopped StorageError WeightsError nearest unknown"
+    ),
     "clipbench.catalog": "Catalog Entry Task protocol_ids protocol_module",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
     "clipbench.library": "Model load_model",
@@ -37,13 +39,14 @@ SURFACE = {
     "clipbench.concepts": "concept_direction remove_concept",
     "clipbench.data": "Captions Expressions Objects Sample Split",
     "clipbench.records": (
-        "Env ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class environment file_name load load_all "
+        "Env ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name load load_all "
         "path_of paths read read_all same samples_intact samples_path to_json utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
     "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",
     "clipbench.compare": "Comparison compare judged matched of",
     "clipbench.report.board": "Mean Section check leaderboard sections",
+    "clipbench.report.site": "build page write",
     "clipbench.report.table": (
         "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
     ),
@@ -67,9 +70,11 @@ LIGHT = (
     "clipbench.errors",
     "clipbench.evaluate",
     "clipbench.execution",
+    "clipbench.exchange",
     "clipbench.features",
     "clipbench.gate",
     "clipbench.groups",
+    "clipbench.loggers",
     "clipbench.library",
     "clipbench.metrics",
     "clipbench.models.clip",
@@ -93,6 +98,7 @@ LIGHT = (
     "clipbench.report.frame",
     "clipbench.report.listing",
     "clipbench.report.overlays",
+    "clipbench.report.site",
     "clipbench.report.table",
     "clipbench.samples",
     "clipbench.scoring",

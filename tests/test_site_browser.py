@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from clipbench import records
 from clipbench.catalog import Catalog
 from clipbench.records import Stored
 from clipbench.report import site
+from clipbench.report.site import document
 from clipbench.stats import Score
 
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ def browser() -> Iterator[Browser]:
         launched = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def charts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The charts' library, bundled once for all these pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        library = document.charts_library()
+        patch.setattr(document, "charts_library", lambda: library)
+        yield
 
 
 class Visit:
@@ -98,16 +108,14 @@ class Visit:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the project's own records."""
-    # Records of schema version 1 had no seal; these tests are about pages of records that stand.
-    stored = [replace(one, seal="whole") for one in records.load_all(ROOT / "results")]
-    text = site.page(stored, Catalog(), Path("results"))
+    text = site.page(records.load_all(ROOT / "results"), Catalog(), Path("results"))
     return site.write(text, tmp_path_factory.mktemp("shipped"))
 
 
 def test_the_shipped_page_in_light_and_dark_on_a_phone_and_on_paper(browser: Browser, shipped: Path) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     for theme in ("light", "dark"):
-        visit = Visit(browser, shipped, color_scheme=theme, viewport={"width": 1280, "height": 960})
+        visit = Visit(browser, shipped, color_scheme=theme, viewport={"width": 1280, "height": 1000})
         visit.charts()
         assert visit.page.evaluate("document.documentElement.dataset.theme") == theme
         name = "leaderboard.png" if theme == "light" else "leaderboard-dark.png"
@@ -322,11 +330,16 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
     visible = "[...document.querySelectorAll('#board thead th')].filter(h => !h.hidden).length"
     assert page.evaluate(visible) == 4
     assert (page.text_content("#count") or "").startswith("Showing 2 of 200 models and 1 of 60 tasks.")
+    half = "() => document.querySelectorAll('#board tbody i').length"
+    assert page.evaluate(half) == 0  # a wide table starts without intervals
+    page.check("#intervals")
+    assert page.evaluate(half) == MODELS * TASKS * 49 // 50
     page.click("text=Reset")
     page.wait_for_function(
         "() => document.getElementById('count').textContent.startsWith('Showing 200 of 200')"
     )
     assert page.evaluate(visible) == 63
+    assert page.evaluate(half) == 0
     visit.close()
 
 

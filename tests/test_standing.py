@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from test_records import SAMPLES, make_record
 import clipbench
 from clipbench import records
 from clipbench.cards import fingerprint
-from clipbench.catalog import Catalog
+from clipbench.catalog import Catalog, protocol_ids, protocol_module
+from clipbench.check import check
 from clipbench.errors import CardError
 from clipbench.records import Record
 from clipbench.report import frame
@@ -182,6 +184,46 @@ def test_words_on_cards_and_what_has_no_card_make_nothing_stale(cards: Path, tmp
     _change(cards / "tasks/animals.yaml", notes="more is known", protocols=variants)
     assert _reasons(record, cards, tmp_path) == {}
     assert _reasons(make_record(model="runs/x", task="unheard-of-zs"), cards, tmp_path) == {}
+
+
+# ---------------------------------------------------------------------- check
+
+
+def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    path = records.write(_current(cards), SAMPLES, root)
+    limited = _current(cards, task="animals-zs@other", limit=20)  # of its own accord, which is no fault
+    records.write(limited.model_copy(update={"protocol": _other(cards)}), SAMPLES, root)
+    assert check(Catalog([cards]), root).problems == []
+    _change(cards / "tasks/animals.yaml", classes=["cat", "hound"])
+    stale = check(Catalog([cards]), root).problems
+    assert len(stale) == 2
+    assert f"{path}: stale: task card changed: classes" in stale[0]
+    assert f"clipbench eval --model own --task animals-zs --results {root}" in stale[0]
+    _change(cards / "tasks/animals.yaml", classes=TASK["classes"])
+    path.write_text(path.read_text().replace("0.75", "0.95"))
+    (edited,) = check(Catalog([cards]), root).problems
+    assert "edited by hand" in edited
+    records.write(_current(cards), SAMPLES, root)
+    records.samples_path(path).write_bytes(b"another")
+    (swapped,) = check(Catalog([cards]), root).problems
+    assert "animals-zs.samples.parquet is not the file that was written with it" in swapped
+
+
+def _other(cards: Path) -> records.ProtocolUsed:
+    task = Catalog([cards]).task("animals-zs@other")
+    return records.ProtocolUsed(name="zs", version=task.protocol.VERSION, params=task.params.canonical())
+
+
+@pytest.mark.parametrize("protocol", protocol_ids())
+def test_every_bump_of_a_protocols_version_stands_in_the_changelog_with_the_numbers(protocol: str) -> None:
+    """`<protocol>` version N → N + 1, and in the same entry at least one number, old → new."""
+    entries = (Path(__file__).parents[1] / "CHANGELOG.md").read_text().split("\n- ")
+    for version in range(1, protocol_module(protocol).VERSION):
+        bump = f"`{protocol}` version {version} → {version + 1}"
+        entry = next((e for e in entries if bump in e), None)
+        assert entry is not None, f"CHANGELOG.md: no entry has: {bump}"
+        assert re.search(r"\d %? ?→ \d", entry.replace(bump, "")), f"no number, old → new, in: {entry}"
 
 
 # ---------------------------------------------------------------------- frame

@@ -103,6 +103,15 @@ class Adapter(ABC):
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
 
+    def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
+        """How image features of `space` follow from a tower that is a model of its own, its file lying elsewhere.
+
+        Returns:
+            The tower alone, of which the `backbone` features are meant, and the head: float [B, D] to float [B, D'];
+            None where there is no such tower, or the features do not follow from its own.
+        """
+        return None
+
     def heat_maps(self, block: int | None = None) -> HeatMaps:
         """Maps of where in an image its score with a text comes from (see `clipbench.heatmaps`).
 

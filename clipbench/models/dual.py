@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from clipbench.cards import ModelCard, Strict, Weights, fingerprint
+from clipbench.cards import ModelCard, Preprocess, Strict, Weights, fingerprint
 from clipbench.errors import CardError, WeightsError
 from clipbench.models import Adapter, LoadedModel
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from clipbench.models.weights import State
-    from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower
+    from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, TextTower
 
 VERSION = 1
 
@@ -363,6 +363,18 @@ class DualAdapter(Adapter):
             return towers.image if towers.joint else Patches(towers.patch_tower, None).eval()
         return nn.Sequential(towers.image, towers.image_projection).eval()
 
+    def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
+        """See `Adapter`."""
+        from torch import nn
+
+        towers = self._towers
+        self.require_space(space)
+        if "image" not in towers.elsewhere or not towers.joint or space == "tokens":
+            return None
+        head = towers.image_projection if space == "joint" else nn.Identity()
+        source = sources(parse_config(self.card.config, self.card.title))["image"]
+        return alone("image", towers, self.card.config, self.card.preprocess, source), head.eval()
+
     def text_tower(self, space: str = "joint") -> nn.Module:
         """See `Adapter`. `tokens`: all `context_length` positions; those that do not count are zeros."""
         from torch import nn
@@ -379,6 +391,22 @@ class DualAdapter(Adapter):
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Adapter`."""
         return self._towers.text.tokenize(texts)
+
+
+def alone(
+    side: str, towers: DualTowers, config: dict[str, Any], preprocess: Preprocess, source: Weights
+) -> Adapter:
+    """The tower of `towers` on `side` (`image` or `text`), whose file lies elsewhere, as a model of its own.
+
+    Its config is as short as that of a shipped card of the same tower, so that all share their features.
+    """
+    typed = getattr(parse_config(config, f"{side} tower"), side)
+    own = typed.model_dump(mode="json", exclude_defaults=True, exclude={"weights"})
+    card = ModelCard(
+        title=f"{side} tower", family="dual", config={side: own}, preprocess=preprocess, weights=source
+    )
+    made: type[ImageAdapter | TextAdapter] = ImageAdapter if side == "image" else TextAdapter
+    return made(getattr(towers, side), card, towers.elsewhere[side])
 
 
 class ImageAdapter(Adapter):
@@ -407,6 +435,38 @@ class ImageAdapter(Adapter):
         """See `Adapter`."""
         self.require_text()
         raise AssertionError("require_text has raised")
+
+
+class TextAdapter(Adapter):
+    """A text tower alone behind the Adapter interface: `backbone`, its pooled output, is its one space."""
+
+    def __init__(self, tower: TextTower, card: ModelCard, weights_sha256: str) -> None:
+        self.card = card
+        self.weights_sha256 = weights_sha256
+        self.logit_scale = math.nan
+        self.context_length = tower.context_length
+        self.image_spaces = ()
+        self.text_spaces = ("backbone",)
+        self._tower = tower
+
+    @property
+    def text_fingerprint(self) -> str:
+        """See `Adapter`."""
+        return self._tower.fingerprint
+
+    def image_tower(self, space: str) -> nn.Module:
+        """See `Adapter`."""
+        self.require_space(space)
+        raise AssertionError("require_space has raised")
+
+    def text_tower(self, space: str = "backbone") -> nn.Module:
+        """See `Adapter`."""
+        self.require_text(space)
+        return self._tower
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Adapter`."""
+        return self._tower.tokenize(texts)
 
 
 def load(model: LoadedModel) -> Adapter:

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clipbench.cards import Frozen, ModelCard, Preprocess, RecipeModel, Weights
+from clipbench.cards import Frozen, RecipeModel, Weights
 from clipbench.data import Split
 from clipbench.errors import CardError, nearest
-from clipbench.models import Adapter, LoadedModel, dual
+from clipbench.models import LoadedModel, dual
 from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, TextTower
 
 if TYPE_CHECKING:
@@ -113,13 +113,13 @@ class Start:
             pinned = source.model_copy(update={"sha256": self.digests[side]})
             frozen = getattr(model.frozen, side)
             if frozen is True:
-                self._stand_in(side, pinned, model.preprocess, runtime)
+                self._stand_in(side, pinned, model, runtime)
             elif frozen is not False:
                 self.towers.resting += _rest(tower, frozen, f"recipe {recipe_id}: model.frozen.{side}")
             if frozen is not True or source.file is not None:  # a file of one's own may be gone tomorrow
+                self.towers.elsewhere.pop(side, None)
                 self.config = _with_weights(self.config, side, None)
             else:
-                self.towers.elsewhere[side] = self.digests[side]
                 self.config = _with_weights(self.config, side, pinned)
 
     def image_features(self, splits: Sequence[Split]) -> Kept | None:
@@ -163,22 +163,14 @@ class Start:
             found.append(f"The {side} tower starts from {place} (sha256 {self.digests[side]}{kept}). ")
         return "".join(found)
 
-    def _stand_in(self, side: str, source: Weights, preprocess: Preprocess, runtime: Runtime) -> None:
+    def _stand_in(self, side: str, source: Weights, model: RecipeModel, runtime: Runtime) -> None:
         from clipbench.features import ModelEncoder
 
         tower = getattr(self.towers, side).requires_grad_(False).eval()
-        # Without what is unset, as the card of a tower alone is written, so that the two share their features.
-        own = getattr(self.config, side).model_dump(mode="json", exclude_unset=True, exclude={"weights"})
-        card = ModelCard(
-            title=f"the {side} tower",
-            family="dual",
-            config={side: own},
-            preprocess=preprocess,
-            weights=source,
-        )
-        encoder = ModelEncoder(LoadedModel(card.title, card, Path()), runtime)
-        made = dual.ImageAdapter if side == "image" else TextAdapter
-        encoder.adapter = made(tower, card, self.digests[side])
+        self.towers.elsewhere[side] = self.digests[side]
+        adapter = dual.alone(side, self.towers, model.config, model.preprocess, source)
+        encoder = ModelEncoder(LoadedModel(adapter.card.title, adapter.card, Path()), runtime)
+        encoder.adapter = adapter
         self._encoders[side], self._whole[side] = encoder, tower
         stand_in = (
             GivenImages(tower.features)
@@ -186,38 +178,6 @@ class Start:
             else GivenTexts(tower.features, lambda texts: encoder.texts(texts, _SPACE))
         )
         setattr(self.towers, side, stand_in)
-
-
-class TextAdapter(Adapter):
-    """A text tower alone behind the Adapter interface: `backbone`, its pooled output, is its one space."""
-
-    def __init__(self, tower: TextTower, card: ModelCard, weights_sha256: str) -> None:
-        self.card = card
-        self.weights_sha256 = weights_sha256
-        self.logit_scale = float("nan")
-        self.context_length = tower.context_length
-        self.image_spaces = ()
-        self.text_spaces = (_SPACE,)
-        self._tower = tower
-
-    @property
-    def text_fingerprint(self) -> str:
-        """See `Adapter`."""
-        return self._tower.fingerprint
-
-    def image_tower(self, space: str) -> nn.Module:
-        """See `Adapter`."""
-        self.require_space(space)
-        raise AssertionError("require_space has raised")
-
-    def text_tower(self, space: str = _SPACE) -> nn.Module:
-        """See `Adapter`."""
-        self.require_text(space)
-        return self._tower
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See `Adapter`."""
-        return self._tower.tokenize(texts)
 
 
 def _refuse_random(frozen: Frozen, named: dict[str, Weights], recipe_id: str) -> None:

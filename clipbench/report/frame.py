@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from clipbench import records
 from clipbench.cards import Confidence, Reported
@@ -97,7 +97,7 @@ def read(folder: Path, catalog: Catalog) -> list[Row]:
     Raises: as `results`.
     """
     with _many_objects():
-        return rows(records.load_all(folder), Judge(catalog).reasons)
+        return rows(records.each(folder), Judge(catalog).reasons)
 
 
 def rows(
@@ -109,10 +109,9 @@ def rows(
     Args:
         reasons: why a record may not stand on the leaderboard (`Judge.reasons`).
     """
-    found: list[Row] = []
-    for one in sorted(stored, key=lambda one: (one.record.model, one.record.task)):
-        found += _rows(one, reasons(one))
-    return found
+    groups = [_rows(one, reasons(one)) for one in stored]
+    groups.sort(key=lambda group: (group[0].model, group[0].task))
+    return [row for group in groups for row in group]
 
 
 def of_tasks(every: Iterable[Row], tasks: Sequence[str]) -> list[Row]:
@@ -158,50 +157,54 @@ def _rows(stored: Stored, against: Sequence[Reason]) -> list[Row]:
     model = record.cards.model
     family, pairs = model.get("family"), model.get("training_pairs_m")
     published = record.cards.reported if model.get("reported") else ()
-    whole = Row(
-        model=record.model,
-        task=record.task,
-        family=family if isinstance(family, str) else None,
-        training_pairs_m=float(pairs) if isinstance(pairs, int | float) else None,
-        dataset=record.task.partition("@")[0].rpartition("-")[0],
-        protocol=record.protocol.name,
-        protocol_version=record.protocol.version,
-        limit=record.limit,
-        partial=lacking(record) is not None,
-        skipped=len(record.skipped),
-        dirty=record.env.dirty,
-        commit=record.env.commit,
-        version=record.env.packages.get("clipbench"),
-        precision=record.precision,
-        device=record.device,
-        seed=record.seed,
-        created=record.created,
-        path=stored.path.as_posix(),
-        kept_off=", ".join(reason.kind for reason in against),
-        why="; ".join(reason.text for reason in against),
-    )
-    return [_scored(whole, record, metric, published) for metric in metrics_of(record)]
+    whole: dict[str, Any] = {
+        "model": record.model,
+        "task": record.task,
+        "family": family if isinstance(family, str) else None,
+        "training_pairs_m": float(pairs) if isinstance(pairs, int | float) else None,
+        "dataset": record.task.partition("@")[0].rpartition("-")[0],
+        "protocol": record.protocol.name,
+        "protocol_version": record.protocol.version,
+        "limit": record.limit,
+        "partial": lacking(record) is not None,
+        "skipped": len(record.skipped),
+        "dirty": record.env.dirty,
+        "commit": record.env.commit,
+        "version": record.env.packages.get("clipbench"),
+        "precision": record.precision,
+        "device": record.device,
+        "seed": record.seed,
+        "created": record.created,
+        "path": stored.path.as_posix(),
+        "kept_off": ", ".join(reason.kind for reason in against),
+        "why": "; ".join(reason.text for reason in against),
+    }
+    return [Row(**whole, **_scored(record, metric, published)) for metric in metrics_of(record)]
 
 
-def _scored(whole: Row, record: Record, metric: str, published: Sequence[Reported]) -> Row:
-    """`whole` with one score, and with the most trusted number that the model's card gives for it."""
+def _scored(record: Record, metric: str, published: Sequence[Reported]) -> dict[str, Any]:
+    """The fields of one score, with the most trusted number that the model's card gives for it."""
     score = record.scores[metric]
+    found = {
+        "metric": metric,
+        "primary": metric == record.primary,
+        "value": score.value,
+        "low": score.ci95[0],
+        "high": score.ci95[1],
+        "n": score.n,
+        "chance": score.chance,
+    }
     fitting = [r for r in published if (r.task, r.metric) == (record.task, metric)]
-    reported = min(fitting, key=lambda r: _TRUST.index(r.confidence), default=None)
-    return whole._replace(
-        metric=metric,
-        primary=metric == record.primary,
-        value=score.value,
-        low=score.ci95[0],
-        high=score.ci95[1],
-        n=score.n,
-        chance=score.chance,
-        reported_percent=reported.percent if reported else None,
-        reported_confidence=reported.confidence if reported else None,
-        reported_source=reported.source if reported else None,
-        difference_points=100 * score.value - reported.percent if reported else None,
-        verdict=_verdict(score, reported.percent) if reported else None,
-    )
+    if fitting:
+        reported = min(fitting, key=lambda r: _TRUST.index(r.confidence))
+        found |= {
+            "reported_percent": reported.percent,
+            "reported_confidence": reported.confidence,
+            "reported_source": reported.source,
+            "difference_points": 100 * score.value - reported.percent,
+            "verdict": _verdict(score, reported.percent),
+        }
+    return found
 
 
 def _verdict(score: Score, percent: float) -> str:

@@ -48,6 +48,7 @@ _LEGEND: Final = {
     "S": "some images could not be read and were skipped",
     "E": "edited by hand: what is written is not what was measured",
     "U": "unsealed: without a digest nothing tells an edit from a measurement",
+    "F": "foreign: read from another program's file, without interval or provenance",
     "O": "out of date: card, weights or protocol have changed since",
 }
 
@@ -64,11 +65,11 @@ def _rank(rank: float) -> str:
 
 
 def _value(row: Row) -> str:
-    if row.value is None or row.low is None or row.high is None:
+    if row.value is None:
         return DASH
-    if row.metric is not None and row.metric.endswith("_rank"):
-        return f"{_rank(row.value)} ±{_rank((row.high - row.low) / 2)}"
-    return _with_half(row.value, (row.high - row.low) / 2)
+    shown = _rank if row.metric is not None and row.metric.endswith("_rank") else _percent
+    half = "" if row.low is None or row.high is None else f" ±{shown((row.high - row.low) / 2)}"
+    return f"{shown(row.value)}{half}"
 
 
 def _with_half(value: float, half: float) -> str:
@@ -114,6 +115,7 @@ def _marks(row: Row) -> str:
         "S": row.skipped > 0,
         "E": "edited" in kept_off,
         "U": "unsealed" in kept_off,
+        "F": "foreign" in kept_off,
         "O": "stale" in kept_off,
     }
     return "".join(mark for mark, holds in held.items() if holds)

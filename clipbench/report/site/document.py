@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -120,8 +120,8 @@ def charts_library() -> tuple[str, dict[str, str]]:
     """
     import vl_convert
 
-    path = cache_root() / f"charts-{version('vl-convert-python')}.js"
+    path = cache_root() / f"charts-{metadata.version('vl-convert-python')}.js"
     if not path.is_file():
-        write_atomic(path, vl_convert.javascript_bundle().encode())  # type: ignore[call-arg]  # its stub lacks the default
+        write_atomic(path, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode())
     versions = {"vega": vl_convert.get_vega_version(), "vega_lite": vl_convert.get_vegalite_versions()[-1]}
     return path.read_text("utf-8"), versions

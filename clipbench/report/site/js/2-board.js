@@ -122,11 +122,20 @@ const board = (() => {
     });
   }
 
-  // On paper nothing scrolls: columns that would run over the edge go to tables of their own.
+  // A wide table starts without its intervals: half as much to read, and to lay out when it is sorted.
+  const WIDE = 20;
+  const shows = document.getElementById("intervals");
+  const halves = rows.flatMap((r) => r.cells.map((cell) => [cell, cell.querySelector("i")])).filter(([, half]) => half);
+  function intervals() {
+    for (const [cell, half] of halves) shows.checked ? cell.append(half) : half.remove();
+    shell.classList.toggle("bare", !shows.checked);
+  }
+
+  // On paper nothing scrolls: what would run over the edge goes to tables of its own. Their headings are plain text,
+  // since a browser repeats no buttons on the pages that follow.
   const PER_PART = 10;
   addEventListener("beforeprint", () => {
     const kept = heads.map((head, i) => i).filter((i) => !heads[i].hidden && i !== 0);
-    if (kept.length <= PER_PART) return;
     document.body.classList.add("in-parts");
     for (let start = 0; start < kept.length; start += PER_PART) {
       const part = shell.cloneNode(true);
@@ -134,6 +143,7 @@ const board = (() => {
       part.classList.add("part");
       const own = new Set([0, ...kept.slice(start, start + PER_PART)]);
       for (const row of part.rows) [...row.cells].forEach((cell, i) => own.has(i) || cell.remove());
+      for (const button of part.querySelectorAll("button")) button.replaceWith(button.textContent);
       shell.parentElement.append(part);
     }
   });
@@ -145,8 +155,10 @@ const board = (() => {
   for (const field of Object.values(fields)) field.addEventListener("input", filter);
   const form = document.getElementById("filters");
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { filter(); shell.classList.remove("bare"); }));
-  document.getElementById("intervals").addEventListener("change", (event) => shell.classList.toggle("bare", !event.target.checked));
+  form.addEventListener("reset", () => setTimeout(() => { filter(); intervals(); }));
+  shows.addEventListener("change", intervals);
+  shows.defaultChecked = columns.length <= WIDE;
+  intervals();
   filter();
   return { sort };
 })();
