@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 from clipbench.cards import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
-from clipbench.models import LoadedModel
+from clipbench.models import LoadedModel, dual
 from clipbench.records import Json, Record, Stored
 
 Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "stale"]
@@ -93,6 +93,13 @@ class Judge:
 
     def _weights(self, model: LoadedModel) -> str | None:
         """What the weights' sha256 starts with today, as far as it is known without fetching anything."""
+        own = self._own_weights(model)
+        if own is None or model.card.family != "dual":
+            return own
+        return dual.stated(dual.parse_config(model.card.config, model.id), own)
+
+    def _own_weights(self, model: LoadedModel) -> str | None:
+        """As `_weights`, of the file that the card itself names."""
         weights = model.card.weights
         if weights.sha256 is not None or weights.file is None:
             return weights.sha256

@@ -348,6 +348,8 @@ def test_the_shipped_heads_are_the_recipes() -> None:
     path = model.folder / str(model.card.weights.file)
     assert path.stat().st_size <= 8e6
     adapter = models.load(model)
+    assert dual.stated(config, str(model.card.weights.sha256)) == adapter.weights_sha256
+    assert dual.stated(wanted, str(model.card.weights.sha256)) is None  # hashes that the recipe leaves open
     assert adapter.image_tower("joint")(torch.zeros(1, 3, 224, 224)).shape == (1, wanted.embed_dim)
     held_out = {source.dataset: source.split for source in recipe.data if isinstance(source, Pairs)}
     assert held_out == dict.fromkeys(("tiny-imagenet", "flickr8k-1000", "coco-363-captions"), "train")

@@ -548,6 +548,15 @@ def serialise(towers: DualTowers) -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
+def stated(config: Config, sha256: str) -> str | None:
+    """What `identity` is by what a card states, `sha256` being that of the model's own file; None where that is not
+    enough: a tower whose file is named without its whole hash."""
+    digests = [sha256, *(source.sha256 or "" for source in sources(config).values())]
+    if len(digests) == 1 or config.text is None:
+        return sha256
+    return fingerprint(digests) if all(len(digest) == 64 for digest in digests) else None
+
+
 def identity(towers: DualTowers, sha256: str) -> str:
     """sha256 (hex) of all that the features come from: of the model's own file, and of towers' files elsewhere."""
     return fingerprint([sha256, *towers.elsewhere.values()]) if towers.elsewhere else sha256
