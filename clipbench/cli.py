@@ -729,6 +729,25 @@ def bench_svm_command(
         _stdout(view(found))
 
 
+@bench.command("pretrain")
+def bench_pretrain_command(
+    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pairs a step.")] = 32,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of each, a round.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Of which the fastest step counts.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """A step of CLIP against open_clip_train's, and of DeCLIP against CLIP's, on a CPU in one run."""
+    from clipbench.bench.pretrain import measure, view
+    from clipbench.execution import keep_freed_memory
+
+    keep_freed_memory()
+    found = measure(batch_size, steps=steps, rounds=rounds)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
+
+
 @bench.command("retrieval")
 def bench_retrieval_command(
     images: Annotated[int, typer.Option("--images", min=1, help="Random images.")] = 10_000,

@@ -25,6 +25,7 @@ from test_processes import OBJECTIVES, ROOT, assert_alike, data_of, recipe_with,
 from torch import nn
 
 from clipbench import catalog
+from clipbench.bench import pretrain as bench
 from clipbench.cards import AdamW, AdamWSgd, Document, Engine, ModelCard, Peaks, Recipe, Schedule, Sgd, parse
 from clipbench.errors import CardError, Stopped
 from clipbench.models import Adapter, dual
@@ -400,17 +401,14 @@ def test_a_run_that_is_killed_at_any_step_ends_in_the_same_weights(tmp_path: Pat
 def test_the_live_lines_fit_80_columns(name: str) -> None:
     console = Console(width=80, force_terminal=True, file=io.StringIO())
     terms = {"loss": 4.1234, **{f"loss_{term}": 7.5 for term in ("clip", "multi_view", "image_self")}}
-    clock = iter(range(10_000))
     with Live(console, name, 128_000, 0, shown=True) as live:
-        live.get_time = lambda: 600.0 * next(clock)
-        for step in (50_000, 100_000):
-            live.report(step, terms, 99.5, images=4096, seconds=0.25, waited=0.01)
+        live.report(100_000, terms, 99.5, images=4096, seconds=0.25, waited=0.01)
     page = Console(width=80, file=io.StringIO())
     with page.capture() as capture:
         page.print(live.get_renderable())
     plain = capture.get().splitlines()
     assert len(plain) == 2
-    assert re.search(r"\d:\d\d$", plain[0].rstrip())
+    assert re.search(r"[\d-]:[\d-]{2}$", plain[0].rstrip())
     assert all(len(line) <= 80 for line in plain)
     assert "100000/128000" in plain[0]
     assert "16.4k img/s, wait 4%" in plain[0]
@@ -481,3 +479,25 @@ def test_tensorboards_files_say_what_the_metrics_say_after_a_stop_too(tmp_path: 
     assert [step for step, _ in found] == [line["step"] for line in logged]
     assert found[2][1]["train/loss"] == pytest.approx(logged[2]["loss"], rel=1e-6)
     assert found[-1][1] == {"digits-zs/acc1": 0.5}
+
+
+# -------------------------------------------------------------------- bench
+
+
+def test_the_bench_compares_the_same_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("_WIDTH", 16),
+        ("_SIDE", 16),
+        ("_HEADS", 2),
+        ("_IMAGE_LAYERS", 1),
+        ("_TEXT_LAYERS", 1),
+    ):
+        monkeypatch.setattr(bench, name, value)
+    found = bench.measure(4, steps=1, rounds=1, threads=1)
+    assert found["parameters"] == found["peer_parameters"]
+    assert set(found["ratios"]) == {"clip_over_open_clip", "declip_over_clip"}
+    assert all(value > 0 for value in [*found["seconds"].values(), *found["ratios"].values()])
+    assert all(0 < share < 1 for share in found["data_wait"].values())
+    page = Console(width=100, file=io.StringIO())
+    page.print(bench.view(found))
+    assert "× open_clip_train" in page.file.getvalue()  # type: ignore[attr-defined]

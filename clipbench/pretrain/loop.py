@@ -231,7 +231,7 @@ def pretrain(
                         "logit_scale": scale,
                         "lr": learning_rate(step - 1, schedule, recipe.optim.lr),
                         "grad_norm": finite(norm),
-                        "images_per_s": round(schedule.batch_size / spent, 1),
+                        "images_per_s": round(schedule.batch_size / spent, 3),
                         "data_wait": round(waited / spent, 4),
                     }
                 )

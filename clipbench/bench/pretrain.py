@@ -1,0 +1,327 @@
+"""`clipbench bench pretrain`: a step of CLIP beside open_clip_train's, and of DeCLIP beside CLIP's, in one run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipbench.bench.probe import limited_threads
+from clipbench.cards import Recipe, TaskCard
+from clipbench.data import Captions
+from clipbench.data.builtin import ArraySplit
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from clipbench.pretrain.towers import DualTowers
+
+_SIDE, _PATCH, _WIDTH, _HEADS, _IMAGE_LAYERS, _TEXT_LAYERS = 64, 8, 128, 4, 6, 3
+_MEAN = 0.5
+_STD = 0.25
+#: captions are 8 to 15 of these
+_WORDS = """
+    a the man woman dog cat child horse boat street table red small large old sitting standing riding holding
+    with on near under in front of behind and two three people water grass building window plate food train
+"""
+
+
+def measure(
+    batch_size: int, *, steps: int = 3, rounds: int = 3, threads: int | None = None
+) -> dict[str, Any]:
+    """Time training steps of the same small CLIP (a ViT and CLIP's text transformer) in fp32 on a CPU.
+
+    Ours are those of `clipbench pretrain` as it runs, data and log included. The peer's are `train_one_epoch` of
+    open_clip_train on open_clip's own model of that architecture, with its loss, its AdamW and its scheduler; its
+    batches are made beforehand, its texts padded as its tokenizer pads them. All take turns; of each the fastest step
+    counts, since other work on the machine only slows down.
+
+    Ratios:
+
+        clip_over_open_clip  our step of CLIP / the peer's
+        declip_over_clip     our step of DeCLIP / our step of CLIP and one more pass of the image tower with its
+                             gradient: DeCLIP sees two views
+
+    Args:
+        batch_size: pairs a step.
+        steps: of each, a round; one more comes before them and does not count.
+        threads: of all (all cores by default).
+    """
+    split, card = _pairs(8 * batch_size)
+    found: dict[str, list[float]] = {"clip": [], "declip": [], "open_clip": [], "image_pass": []}
+    waits: dict[str, list[float]] = {"clip": [], "declip": []}
+    with limited_threads(threads) as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
+        peer, parameters = _peer(split, batch_size, steps)
+        image_pass = _image_pass(batch_size)
+        for number in range(rounds):
+            for objective in ("clip", "declip"):
+                recipe = _recipe(objective, batch_size, steps + 1)
+                seconds, shares = _ours(recipe, split, card, Path(folder) / f"{objective}-{number}")
+                found[objective] += seconds
+                waits[objective] += shares
+                found["open_clip" if objective == "clip" else "image_pass"] += (
+                    peer() if objective == "clip" else image_pass(steps)
+                )
+    best = {name: min(seconds) for name, seconds in found.items()}
+    return {
+        "batch_size": batch_size,
+        "parameters": _parameters(),
+        "peer_parameters": parameters,
+        "threads": used,
+        "steps": steps * rounds,
+        "seconds": {name: round(value, 4) for name, value in best.items()},
+        "data_wait": {name: round(float(np.median(shares)), 4) for name, shares in waits.items()},
+        "ratios": {
+            "clip_over_open_clip": round(best["clip"] / best["open_clip"], 4),
+            "declip_over_clip": round(best["declip"] / (best["clip"] + best["image_pass"]), 4),
+        },
+    }
+
+
+def view(found: dict[str, Any]) -> RenderableType:
+    """The measurement as a table for the terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    seconds, ratios, waits = found["seconds"], found["ratios"], found["data_wait"]
+    head = (
+        f"{found['batch_size']} pairs a step, {found['parameters'] / 1e6:.1f} M parameters (open_clip: "
+        f"{found['peer_parameters'] / 1e6:.1f} M), fp32, {found['threads']} threads, best of {found['steps']} steps"
+    )
+    table = Table("a step", "s", "ratio", "waiting for data", box=box.SIMPLE_HEAD, show_edge=False)
+    table.add_row("open_clip_train, CLIP", f"{seconds['open_clip']:.3f}", "", "")
+    table.add_row(
+        "clipbench, CLIP",
+        f"{seconds['clip']:.3f}",
+        f"{ratios['clip_over_open_clip']:.3f} × open_clip_train",
+        f"{100 * waits['clip']:.1f} %",
+    )
+    table.add_row("one more pass of the image tower", f"{seconds['image_pass']:.3f}", "", "")
+    table.add_row(
+        "clipbench, DeCLIP",
+        f"{seconds['declip']:.3f}",
+        f"{ratios['declip_over_clip']:.3f} × CLIP and that pass",
+        f"{100 * waits['declip']:.1f} %",
+    )
+    return Group(head, "", table)
+
+
+# ------------------------------------------------------------------------ ours
+
+
+def _recipe(objective: str, batch_size: int, steps: int) -> Recipe:
+    value: dict[str, Any] = {
+        "title": "bench",
+        "command": "clipbench bench pretrain",
+        "cost": "seconds",
+        "data": [
+            {
+                "dataset": "bench",
+                "texts": ["captions"],
+                "augment": {"kind": "moco-v2", "scale": [0.5, 1.0], "jitter": 0, "grayscale": 0, "blur": 0},
+            }
+        ],
+        "model": {
+            "config": {
+                "image": {
+                    "kind": "clip-vit",
+                    "patch": _PATCH,
+                    "width": _WIDTH,
+                    "layers": _IMAGE_LAYERS,
+                    "heads": _HEADS,
+                },
+                "text": {"kind": "clip-text", "width": _WIDTH, "layers": _TEXT_LAYERS, "heads": _HEADS},
+                "embed_dim": _WIDTH,
+                "projection": "linear",
+            },
+            "preprocess": {"size": _SIDE, "resize": "none", "mean": [_MEAN] * 3, "std": [_STD] * 3},
+        },
+        "objective": {"kind": "clip"},
+        "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.2},
+        "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
+    }
+    if objective == "declip":
+        value["objective"] = {"kind": "declip", "queue": 4096}
+        value["data"][0]["augment"] = {"kind": "moco-v2"}
+    return Recipe.model_validate(value)
+
+
+def _ours(recipe: Recipe, split: ArraySplit, card: TaskCard, out: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each step but the first, and the shares of them that waited for data."""
+    from clipbench.pretrain.loop import pretrain
+
+    with _silent():
+        pretrain(
+            recipe,
+            "bench",
+            out,
+            data=[(split, card)],
+            device="cpu",
+            progress=False,
+            stop_after=recipe.schedule.steps,
+        )
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+    batch_size = recipe.schedule.batch_size
+    return [batch_size / line["images_per_s"] for line in lines], [line["data_wait"] for line in lines]
+
+
+def _towers() -> DualTowers:
+    from clipbench.models import dual
+    from clipbench.pretrain.towers import DualTowers
+
+    recipe = _recipe("clip", 2, 1)
+    return DualTowers(dual.parse_config(recipe.model.config, "bench"), recipe.model.preprocess)
+
+
+def _parameters() -> int:
+    return sum(parameter.numel() for parameter in _towers().parameters())
+
+
+def _image_pass(batch_size: int) -> Callable[[int], list[float]]:
+    """Seconds of passes of the image tower and its projection, forward and backward."""
+    import torch
+
+    towers = _towers()
+    images = torch.randn(batch_size, 3, _SIDE, _SIDE)
+
+    def run(steps: int) -> list[float]:
+        seconds = []
+        for _ in range(steps + 1):
+            towers.zero_grad()
+            start = time.perf_counter()
+            towers.image_projection(towers.image(images)).square().mean().backward()
+            seconds.append(time.perf_counter() - start)
+        return seconds[1:]
+
+    return run
+
+
+# ------------------------------------------------------------------------ peer
+
+
+def _peer(split: ArraySplit, batch_size: int, steps: int) -> tuple[Callable[[], list[float]], int]:
+    """A round of open_clip_train's steps, in seconds each but the first; and how many parameters its model has."""
+    import open_clip
+    import torch
+    from open_clip_train.scheduler import cosine_lr
+    from open_clip_train.train import train_one_epoch
+
+    model = open_clip.CLIP(
+        embed_dim=_WIDTH,
+        vision_cfg={
+            "image_size": _SIDE,
+            "patch_size": _PATCH,
+            "width": _WIDTH,
+            "layers": _IMAGE_LAYERS,
+            "head_width": _WIDTH // _HEADS,
+        },
+        text_cfg={"width": _WIDTH, "layers": _TEXT_LAYERS, "heads": _HEADS},
+        quick_gelu=True,
+        output_dict=True,
+    )
+    # as open_clip_train's main does
+    bare = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    groups = [{"params": bare, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    arguments = SimpleNamespace(
+        device="cpu",
+        precision="fp32",
+        distill=False,
+        accum_freq=1,
+        skip_scheduler=False,
+        grad_clip_norm=None,
+        horovod=False,
+        log_every_n_steps=1,
+        batch_size=batch_size,
+        world_size=1,
+        rank=0,
+        local_rank=0,
+        distributed=False,
+        wandb=False,
+    )
+    assert split.captions is not None
+    tokens = open_clip.SimpleTokenizer()(list(split.captions.texts))
+    loader = _Batches(tokens, batch_size, steps + 1)
+    data = SimpleNamespace(set_epoch=lambda epoch: None, dataloader=loader)
+
+    def run() -> list[float]:
+        loader.seconds = []
+        scheduler = cosine_lr(optimizer, 5e-4, 1, steps + 1)
+        logging.disable(logging.INFO)
+        try:
+            train_one_epoch(
+                model, {"train": data}, open_clip.ClipLoss(), 0, optimizer, None, scheduler, None, arguments
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return loader.seconds[1:]
+
+    return run, sum(parameter.numel() for parameter in model.parameters())
+
+
+class _Batches:
+    """A loader of batches made beforehand, which notes how long each was worked on."""
+
+    def __init__(self, tokens: Any, batch_size: int, count: int) -> None:
+        import torch
+
+        self.num_batches = count
+        self.num_samples = count * batch_size
+        self.seconds: list[float] = []
+        starts = [number * batch_size % len(tokens) for number in range(count)]
+        self._made = [
+            (torch.randn(batch_size, 3, _SIDE, _SIDE), tokens[start : start + batch_size]) for start in starts
+        ]
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._made:
+            start = time.perf_counter()
+            yield batch
+            self.seconds.append(time.perf_counter() - start)
+
+
+# ------------------------------------------------------------------------ data
+
+
+def _pairs(count: int) -> tuple[ArraySplit, TaskCard]:
+    """Random pictures in memory, each with a caption of its own."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(_WORDS.split(), rng.integers(8, 16))) for _ in range(count)]
+    split = ArraySplit(
+        "bench",
+        "train",
+        [str(number) for number in range(count)],
+        rng.integers(0, 256, (count, _SIDE, _SIDE), dtype=np.uint8),
+        np.zeros(count, dtype=np.int64),
+        (),
+        Captions(tuple(texts), np.arange(count)),
+    )
+    card = TaskCard.model_validate(
+        {
+            "title": "Random pairs",
+            "source": {"local": True},
+            "splits": {"train": {"name": "train"}},
+            "kind": "captions",
+            "protocols": {"ret": {}},
+        }
+    )
+    return split, card
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what a finished run says."""
+    import io
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
