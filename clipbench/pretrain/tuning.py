@@ -22,7 +22,7 @@ def tune(towers: DualTowers, engine: Engine) -> None:
     Raises:
         CardError: a tower without blocks that could be computed again.
     """
-    # Not on a CPU: with torch 2.14 a small ConvNet's run in this format ended in corrupted memory; the cause is unknown.
+    # Not on a CPU: with torch 2.14 a small ConvNet's run in this format ended in corrupted memory; why is unknown.
     if engine.channels_last and towers.log_scale.device.type == "cuda":
         towers.image.to(memory_format=torch.channels_last)
     if engine.recompute:
