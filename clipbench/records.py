@@ -443,12 +443,6 @@ def _broken(path: Path, problem: str) -> DataError:
     )
 
 
-def paths(root: Path) -> list[Path]:
-    """The record files below `root`; folders named in `RESERVED` hold other things and are left out."""
-    found = (path for path in root.glob("*/*.json") if path.parent.name not in RESERVED)
-    return sorted(found, key=os.fspath)
-
-
 def read_all(root: Path) -> list[tuple[Path, Record]]:
     """All records below `root`, by path (see `load_all`)."""
     return [(stored.path, stored.record) for stored in load_all(root)]
@@ -460,17 +454,27 @@ def load_all(root: Path) -> list[Stored]:
 
 
 def each(root: Path) -> Iterator[Stored]:
-    """One record after the other, by path (see `paths`): all of thousands at once would fill memory.
+    """One record after the other, by path: all of thousands at once would fill memory.
 
     Raises:
         DataError: there is no such folder, or a file in it is not a record.
+    """
+    return (load(path) for path in paths(root))
+
+
+def paths(root: Path) -> list[Path]:
+    """The record files below `root`; folders named in `RESERVED` hold other things and are left out.
+
+    Raises:
+        DataError: there is no such folder.
     """
     if not root.is_dir():
         raise DataError(
             f"no results folder at {root}",
             hint="make a record first: clipbench eval --model … --task …; or name a folder: --results DIR",
         )
-    return (load(path) for path in paths(root))
+    found = (path for path in root.glob("*/*.json") if path.parent.name not in RESERVED)
+    return sorted(found, key=os.fspath)
 
 
 def samples_intact(stored: Stored) -> bool:

@@ -594,7 +594,7 @@ def test_finished_run_says_so(
 ) -> None:
     before = (unbroken / "card.yaml").stat().st_mtime_ns
     assert run(changed(recipe, cost="other words"), unbroken, train, task) == unbroken
-    assert "has finished" in capsys.readouterr().err.replace("\n", " ")
+    assert "has finished" in " ".join(capsys.readouterr().err.split())
     assert (unbroken / "card.yaml").stat().st_mtime_ns == before
 
 

@@ -16,7 +16,7 @@ from clipbench import records
 from clipbench.cards import fingerprint
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
 from clipbench.check import check
-from clipbench.errors import CardError
+from clipbench.errors import CardError, DataError
 from clipbench.records import Record
 from clipbench.report import frame
 from clipbench.standing import Judge
@@ -248,3 +248,17 @@ def test_results_is_a_row_a_score_with_where_it_came_from(cards: Path, tmp_path:
 def test_results_of_an_empty_folder_has_every_column(tmp_path: Path) -> None:
     assert "kept_off" in clipbench.results(tmp_path).columns
     assert len(frame.read(tmp_path, Catalog())) == 0
+
+
+def test_several_processes_read_what_one_does(
+    cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for model in ("own", "other", "third"):
+        records.write(_current(cards, model=model, limit=20 if model == "other" else None), SAMPLES, tmp_path)
+    alone = frame.read(tmp_path, Catalog([cards]))
+    monkeypatch.setattr(frame, "_SHARE", 1)
+    monkeypatch.setattr(frame, "cores", lambda: 2)
+    assert frame.read(tmp_path, Catalog([cards])) == alone
+    (tmp_path / "own" / "broken-zs.json").write_text("{}")
+    with pytest.raises(DataError, match="broken-zs"):
+        frame.read(tmp_path, Catalog([cards]))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from itertools import groupby
+from functools import partial
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from clipbench import records
 from clipbench.cards import Confidence, Reported
 from clipbench.catalog import Catalog
+from clipbench.data.decode import cores
 from clipbench.records import Record, Stored
 from clipbench.standing import Judge, Reason, lacking
 from clipbench.stats import Score
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 _TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
 #: percentage points within which a published number counts as reproduced; half precision alone moves as much
 REPRODUCED: Final = 0.1
+#: records that are worth another process to read them
+_SHARE: Final = 2_000
 #: names of metrics of which less is better begin like these
 _LESS: Final = ("ece", "gap_before", "gap_after", "maxskew@")
 
@@ -96,8 +101,22 @@ def read(folder: Path, catalog: Catalog) -> list[Row]:
 
     Raises: as `results`.
     """
+    paths = records.paths(folder)
+    count = min(cores(), len(paths) // _SHARE)
     with _many_objects():
-        return rows(records.each(folder), Judge(catalog).reasons)
+        if count < 2:
+            return _read(catalog, paths)
+        cuts = [len(paths) * i // count for i in range(count + 1)]
+        shares = [paths[a:b] for a, b in pairwise(cuts)]
+        with ProcessPoolExecutor(count) as others:
+            found = [row for part in others.map(partial(_read, catalog), shares) for row in part]
+    return sorted(found, key=lambda row: (row.model, row.task))
+
+
+def _read(catalog: Catalog, paths: Sequence[Path]) -> list[Row]:
+    """The rows of these files; collector's rounds are left out in a process of its own too."""
+    with _many_objects():
+        return rows(map(records.load, paths), Judge(catalog).reasons)
 
 
 def rows(
