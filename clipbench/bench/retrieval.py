@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
+import tempfile
 import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from clipbench.bench.probe import limited_threads
 from clipbench.errors import ClipbenchError
+from clipbench.selection import forget
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _SEED = 0
+_ROWS = 16_384  # written at once
 
 
 def measure(
@@ -30,7 +34,8 @@ def measure(
 
     The former finds the `top` best keys in both directions and every target's rank; the latter the best keys alone,
     in a search a direction. They alternate, and the best of each counts, since other work on the machine only slows
-    down. Memory is the process's peak after our first round, the features included, before faiss is loaded.
+    down. The rows are memory-mapped, as the feature store has them. Memory is the process's peak after our first
+    round, before faiss is loaded.
 
     Args:
         images: N.
@@ -45,13 +50,16 @@ def measure(
         raise ClipbenchError(f"--images must be at least --top ({top}), found {images}")
     from clipbench.solvers import ranking
 
-    rows = _unit_rows(images, width, _SEED), _unit_rows(images * captions, width, _SEED + 1)
     owner = np.repeat(np.arange(images), captions)
     ours_s, peer_s = [], []
     peak = 0.0
     found: tuple[ranking.Ranks, ranking.Ranks] | None = None
     peers: list[tuple[Floats, Ints]] = []
-    with limited_threads(threads) as used:
+    with limited_threads(threads) as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
+        rows = (
+            _unit_rows(Path(folder) / "images.npy", images, width, _SEED),
+            _unit_rows(Path(folder) / "texts.npy", images * captions, width, _SEED + 1),
+        )
         for _ in range(rounds):
             found, peers = None, []
             start = time.perf_counter()
@@ -97,7 +105,9 @@ def view(found: dict[str, Any]) -> RenderableType:
         "clipbench, ranks included", f"{found['ours_s']:.2f}", f"{found['ratios']['ours_over_faiss']:.3f}"
     )
     table.add_row("faiss IndexFlatIP, two searches", f"{found['faiss_s']:.2f}", "")
-    said = [f"peak memory {found['peak_mib']:,} MiB, of which features {found['features_mib']:,} MiB"]
+    said = [
+        f"peak memory {found['peak_mib']:,} MiB; the features, memory-mapped, are {found['features_mib']:,} MiB"
+    ]
     said += [
         f"{name.replace('_', ' ')}: {100 * part['same_keys']:.4f} % of the keys alike, scores within "
         f"{part['score_difference']:.1e}"
@@ -106,10 +116,17 @@ def view(found: dict[str, Any]) -> RenderableType:
     return Group(head, "", table, "", *said)
 
 
-def _unit_rows(count: int, width: int, seed: int) -> Floats:
-    rows = np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
-    rows /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
-    return rows
+def _unit_rows(path: Path, count: int, width: int, seed: int) -> Floats:
+    """Random unit rows in a file, memory-mapped."""
+    rng = np.random.default_rng(seed)
+    written = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
+    for start in range(0, count, _ROWS):
+        rows = rng.standard_normal((min(_ROWS, count - start), width), dtype=np.float32)
+        written[start : start + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        forget(written)
+    written.flush()
+    found: Floats = np.load(path, mmap_mode="r")
+    return found
 
 
 def _peer() -> Any:

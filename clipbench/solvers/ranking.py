@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.scoring import late_interactions
+from clipbench.selection import forget
 
 if TYPE_CHECKING:
     import torch
@@ -283,6 +284,7 @@ class _Engine(ABC):
                     "ignore", message=".*not writable"
                 )  # memory-mapped, and only read here
                 self._padded[axis][: len(rows)] = torch.from_numpy(rows)
+            forget(self._features[axis])
             self._padded[axis][len(rows) :] = 0
             self._held[axis] = number
         return len(rows)
