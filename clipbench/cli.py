@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,8 @@ from clipbench import __version__
 from clipbench.errors import ClipbenchError, Stopped, unknown
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from clipbench.catalog import Catalog
     from clipbench.evaluate import Result
     from clipbench.execution import Runtime
@@ -619,6 +621,14 @@ bench = typer.Typer(
 app.add_typer(bench, name="bench")
 
 
+def _print(found: dict[str, Any], view: Callable[[dict[str, Any]], RenderableType], as_json: bool) -> None:
+    """A measurement on stdout: as JSON, or as people read it."""
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _stdout(view(found))
+
+
 @bench.command("encode")
 def bench_encode_command(
     data: Data = None,
@@ -636,10 +646,7 @@ def bench_encode_command(
 
     runtime = _runtime(device, precision)
     measured = measure(arch, images, runtime, DataPaths.parse(data or ()), progress=not as_json)
-    if as_json:
-        print(json.dumps(measured, indent=2))
-    else:
-        _stdout(view(measured))
+    _print(measured, view, as_json)
 
 
 @bench.command("probe")
@@ -677,10 +684,7 @@ def bench_probe_command(
         len(entry.card.classes),
         every=every,
     )
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        _stdout(view(found))
+    _print(found, view, as_json)
 
 
 @bench.command("svm")
@@ -723,10 +727,7 @@ def bench_svm_command(
     features = features / np.linalg.norm(features, axis=1, keepdims=True)
     taken = np.linspace(0, len(labels) - 1, min(rows or len(labels), len(labels))).astype(np.int64)
     found = measure(features[taken], labels[taken], every=every)
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        _stdout(view(found))
+    _print(found, view, as_json)
 
 
 @bench.command("pretrain")
@@ -742,10 +743,7 @@ def bench_pretrain_command(
 
     keep_freed_memory()
     found = measure(batch_size, steps=steps, rounds=rounds)
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        _stdout(view(found))
+    _print(found, view, as_json)
 
 
 @bench.command("retrieval")
@@ -761,10 +759,7 @@ def bench_retrieval_command(
     from clipbench.bench.retrieval import measure, view
 
     found = measure(images, captions, width, top, rounds=rounds)
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        _stdout(view(found))
+    _print(found, view, as_json)
 
 
 # -------------------------------------------------------------------- weights

@@ -15,9 +15,10 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from clipbench.errors import DataError
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _ATTEMPTS = 4
 _TIMEOUT_S = 60
+_File = TypeVar("_File")
 _BROKEN = (tarfile.TarError, http.client.HTTPException, OSError, EOFError)
 
 
@@ -130,11 +132,7 @@ class LocalShards(LazySplit):
         try:
             with tarfile.open(file, "r:") as tar:
                 members = ((*_parts(m.name), m) for m in tar if m.isfile())
-                for key, group in itertools.groupby(members, key=lambda part: part[0]):
-                    ends = {ending: member for _, ending, member in group}
-                    image = next((ends[e] for e in ends if e in IMAGE_SUFFIXES), None)
-                    suffix = next((e for e in (".txt", ".json") if e in ends), None)
-                    text = ends[suffix] if suffix else None
+                for key, image, text, suffix in _samples(members):
                     name = f"{file.stem}/{key}"
                     for member in (image, text):
                         if member and member.offset_data + member.size > len(data):
@@ -143,7 +141,7 @@ class LocalShards(LazySplit):
                         bare.add(name)
                         continue
                     place, size = (text.offset_data, text.size) if text else (0, 0)
-                    if not suffix or not captions(bytes(data[place : place + size]), suffix, self._wanted):
+                    if text is None or not captions(bytes(data[place : place + size]), suffix, self._wanted):
                         empty.add(name)
                         continue
                     # The block before the data is the header that has the name, or the end of it.
@@ -170,6 +168,17 @@ def _local_files(wanted: ShardPairs, root: Path) -> list[Path]:
                 )
             files |= dict.fromkeys(found)
     return list(files)
+
+
+def _samples(
+    files: Iterable[tuple[str, str, _File]],
+) -> Iterator[tuple[str, _File | None, _File | None, str]]:
+    """Files (key, ending, file) by their key: each key with its image, its text, and the text's ending."""
+    for key, group in itertools.groupby(files, key=lambda part: part[0]):
+        ends = {ending: file for _, ending, file in group}
+        image = next((ends[e] for e in ends if e in IMAGE_SUFFIXES), None)
+        suffix = next((e for e in (".txt", ".json") if e in ends), "")
+        yield key, image, ends.get(suffix) if suffix else None, suffix
 
 
 class RemoteShards(LazySplit):
@@ -254,11 +263,8 @@ class RemoteShards(LazySplit):
         bare, empty = [], []
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             files = ((*_parts(m.name), tar.extractfile(m).read()) for m in tar if m.isfile())  # type: ignore[union-attr]
-            for key, group in itertools.groupby(files, key=lambda part: part[0]):
-                ends = {ending: data for _, ending, data in group}
-                image = next((ends[e] for e in ends if e in IMAGE_SUFFIXES), None)
-                suffix = next((e for e in (".txt", ".json") if e in ends), None)
-                texts = captions(ends[suffix], suffix, self.wanted) if suffix else []
+            for key, image, text, suffix in _samples(files):
+                texts = [] if text is None else captions(text, suffix, self.wanted)
                 if image is None:
                     bare.append(f"{shard}/{key}")
                 elif not texts:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -40,21 +40,15 @@ def html(
         results: the records' folder, to be named.
         made: when, as people read it.
     """
-    bare = _page(found, {}, columns, lines, off, results, made)
+    shown = {"columns": columns, "lines": lines, "off": off, "results": results.as_posix(), "made": made}
+    bare = _page(found, {}, shown)
     # Blocks are ASCII: a character is a byte. Their names and punctuation are counted as 32 bytes each.
     room = LIMIT - len(bare.encode()) - 32 * len(found.extras)
-    return _page(found, fitting(found.extras, room), columns, lines, off, results, made)
+    return _page(found, fitting(found.extras, room), shown)
 
 
-def _page(
-    found: Content,
-    extras: dict[str, str],
-    columns: Sequence[Column],
-    lines: Sequence[Line],
-    off: Sequence[Judged],
-    results: Path,
-    made: str,
-) -> str:
+def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
+    """The page with these extras; `shown` are the template's own variables."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     charts, versions = charts_library()
@@ -75,16 +69,12 @@ def _page(
         style=Markup((_HERE / "site.css").read_text("utf-8")),  # noqa: S704  ours
         scripts=scripts,
         data=in_script({"index": found.index, "blocks": found.required | extras, "left_out": left_out}),
-        columns=columns,
-        lines=lines,
-        off=off,
-        groups=sorted({line.group for line in lines}),
+        groups=sorted({line.group for line in shown["lines"]}),
         suites=found.index["suites"],
-        results=results.as_posix(),
         version=__version__,
-        made=made,
         left_out=_left_out(left_out),
         charts=versions,
+        **shown,
     )
 
 
