@@ -58,7 +58,12 @@ class Strict(BaseModel):
     """Base of every card part: unknown, missing or mistyped keys are errors; objects are frozen."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # of most cards' classes a command needs none
     )
 
     def canonical(self) -> dict[str, Any]:

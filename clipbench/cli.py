@@ -401,7 +401,7 @@ def report_command(
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
-    rows = frame.read(results, catalog)
+    rows = frame.read(results, catalog, primary=format_ in table.SECTION_FORMATS or write or check)
     for path in beside or ():
         from clipbench import exchange
 
@@ -659,32 +659,49 @@ def bench_probe_command(
     ] = "cifar10",
     data: Data = None,
     cards: Cards = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="scikit-learn fits every n-th λ.")] = 8,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            "--random",
+            help="Random features of this many rows, columns and classes instead of a model's.",
+            metavar="N,D,K",
+        ),
+    ] = None,
+    every: Annotated[
+        int, typer.Option("--every", min=0, help="scikit-learn fits every n-th λ; 0: none.")
+    ] = 8,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """The whole regularisation path against scikit-learn's fits, on the same features in one run."""
-    import numpy as np
+    from tempfile import TemporaryDirectory
 
+    from clipbench.bench import inputs
     from clipbench.bench.probe import measure, view
-    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.data.hub import DataPaths
     from clipbench.features import ModelEncoder
 
-    catalog = _catalog(cards)
-    paths = DataPaths.parse(_known_data(data, catalog))
-    entry = catalog.dataset(dataset)
-    encoder = ModelEncoder(catalog.model(model), _runtime(device, precision), progress=not as_json)
-    train, test = (open_split(entry, role, paths) for role in ("train", "test"))
-    found = measure(
-        np.asarray(encoder.images(train, "backbone")),
-        train.labels.astype(np.int64),
-        np.asarray(encoder.images(test, "backbone")),
-        test.labels.astype(np.int64),
-        len(entry.card.classes),
-        every=every,
-    )
-    _print(found, view, as_json)
+    runtime = _runtime(device, precision)
+    with TemporaryDirectory(prefix="clipbench-") as folder:
+        if random is not None:
+            features = inputs.random_labelled(Path(folder), *_sizes("--random", random, 3))
+        else:
+            catalog = _catalog(cards)
+            paths = DataPaths.parse(_known_data(data, catalog))
+            encoder = ModelEncoder(catalog.model(model), runtime, progress=not as_json)
+            features = inputs.labelled(encoder, catalog.dataset(dataset), paths)
+        _print(measure(features, every=every, device=runtime.device), view, as_json)
+
+
+def _sizes(option: str, given: str, count: int) -> list[int]:
+    """Positive numbers that commas part."""
+    parts = given.split(",")
+    if len(parts) != count or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ClipbenchError(
+            f"{option}: {count} positive numbers are wanted, like 10000,512,100 (found {given})"
+        )
+    return [int(part) for part in parts]
 
 
 @bench.command("svm")
@@ -711,22 +728,16 @@ def bench_svm_command(
     as_json: Json = False,
 ) -> None:
     """One SVM a class with its cost cross-validated, against scikit-learn's LinearSVC, in one run."""
-    import numpy as np
-
-    from clipbench.bench.svm import labels_of, measure, view
-    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.bench import inputs
+    from clipbench.bench.svm import measure, view
+    from clipbench.data.hub import DataPaths
     from clipbench.features import ModelEncoder
 
     catalog = _catalog(cards)
     paths = DataPaths.parse(_known_data(data, catalog))
     entries = [catalog.dataset(name) for name in dataset or ("coco-363-voc", "voc2012-100")]
     encoder = ModelEncoder(catalog.model(model), _runtime(device, precision), progress=not as_json)
-    splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
-    labels = labels_of(splits)
-    features = np.concatenate([np.asarray(encoder.images(split, "backbone")) for split in splits])
-    features = features / np.linalg.norm(features, axis=1, keepdims=True)
-    taken = np.linspace(0, len(labels) - 1, min(rows or len(labels), len(labels))).astype(np.int64)
-    found = measure(features[taken], labels[taken], every=every)
+    found = measure(*inputs.multi_label(encoder, entries, paths, rows), every=every)
     _print(found, view, as_json)
 
 

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from clipbench import models
 from clipbench.cache import cache_root, locked, make_folder, write_atomic
 from clipbench.cards import Preprocess, fingerprint
+from clipbench.cores import cores
 from clipbench.data import Sample, Split
-from clipbench.data.decode import Bad, Crops, OnBadImage, cores, decode_stream, normalise
+from clipbench.data.decode import Bad, Crops, OnBadImage, decode_stream, normalise
 from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
 from clipbench.protocols import HEAT

@@ -162,6 +162,8 @@ class Judge:
 
 def _differing(what: str, then: Json, now: Json, keys: tuple[str, ...]) -> list[str]:
     """One clause that names the keys whose values differ."""
+    if then == now:
+        return []
     changed = [key for key in keys if then.get(key) != now.get(key)]
     if not changed:
         return []

@@ -91,6 +91,24 @@ def test_towers_and_linear_heads_are_open_clips_model(image: dict[str, Any], qui
         torch.testing.assert_close(towers.text(ids[4:, :2]), towers.text(ids[4:]), rtol=1e-5, atol=1e-6)
 
 
+def test_words_that_are_remembered_have_the_tokens_of_the_whole_text() -> None:
+    texts = [
+        *TEXTS,
+        "Two DOGS, running; it's the dogs' 3rd run: they're 12-year-olds!!! <start_of_text>",
+        "  spaces   all   over ",
+        "tab\tand\nline",
+        "cats &amp; dogs &lt;3",
+        "dÃ©jÃ  vu at the cafÃ©",  # mended as a whole: "déjà vu"
+        "naïve “quotes” ﬁne",
+        "it 's a dog's life, 're 'll",
+        "",
+        "".join(map(chr, range(32, 127))),
+    ]
+    text = built(both(VIT, TEXT)).text
+    for _ in range(2):
+        assert torch.equal(text.tokenize(texts)[0], open_clip.tokenize(texts))
+
+
 @pytest.mark.parametrize("arch", ["RN50", "ViT-B-32"])
 def test_defaults_are_the_published_sizes(arch: str) -> None:
     settings = open_clip.get_model_config(arch)

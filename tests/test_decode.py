@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipbench.cards import Preprocess
+from clipbench.cores import cores
 from clipbench.data import Sample
-from clipbench.data.decode import Bad, OnBadImage, cores, decode, decode_stream, normalise
+from clipbench.data.decode import Bad, OnBadImage, decode, decode_stream, normalise
 from clipbench.errors import DataError, StorageError
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from clipbench import models
 from clipbench.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
 from clipbench.catalog import Catalog
+from clipbench.cores import cores
 from clipbench.data.builtin import digits
-from clipbench.data.decode import cores, normalise
+from clipbench.data.decode import normalise
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.execution import Runtime, keep_freed_memory

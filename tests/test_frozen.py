@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from clipbench import models
 from clipbench.cards import Document, ModelCard, Pairs, Recipe, parse
 from clipbench.catalog import Catalog
+from clipbench.cores import cores
 from clipbench.data import Split
 from clipbench.data.builtin import digits
-from clipbench.data.decode import cores, normalise
+from clipbench.data.decode import normalise
 from clipbench.data.hub import DataPaths
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate

@@ -23,8 +23,9 @@ from threadpoolctl import threadpool_limits
 from clipbench import metrics
 from clipbench.bench import probe
 from clipbench.bench import svm as bench_svm
+from clipbench.bench.inputs import Labelled, random_labelled
 from clipbench.catalog import Catalog
-from clipbench.data.decode import cores
+from clipbench.cores import cores
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError
 from clipbench.evaluate import limited
@@ -210,13 +211,29 @@ def test_a_sweep_stops_at_its_gradient_and_chooses_as_the_exact_path() -> None:
 
 
 def test_the_benchmark_says_what_it_measured() -> None:
-    train, y, test, target = digits()
-    found = probe.measure(train, y, test, target, 10, every=32, threads=1)
+    data = Labelled(*digits(), 10)
+    found = probe.measure(data, every=32, threads=1)
     assert found["ratios"]["path_over_all_fits"] < 1
     assert [fit["lambda"] for fit in found["fits"]] == sorted(fit["lambda"] for fit in found["fits"])
     assert found["unconverged"] == []
     assert len(found["fits"]) >= 3
     Console(file=io.StringIO()).print(probe.view(found))
+    alone = probe.measure(data, every=0, threads=1, lambdas=np.logspace(-2, 4, 7))
+    assert (alone["fits"], alone["ratios"]) == ([], {})
+    Console(file=io.StringIO()).print(probe.view(alone))
+    with pytest.raises(DataError, match="at most 96"):
+        probe.measure(data, every=97)
+
+
+def test_random_features_can_be_told_apart_and_lie_in_files(tmp_path: Path) -> None:
+    data = random_labelled(tmp_path, 40_000, 32, 10)
+    assert isinstance(data.train, np.memmap)
+    assert data.train.shape == (40_000, 32)
+    assert data.test.shape == (4_000, 32)
+    found = probe.measure(data, every=0, threads=1, lambdas=np.logspace(-2, 4, 7))
+    assert 0.8 < found["best_accuracy"] < 1
+    again = random_labelled(tmp_path, 40_000, 32, 10)
+    np.testing.assert_array_equal(again.train_targets, data.train_targets)
 
 
 def test_the_benchmark_of_svms_chooses_as_linear_svc_does() -> None:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.catalog import Catalog
+from clipbench.cores import cores
 from clipbench.data import Sample, Split
-from clipbench.data.decode import cores, decode, normalise
+from clipbench.data.decode import decode, normalise
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError
 from clipbench.execution import Runtime, Tower

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipbench.bench.probe import limited_threads
+from clipbench.bench.machine import limited_threads
 from clipbench.cards import Recipe, TaskCard
 from clipbench.data import Captions
 from clipbench.data.builtin import ArraySplit

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.bench.inputs import Labelled
+from clipbench.bench.machine import device_peak_mib, limited_threads, peak_mib
 from clipbench.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,13 +23,10 @@ if TYPE_CHECKING:
 
 
 def measure(
-    train: NDArray[np.floating],
-    train_targets: Ints,
-    test: NDArray[np.floating],
-    test_targets: Ints,
-    classes: int,
+    data: Labelled,
     *,
     every: int = 8,
+    device: str = "cpu",
     threads: int | None = None,
     max_iter: int = 1000,
     gradient_tolerance: float | None = None,
@@ -43,8 +40,8 @@ def measure(
         path_over_all_fits  the whole path / one fit a λ, extrapolated from every `every`-th
 
     Args:
-        train, test: float [n, D] features; `train_targets` and `test_targets` int64 [n], below `classes`.
-        every: scikit-learn fits every n-th λ.
+        every: scikit-learn fits every n-th λ; 0: none, for features that it would take days for.
+        device: of the path.
         threads: of both (all cores by default).
         max_iter: of both; the path counts passes over the features.
         gradient_tolerance: of the path; `logistic.SWEEP` by default, 0 for solutions exact to the path's tolerance.
@@ -56,45 +53,54 @@ def measure(
     from clipbench.solvers import logistic
 
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas
-    if not 1 <= every <= lambdas.size:
-        raise DataError(f"--every must be 1 to {lambdas.size}, the number of λ (found {every})")
+    if every > lambdas.size:
+        raise DataError(f"--every must be at most {lambdas.size}, the number of λ (found {every})")
     gradient = logistic.SWEEP if gradient_tolerance is None else gradient_tolerance
     with limited_threads(threads) as used:
         start = time.perf_counter()
         path = logistic.fit_path(
-            train,
-            train_targets,
-            classes,
+            data.train,
+            data.train_targets,
+            data.classes,
             lambdas,
+            device=device,
             max_iter=max_iter,
             gradient_tolerance=gradient,
         )
         path_s = time.perf_counter() - start
-        right = path.correct(test, test_targets)
+        peaks = {"peak_mib": round(peak_mib())}
+        if (on_device := device_peak_mib(device)) is not None:
+            peaks["device_peak_mib"] = round(on_device)
+        right = path.correct(data.test, data.test_targets)
         best = int(right.argmax())
-        sampled = sorted({*range(every // 2, lambdas.size, every), best})
-        fits = {
-            i: _fit(train, train_targets, test, test_targets, float(lambdas[i]), max_iter) for i in sampled
-        }
-    regular = [fits[i]["seconds"] for i in range(every // 2, lambdas.size, every)]
-    all_s = float(np.mean(regular)) * lambdas.size
-    return {
-        "rows": int(train.shape[0]),
-        "columns": int(train.shape[1]),
-        "classes": classes,
+        regular = range(every // 2, lambdas.size, every) if every else ()
+        sampled = sorted({*regular, best}) if every else []
+        fits = {i: _fit(data, float(lambdas[i]), max_iter) for i in sampled}
+    found = {
+        "rows": int(data.train.shape[0]),
+        "columns": int(data.train.shape[1]),
+        "classes": data.classes,
         "lambdas": int(lambdas.size),
+        "device": device,
         "threads": used,
         "gradient_tolerance": gradient,
         "path_s": round(path_s, 2),
         "path_passes": int(path.n_iter.sum()),
         "unconverged": path.unconverged(),
+        "features_mib": round(data.train.nbytes / 2**20),
+        **peaks,
         "best_lambda": float(lambdas[best]),
-        "fits": [_side(path, i, fits[i], right, test_targets.size) for i in sampled],
-        "ratios": {
+        "best_accuracy": float(right[best] / data.test_targets.size),
+        "fits": [_side(path, i, fits[i], right, data.test_targets.size) for i in sampled],
+        "ratios": {},
+    }
+    if every:
+        all_s = float(np.mean([fits[i]["seconds"] for i in regular])) * lambdas.size
+        found["ratios"] = {
             "path_over_one_fit": round(path_s / fits[best]["seconds"], 4),
             "path_over_all_fits": round(path_s / all_s, 6),
-        },
-    }
+        }
+    return found
 
 
 def view(found: dict[str, Any]) -> RenderableType:
@@ -105,11 +111,17 @@ def view(found: dict[str, Any]) -> RenderableType:
 
     head = (
         f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes, {found['lambdas']} λ, "
-        f"{found['threads']} threads: the path takes {found['path_s']:,} s"
+        f"{found['threads']} threads on {found['device']}: the path takes {found['path_s']:,} s\n"
+        f"best λ = {found['best_lambda']:.3g}: {100 * found['best_accuracy']:.2f} % of the test rows\n"
+        f"peak memory {found['peak_mib']:,} MiB; the features are {found['features_mib']:,} MiB"
     )
+    if "device_peak_mib" in found:
+        head += f"; peak on the GPU {found['device_peak_mib']:,} MiB"
     left = found["unconverged"]
     if left:
         head += f"\nnot converged: λ = {', '.join(f'{value:.2g}' for value in left)}"
+    if not found["ratios"]:
+        return Group(head)
     ratios = Table("ratio", "value", box=box.SIMPLE_HEAD, show_edge=False)
     for name, value in found["ratios"].items():
         ratios.add_row(name, f"{value:.4g}")
@@ -127,18 +139,12 @@ def view(found: dict[str, Any]) -> RenderableType:
     return Group(head, "", ratios, "", fits)
 
 
-def _fit(
-    train: NDArray[np.floating],
-    targets: Ints,
-    test: NDArray[np.floating],
-    test_targets: Ints,
-    penalty: float,
-    max_iter: int,
-) -> dict[str, Any]:
+def _fit(data: Labelled, penalty: float, max_iter: int) -> dict[str, Any]:
     """One fit of scikit-learn's at its default tolerance."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    train, targets = data.train, data.train_targets
     model = LogisticRegression(C=1 / penalty, max_iter=max_iter)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -156,7 +162,7 @@ def _fit(
         "seconds": seconds,
         "iterations": int(model.n_iter_[0]),
         "objective": objective,
-        "accuracy": float(np.mean(model.predict(test) == test_targets)),
+        "accuracy": float(np.mean(model.predict(data.test) == data.test_targets)),
     }
 
 
@@ -170,21 +176,3 @@ def _side(path: Path, at: int, fit: dict[str, Any], right: Ints, count: int) -> 
         "path_accuracy": float(right[at] / count),
         "fit_accuracy": fit["accuracy"],
     }
-
-
-@contextlib.contextmanager
-def limited_threads(count: int | None) -> Iterator[int]:
-    """The same number of threads for torch and for scikit-learn's libraries."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    from clipbench.data.decode import cores
-
-    count = count or cores()
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with threadpool_limits(count):
-            yield count
-    finally:
-        torch.set_num_threads(before)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.bench.probe import limited_threads
+from clipbench.bench.machine import limited_threads, peak_mib
 from clipbench.errors import ClipbenchError
 from clipbench.selection import forget
 
@@ -65,7 +63,7 @@ def measure(
             start = time.perf_counter()
             found = ranking.rank(*rows, owner, top=top)
             ours_s.append(time.perf_counter() - start)
-            peak = peak or _peak_mib()
+            peak = peak or peak_mib()
             index = _peer()
             start = time.perf_counter()
             peers = [_search(index, queries, keys, top) for queries, keys in (rows, rows[::-1])]
@@ -160,9 +158,3 @@ def _agreement(ranks: Any, peer: tuple[Floats, Ints]) -> dict[str, float]:
         "same_keys": round(float((keys == ranks.top).mean()), 6),
         "score_difference": float(np.abs(scores - ranks.scores).max()),
     }
-
-
-def _peak_mib() -> float:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.bench.probe import limited_threads
+from clipbench.bench.machine import limited_threads
 from clipbench.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-    from clipbench.data import Split
 
 _FOLDS = 3
 
@@ -81,21 +78,6 @@ def measure(
         "linear_svc_cv_map": round(100 * float(np.mean([max(fit["cv"]) for fit in fits])), 3),
         "ratios": {"linear_svc_over_ours": round(peer_s / min(ours_s), 1)},
     }
-
-
-def labels_of(splits: Sequence[Split]) -> NDArray[np.uint8]:
-    """Labels of splits of the same classes, one behind the other: uint8 [n, C], difficult objects being absent.
-
-    Raises:
-        DataError: the classes differ.
-    """
-    first, *others = splits
-    for other in others:
-        if other.classes != first.classes:
-            raise DataError(f"{first.dataset} and {other.dataset} have different classes")
-    numbers = np.arange(len(first.classes))
-    parts = [s.labels == 1 if s.labels.ndim == 2 else s.labels[:, None] == numbers for s in splits]
-    return np.concatenate(parts).astype(np.uint8)
 
 
 def view(found: dict[str, Any]) -> RenderableType:

@@ -199,11 +199,6 @@ class Batch:
     bad: tuple[Bad, ...]
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def decode_stream(
     samples: Iterator[Sample],
     preprocess: Preprocess,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,27 @@ def _ends(tokens: Tensor) -> Tensor:
     return tokens.argmax(dim=1)
 
 
+class _Tokenizer(SimpleTokenizer):  # type: ignore[misc]
+    """CLIP's tokenizer; of plain text it remembers each word's tokens, and its cleaning changes nothing but case.
+
+    No token reaches over a space, and what `clean_fn` mends (mojibake, entities, control characters) is in no
+    printable ASCII text without "&".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._word = lru_cache(2**16)(super().encode)
+
+    def encode(self, text: str) -> list[int]:
+        if not text.isascii() or not text.isprintable() or "&" in text:
+            found: list[int] = super().encode(text)
+            return found
+        return [token for word in text.split() for token in self._word(word)]
+
+
 @cache
 def _tokenizer() -> Any:
-    return SimpleTokenizer()
+    return _Tokenizer()
 
 
 def _activation(quick: bool) -> type[nn.Module]:

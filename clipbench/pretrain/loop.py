@@ -16,8 +16,8 @@ from rich.console import Console
 from torch import nn
 
 from clipbench.cards import ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
+from clipbench.cores import cores
 from clipbench.data import Split
-from clipbench.data.decode import cores
 from clipbench.data.lazy import LazySplit
 from clipbench.errors import ClipbenchError, Stopped
 from clipbench.execution import Runtime

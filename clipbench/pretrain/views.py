@@ -160,13 +160,16 @@ def turn_hue(images: Tensor, by: Tensor) -> Tensor:
     """The hue of each image turned (`by`: float [B, 1, 1, 1], in circles); grey images stay as they are."""
     if images.shape[1] == 1:
         return images
-    value, top = images.max(dim=1)
-    chroma = value - images.min(dim=1).values
     red, green, blue = images.unbind(dim=1)
-    safe = chroma.where(chroma > 0, torch.ones_like(chroma))
-    # in sixths of the circle, from the channel that is largest
-    sixths = torch.stack([(green - blue) / safe, (blue - red) / safe + 2, (red - green) / safe + 4], dim=1)
-    hue = sixths.gather(1, top[:, None])[:, 0] + 6 * by[:, 0]
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    # in sixths of the circle times the chroma, from the channel that is largest
+    sixths = torch.where(
+        red == value,
+        green - blue,
+        torch.where(green == value, blue - red + 2 * chroma, red - green + 4 * chroma),
+    )
+    hue = sixths / chroma.where(chroma > 0, 1.0) + 6 * by[:, 0]
     # Each channel is the value, less the chroma where the hue is far from it (of red, green and blue: 5, 3, 1).
     offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
     place = (hue[:, None] + offsets) % 6
@@ -188,10 +191,8 @@ def blur(images: Tensor, sigma: Tensor, *, reach: int) -> Tensor:
     # A product with a band matrix a side: quick for any batch, since every image has a kernel of its own.
     seen = (torch.arange(side, device=images.device)[:, None] + offsets).abs()
     seen = seen.where(seen < side, 2 * (side - 1) - seen)
-    band = torch.zeros(len(images), side, side, dtype=images.dtype, device=images.device)
-    for step in range(len(offsets)):
-        band[:, torch.arange(side, device=images.device), seen[:, step]] += kernel[:, step, None]
-    band = band[:, None]
+    which = F.one_hot(seen, side).to(images.dtype)  # [side, 2 reach + 1, side]
+    band = torch.einsum("bo,iox->bix", kernel.to(images.dtype), which)[:, None]
     return band @ images @ band.transpose(2, 3)
 
 

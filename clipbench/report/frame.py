@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from clipbench import records
 from clipbench.cards import Confidence, Reported
 from clipbench.catalog import Catalog
-from clipbench.data.decode import cores
+from clipbench.cores import cores
 from clipbench.records import Record, Stored
 from clipbench.standing import Judge, Reason, lacking
 from clipbench.stats import Score
@@ -96,39 +96,45 @@ def results(folder: str | Path = "results", *, cards: Sequence[Path] = ()) -> pd
     return pd.DataFrame(found, columns=list(Row._fields))
 
 
-def read(folder: Path, catalog: Catalog) -> list[Row]:
+def read(folder: Path, catalog: Catalog, *, primary: bool = False) -> list[Row]:
     """Every score of every record below `folder`, by model, then task, the primary metric first.
+
+    Args:
+        primary: the primary scores alone.
 
     Raises: as `results`.
     """
     paths = records.paths(folder)
-    count = min(cores(), len(paths) // _SHARE)
-    with _many_objects():
-        if count < 2:
-            return _read(catalog, paths)
-        cuts = [len(paths) * i // count for i in range(count + 1)]
-        shares = [paths[a:b] for a, b in pairwise(cuts)]
-        with ProcessPoolExecutor(count) as others:
-            found = [row for part in others.map(partial(_read, catalog), shares) for row in part]
-    return sorted(found, key=lambda row: (row.model, row.task))
+    count = max(1, min(cores(), len(paths) // _SHARE))
+    cuts = [len(paths) * i // count for i in range(count + 1)]
+    own, *shares = (paths[a:b] for a, b in pairwise(cuts))
+    if not shares:
+        return _read(catalog, primary, own)
+    with _many_objects(), ProcessPoolExecutor(len(shares)) as others:
+        others_rows = others.map(partial(_read, Catalog(catalog.extra), primary), shares)
+        found = [_read(catalog, primary, own), *others_rows]
+        return sorted((row for part in found for row in part), key=lambda row: (row.model, row.task))
 
 
-def _read(catalog: Catalog, paths: Sequence[Path]) -> list[Row]:
+def _read(catalog: Catalog, primary: bool, paths: Sequence[Path]) -> list[Row]:
     """The rows of these files; collector's rounds are left out in a process of its own too."""
     with _many_objects():
-        return rows(map(records.load, paths), Judge(catalog).reasons)
+        return rows(map(records.load, paths), Judge(catalog).reasons, primary=primary)
 
 
 def rows(
     stored: Iterable[Stored],
     reasons: Callable[[Stored], Sequence[Reason]] = lambda _: (),
+    *,
+    primary: bool = False,
 ) -> list[Row]:
     """Every score of these records, by model, then task, the primary metric first.
 
     Args:
         reasons: why a record may not stand on the leaderboard (`Judge.reasons`).
+        primary: the primary scores alone.
     """
-    groups = [_rows(one, reasons(one)) for one in stored]
+    groups = [_rows(one, reasons(one), primary) for one in stored]
     groups.sort(key=lambda group: (group[0].model, group[0].task))
     return [row for group in groups for row in group]
 
@@ -170,12 +176,13 @@ def less_is_better(metric: str) -> bool:
     return metric.endswith("_rank") or metric.startswith(_LESS)
 
 
-def _rows(stored: Stored, against: Sequence[Reason]) -> list[Row]:
-    """One for each score of a record, the primary one first."""
+def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]:
+    """One for each score of a record, the primary one first, or that one alone."""
     record = stored.record
     model = record.cards.model
     family, pairs = model.get("family"), model.get("training_pairs_m")
     published = record.cards.reported if model.get("reported") else ()
+    metrics = [record.primary] if primary else metrics_of(record)
     whole: dict[str, Any] = {
         "model": record.model,
         "task": record.task,
@@ -198,7 +205,7 @@ def _rows(stored: Stored, against: Sequence[Reason]) -> list[Row]:
         "kept_off": ", ".join(reason.kind for reason in against),
         "why": "; ".join(reason.text for reason in against),
     }
-    return [Row(**whole, **_scored(record, metric, published)) for metric in metrics_of(record)]
+    return [Row(**whole, **_scored(record, metric, published)) for metric in metrics]
 
 
 def _scored(record: Record, metric: str, published: Sequence[Reported]) -> dict[str, Any]:

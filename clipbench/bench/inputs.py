@@ -1,0 +1,113 @@
+"""What benchmarks measure on: real features of a model, or random ones of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.errors import DataError
+
+if TYPE_CHECKING:
+    from clipbench.cards import TaskCard
+    from clipbench.catalog import Entry
+    from clipbench.data import Split
+    from clipbench.data.hub import DataPaths
+    from clipbench.features import ModelEncoder
+
+    Floats = NDArray[np.float32]
+    Ints = NDArray[np.int64]
+
+_ROWS = 16_384  # written at once
+_DECAY = 0.5  # the i-th axis of random features has a standard deviation of i to the minus this
+_APART = 0.8  # standard deviation of class centres, in that of the samples around them
+
+
+class Labelled(NamedTuple):
+    """Training and test rows of one data set: features float [n, D], targets int64 [n] below `classes`."""
+
+    train: NDArray[np.floating]
+    train_targets: Ints
+    test: NDArray[np.floating]
+    test_targets: Ints
+    classes: int
+
+
+def labelled(encoder: ModelEncoder, entry: Entry[TaskCard], paths: DataPaths) -> Labelled:
+    """Backbone features of the splits train and test.
+
+    Raises:
+        ClipbenchError: as `open_split`, or an image that cannot be decoded.
+    """
+    from clipbench.data.hub import open_split
+
+    train, test = (open_split(entry, role, paths) for role in ("train", "test"))
+    return Labelled(
+        np.asarray(encoder.images(train, "backbone")),
+        train.labels.astype(np.int64),
+        np.asarray(encoder.images(test, "backbone")),
+        test.labels.astype(np.int64),
+        len(entry.card.classes),
+    )
+
+
+def multi_label(
+    encoder: ModelEncoder, entries: Sequence[Entry[TaskCard]], paths: DataPaths, rows: int | None = None
+) -> tuple[Floats, NDArray[np.uint8]]:
+    """Unit backbone features of the first splits of data sets, one behind the other, and their labels.
+
+    Args:
+        rows: so many of them, evenly spaced; None: all.
+
+    Returns:
+        Float32 [n, D] and uint8 [n, C]; difficult objects are absent, and of single-label sets each class is told
+        from all others.
+
+    Raises:
+        DataError: the data sets have different classes.
+        ClipbenchError: as `open_split`, or an image that cannot be decoded.
+    """
+    from clipbench.data.hub import open_split
+
+    splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
+    labels = np.concatenate(_labels(splits)).astype(np.uint8)
+    features = np.concatenate([np.asarray(encoder.images(split, "backbone")) for split in splits])
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    taken = np.linspace(0, len(labels) - 1, min(rows or len(labels), len(labels))).astype(np.int64)
+    return features[taken], labels[taken]
+
+
+def _labels(splits: Sequence[Split]) -> list[NDArray[np.bool_]]:
+    first, *others = splits
+    for other in others:
+        if other.classes != first.classes:
+            raise DataError(f"{first.dataset} and {other.dataset} have different classes")
+    numbers = np.arange(len(first.classes))
+    return [s.labels == 1 if s.labels.ndim == 2 else s.labels[:, None] == numbers for s in splits]
+
+
+def random_labelled(folder: Path, rows: int, columns: int, classes: int) -> Labelled:
+    """Random features, memory-mapped in `folder`: `rows` for training and a tenth as many for testing.
+
+    Samples scatter round the centre of their class, and both round the origin, with a variance that falls with the
+    number of the axis, much as those of a network's features do.
+    """
+    rng = np.random.default_rng(0)
+    scale = np.arange(1, columns + 1, dtype=np.float32) ** -_DECAY
+    centres = _APART * rng.standard_normal((classes, columns), dtype=np.float32)
+
+    def write(name: str, count: int) -> tuple[Floats, Ints]:
+        targets = rng.integers(0, classes, count)
+        path = folder / f"{name}.npy"
+        found = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, columns))
+        for start in range(0, count, _ROWS):
+            own = targets[start : start + _ROWS]
+            samples = centres[own] + rng.standard_normal((own.size, columns), dtype=np.float32)
+            found[start : start + own.size] = samples * scale
+        found.flush()
+        return np.load(path, mmap_mode="r"), targets
+
+    return Labelled(*write("train", rows), *write("test", max(1, rows // 10)), classes)
