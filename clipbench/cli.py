@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from clipbench.evaluate import Result
     from clipbench.execution import Runtime
     from clipbench.records import Record
+
+Item = TypeVar("Item")
 
 app = typer.Typer(
     help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
@@ -279,6 +281,15 @@ def study_command(
     data: Data = None,
     cards: Cards = None,
     device: Device = "auto",
+    share: Annotated[
+        str | None,
+        typer.Option(
+            "--share",
+            help="Only the K-th of N parts of the runs, and no page: for several processes or machines with one "
+            "--runs folder. The command without it then writes the page.",
+            metavar="K/N",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
     ] = False,
@@ -297,16 +308,30 @@ def study_command(
 
     options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
     folder = name if form == "cpu" else f"{name}-{form}"
-    cells, measured = len(study.cells()), []
-    for one in studies.run(study, catalog, options, runs / folder, device=device, progress=not quiet):
+    cells, measured = _share(study.cells(), share), []
+    for one in studies.run(
+        study, catalog, options, runs / folder, device=device, progress=not quiet, cells=cells
+    ):
         measured.append(one)
         shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
-        _stderr(_plain(f"{len(measured)}/{cells} {one.cell.name}: {shown}"))
+        _stderr(_plain(f"{len(measured)}/{len(cells)} {one.cell.name}: {shown}"))
+    if share is not None:
+        return
     command = f"clipbench study {name}" + (
         " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
     )
     page = report.write(name, study, measured, command, out / folder)
     _stderr(_plain(f"wrote {page}, study.png and study.json"))
+
+
+def _share(items: list[Item], share: str | None) -> list[Item]:
+    """The K-th of N parts of `items`, dealt in turn, for "K/N"; all for None."""
+    if share is None:
+        return items
+    first, _, of = share.partition("/")
+    if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
+        raise ClipbenchError(f"--share: K/N with 1 ≤ K ≤ N is wanted, like 1/2 (found {share})")
+    return items[int(first) - 1 :: int(of)]
 
 
 # ----------------------------------------------------------------- list, show
@@ -691,7 +716,8 @@ def bench_probe_command(
             paths = DataPaths.parse(_known_data(data, catalog))
             encoder = ModelEncoder(catalog.model(model), runtime, progress=not as_json)
             features = inputs.labelled(encoder, catalog.dataset(dataset), paths)
-        _print(measure(features, every=every, device=runtime.device), view, as_json)
+        found = measure(features, every=every, device=runtime.device, progress=not as_json)
+        _print(found, view, as_json)
 
 
 def _sizes(option: str, given: str, count: int) -> list[int]:

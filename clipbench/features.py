@@ -278,7 +278,7 @@ class ModelEncoder:
     @contextlib.contextmanager
     def tracked(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """See `protocols.Encoder`."""
-        with _progress(label, total, self.progress) as (bar, task):
+        with progress_bar(label, total, self.progress) as (bar, task):
             yield lambda steps: bar.advance(task, steps)
 
     def file(self, split: Split, space: str) -> FeatureFile:
@@ -406,7 +406,7 @@ class ModelEncoder:
         missing = file.missing()
         tower = self.text_tower(texts, space)
         todo = sum(len(file.shard_rows(shard)) for shard in missing)
-        with _progress("texts", len(texts), self.progress) as (bar, task):
+        with progress_bar("texts", len(texts), self.progress) as (bar, task):
             bar.advance(task, len(texts) - todo)
             for first in range(0, len(missing), _TEXT_SHARDS):
                 shards = missing[first : first + _TEXT_SHARDS]
@@ -564,7 +564,7 @@ def _encode_shards(
     start = time.perf_counter()
     waited = wrote = 0.0
     label = f"{split.dataset} {split.role}" + (f" × {len(encoders)} models" if len(encoders) > 1 else "")
-    with _progress(label, len(split), first.progress) as (bar, task), contextlib.closing(stream):
+    with progress_bar(label, len(split), first.progress) as (bar, task), contextlib.closing(stream):
         bar.advance(task, len(split) - len(rows))
         for shard in shards:
             parts: list[list[NDArray[np.float32]]] = [[] for _ in encoders]
@@ -655,7 +655,7 @@ def not_finite(model: str, precision: str) -> ClipbenchError:
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int, show: bool) -> Iterator[tuple[Progress, TaskID]]:
+def progress_bar(label: str, total: int, show: bool) -> Iterator[tuple[Progress, TaskID]]:
     """A progress bar on stderr with rate and time left."""
     from rich.console import Console
     from rich.progress import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from small import one_thread  # noqa: F401 - a fixture
 
-from clipbench import models
+from clipbench import cli, models
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths
@@ -85,6 +86,30 @@ def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
     monkeypatch.setattr("clipbench.pretrain.study.DEPTHS", (1,))
     with pytest.raises(AssertionError, match="done again"):  # another depth of recall: measured anew
         next(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+
+
+def test_shares_of_a_study_are_all_of_it_and_write_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = small(swept=[], claims=[])
+    monkeypatch.setattr("clipbench.pretrain.study.read", lambda *_: study)
+
+    def run(*more: str) -> list[str]:
+        folders = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+        monkeypatch.setattr("sys.argv", ["clipbench", "study", NAME, "--quick", "--quiet", *folders, *more])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code in (0, 2)
+        return re.findall(r"^\d+/\d+ (\S+):", capsys.readouterr().err, re.MULTILINE)
+
+    shares = [run("--share", f"{k}/2") for k in (1, 2)]
+    assert not (tmp_path / "out").exists()
+    done = [name for pair in zip(*shares, strict=True) for name in pair]
+    assert done == [cell.name for cell in study.cells()]
+    assert len(run()) == len(done)
+    assert (tmp_path / "out" / f"{NAME}-quick" / "README.md").is_file()
+    for wrong in ("0/2", "3/2", "1", "a/b"):
+        assert not run("--share", wrong)
 
 
 def scored(study: Study, scores: dict[str, list[float]]) -> list[Measured]:

@@ -31,6 +31,7 @@ def measure(
     max_iter: int = 1000,
     gradient_tolerance: float | None = None,
     lambdas: Doubles | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Time the path and scikit-learn's `LogisticRegression` (default tolerance) on the same features.
 
@@ -46,17 +47,19 @@ def measure(
         max_iter: of both; the path counts passes over the features.
         gradient_tolerance: of the path; `logistic.SWEEP` by default, 0 for solutions exact to the path's tolerance.
         lambdas: float64 [L], ascending; the 96 of the protocol by default.
+        progress: show how many λ of the path are solved.
 
     Raises:
         DataError: there are fewer λ than `every`.
     """
+    from clipbench.features import progress_bar
     from clipbench.solvers import logistic
 
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas
     if every > lambdas.size:
         raise DataError(f"--every must be at most {lambdas.size}, the number of λ (found {every})")
     gradient = logistic.SWEEP if gradient_tolerance is None else gradient_tolerance
-    with limited_threads(threads) as used:
+    with limited_threads(threads) as used, progress_bar("λ", lambdas.size, progress) as (bar, task):
         start = time.perf_counter()
         path = logistic.fit_path(
             data.train,
@@ -66,6 +69,7 @@ def measure(
             device=device,
             max_iter=max_iter,
             gradient_tolerance=gradient,
+            progress=lambda done, _: bar.update(task, completed=done),
         )
         path_s = time.perf_counter() - start
         peaks = {"peak_mib": round(peak_mib())}

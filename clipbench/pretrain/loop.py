@@ -98,7 +98,7 @@ def pretrain(
     """
     console = Console(stderr=True)
     config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
-    images = sum(len(split) for split, _ in data)
+    images = sum({split.fingerprint: len(split) for split, _ in data}.values())
     sources = [
         Source(*given, wanted)
         for given, wanted in zip(data, recipe.data, strict=True)
@@ -304,7 +304,7 @@ def model_card(
         config=start.config.canonical(),
         preprocess=recipe.model.preprocess,
         weights=Weights(file="model.safetensors", sha256=sha256),
-        training_data="; ".join(data.described for data in recipe.data),
+        training_data="; ".join(dict.fromkeys(data.described for data in recipe.data)),
         training_pairs_m=images / 1e6,
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "

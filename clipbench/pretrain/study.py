@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -221,9 +221,19 @@ class Measured:
 
 
 def run(
-    study: Study, catalog: Catalog, options: Options, runs: Path, *, device: str, progress: bool
+    study: Study,
+    catalog: Catalog,
+    options: Options,
+    runs: Path,
+    *,
+    device: str,
+    progress: bool,
+    cells: Sequence[Cell] | None = None,
 ) -> Iterator[Measured]:
     """Train and measure every cell that is not yet finished in its folder below `runs`; yields each.
+
+    Args:
+        cells: only these.
 
     Raises:
         CardError, DataError, StorageError, ClipbenchError: as `pretrain` and the protocols.
@@ -231,7 +241,7 @@ def run(
     from clipbench.data.training import open_pairs
     from clipbench.pretrain.loop import pretrain
 
-    recipes = {cell: study.recipe_of(cell) for cell in study.cells()}
+    recipes = {cell: study.recipe_of(cell) for cell in (study.cells() if cells is None else cells)}
     catalog.tasks([measure.task for measure in study.measures.values()])
     opened: dict[AnyPairs, tuple[Split, TaskCard]] = {}
     for cell, recipe in recipes.items():
