@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ROWS = 16_384  # written at once
 _DECAY = 0.5  # the i-th axis of random features has a standard deviation of i to the minus this
-_APART = 0.8  # standard deviation of class centres, in that of the samples around them
+_APART = 4.0  # distance of class centres from the origin, in standard deviations of the samples around them
 
 
 class Labelled(NamedTuple):
@@ -97,7 +97,7 @@ def random_labelled(folder: Path, rows: int, columns: int, classes: int) -> Labe
     """
     rng = np.random.default_rng(0)
     scale = np.arange(1, columns + 1, dtype=np.float32) ** -_DECAY
-    centres = _APART * rng.standard_normal((classes, columns), dtype=np.float32)
+    centres = _APART / columns**0.5 * rng.standard_normal((classes, columns), dtype=np.float32)
 
     def write(name: str, count: int) -> tuple[Floats, Ints]:
         targets = rng.integers(0, classes, count)

@@ -369,13 +369,19 @@ class _Driver:
     def path(self, lambdas: Doubles, classes: int, present: Ints, tolerance: float, absent: Doubles) -> Path:
         """The solutions, of all classes and in the features' own coordinates."""
         count, width = lambdas.size, self._mean.numel()
-        weights = np.zeros((count, classes, width), dtype=np.float32)
+        solved = self._solved.flatten(1, 2)
         bias = np.tile(absent.astype(np.float32), (count, 1))
+        whole = self._basis is None and present.size == classes and solved.dtype == torch.float32
+        # Where the solutions are the weights, no copy is made: of many classes they are the most that is held.
+        weights = (
+            solved[:, :, :-1].cpu().numpy() if whole else np.zeros((count, classes, width), dtype=np.float32)
+        )
         for i in range(count):
-            solved = self._solved[i].flatten(0, 1).double()
-            inside = solved[:, :-1] if self._basis is None else solved[:, :-1] @ self._basis.T
-            weights[i, present] = inside.cpu().numpy()
-            bias[i, present] = (solved[:, -1] - inside @ self._mean).cpu().numpy()
+            own = solved[i].double()
+            inside = own[:, :-1] if self._basis is None else own[:, :-1] @ self._basis.T
+            bias[i, present] = (own[:, -1] - inside @ self._mean).cpu().numpy()
+            if not whole:
+                weights[i, present] = inside.cpu().numpy()
         single = self._problems == 1 and self._prior.shape[1] > 1
         numbers = [self.objective, self.distance, self.gradient, self.n_iter, self.converged]
         if single:
