@@ -36,7 +36,7 @@ from clipbench.models import LoadedModel, dual, layouts
 from clipbench.models.tokenizer import Tokenizer
 from clipbench.models.weights import read_state_dict, resolve_source
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.towers import ClipLiteBlock, DualTowers
+from clipbench.pretrain.towers import ClipLiteBlock, DualTowers, PatchTower
 
 one_thread = small.one_thread
 PREPROCESS = Preprocess(size=8, resize="none", channels=1, mean=(0.5,), std=(0.5,))
@@ -189,11 +189,26 @@ def test_missing_file(tmp_path: Path) -> None:
         ({"projektion": "linear"}, "projektion"),
         ({"text": {"kind": "bytes", "width": 15, "layers": 1, "heads": 2}}, "multiple of heads"),
         ({"image": {"kind": "convnet", "width": 4, "stages": 5}, "embed_dim": 64}, "8 px is too small"),
+        (
+            {"image": {"kind": "convnet", "width": 4, "stages": 3, "stride": 4}},
+            "divides the side by 4, and halves the side 2 times: 8 px is too small",
+        ),
     ],
 )
 def test_config_that_cannot_be_built(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CardError, match=message):
         _build(CONFIG | change)
+
+
+def test_a_convnet_may_begin_with_a_stride_which_older_configs_do_not_have() -> None:
+    strided = CONFIG | {"image": CONFIG["image"] | {"stride": 2}}
+    images = torch.rand(3, 1, 8, 8)
+    towers = [_build(config).image for config in (CONFIG, strided)]
+    assert all(isinstance(tower, PatchTower) for tower in towers)
+    shapes = [tuple(tower.states(images).shape) for tower in towers if isinstance(tower, PatchTower)]
+    assert shapes == [(3, 16, 4, 4), (3, 16, 2, 2)]
+    written = [dual.parse_config(config, "test").canonical()["image"] for config in (CONFIG, strided)]
+    assert written == [CONFIG["image"], strided["image"]]
 
 
 def test_clip_lite_block_is_the_papers() -> None:

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from clipbench.cards import ModelCard, Preprocess, Strict, Weights, fingerprint
 from clipbench.errors import CardError, WeightsError
@@ -32,14 +38,21 @@ VERSION = 1
 class ConvNetTower(Strict):
     """A small residual network for images of 8 to 64 px, globally average-pooled.
 
-    `stages` stages of `blocks` residual blocks; the first has `width` channels at full resolution, each
-    further one twice the channels at half the side.
+    `stages` stages of `blocks` residual blocks; the first has `width` channels, each further one twice the channels
+    at half the side. `stride` is that of the convolution before them: 1 keeps the full resolution.
     """
 
     kind: Literal["convnet"]
     width: int = Field(gt=0)
     stages: int = Field(gt=0)
     blocks: int = Field(1, gt=0)
+    stride: int = Field(1, gt=0)
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: the identity of older models stays."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("stride", 1)}
 
     @property
     def features(self) -> int:

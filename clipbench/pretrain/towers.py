@@ -449,15 +449,16 @@ class ConvNet(PatchTower):
 
     def __init__(self, config: ConvNetTower, channels: int, side: int) -> None:
         super().__init__()
-        if side < 2 ** (config.stages - 1):
+        if side < config.stride * 2 ** (config.stages - 1):
+            at_first = f"divides the side by {config.stride}, and " if config.stride > 1 else ""
             raise CardError(
-                f"an image tower of {config.stages} stages halves the side {config.stages - 1} times: "
+                f"an image tower of {config.stages} stages {at_first}halves the side {config.stages - 1} times: "
                 f"{side} px is too small",
                 hint="lower config.image.stages, or raise preprocess.size",
             )
         self.features = config.features
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, config.width, 3, padding=1, bias=False),
+            nn.Conv2d(channels, config.width, 3, stride=config.stride, padding=1, bias=False),
             nn.BatchNorm2d(config.width),
             nn.ReLU(),
         )
