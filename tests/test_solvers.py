@@ -426,7 +426,7 @@ def test_one_bias_for_all_classes_is_no_direction_of_a_step() -> None:
     shares = torch.from_numpy(rng.dirichlet(np.ones(5), 4000)).float()
     mixing = (torch.diag(shares.sum(dim=0)) - shares.T @ shares)[None].double()
     spectrum = Spectrum(torch.ones(3), None)
-    precondition = newton._Preconditioner(spectrum, mixing, torch.ones(1, dtype=torch.float64), 4000, True)
+    precondition = newton._Preconditioner(spectrum, mixing, torch.ones(1, dtype=torch.float64), 4000)
     vector = torch.zeros(1, 5, 4)
     vector[:, :, -1] = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0]) + 1.0
     found = precondition(vector)[0, :, -1]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipbench.errors import DataError
-from clipbench.solvers.losses import Loss, Sigmoid, Signs, Softmax
+from clipbench.solvers.losses import Loss, Sigmoid, Softmax
 from clipbench.solvers.newton import Newton
 from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
 
@@ -252,10 +252,7 @@ def fit_path_binary(
     present = np.flatnonzero((positives > 0) & (negatives > 0))
     if not present.size:
         raise DataError("no class has both positives and negatives", hint="check the split's labels")
-    signs = Signs(
-        torch.from_numpy(np.ascontiguousarray(sign[:, present].T)).to(device),
-        torch.arange(present.size, device=device),
-    )
+    signs = torch.from_numpy(np.ascontiguousarray(sign[:, present].T)).to(device)
     prior = np.log(positives[present] / negatives[present])
     driver = _Driver(
         features,
@@ -295,17 +292,18 @@ class _Driver:
         dtype = torch.float64 if double else torch.float32
         self.tolerance = TOLERANCE["float64" if double else "float32"]
         rows = Rows(features, device=device, dtype=dtype, block_rows=block_rows)
-        self._mean, self._basis = rows.mean, None
+        self._mean = rows.mean
+        self._reduced: Reduced | None = None
         self.shared: _Shared | None = None
         if n < width:
-            reduced = Reduced.of(rows)
-            rows, spectrum, self._basis = reduced.rows, reduced.spectrum, reduced.basis
+            self._reduced = Reduced.of(rows)
+            rows, spectrum = self._reduced.rows, self._reduced.spectrum
         elif like is not None and like.spectrum is not None and like.spectrum.spectrum.values.dtype == dtype:
             known = like.spectrum
             spectrum = Spectrum(known.spectrum.values * (n / known.n), known.spectrum.vectors)
         else:
             spectrum = Spectrum.of(rows)
-        if self._basis is None:
+        if self._reduced is None:
             self.shared = _Shared(spectrum, n)
         self._like, self._problems, self._device = like, problems, device
         self._engine = Newton(rows, spectrum, loss, exact=exact)
@@ -371,14 +369,14 @@ class _Driver:
         count, width = lambdas.size, self._mean.numel()
         solved = self._solved.flatten(1, 2)
         bias = np.tile(absent.astype(np.float32), (count, 1))
-        whole = self._basis is None and present.size == classes and solved.dtype == torch.float32
+        whole = self._reduced is None and present.size == classes and solved.dtype == torch.float32
         # Where the solutions are the weights, no copy is made: of many classes they are the most that is held.
         weights = (
             solved[:, :, :-1].cpu().numpy() if whole else np.zeros((count, classes, width), dtype=np.float32)
         )
         for i in range(count):
             own = solved[i].double()
-            inside = own[:, :-1] if self._basis is None else own[:, :-1] @ self._basis.T
+            inside = own[:, :-1] if self._reduced is None else self._reduced.outward(own[:, :-1])
             bias[i, present] = (own[:, -1] - inside @ self._mean).cpu().numpy()
             if not whole:
                 weights[i, present] = inside.cpu().numpy()
@@ -482,7 +480,7 @@ class _Driver:
         nearest = int(np.abs(known - self._logs[index]).argmin())
         weights = torch.from_numpy(self._like.weights[nearest][present]).to(self._mean.device).double()
         bias = torch.from_numpy(self._like.bias[nearest][present]).to(self._mean.device).double()
-        inside = weights if self._basis is None else weights @ self._basis
+        inside = weights if self._reduced is None else self._reduced.inward(weights)
         start = self._zero()
         start[:, :, :-1] = inside.view(start[:, :, :-1].shape)
         centred = bias + weights @ self._mean

@@ -88,77 +88,28 @@ class Softmax:
         return moved.mul_(state)
 
 
-class Signs:
-    """Which problem sees which row as what: the labels of binary problems.
+class Sigmoid:
+    """Binary cross-entropy, log(1 + exp(−y s)) with y = ±1; problems differ in their labels.
 
     Attributes:
-        sign: int8 [C, n], 1 positive, −1 negative, 0 left out, by class.
-        class_of: int64 [P], each problem's class.
-        fold: int8 [C, n], the fold of each row, or None.
-        left_out: int8 [P], the fold that each problem does not see (−1: it sees all).
-        positive: how much more a positive counts than a negative.
+        sign: int8 [C, n], 1 positive, −1 negative, 0 left out, by problem.
     """
 
-    def __init__(
-        self,
-        sign: Tensor,
-        class_of: Tensor,
-        *,
-        fold: Tensor | None = None,
-        left_out: Tensor | None = None,
-        positive: float = 1.0,
-    ) -> None:
-        self._sign, self._class_of = sign, class_of
-        self._fold, self._left_out, self._positive = fold, left_out, positive
-
-    def of(self, rows: Which, members: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Signs and weights, both [P, 1, b]."""
-        classes = self._class_of[members]
-        sign = self._sign[classes][:, rows]
-        weight = (sign != 0).to(dtype) + (self._positive - 1) * (sign > 0).to(dtype)
-        if self._fold is not None and self._left_out is not None:
-            weight *= self._fold[classes][:, rows] != self._left_out[members][:, None]
-        return sign.to(dtype)[:, None], weight[:, None]
-
-
-class Sigmoid:
-    """Binary cross-entropy, log(1 + exp(−y s)) with y = ±1."""
-
     columns = 1
 
-    def __init__(self, signs: Signs) -> None:
-        self._signs = signs
+    def __init__(self, sign: Tensor) -> None:
+        self._sign = sign
 
     def terms(self, scores: Tensor, rows: Which, members: Tensor, stride: int) -> Terms:
-        sign, weight = self._signs.of(rows, members, scores.dtype)
+        sign = self._sign[members][:, rows].to(scores.dtype)[:, None]
+        seen = sign.abs()
         margin = scores * sign
-        value = -torch.nn.functional.logsigmoid(margin) * weight
-        miss = torch.sigmoid(-margin) * weight
+        value = -torch.nn.functional.logsigmoid(margin) * seen
+        miss = torch.sigmoid(-margin) * seen
         state = miss * torch.sigmoid(margin)
-        return _binary(value, miss * -sign, state)
+        mixing = state.sum(dim=2, keepdim=True)
+        total = value.sum(dim=(1, 2), dtype=torch.float64)
+        return Terms(total, miss * -sign, state, state[:, 0], mixing)
 
     def curve(self, state: Tensor, moved: Tensor, index: Which) -> Tensor:
         return moved.mul_(state)
-
-
-class SquaredHinge:
-    """max(0, 1 − y s)² with y = ±1; its second derivative is the generalised one (Keerthi & DeCoste, JMLR 2005)."""
-
-    columns = 1
-
-    def __init__(self, signs: Signs) -> None:
-        self._signs = signs
-
-    def terms(self, scores: Tensor, rows: Which, members: Tensor, stride: int) -> Terms:
-        sign, weight = self._signs.of(rows, members, scores.dtype)
-        short = (1 - scores * sign).clamp_(min=0)
-        state = 2 * weight * (short > 0)
-        return _binary(weight * short * short, -2 * weight * short * sign, state)
-
-    def curve(self, state: Tensor, moved: Tensor, index: Which) -> Tensor:
-        return moved.mul_(state)
-
-
-def _binary(value: Tensor, residual: Tensor, state: Tensor) -> Terms:
-    mixing = state.sum(dim=2, keepdim=True)
-    return Terms(value.sum(dim=(1, 2), dtype=torch.float64), residual, state, state[:, 0], mixing)

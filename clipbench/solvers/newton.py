@@ -52,7 +52,7 @@ class Solution:
     """Solved problems.
 
     Attributes:
-        weights: [P, K, d + 1]; the last column is the bias (0 where there is none).
+        weights: [P, K, d + 1]; the last column is the bias.
         objective: float64 [P].
         distance: float64 [P], estimated (f − min f) / min(f, f₀ − f), with f₀ the objective of zero weights.
         gradient: float64 [P], ‖∇f‖₂, the bias's part included.
@@ -90,14 +90,13 @@ class Newton:
         spectrum: Spectrum,
         loss: Loss,
         *,
-        intercept: bool = True,
         exact: bool = True,
     ) -> None:
         """`exact`: solutions are wanted close enough for dearer preconditioners to pay."""
         self.rows, self.spectrum, self.loss = rows, spectrum, loss
         self.blocks: list[_Blocks] = []
         self.since = 0  # products of single problems since blocks were last made
-        self.exact, self._intercept = exact, intercept
+        self.exact = exact
         self._stride = max(1, rows.n // max(_MIXING_ROWS, 8 * loss.columns))
 
     def problems_at_once(self) -> int:
@@ -124,7 +123,7 @@ class Newton:
         `stiffness` float64 [P] is a first guess of `Solution.stiffness`, 1 where nothing is known.
         """
         work = self.rows.n * self.rows.d * start.shape[0] * start.shape[1]
-        with _threads(self.rows.device, work):
+        with one_thread_if_small(self.rows.device, work):
             run = _Run(self, penalty, members, start, stiffness, constant, small, tolerance, max_passes)
             while run.left():
                 run.step()
@@ -173,8 +172,6 @@ class Newton:
                 state[:, :, place] = terms.state
         inner = weights[:, :, :-1]
         gradient[:, :, :-1] += penalty[:, None, None] * inner
-        if not self._intercept:
-            gradient[:, :, -1] = 0
         value += penalty / 2 * inner.square().sum(dim=(1, 2), dtype=torch.float64)
         return _Point(value, gradient, state, weight, mixing)
 
@@ -240,9 +237,7 @@ class _Run:
     def _aim(self, *, fresh: bool) -> None:
         """Make the preconditioner of the point, and the preconditioned gradient."""
         engine, point = self._engine, self._point
-        shared = _Preconditioner(
-            engine.spectrum, point.mixing, self._penalty, engine.rows.n, engine._intercept
-        )
+        shared = _Preconditioner(engine.spectrum, point.mixing, self._penalty, engine.rows.n)
         self._precondition = _Mixed(shared, engine.nearest_blocks(self._penalty))
         if fresh:
             # What is known of the shared preconditioner's shortfall says nothing of the blocks'.
@@ -407,8 +402,6 @@ class _Curvature:
             flat[:, :-1].addmm_(curved.flatten(0, 1), block)
             product[:, :, -1] += curved.sum(dim=2)
         product[:, :, :-1] += self._penalty.to(vector.dtype)[:, None, None] * vector[:, :, :-1]
-        if not engine._intercept:
-            product[:, :, -1] = 0
         return product
 
     def _blocks(self) -> Iterator[tuple[slice, Which, Tensor]]:
@@ -429,8 +422,8 @@ class _Curvature:
 class _Preconditioner:
     """(mixing ⊗ Gram / n + λ)⁻¹ on weights, mixing⁺ on the bias."""
 
-    def __init__(self, spectrum: Spectrum, mixing: Tensor, penalty: Tensor, n: int, intercept: bool) -> None:
-        self._spectrum, self._intercept = spectrum, intercept
+    def __init__(self, spectrum: Spectrum, mixing: Tensor, penalty: Tensor, n: int) -> None:
+        self._spectrum = spectrum
         self.device = mixing.device
         values, turn = torch.linalg.eigh(mixing)
         values = values.clamp(min=0)
@@ -469,8 +462,7 @@ class _Preconditioner:
             out[:, :, :-1] = inside
         else:
             torch.matmul(self._turn, inside, out=out[:, :, :-1])
-        if self._intercept:
-            out[:, :, -1] = (self._bias @ vector[:, :, -1:])[:, :, 0]
+        out[:, :, -1] = (self._bias @ vector[:, :, -1:])[:, :, 0]
         return out
 
 
@@ -561,7 +553,7 @@ def _of_class(share: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _threads(device: torch.device, work: int) -> Iterator[None]:
+def one_thread_if_small(device: torch.device, work: int) -> Iterator[None]:
     """One thread for small products: waiting for each other would cost more than the work."""
     before = torch.get_num_threads()
     if device.type != "cpu" or work >= _PARALLEL_WORK or before == 1:

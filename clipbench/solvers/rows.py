@@ -96,6 +96,11 @@ class Rows:
             return _Some(Rows.of(kept, self.block_rows), index, None)
         return _Some(self, index, index)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether a copy of all of them is held."""
+        return self._cache is not None
+
     def gram(self) -> Tensor:
         """Xᵀ X, float64 [d, d]."""
         total = torch.zeros(self.d, self.d, dtype=torch.float64, device=self.device)
@@ -169,29 +174,48 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Reduced:
-    """Fewer rows than columns: the same problem within the rows' span.
+    """The same problem in the eigenbasis of the Gram matrix; with fewer rows than columns, within the rows' span.
 
     A penalty on ‖w‖² keeps every solution in the span of the rows, so that at most n coordinates are enough.
 
     Attributes:
-        rows: [n, r] coordinates of the rows in an orthonormal basis of their span, r ≤ n.
+        rows: [n, r] coordinates of the rows in an orthonormal basis, r ≤ n where n < D, else r = D.
         spectrum: of these.
-        basis: [D, r], so that the rows are `rows` @ basisᵀ.
+        factors: float64 matrices whose product is the basis, [D, r]: made only where few vectors ask for it.
     """
 
     rows: Rows
     spectrum: Spectrum
-    basis: Tensor
+    factors: tuple[Tensor, ...]
+
+    def outward(self, inside: Tensor) -> Tensor:
+        """Vectors [P, r] of these coordinates in those of the features, float64 [P, D]."""
+        inside = inside.double()
+        for factor in reversed(self.factors):
+            inside = inside @ factor.T
+        return inside
+
+    def inward(self, vectors: Tensor) -> Tensor:
+        """Vectors [P, D] in these coordinates, float64 [P, r]; what lies outside the rows' span is lost."""
+        vectors = vectors.double()
+        for factor in self.factors:
+            vectors = vectors @ factor
+        return vectors
 
     @classmethod
     def of(cls, rows: Rows) -> Reduced:
+        """`rows` are in memory, or fewer than columns."""
+        if rows.n >= rows.d:
+            values, vectors = torch.linalg.eigh(rows.gram())
+            turn = vectors.to(rows.dtype)
+            turned = Rows.of(torch.cat([block @ turn for _, block in rows.blocks()]), rows.block_rows)
+            return cls(turned, Spectrum(values.clamp(min=0).to(rows.dtype), None), (vectors,))
         whole = torch.cat([block for _, block in rows.blocks()]).double()
         values, vectors = torch.linalg.eigh(whole @ whole.T)
         kept = values > _RANK * values[-1].clamp(min=torch.finfo(torch.float64).tiny)
         values, vectors = values[kept], vectors[:, kept]
-        basis = (whole.T @ vectors) / values.sqrt()
         inside = Rows.of((vectors * values.sqrt()).to(rows.dtype), rows.block_rows)
-        return cls(inside, Spectrum(values.to(rows.dtype), None), basis)
+        return cls(inside, Spectrum(values.to(rows.dtype), None), (whole.T, vectors / values.sqrt()))
 
 
 def fetch(features: Features, rows: slice) -> Tensor:

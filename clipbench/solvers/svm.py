@@ -9,7 +9,7 @@ one more weight and is penalised. cᵢ is the weight of the row's class (VirTex 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from clipbench import metrics
 from clipbench.errors import DataError
-from clipbench.solvers.losses import Signs, SquaredHinge
-from clipbench.solvers.newton import Newton, Solution
+from clipbench.solvers import hinge
+from clipbench.solvers.newton import one_thread_if_small
 from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
 
 Doubles = NDArray[np.float64]
@@ -30,7 +30,6 @@ Ints = NDArray[np.int64]
 COSTS: Final = (0.01, 0.1, 1.0, 10.0)
 POSITIVE_WEIGHT: Final = 2.0
 TOLERANCE: Final = 1e-6
-_SMALL: Final = 2**21
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def fit_map(
         precision[:, at] = found.reshape(classes, count)
         for problem in np.flatnonzero(~solved.converged.cpu().numpy()):
             unconverged.append((int(class_of[problem]), float(cost), int(fold_of[problem])))
-        finals.append(solved.weights.view(classes, count, 1, -1).mean(dim=1))
+        finals.append(solved.weights.view(classes, count, -1).mean(dim=1))
     cv: Doubles = precision.mean(axis=2)
     best = np.argmax(cv, axis=1)  # the first of equal ones
     cost_of = chosen_from[best]
@@ -201,65 +200,49 @@ class _Fit:
         tolerance: float,
         max_iter: int,
     ) -> None:
-        n, width = features.shape
-        dtype = torch.float64 if n * min(n, width) <= _SMALL else torch.float32
-        rows = Rows(features, device=device, dtype=dtype, centre=False, constant=True)
-        self._basis: Tensor | None = None
-        if n < rows.d:
-            reduced = Reduced.of(rows)
-            rows, spectrum, self._basis = reduced.rows, reduced.spectrum, reduced.basis
+        rows = Rows(features, device=device, centre=False, constant=True)
+        self._reduced: Reduced | None = None
+        if rows.n < rows.d or rows.in_memory:
+            self._reduced = Reduced.of(rows)
+            rows, spectrum = self._reduced.rows, self._reduced.spectrum
         else:
             spectrum = Spectrum.of(rows)
         self._rows, self._spectrum = rows, spectrum
         self._tolerance, self._max_iter = tolerance, max_iter
-        self._weight = positive_weight
         self._sign = self._put(np.where(positive.T, 1, -1).astype(np.int8))
+        self._weight = self._put(np.where(positive.T, positive_weight, 1.0)).to(rows.dtype)
         self._cut = None if cut is None else self._put(cut)
 
     def zero(self, problems: int) -> Tensor:
-        """Weights to start from, [P, 1, d + 1] (the last column, an unpenalised bias, is not used)."""
-        return torch.zeros(problems, 1, self._rows.d + 1, dtype=self._rows.dtype, device=self._rows.device)
+        """Weights to start from, [P, d]."""
+        return torch.zeros(problems, self._rows.d, dtype=self._rows.dtype, device=self._rows.device)
 
-    def solve(self, cost: Doubles, class_of: Ints, fold_of: Ints, start: Tensor) -> Solution:
-        """Minimise f / C of the given problems, in batches that fit the memory; gradients relative to w = 0."""
-        signs = Signs(
-            self._sign,
-            self._put(class_of),
-            fold=self._cut,
-            left_out=self._put(fold_of.astype(np.int8)),
-            positive=self._weight,
-        )
-        engine = Newton(self._rows, self._spectrum, SquaredHinge(signs), intercept=False)
-        penalty, members = self._put(1 / cost), torch.arange(cost.size, device=self._rows.device)
-        tiny = torch.finfo(torch.float64).tiny
-        parts, scale = [], []
-        for some in torch.split(members, engine.problems_at_once()):
-            zero = engine.evaluate(self.zero(some.numel()), penalty[some], some, keep=False)
-            scale.append(zero.gradient.square().sum(dim=(1, 2)).sqrt().clamp(min=tiny))
-            found = engine.solve(
-                penalty[some],
-                some,
-                start[some],
-                torch.ones(some.numel(), dtype=torch.float64, device=some.device),
-                constant=zero.value,
+    def solve(self, cost: Doubles, class_of: Ints, fold_of: Ints, start: Tensor) -> hinge.Solved:
+        """Minimise f / C of the given problems; each sees the rows that are not of its fold (−1: all)."""
+        classes = self._put(class_of)
+        weight = self._weight[classes]
+        if self._cut is not None:
+            weight = weight * (self._cut[classes] != self._put(fold_of)[:, None])
+        with one_thread_if_small(self._rows.device, self._rows.n * self._rows.d * len(class_of)):
+            return hinge.solve(
+                self._rows,
+                self._spectrum,
+                self._sign[classes],
+                weight,
+                self._put(1 / cost),
+                start,
                 tolerance=self._tolerance,
-                small=torch.zeros(some.numel(), dtype=torch.float64, device=some.device),
                 max_passes=self._max_iter,
             )
-            parts.append(found)
-        whole = [torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Solution)]
-        solution = Solution(*whole)
-        return replace(solution, gradient=solution.gradient / torch.cat(scale))
 
     def scores(self, weights: Tensor) -> NDArray[np.float64]:
         """Decision values on the training rows, float64 [n, P]."""
-        flat = weights[:, 0, :-1].T
-        return torch.cat([block @ flat for _, block in self._rows.blocks()]).double().cpu().numpy()
+        return torch.cat([block @ weights.T for _, block in self._rows.blocks()]).double().cpu().numpy()
 
-    def svms(self, solved: Solution, cost: Doubles) -> Svms:
+    def svms(self, solved: hinge.Solved, cost: Doubles) -> Svms:
         """Solutions in the features' own coordinates."""
-        inside = solved.weights[:, 0, :-1].double()
-        weights = (inside if self._basis is None else inside @ self._basis.T).float().cpu().numpy()
+        inside = solved.weights
+        weights = (inside if self._reduced is None else self._reduced.outward(inside)).float().cpu().numpy()
         return Svms(
             weights=np.ascontiguousarray(weights[:, :-1]),
             bias=weights[:, -1].copy(),
