@@ -42,13 +42,14 @@ def validation_curve(record: Record) -> bytes:
             axes.scatter([x[nearest]], [y[nearest]], s=110, marker="*", color="C3", zorder=3)
             text = f"λ = {place:.3g}" + (f" ({count} classes)" if count else "")
             text += "\non the edge" if edge else ""
-            right = nearest > len(x) / 2
+            below = y[nearest] > 97  # above it would be outside
             axes.annotate(
                 text,
                 (x[nearest], y[nearest]),
-                xytext=(-8 if right else 8, -26),
+                xytext=(0, -10 if below else 8),
                 textcoords="offset points",
-                ha="right" if right else "left",
+                ha="left" if nearest < len(x) / 8 else "right" if nearest > len(x) * 7 / 8 else "center",
+                va="top" if below else "bottom",
                 color="C3",
                 fontsize=8,
             )
