@@ -253,7 +253,8 @@ class _Batch:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each problem, float64 [P]."""
-    return (a * b).sum(dim=1, dtype=torch.float64)
+    found: Tensor = torch.linalg.vecdot(a, b)
+    return found.double()
 
 
 def _norm(vectors: Tensor) -> Tensor:
