@@ -337,6 +337,16 @@ def test_svms_equal_linear_svc(width: int) -> None:
             )
 
 
+def test_an_svm_that_is_given_few_passes_keeps_to_them_and_says_so() -> None:
+    features, targets = blobs(200, 20, 3, spread=2.5)
+    labels = (targets[:, None] == np.arange(3)).astype(np.uint8)
+    whole = svm.fit(unit(features), labels, [10.0])
+    assert whole.n_iter.min() > 8
+    short = svm.fit(unit(features), labels, [10.0], max_iter=5)
+    assert short.n_iter.max() <= 6  # the point that a last step leads to is looked at
+    assert not short.converged.any()
+
+
 def test_folds_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -9,7 +9,7 @@ the preconditioner, λ + mean curvature · eigenvalues, is diagonal. A problem l
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ _FLAT: Final = 0.1  # a step ends where the slope along it is at most this share
 _LINE_STEPS: Final = 30
 _FLOOR: Final = 1e-2  # of f, below which f₀ − f is taken for rounding
 _STATE_BYTES: Final = 256 * 2**20  # of what a batch of problems holds for each row
-_PER_ROW: Final = 8  # such numbers
+_PER_ROW: Final = 12  # such numbers
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,34 @@ class Solved:
     converged: Tensor
 
 
-def solve(
-    rows: Rows,
-    spectrum: Spectrum,
-    sign: Tensor,
-    weight: Tensor,
-    penalty: Tensor,
-    start: Tensor,
-    *,
-    tolerance: float,
-    max_passes: int,
-) -> Solved:
-    """Minimise P problems from `start` [P, d].
+class Problems(NamedTuple):
+    """P problems.
 
-    Args:
+    Attributes:
         sign: int8 [P, n], 1 positive, −1 negative.
         weight: [P, n], cᵢ; 0 for rows that a problem does not see.
         penalty: float64 [P], λ.
+        start: [P, d], the weights to begin with.
+    """
+
+    sign: Tensor
+    weight: Tensor
+    penalty: Tensor
+    start: Tensor
+
+
+def solve(rows: Rows, spectrum: Spectrum, problems: Problems, *, tolerance: float, max_passes: int) -> Solved:
+    """Minimise the problems, in batches that fit the memory.
+
+    Args:
         tolerance: of `Solved.distance`, at which a problem has converged.
         max_passes: for one problem at most.
     """
     at_once = max(1, _STATE_BYTES // (rows.n * rows.dtype.itemsize * _PER_ROW))
     parts = []
-    for begin in range(0, len(start), at_once):
-        some = slice(begin, begin + at_once)
-        problems = _Batch(
-            rows, spectrum, sign[some], weight[some], penalty[some], start[some], tolerance, max_passes
-        )
-        parts.append(problems.run())
+    for begin in range(0, len(problems.start), at_once):
+        some = Problems(*(part[begin : begin + at_once] for part in problems))
+        parts.append(_Batch(rows, spectrum, some, tolerance, max_passes).run())
     whole = {field.name: torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Solved)}
     return Solved(**whole)
 
@@ -89,16 +89,9 @@ class _Batch:
     )  # fmt: skip
 
     def __init__(
-        self,
-        rows: Rows,
-        spectrum: Spectrum,
-        sign: Tensor,
-        weight: Tensor,
-        penalty: Tensor,
-        start: Tensor,
-        tolerance: float,
-        max_passes: int,
+        self, rows: Rows, spectrum: Spectrum, problems: Problems, tolerance: float, max_passes: int
     ) -> None:
+        sign, weight, penalty, start = problems
         self._rows, self._spectrum = rows, spectrum
         self._tolerance, self._max_passes = tolerance, max_passes
         self._sign, self._weight = sign.to(rows.dtype), weight.to(rows.dtype)
@@ -200,6 +193,7 @@ class _Batch:
         residual, ahead = -self._gradient, -self._preconditioned
         inner, inner_scores = torch.zeros_like(step), torch.zeros_like(moved)
         norm = _dot(residual, ahead)
+        room = self._max_passes - self._passes
         # No further than the tolerance asks for: the rest would be lost to the next linearisation anyway.
         goal = torch.maximum(_FORCING**2 * norm, 0.5 * self._tolerance * self._unit() / self._stiffness)
         for product in range(1, _MOST_PRODUCTS + 1):
@@ -212,14 +206,14 @@ class _Batch:
             residual.addcmul_(by, image, value=-1)
             solved = self._precondition(residual, scale)
             new = _dot(residual, solved)
-            over = new <= goal
+            over = (new <= goal) | (product >= room)
             left = int((~over).sum()) if product < _MOST_PRODUCTS else 0
             if 4 * left <= 3 * over.numel():
                 step[index], moved[index], taken[index] = inner, inner_scores, product
                 if not left:
                     break
                 kept = ~over
-                index, norm, new, goal = index[kept], norm[kept], new[kept], goal[kept]
+                index, norm, new, goal, room = index[kept], norm[kept], new[kept], goal[kept], room[kept]
                 penalty, curvature, scale = penalty[kept], curvature[kept], scale[kept]
                 residual, ahead, solved = residual[kept], ahead[kept], solved[kept]
                 inner, inner_scores = inner[kept], inner_scores[kept]

@@ -224,13 +224,11 @@ class _Fit:
         if self._cut is not None:
             weight = weight * (self._cut[classes] != self._put(fold_of)[:, None])
         with one_thread_if_small(self._rows.device, self._rows.n * self._rows.d * len(class_of)):
+            problems = hinge.Problems(self._sign[classes], weight, self._put(1 / cost), start)
             return hinge.solve(
                 self._rows,
                 self._spectrum,
-                self._sign[classes],
-                weight,
-                self._put(1 / cost),
-                start,
+                problems,
                 tolerance=self._tolerance,
                 max_passes=self._max_iter,
             )
