@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from clipbench.catalog import Catalog
     from clipbench.evaluate import Result
     from clipbench.execution import Runtime
+    from clipbench.pretrain.study import Cell
     from clipbench.records import Record
-
-Item = TypeVar("Item")
 
 app = typer.Typer(
     help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
@@ -324,14 +323,14 @@ def study_command(
     _stderr(_plain(f"wrote {page}, study.png and study.json"))
 
 
-def _share(items: list[Item], share: str | None) -> list[Item]:
-    """The K-th of N parts of `items`, dealt in turn, for "K/N"; all for None."""
+def _share(cells: list[Cell], share: str | None) -> list[Cell]:
+    """The K-th of N parts of `cells`, dealt in turn, for "K/N"; all for None."""
     if share is None:
-        return items
+        return cells
     first, _, of = share.partition("/")
     if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
         raise ClipbenchError(f"--share: K/N with 1 ≤ K ≤ N is wanted, like 1/2 (found {share})")
-    return items[int(first) - 1 :: int(of)]
+    return cells[int(first) - 1 :: int(of)]
 
 
 # ----------------------------------------------------------------- list, show
@@ -710,7 +709,7 @@ def bench_probe_command(
     runtime = _runtime(device, precision)
     with TemporaryDirectory(prefix="clipbench-") as folder:
         if random is not None:
-            features = inputs.random_labelled(Path(folder), *_sizes("--random", random, 3))
+            features = inputs.random_labelled(Path(folder), *_sizes(random))
         else:
             catalog = _catalog(cards)
             paths = DataPaths.parse(_known_data(data, catalog))
@@ -720,13 +719,11 @@ def bench_probe_command(
         _print(found, view, as_json)
 
 
-def _sizes(option: str, given: str, count: int) -> list[int]:
-    """Positive numbers that commas part."""
+def _sizes(given: str) -> list[int]:
+    """The three numbers of `--random`."""
     parts = given.split(",")
-    if len(parts) != count or not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise ClipbenchError(
-            f"{option}: {count} positive numbers are wanted, like 10000,512,100 (found {given})"
-        )
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
+        raise ClipbenchError(f"--random: 3 positive numbers are wanted, like 10000,512,100 (found {given})")
     return [int(part) for part in parts]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
+from clipbench.selection import forget
 
 if TYPE_CHECKING:
     from clipbench.cards import TaskCard
@@ -101,13 +102,26 @@ def random_labelled(folder: Path, rows: int, columns: int, classes: int) -> Labe
 
     def write(name: str, count: int) -> tuple[Floats, Ints]:
         targets = rng.integers(0, classes, count)
-        path = folder / f"{name}.npy"
-        found = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, columns))
-        for start in range(0, count, _ROWS):
-            own = targets[start : start + _ROWS]
-            samples = centres[own] + rng.standard_normal((own.size, columns), dtype=np.float32)
-            found[start : start + own.size] = samples * scale
-        found.flush()
-        return np.load(path, mmap_mode="r"), targets
+
+        def samples(part: slice, noise: Floats) -> Floats:
+            own: Floats = (centres[targets[part]] + noise) * scale
+            return own
+
+        return random_rows(folder / f"{name}.npy", (count, columns), rng, samples), targets
 
     return Labelled(*write("train", rows), *write("test", max(1, rows // 10)), classes)
+
+
+def random_rows(
+    path: Path, shape: tuple[int, int], rng: np.random.Generator, make: Callable[[slice, Floats], Floats]
+) -> Floats:
+    """Rows in a file, memory-mapped; `make` makes each block of them, by its place, of standard normal numbers."""
+    count, width = shape
+    written = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, count, _ROWS):
+        part = slice(start, min(start + _ROWS, count))
+        written[part] = make(part, rng.standard_normal((part.stop - start, width), dtype=np.float32))
+        forget(written)
+    written.flush()
+    found: Floats = np.load(path, mmap_mode="r")
+    return found

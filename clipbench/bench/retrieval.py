@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.bench.inputs import random_rows
 from clipbench.bench.machine import limited_threads, peak_mib
 from clipbench.errors import ClipbenchError
-from clipbench.selection import forget
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 _SEED = 0
-_ROWS = 16_384  # written at once
 
 
 def measure(
@@ -116,15 +115,12 @@ def view(found: dict[str, Any]) -> RenderableType:
 
 def _unit_rows(path: Path, count: int, width: int, seed: int) -> Floats:
     """Random unit rows in a file, memory-mapped."""
-    rng = np.random.default_rng(seed)
-    written = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
-    for start in range(0, count, _ROWS):
-        rows = rng.standard_normal((min(_ROWS, count - start), width), dtype=np.float32)
-        written[start : start + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        forget(written)
-    written.flush()
-    found: Floats = np.load(path, mmap_mode="r")
-    return found
+
+    def unit(_: slice, rows: Floats) -> Floats:
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
+
+    return random_rows(path, (count, width), np.random.default_rng(seed), unit)
 
 
 def _peer() -> Any:

@@ -111,6 +111,7 @@ def read(folder: Path, catalog: Catalog, *, primary: bool = False) -> list[Row]:
     if not shares:
         return _read(catalog, primary, own)
     with _many_objects(), ProcessPoolExecutor(len(shares)) as others:
+        # A catalog of their own: the one that is given may hold cards, which are slower sent than read.
         others_rows = others.map(partial(_read, Catalog(catalog.extra), primary), shares)
         found = [_read(catalog, primary, own), *others_rows]
         return sorted((row for part in found for row in part), key=lambda row: (row.model, row.task))
