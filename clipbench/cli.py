@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from clipbench.catalog import Catalog
     from clipbench.evaluate import Result
     from clipbench.execution import Runtime
-    from clipbench.pretrain.study import Cell
     from clipbench.records import Record
 
 app = typer.Typer(
@@ -280,15 +279,10 @@ def study_command(
     data: Data = None,
     cards: Cards = None,
     device: Device = "auto",
-    share: Annotated[
-        str | None,
-        typer.Option(
-            "--share",
-            help="Only the K-th of N parts of the runs, and no page: for several processes or machines with one "
-            "--runs folder. The command without it then writes the page.",
-            metavar="K/N",
-        ),
-    ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option("--jobs", "-j", min=1, help="Runs at a time, each with its share of the cores."),
+    ] = 1,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
     ] = False,
@@ -307,30 +301,18 @@ def study_command(
 
     options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
     folder = name if form == "cpu" else f"{name}-{form}"
-    cells, measured = _share(study.cells(), share), []
+    measured = []
     for one in studies.run(
-        study, catalog, options, runs / folder, device=device, progress=not quiet, cells=cells
+        study, catalog, options, runs / folder, device=device, progress=not quiet, jobs=jobs
     ):
         measured.append(one)
         shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
-        _stderr(_plain(f"{len(measured)}/{len(cells)} {one.cell.name}: {shown}"))
-    if share is not None:
-        return
+        _stderr(_plain(f"{len(measured)}/{len(study.cells())} {one.cell.name}: {shown}"))
     command = f"clipbench study {name}" + (
         " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
     )
     page = report.write(name, study, measured, command, out / folder)
     _stderr(_plain(f"wrote {page}, study.png and study.json"))
-
-
-def _share(cells: list[Cell], share: str | None) -> list[Cell]:
-    """The K-th of N parts of `cells`, dealt in turn, for "K/N"; all for None."""
-    if share is None:
-        return cells
-    first, _, of = share.partition("/")
-    if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
-        raise ClipbenchError(f"--share: K/N with 1 ≤ K ≤ N is wanted, like 1/2 (found {share})")
-    return cells[int(first) - 1 :: int(of)]
 
 
 # ----------------------------------------------------------------- list, show
@@ -766,18 +748,32 @@ def bench_svm_command(
 
 @bench.command("pretrain")
 def bench_pretrain_command(
-    batch_size: Annotated[int, typer.Option("--batch-size", min=2, help="Pairs a step.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=2, help="Pairs a step. [default: 32; 1024 on a GPU]")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of each, a round.")] = 3,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Of which the fastest step counts.")] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns that all take.")] = 3,
+    device: Device = "cpu",
+    precision: Annotated[
+        str, typer.Option("--precision", help="On a GPU: auto, fp32, bf16 or fp16. A CPU has fp32.")
+    ] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help="On a GPU: with torch.compile.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A step of CLIP against open_clip_train's, and of DeCLIP against CLIP's, on a CPU in one run."""
-    from clipbench.bench.pretrain import measure, view
-    from clipbench.execution import keep_freed_memory
+    """On a CPU a step of CLIP against open_clip_train's, and of DeCLIP against CLIP's; on a GPU the papers' towers.
 
-    keep_freed_memory()
-    found = measure(batch_size, steps=steps, rounds=rounds)
-    _print(found, view, as_json)
+    There: CLIP, CLIP-Lite and DeCLIP on a ResNet-50, against the measured matmul peak.
+    """
+    from clipbench.bench import pretrain, pretrain_gpu
+
+    runtime = _runtime(device, precision)
+    if runtime.on_cpu and (runtime.precision != "fp32" or compiled):
+        raise ClipbenchError("on a CPU steps are measured in fp32, as they come", hint="add --device cuda")
+    if runtime.on_cpu:
+        _print(pretrain.measure(batch_size or 32, steps=steps, rounds=rounds), pretrain.view, as_json)
+        return
+    found = pretrain_gpu.measure(batch_size or 1024, runtime, steps=steps, rounds=rounds, compiled=compiled)
+    _print(found, pretrain_gpu.view, as_json)
 
 
 @bench.command("retrieval")

@@ -390,6 +390,8 @@ def test_a_command_that_is_not_there(run: Run, arguments: str) -> None:
 def test_bench_refuses_what_eval_refuses(run: Run) -> None:
     mended(run("bench", "encode", "--precision", "fp8"), 'unknown precision "fp8"')
     mended(run("bench", "encode", "--data", "nowhere"), "no data folder nowhere")
+    for more in (("--precision", "bf16"), ("--compile",)):
+        mended(run("bench", "pretrain", *more), "on a CPU steps are measured in fp32", "add --device cuda")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

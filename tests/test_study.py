@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small import one_thread  # noqa: F401 - a fixture
 
 from clipbench import cli, models
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths
-from clipbench.errors import CardError
+from clipbench.errors import CardError, ClipbenchError, Stopped
 from clipbench.evaluate import Options
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder
@@ -26,6 +31,7 @@ from clipbench.report import studies as report
 
 OPTIONS = Options(Runtime("cpu", "fp32"), DataPaths({}, ()), progress=False)
 NAME = "data-efficiency"
+MADE_BY: dict[str, str | bool | None] = {"device": "a card", "torch": "2.0", "commit": "abc", "dirty": True}
 
 
 def small(**changes: Any) -> Study:
@@ -80,6 +86,7 @@ def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
     assert again == whole
     page = report.write(NAME, study, whole, "clipbench study …", tmp_path / "out").read_text()
     assert "| clip-lite | 32 |" in page
+    assert f"Made on {OPTIONS.runtime.device_name} with torch {torch.__version__.partition('+')[0]}" in page
     assert (tmp_path / "out" / "study.png").read_bytes().startswith(b"\x89PNG")
     held = json.loads((tmp_path / "out" / "study.json").read_text())
     assert len(held["cells"]) == len(whole)
@@ -88,28 +95,59 @@ def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
         next(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
 
 
-def test_shares_of_a_study_are_all_of_it_and_write_no_page(
+def test_jobs_side_by_side_measure_what_one_measures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = small(swept=[], claims=[])
+    study = small(swept=[], claims=[], seeds=[0, 1])
     monkeypatch.setattr("clipbench.pretrain.study.read", lambda *_: study)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("clipbench.pretrain.study.cores", lambda: 2)
 
-    def run(*more: str) -> list[str]:
-        folders = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    def run(name: str, *more: str) -> list[dict[str, Any]]:
+        folders = ["--out", str(tmp_path / name), "--runs", str(tmp_path / name / "runs")]
         monkeypatch.setattr("sys.argv", ["clipbench", "study", NAME, "--quick", "--quiet", *folders, *more])
         with pytest.raises(SystemExit) as end:
             cli.main()
-        assert end.value.code in (0, 2)
-        return re.findall(r"^\d+/\d+ (\S+):", capsys.readouterr().err, re.MULTILINE)
+        assert end.value.code == 0
+        done = re.findall(r"^\d+/\d+ (\S+):", capsys.readouterr().err, re.MULTILINE)
+        assert sorted(done) == sorted(cell.name for cell in study.cells())
+        page = tmp_path / name / f"{NAME}-quick"
+        assert (page / "README.md").is_file()
+        cells: list[dict[str, Any]] = json.loads((page / "study.json").read_text())["cells"]
+        return cells
 
-    shares = [run("--share", f"{k}/2") for k in (1, 2)]
-    assert not (tmp_path / "out").exists()
-    done = [name for pair in zip(*shares, strict=True) for name in pair]
-    assert done == [cell.name for cell in study.cells()]
-    assert len(run()) == len(done)
-    assert (tmp_path / "out" / f"{NAME}-quick" / "README.md").is_file()
-    for wrong in ("0/2", "3/2", "1", "a/b"):
-        assert not run("--share", wrong)
+    torch.set_num_threads(1)
+    assert run("together", "--jobs", "2") == run("alone")
+
+
+def test_a_job_that_fails_ends_the_study_and_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    study = small(swept=[], claims=[])
+    broken = study.cells()[1]
+    (tmp_path / broken.name).mkdir(parents=True)
+    (tmp_path / broken.name / "recipe.yaml").write_text("title: another run\n")
+    with pytest.raises(ClipbenchError, match=f"{broken.name} failed"):
+        list(studies.run(study, Catalog(), OPTIONS, tmp_path, device="cpu", progress=False, jobs=2))
+    assert f"{broken.name}: {tmp_path / broken.name}" in capfd.readouterr().err
+
+
+def test_a_signal_stops_all_jobs_which_then_go_on(tmp_path: Path) -> None:
+    study = small(swept=[], claims=[], images=20_000)
+    rest = studies.run(study, Catalog(), OPTIONS, tmp_path, device="cpu", progress=False, jobs=2)
+
+    def stop() -> None:
+        while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Stopped):
+        list(rest)
+    thread.join()
+    assert len(list(tmp_path.glob("*/checkpoint-*.pt"))) == 2
+    assert not list(tmp_path.glob("*/card.yaml"))
 
 
 def scored(study: Study, scores: dict[str, list[float]]) -> list[Measured]:
@@ -121,7 +159,7 @@ def scored(study: Study, scores: dict[str, list[float]]) -> list[Measured]:
         )
         value = scores.get(usual, [0.0] * len(study.seeds))[study.seeds.index(cell.seed)]
         names = (*study.measures, studies.RETRIEVAL)
-        found.append(Measured(cell, dict.fromkeys(names, value), dict.fromkeys(names, 0.1)))
+        found.append(Measured(cell, dict.fromkeys(names, value), dict.fromkeys(names, 0.1), MADE_BY))
     return found
 
 

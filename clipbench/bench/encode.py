@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.bench.machine import ROUNDS, best, matmul_peak
 from clipbench.catalog import Catalog
 from clipbench.cores import cores
 from clipbench.data import Sample, Split
@@ -27,8 +28,6 @@ from clipbench.protocols import zero_shot
 if TYPE_CHECKING:
     import torch
     from rich.console import RenderableType
-
-_ROUNDS = 3  # alternations; the best of each side counts, since other work on the machine only slows down
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def measure(
         tower = bench.encoder.tower("joint", 1_000_000)  # as for a long run
         tensors = bench.preload(split)
         bare_s, ends = bench.alternate(split, tensors)
-        peak = _matmul_peak(runtime)
+        peak = matmul_peak(runtime)
         flops = _flops(bench.encoder, tensors[0][:1])
         found: dict[str, Any] = {
             "arch": arch,
@@ -164,7 +163,7 @@ class _Bench:
         """Best bare pass (s) and best end-to-end pass of several, in turns."""
         self.bare(tensors[:1])
         bare, ends = [], []
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             bare.append(self.bare(tensors))
             ends.append(self.run(split))
         return min(bare), min(ends, key=lambda p: p.seconds)
@@ -173,7 +172,7 @@ class _Bench:
         """Encode large images; the limit is every core busy with decoding or forward pass without a gap."""
         preprocess, runtime = self.encoder.adapter.preprocess, self.encoder.runtime
         samples = list(split.samples(np.arange(len(split))))
-        decode_s = _best(lambda: [decode(s.image, preprocess) for s in samples[:96]]) / len(samples[:96])
+        decode_s = best(lambda: [decode(s.image, preprocess) for s in samples[:96]]) / len(samples[:96])
         bare_s, ends = self.alternate(split, self.preload(split))
         forward_s = bare_s / len(split)
         limit_s = decode_s / cores() + forward_s if runtime.on_cpu else max(decode_s / cores(), forward_s)
@@ -202,7 +201,7 @@ class _Bench:
             rows: NDArray[np.float32] = torch.cat([unit(tower(batch)).cpu() for batch in batches]).numpy()
             return rows
 
-        cut_s, full_s = _best(cut, rounds=2), _best(full, rounds=1)
+        cut_s, full_s = best(cut, rounds=2), best(full, rounds=1)
         return cut_s / full_s, float(np.abs(cut() - full()).max())
 
 
@@ -249,25 +248,6 @@ def _side(images: int, limit_s: float, ends: _Pass) -> dict[str, Any]:
     }
 
 
-def _matmul_peak(runtime: Runtime) -> float:
-    """Best measured rate (FLOP/s) of a large matrix product and a tower's linear layer in the run's precision."""
-    import torch
-    import torch.nn.functional as F
-
-    side = 2048 if runtime.on_cpu else 8192
-    a = torch.randn(side, side, device=runtime.device, dtype=runtime.dtype())
-    b = torch.randn(side, side, device=runtime.device, dtype=runtime.dtype())
-    candidates: list[Callable[[], torch.Tensor]] = [lambda: a @ b, lambda: F.linear(a, b)]
-    if runtime.on_cpu and runtime.precision != "fp16":
-        packed = torch.ops.mkldnn._reorder_linear_weight(b)
-        candidates.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
-
-    def timed(product: Callable[[], torch.Tensor]) -> float:
-        return _best(lambda: product()[0, 0].item(), rounds=5)
-
-    return 2 * side**3 / min(timed(product) for product in candidates)
-
-
 def _flops(encoder: ModelEncoder, image: torch.Tensor) -> int:
     """Floating-point operations of one image through the tower as it comes."""
     import torch
@@ -279,13 +259,3 @@ def _flops(encoder: ModelEncoder, image: torch.Tensor) -> int:
         Tower(encoder.adapter.image_tower("joint"), Runtime(encoder.runtime.device, "fp32"))(image)
     torch.backends.mha.set_fastpath_enabled(fused)
     return int(counter.get_total_flops())
-
-
-def _best(action: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    action()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SIDE, _PATCH, _WIDTH, _HEADS, _IMAGE_LAYERS, _TEXT_LAYERS = 64, 8, 128, 4, 6, 3
 _MEAN = 0.5
 _STD = 0.25
-#: captions are 8 to 15 of these
+#: captions are some of these
 _WORDS = """
     a the man woman dog cat child horse boat street table red small large old sitting standing riding holding
     with on near under in front of behind and two three people water grass building window plate food train
@@ -55,7 +55,7 @@ def measure(
         steps: of each, a round; one more comes before them and does not count.
         threads: of all (all cores by default).
     """
-    split, card = _pairs(8 * batch_size)
+    split, card = random_pairs(8 * batch_size, Random(side=_SIDE, words=(8, 15)))
     found: dict[str, list[float]] = {"clip": [], "declip": [], "open_clip": [], "image_pass": []}
     waits: dict[str, list[float]] = {"clip": [], "declip": []}
     with limited_threads(threads) as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
@@ -63,10 +63,11 @@ def measure(
         image_pass = _image_pass(batch_size)
         for number in range(rounds):
             for objective in ("clip", "declip"):
-                recipe = _recipe(objective, batch_size, steps + 1)
-                seconds, shares = _ours(recipe, split, card, Path(folder) / f"{objective}-{number}")
-                found[objective] += seconds
-                waits[objective] += shares
+                recipe = _recipe(objective, batch_size, 1 + steps + 1)
+                out = Path(folder) / f"{objective}-{number}"
+                seconds, shares = steps_of(recipe, split, card, out, device="cpu")
+                found[objective] += seconds[1:]
+                waits[objective] += shares[1:]
                 found["open_clip" if objective == "clip" else "image_pass"] += (
                     peer() if objective == "clip" else image_pass(steps)
                 )
@@ -155,8 +156,11 @@ def _recipe(objective: str, batch_size: int, steps: int) -> Recipe:
     return Recipe.model_validate(value)
 
 
-def _ours(recipe: Recipe, split: ArraySplit, card: TaskCard, out: Path) -> tuple[list[float], list[float]]:
-    """Seconds of each step but the first, and the shares of them that waited for data."""
+def steps_of(
+    recipe: Recipe, split: ArraySplit, card: TaskCard, out: Path, *, device: str
+) -> tuple[list[float], list[float]]:
+    """Seconds of each step of `recipe` but the last, which is left out with the writing of a model that follows it,
+    and the shares of them that waited for data."""
     from clipbench.pretrain.loop import pretrain
 
     with _silent():
@@ -165,11 +169,12 @@ def _ours(recipe: Recipe, split: ArraySplit, card: TaskCard, out: Path) -> tuple
             "bench",
             out,
             data=[(split, card)],
-            device="cpu",
+            device=device,
             progress=False,
-            stop_after=recipe.schedule.steps,
+            workers=0,
+            stop_after=recipe.schedule.steps - 1,
         )
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     batch_size = recipe.schedule.batch_size
     return [batch_size / line["images_per_s"] for line in lines], [line["data_wait"] for line in lines]
 
@@ -293,15 +298,23 @@ class _Batches:
 # ------------------------------------------------------------------------ data
 
 
-def _pairs(count: int) -> tuple[ArraySplit, TaskCard]:
+class Random(NamedTuple):
+    """Random pairs: the side of the pictures (px), and the fewest and the most words of a caption."""
+
+    side: int
+    words: tuple[int, int]
+
+
+def random_pairs(count: int, wanted: Random) -> tuple[ArraySplit, TaskCard]:
     """Random pictures in memory, each with a caption of its own."""
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(_WORDS.split(), rng.integers(8, 16))) for _ in range(count)]
+    fewest, most = wanted.words
+    texts = [" ".join(rng.choice(_WORDS.split(), rng.integers(fewest, most + 1))) for _ in range(count)]
     split = ArraySplit(
         "bench",
         "train",
         [str(number) for number in range(count)],
-        rng.integers(0, 256, (count, _SIDE, _SIDE), dtype=np.uint8),
+        rng.integers(0, 256, (count, wanted.side, wanted.side), dtype=np.uint8),
         np.zeros(count, dtype=np.int64),
         (),
         Captions(tuple(texts), np.arange(count)),

@@ -165,8 +165,10 @@ def normalise(images: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
     import torch
 
     shape = (1, preprocess.channels, 1, 1)
-    mean = torch.tensor(preprocess.mean, dtype=torch.float32, device=images.device).view(shape)
-    std = torch.tensor(preprocess.std, dtype=torch.float32, device=images.device).view(shape)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32).view(shape).to(images.device, non_blocking=True)
+        for values in (preprocess.mean, preprocess.std)
+    )
     return images.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 

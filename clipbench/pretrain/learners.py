@@ -156,7 +156,7 @@ class ClipLite(Learner):
             features["caption"] = tokens.index_select(0, batch.rows)
         if self._prior_weight:
             for name, judge, seen in (("image", self.image_prior, image), ("text", self.text_prior, text)):
-                noise = batch.draws.rand(seen.shape[1]).to(seen)
+                noise = batch.draws.rand(seen.shape[1]).to(seen, non_blocking=True)
                 features |= {f"{name}_noise": judge(noise), f"{name}_prior": judge(seen)}
         return features
 

@@ -205,13 +205,16 @@ def pretrain(
 
                 started = time.perf_counter()
                 batch = pairs.next_batch()
-                waited = time.perf_counter() - started
+                waited = time.perf_counter() - started  # only of the first step: the others find it made
 
                 optimiser.set_rates(step, schedule)
                 optimiser.zero_grad()
                 features, loss = gradient(batch, step, scaler)
                 optimiser.unscale(scaler)
-                norm = nn.utils.clip_grad_norm_(trained.parameters(), max_norm).item()
+                length = nn.utils.clip_grad_norm_(trained.parameters(), max_norm)
+                if step + 1 < schedule.steps:
+                    waited += _idle(target_device, pairs.prepare)
+                norm = length.item()
                 terms = values(loss)
                 _require_finite(terms["loss"], norm, scaled=scaler.is_enabled(), step=step + 1, run=run)
                 optimiser.step(scaler)
@@ -321,6 +324,19 @@ def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.Dua
     _, sha256 = dual.serialise(towers)
     towers.eval().requires_grad_(False)
     return dual.DualAdapter(towers, describe(sha256), dual.identity(towers, sha256))
+
+
+def _idle(device: torch.device, work: Callable[[], None]) -> float:
+    """Do `work`; the seconds, at most, that `device` waited: none where what it had been given outlasted it."""
+    given = None
+    if device.type == "cuda":
+        given = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        given.record(torch.cuda.current_stream(device))
+    started = time.perf_counter()
+    work()
+    if given is not None and not given.query():  # type: ignore[no-untyped-call]
+        return 0.0
+    return time.perf_counter() - started
 
 
 def _due(step: int, every: int) -> bool:

@@ -150,6 +150,7 @@ class DrawnPairs:
             batch_size, seed, device, workers,
         )  # fmt: skip
         self._feed = self._make_feed(sources, how)
+        self._ahead: tuple[PairsState, Batch] | None = None
 
     def _make_feed(self, sources: Sequence[Source], how: Decoding) -> Feed:
         first = sources[0].split
@@ -165,13 +166,13 @@ class DrawnPairs:
         images, texts, bad = [], [], []
         for source in sources:
             own = texts_of(source)
-            decoded, good, broken = decode(source.split, preprocess, source.wanted.on_bad_image)
+            decoded, good, broken = decode(source.split, preprocess, source.wanted.on_bad_image, how.workers)
             images.append(decoded[good])
             texts.append([own[row] for row in good.tolist()])
             bad += broken
         _fill_a_batch(sum(map(len, texts)), how.batch_size, sources)
         decoded = torch.cat(images).to(how.device)
-        feed = self._held(texts, lambda chosen: decoded[chosen.to(decoded.device)], how)
+        feed = self._held(texts, lambda chosen: decoded[chosen.to(decoded.device, non_blocking=True)], how)
         feed.skip(bad)
         return feed
 
@@ -190,6 +191,17 @@ class DrawnPairs:
         Raises:
             DataError: an image that cannot be decoded, or a shard that cannot be read.
         """
+        self.prepare()
+        assert self._ahead is not None
+        (_, batch), self._ahead = self._ahead, None
+        return batch
+
+    def prepare(self) -> None:
+        """Make the next batch already, while a GPU is still at work on this one. Raises as `next_batch`."""
+        if self._ahead is None:
+            self._ahead = (self.state(), self._make())
+
+    def _make(self) -> Batch:
         fed = self._feed.next()
         draws = torch.rand(2, len(fed.texts), generator=self._generator, dtype=torch.float64)
         texts = [_choose(own, *at) for own, at in zip(fed.texts, draws.T.tolist(), strict=True)]
@@ -206,17 +218,17 @@ class DrawnPairs:
         altered = self._tokens_of(words.alter(texts, own)) if self._wants.altered else None
         return Batch(
             images=first,
-            tokens=tokens.to(self._device),
-            rows=rows.to(self._device),
+            tokens=self._sent(tokens),
+            rows=self._sent(rows),
             draws=own,
             views=tuple(further),
-            altered=(altered[0].to(self._device), altered[1].to(self._device)) if altered else None,
+            altered=(self._sent(altered[0]), self._sent(altered[1])) if altered else None,
         )
 
     def _seen(self, fed: Fed) -> list[Tensor]:
         """The images, and their further views; or their features."""
         if self._features is not None:
-            return [fed.images.to(self._device)]
+            return [self._sent(fed.images)]
         return [self._view(fed, how) for how in (None, *self._wants.views)]
 
     def _view(self, fed: Fed, how: Augmentation | None) -> Tensor:
@@ -230,9 +242,13 @@ class DrawnPairs:
             if own_way and len(of_source):
                 own = torch.nonzero(fed.source[fed.kept] == number)[:, 0]
                 draws = Draws(self._generator, len(of_source), torch.searchsorted(of_source, fed.kept[own]))
-                at = own.to(self._device)
+                at = self._sent(own)
                 view[at] = augment(fed.images[at], own_way, draws)
         return normalise(view, self._preprocess)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the training device; nobody waits for what a GPU is at work on."""
+        return tensor.to(self._device, non_blocking=True)
 
     def _tokens_of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens of the distinct ones of `texts`, cut at the longest, and each one's row."""
@@ -251,7 +267,9 @@ class DrawnPairs:
         return self._feed.skipped
 
     def state(self) -> PairsState:
-        """What `restore` needs to go on exactly here."""
+        """What `restore` needs to go on exactly here: with the batch that `next_batch` gives next."""
+        if self._ahead is not None:
+            return self._ahead[0]
         return {
             "generator": self._generator.get_state(),
             "place": self._feed.place(),
@@ -260,6 +278,7 @@ class DrawnPairs:
 
     def restore(self, state: PairsState) -> None:
         """Go on where `state` was taken."""
+        self._ahead = None
         self._generator.set_state(state["generator"])
         self._feed.go_on(state["place"])
         self._feed.skipped = state["skipped"]
@@ -375,11 +394,11 @@ def decode_all(split: Split, preprocess: Preprocess) -> Tensor:
     Raises:
         DataError: an image that cannot be decoded.
     """
-    return decode(split, preprocess, "stop")[0]
+    return decode(split, preprocess, "stop", workers=0)[0]
 
 
 def decode(
-    split: Split, preprocess: Preprocess, on_bad_image: OnBadImage
+    split: Split, preprocess: Preprocess, on_bad_image: OnBadImage, workers: int
 ) -> tuple[Tensor, Tensor, list[Bad]]:
     """All images of `split` (uint8 [n, channels, side, side]), the rows of those that could be decoded, and the others.
 
@@ -392,7 +411,7 @@ def decode(
     samples = split.samples(np.arange(len(split)))
     start = 0
     for batch in decode_stream(
-        samples, preprocess, sizes=_DECODE_BATCH, workers=0, overlap=False, on_bad_image="skip"
+        samples, preprocess, sizes=_DECODE_BATCH, workers=workers, overlap=workers > 0, on_bad_image="skip"
     ):
         if batch.bad and on_bad_image == "stop":
             raise undecodable(

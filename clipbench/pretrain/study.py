@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import signal
+import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,7 +37,10 @@ from clipbench.cards import (
     parse,
 )
 from clipbench.catalog import Catalog
-from clipbench.errors import CardError, unknown
+from clipbench.cores import cores
+from clipbench.errors import CardError, ClipbenchError, Stopped, unknown
+from clipbench.execution import keep_freed_memory
+from clipbench.pretrain.signals import Signals
 
 if TYPE_CHECKING:
     from clipbench.data import Split
@@ -213,11 +221,12 @@ def _changed(value: dict[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Measured:
-    """The scores of a cell by measure, and what chance gets."""
+    """The scores of a cell by measure, what chance gets, and by what they were made: device, torch, commit, dirty."""
 
     cell: Cell
     scores: dict[str, float]
     chance: dict[str, float]
+    made_by: dict[str, str | bool | None]
 
 
 def run(
@@ -228,21 +237,39 @@ def run(
     *,
     device: str,
     progress: bool,
-    cells: Sequence[Cell] | None = None,
+    jobs: int = 1,
 ) -> Iterator[Measured]:
-    """Train and measure every cell that is not yet finished in its folder below `runs`; yields each.
+    """Train and measure every cell that is not yet finished in its folder below `runs`; yields each when it is done.
 
     Args:
-        cells: only these.
+        jobs: cells that are trained at once, each by a process of its own.
 
     Raises:
         CardError, DataError, StorageError, ClipbenchError: as `pretrain` and the protocols.
+        Stopped: a signal came; every cell that was under way has been saved.
     """
+    catalog.tasks([measure.task for measure in study.measures.values()])
+    recipes = {cell: study.recipe_of(cell) for cell in study.cells()}
+    if jobs == 1:
+        yield from _run(study, recipes, catalog, options, runs, device=device, progress=progress)
+    else:
+        yield from _side_by_side(study, recipes, catalog, options, runs, device=device, jobs=jobs)
+
+
+def _run(
+    study: Study,
+    recipes: Mapping[Cell, Recipe],
+    catalog: Catalog,
+    options: Options,
+    runs: Path,
+    *,
+    device: str,
+    progress: bool,
+) -> Iterator[Measured]:
+    """These cells, one after the other, in this process."""
     from clipbench.data.training import open_pairs
     from clipbench.pretrain.loop import pretrain
 
-    recipes = {cell: study.recipe_of(cell) for cell in (study.cells() if cells is None else cells)}
-    catalog.tasks([measure.task for measure in study.measures.values()])
     opened: dict[AnyPairs, tuple[Split, TaskCard]] = {}
     for cell, recipe in recipes.items():
         for source in recipe.data:
@@ -251,8 +278,78 @@ def run(
         data = [opened[source] for source in recipe.data]
         folder = runs / cell.name
         if not (folder / "card.yaml").is_file():
-            pretrain(recipe, cell.name, folder, data=data, device=device, progress=progress)
+            workers = options.runtime.workers
+            pretrain(recipe, cell.name, folder, data=data, device=device, progress=progress, workers=workers)
         yield _measured(study, cell, folder, catalog, options)
+
+
+def _side_by_side(
+    study: Study,
+    recipes: Mapping[Cell, Recipe],
+    catalog: Catalog,
+    options: Options,
+    runs: Path,
+    *,
+    device: str,
+    jobs: int,
+) -> Iterator[Measured]:
+    """These cells, `jobs` at a time, a process each."""
+    threads = max(1, cores() // jobs)
+    options = replace(options, runtime=replace(options.runtime, workers=threads if threads > 1 else 0))
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(recipes)
+    running: dict[int, tuple[Cell, multiprocessing.context.SpawnProcess]] = {}
+    with Signals() as signals:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.popleft()
+                    process = context.Process(
+                        target=_job,
+                        args=(study, {cell: recipes[cell]}, catalog.extra, options, runs, device, threads),
+                        name=cell.name,
+                    )
+                    process.start()
+                    running[process.sentinel] = (cell, process)
+                for ended in connection.wait(list(running), timeout=1):
+                    assert isinstance(ended, int)
+                    cell, process = running.pop(ended)
+                    process.join()
+                    if process.exitcode == 0:
+                        yield _measured(study, cell, runs / cell.name, catalog, options)
+                    elif not signals.asked:
+                        raise ClipbenchError(f"{cell.name} failed, and with it the study", hint="see above")
+                if signals.asked:
+                    raise Stopped(f"{runs}: stopped and saved", signal=signals.asked)
+        finally:
+            for _, process in running.values():
+                if signals.asked != signal.SIGINT:  # that one a terminal sends to all
+                    process.terminate()
+            for _, process in running.values():
+                process.join()
+
+
+def _job(
+    study: Study,
+    recipes: Mapping[Cell, Recipe],
+    cards: Sequence[Path],
+    options: Options,
+    runs: Path,
+    device: str,
+    threads: int,
+) -> None:
+    """One cell, in a process of its own."""
+    import torch
+
+    if options.runtime.on_cpu:
+        keep_freed_memory()
+    torch.set_num_threads(threads)
+    options = replace(options, progress=False)
+    try:
+        for _ in _run(study, recipes, Catalog(cards), options, runs, device=device, progress=False):
+            pass
+    except ClipbenchError as error:
+        sys.exit(f"{next(iter(recipes)).name}: {error}")
 
 
 def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options: Options) -> Measured:
@@ -269,13 +366,24 @@ def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options:
     path = folder / "scores.json"
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
-        if held["key"] == key:
-            return Measured(cell, held["scores"], held["chance"])
+        if held.pop("key") == key and "made_by" in held:
+            return Measured(cell, **held)
     found = _measure(study, folder, catalog, options)
-    scores = {name: value for name, (value, _) in found.items()}
-    chance = {name: by_chance for name, (_, by_chance) in found.items()}
-    write_atomic(path, json.dumps({"key": key, "scores": scores, "chance": chance}, indent=1).encode())
-    return Measured(cell, scores, chance)
+    env = records.environment()
+    measured = Measured(
+        cell,
+        scores={name: value for name, (value, _) in found.items()},
+        chance={name: by_chance for name, (_, by_chance) in found.items()},
+        made_by={
+            "device": options.runtime.device_name,
+            "torch": env.packages.get("torch"),
+            "commit": env.commit,
+            "dirty": env.dirty,
+        },
+    )
+    held = {name: getattr(measured, name) for name in ("scores", "chance", "made_by")}
+    write_atomic(path, json.dumps({"key": key} | held, indent=1).encode())
+    return measured
 
 
 def _measure(

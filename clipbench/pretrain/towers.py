@@ -394,8 +394,8 @@ class TokenTower(TextTower):
             The changed tokens, and which positions were chosen (bool [B, L]).
         """
         how = self.masking()
-        which, way, what = draws.rand(3, tokens.shape[1]).to(tokens.device).unbind(dim=1)
-        special = torch.tensor(how.special, device=tokens.device)
+        which, way, what = draws.rand(3, tokens.shape[1]).to(tokens.device, non_blocking=True).unbind(dim=1)
+        special = torch.tensor(how.special).to(tokens.device, non_blocking=True)
         chosen = self.real(tokens) & ~torch.isin(tokens, special) & (which < share)
         among = how.first <= how.token < how.first + how.count
         other = how.first + (what * (how.count - among)).long()

@@ -51,7 +51,7 @@ def affine(images: Tensor, bounds: Affine, draws: Draws) -> Tensor:
             torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
         ],
         dim=1,
-    ).to(images.device)
+    ).to(images.device, non_blocking=True)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return moved.round_().to(torch.uint8)
@@ -62,7 +62,7 @@ def moco_v2(images: Tensor, how: MocoV2, draws: Draws) -> Tensor:
 
     Source: Chen et al. 2020, MoCo v2; its code's parameters are the defaults of `how`.
     """
-    boxes = draw_boxes(draws, images.shape[-1], how.scale).to(images.device)
+    boxes = draw_boxes(draws, images.shape[-1], how.scale).to(images.device, non_blocking=True)
     chance, amount = draws.rand(4), draws.rand(5)
     order = draws.rand(4).argsort(dim=1)
 
@@ -73,16 +73,16 @@ def moco_v2(images: Tensor, how: MocoV2, draws: Draws) -> Tensor:
     strengths = torch.tensor([how.brightness, how.contrast, how.saturation])
     factors = (1 + around * strengths).clamp_(min=0)
     shifts = (own[:, 3] * 2 - 1) * how.hue
-    at = jittered.to(images.device)
+    at = jittered.to(images.device, non_blocking=True)
     views[at] = jitter(views[at], torch.cat([factors, shifts[:, None]], dim=1), order[jittered])
 
-    at = torch.nonzero(chance[:, 1] < how.grayscale)[:, 0].to(images.device)
+    at = torch.nonzero(chance[:, 1] < how.grayscale)[:, 0].to(images.device, non_blocking=True)
     views[at] = grey(views[at]).expand(-1, images.shape[1], -1, -1)
     blurred = torch.nonzero(chance[:, 2] < how.blur)[:, 0]
     sigma = how.sigma[0] + (how.sigma[1] - how.sigma[0]) * amount[blurred, 4]
-    at = blurred.to(images.device)
-    views[at] = blur(views[at], sigma.to(images.device), reach=math.ceil(3 * how.sigma[1]))
-    at = torch.nonzero(chance[:, 3] < how.flip)[:, 0].to(images.device)
+    at = blurred.to(images.device, non_blocking=True)
+    views[at] = blur(views[at], sigma.to(images.device, non_blocking=True), reach=math.ceil(3 * how.sigma[1]))
+    at = torch.nonzero(chance[:, 3] < how.flip)[:, 0].to(images.device, non_blocking=True)
     views[at] = views[at].flip(3)
     return views.mul_(255).round_().to(torch.uint8)
 
@@ -142,8 +142,8 @@ def jitter(images: Tensor, amounts: Tensor, order: Tensor) -> Tensor:
     for turn in order.T:
         for number, change in enumerate(changes):
             chosen = torch.nonzero(turn == number)[:, 0]
-            at = chosen.to(images.device)
-            by = amounts[chosen, number].to(images.device)[:, None, None, None]
+            at = chosen.to(images.device, non_blocking=True)
+            by = amounts[chosen, number].to(images.device, non_blocking=True)[:, None, None, None]
             changed[at] = change(changed[at], by).clamp_(0, 1)
     return changed
 
@@ -152,7 +152,7 @@ def grey(images: Tensor) -> Tensor:
     """The grey values of images of 1 or 3 channels: float [B, 1, side, side]."""
     if images.shape[1] == 1:
         return images
-    weights = torch.tensor(_LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    weights = torch.tensor(_LUMA, dtype=images.dtype).view(1, 3, 1, 1).to(images.device, non_blocking=True)
     return (images * weights).sum(dim=1, keepdim=True)
 
 
@@ -171,7 +171,8 @@ def turn_hue(images: Tensor, by: Tensor) -> Tensor:
     )
     hue = sixths / chroma.where(chroma > 0, 1.0) + 6 * by[:, 0]
     # Each channel is the value, less the chroma where the hue is far from it (of red, green and blue: 5, 3, 1).
-    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype).view(1, 3, 1, 1)
+    offsets = offsets.to(images.device, non_blocking=True)
     place = (hue[:, None] + offsets) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(place, 4 - place).clamp(0, 1)
 

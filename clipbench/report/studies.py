@@ -66,7 +66,8 @@ def write(name: str, study: Study, measured: Sequence[Measured], command: str, f
         "settings": study.canonical(),
         "env": records.environment().canonical(),
         "cells": [
-            one.cell._asdict() | {"scores": one.scores, "chance": one.chance} for one in measured
+            one.cell._asdict() | {"scores": one.scores, "chance": one.chance, "made_by": one.made_by}
+            for one in measured
         ],
         "claims": [
             {"says": v.claim.says, "verdict": v.says, "values": v.values, "mean": v.mean, "ci95": v.ci95}
@@ -87,7 +88,7 @@ def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict]
         f"# {study.title}",
         "",
         f"`{command}`. Every cell: {study.images:,} images seen of {_data(study)}, towers from random weights, "
-        f"{seeds}. Values are per cent: the mean over seeds and its 95 % interval (Student's t).",
+        f"{seeds}. Values are per cent: the mean over seeds and its 95 % interval (Student's t). {_made_by(measured)}.",
         "",
         "![scores by objective, and by batch size](study.png)",
         "",
@@ -174,6 +175,18 @@ def _by_cell(study: Study, measured: Sequence[Measured]) -> Mapping[tuple[str, i
 def _percent(values: Sequence[float]) -> str:
     mean, (low, high) = of_seeds([100 * value for value in values])
     return f"{mean:.2f} ({low:.2f} … {high:.2f})"
+
+
+def _made_by(measured: Sequence[Measured]) -> str:
+    """On which devices, and with which torch and commits, the cells were trained and measured."""
+    made: dict[str, list[str]] = {"device": [], "torch": [], "commit": []}
+    for one in measured:
+        for name, values in made.items():
+            values.append(str(one.made_by[name] or "unknown"))
+        if one.made_by["dirty"]:
+            made["commit"][-1] += " (changed)"
+    devices, torches, commits = (", ".join(dict.fromkeys(values)) for values in made.values())
+    return f"Made on {devices} with torch {torches}, commit {commits}"
 
 
 def _data(study: Study) -> str:

@@ -1,0 +1,175 @@
+"""`clipbench bench pretrain` on a GPU: steps of CLIP, CLIP-Lite and DeCLIP with the papers' towers."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from clipbench.bench.machine import device_peak_mib, forget_device_peak, matmul_peak
+from clipbench.bench.pretrain import Random, random_pairs, steps_of
+from clipbench.cards import Recipe
+from clipbench.execution import Runtime
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SIDE = 224
+_MODEL: dict[str, Any] = {
+    "config": {
+        "image": {"kind": "clip-resnet", "layers": [3, 4, 6, 3], "width": 64},
+        "text": {"kind": "clip-text", "layers": 12, "width": 512, "heads": 8},
+        "embed_dim": 1024,
+        "projection": "linear",
+    },
+    "preprocess": {
+        "size": _SIDE,
+        "resize": "none",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}
+_OBJECTIVES: dict[str, dict[str, Any]] = {
+    "clip": {"kind": "clip"},
+    "clip-lite": {"kind": "clip-lite"},
+    "declip": {"kind": "declip", "preset": "repo", "queue": 65_536},
+}
+_WARM_UP = 5  # steps that do not count: libraries choose their kernels in them
+_COUNTED_PAIRS = 32  # of the step whose operations are counted
+
+
+def measure(
+    batch_size: int, runtime: Runtime, *, steps: int = 3, rounds: int = 3, compiled: bool = False
+) -> dict[str, Any]:
+    """Time training steps of CLIP's ResNet-50 (224 px) and its text transformer of 12 layers.
+
+    The steps are those of `clipbench pretrain` as it runs, data and log included: random pictures in memory that are
+    cropped anew (for DeCLIP as MoCo v2 does, twice), captions of 8 to 70 words, AdamW, images in channels-last
+    format. Objectives take turns; of each the median step counts. Floating-point operations are counted on a small
+    batch, and grow with its pairs.
+
+    Args:
+        batch_size: pairs a step.
+        steps: of each, a round; a few more come before them and do not count.
+        compiled: with `engine.compile`.
+    """
+    import torch
+
+    split, card = random_pairs(2 * batch_size, Random(side=_SIDE, words=(8, 70)))
+    seconds: dict[str, list[float]] = {name: [] for name in _OBJECTIVES}
+    waits: dict[str, list[float]] = {name: [] for name in _OBJECTIVES}
+    memory = dict.fromkeys(_OBJECTIVES, 0.0)
+    peak = matmul_peak(runtime)
+    with tempfile.TemporaryDirectory(prefix="clipbench-") as temporary:
+        folder = Path(temporary)
+        flops = {
+            name: _flops(
+                _recipe(name, runtime, min(_COUNTED_PAIRS, batch_size), 2),
+                split,
+                card,
+                runtime,
+                folder / f"count-{name}",
+            )
+            for name in _OBJECTIVES
+        }
+        for number in range(rounds):
+            for name in _OBJECTIVES:
+                recipe = _recipe(name, runtime, batch_size, _WARM_UP + steps + 1, compiled)
+                forget_device_peak(runtime.device)
+                took, waited = steps_of(
+                    recipe, split, card, folder / f"{name}-{number}", device=runtime.device
+                )
+                seconds[name] += took[_WARM_UP:]
+                waits[name] += waited[_WARM_UP:]
+                memory[name] = max(memory[name], (device_peak_mib(runtime.device) or 0) / 2**10)
+    typical = {name: median(took) for name, took in seconds.items()}
+    rates = {name: flops[name] * batch_size / typical[name] for name in _OBJECTIVES}
+    return {
+        "device": runtime.device_name,
+        "torch": torch.__version__,
+        "precision": runtime.precision,
+        "compiled": compiled,
+        "batch_size": batch_size,
+        "steps": steps * rounds,
+        "matmul_peak_tflops": round(peak / 1e12, 1),
+        "objectives": {
+            name: {
+                "seconds": round(typical[name], 4),
+                "images_per_s": round(batch_size / typical[name], 1),
+                "gflop_per_pair": round(flops[name] / 1e9, 1),
+                "tflops": round(rates[name] / 1e12, 1),
+                "of_matmul_peak": round(rates[name] / peak, 4),
+                "memory_gib": round(memory[name], 1),
+                "data_wait": round(median(waits[name]), 4),
+            }
+            for name in _OBJECTIVES
+        },
+    }
+
+
+def view(found: dict[str, Any]) -> RenderableType:
+    """The measurement as a table for the terminal."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
+    head = (
+        f"{found['device']}, {found['precision']}, matmul peak {found['matmul_peak_tflops']:,} TFLOP/s\n"
+        f"ResNet-50 and 12 layers of text, {found['batch_size']} pairs a step, median of {found['steps']} steps"
+        f"{', compiled' if found['compiled'] else ''}"
+    )
+    table = Table(
+        "a step",
+        "s",
+        "images/s",
+        "TFLOP/s",
+        "of the peak",
+        "GiB",
+        "data wait",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for name, own in found["objectives"].items():
+        table.add_row(
+            name,
+            f"{own['seconds']:.3f}",
+            f"{own['images_per_s']:,.0f}",
+            f"{own['tflops']:.0f}",
+            f"{100 * own['of_matmul_peak']:.1f} %",
+            f"{own['memory_gib']:.1f}",
+            f"{100 * own['data_wait']:.1f} %",
+        )
+    return Group(head, "", table)
+
+
+def _recipe(objective: str, runtime: Runtime, batch_size: int, steps: int, compiled: bool = False) -> Recipe:
+    """The towers of DeCLIP's repository (`declip-yfcc15m-r50`) under each objective."""
+    augment: dict[str, Any] = {"kind": "moco-v2"}
+    if objective != "declip":
+        augment |= {"scale": [0.5, 1.0], "jitter": 0, "grayscale": 0, "blur": 0}
+    return Recipe.model_validate(
+        {
+            "title": "bench",
+            "command": "clipbench bench pretrain",
+            "cost": "seconds",
+            "data": [{"dataset": "bench", "texts": ["captions"], "augment": augment}],
+            "model": _MODEL,
+            "objective": _OBJECTIVES[objective],
+            "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.1},
+            "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
+            "engine": {"channels_last": True, "compile": compiled},
+            "precision": runtime.precision,
+        }
+    )
+
+
+def _flops(recipe: Recipe, split: Any, card: Any, runtime: Runtime, out: Path) -> float:
+    """Floating-point operations of a step (forward, backward, augmentation), a pair."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter does not see into every fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        steps_of(recipe, split, card, out, device=runtime.device)
+    return float(counter.get_total_flops()) / recipe.schedule.batch_size
