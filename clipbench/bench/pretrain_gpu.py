@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipbench.bench.machine import device_peak_mib, forget_device_peak, matmul_peak
 from clipbench.bench.pretrain import Random, random_pairs, steps_of
@@ -46,8 +47,11 @@ def measure(
 
     The steps are those of `clipbench pretrain` as it runs, data and log included: random pictures in memory that are
     cropped anew (for DeCLIP as MoCo v2 does, twice), captions of 8 to 70 words, AdamW, images in channels-last
-    format. Objectives take turns; of each the median step counts. Floating-point operations are counted on a small
-    batch, and grow with its pairs.
+    format. DeCLIP, with two views and two texts a pair, takes a batch in two pieces (gradient caching).
+
+    Objectives take turns; of each the median step counts. Floating-point operations are those of a small batch, a
+    pair; what gradient caching computes again is not counted as work. An objective that the GPU has no memory for is
+    null.
 
     Args:
         batch_size: pairs a step.
@@ -57,34 +61,23 @@ def measure(
     import torch
 
     split, card = random_pairs(2 * batch_size, Random(side=_SIDE, words=(8, 70)))
-    seconds: dict[str, list[float]] = {name: [] for name in _OBJECTIVES}
-    waits: dict[str, list[float]] = {name: [] for name in _OBJECTIVES}
-    memory = dict.fromkeys(_OBJECTIVES, 0.0)
     peak = matmul_peak(runtime)
+    found: dict[str, list[_Steps]] = {name: [] for name in _OBJECTIVES}
     with tempfile.TemporaryDirectory(prefix="clipbench-") as temporary:
         folder = Path(temporary)
-        flops = {
-            name: _flops(
-                _recipe(name, runtime, min(_COUNTED_PAIRS, batch_size), 2),
-                split,
-                card,
-                runtime,
-                folder / f"count-{name}",
-            )
-            for name in _OBJECTIVES
-        }
+        small = {name: _recipe(name, runtime, min(_COUNTED_PAIRS, batch_size), 2) for name in _OBJECTIVES}
+        flops = {name: _flops(recipe, split, card, runtime, folder / name) for name, recipe in small.items()}
         for number in range(rounds):
             for name in _OBJECTIVES:
-                recipe = _recipe(name, runtime, batch_size, _WARM_UP + steps + 1, compiled)
+                chunk = -(-batch_size // 2) if name == "declip" else None
+                steps_in_all = _WARM_UP + steps + 1
+                recipe = _recipe(name, runtime, batch_size, steps_in_all, chunk=chunk, compiled=compiled)
                 forget_device_peak(runtime.device)
-                took, waited = steps_of(
-                    recipe, split, card, folder / f"{name}-{number}", device=runtime.device
-                )
-                seconds[name] += took[_WARM_UP:]
-                waits[name] += waited[_WARM_UP:]
-                memory[name] = max(memory[name], (device_peak_mib(runtime.device) or 0) / 2**10)
-    typical = {name: median(took) for name, took in seconds.items()}
-    rates = {name: flops[name] * batch_size / typical[name] for name in _OBJECTIVES}
+                with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                    out = folder / f"{name}-{number}"
+                    took, waited = steps_of(recipe, split, card, out, device=runtime.device)
+                    gib = (device_peak_mib(runtime.device) or 0) / 2**10
+                    found[name].append(_Steps(took[_WARM_UP:], waited[_WARM_UP:], gib))
     return {
         "device": runtime.device_name,
         "torch": torch.__version__,
@@ -94,17 +87,31 @@ def measure(
         "steps": steps * rounds,
         "matmul_peak_tflops": round(peak / 1e12, 1),
         "objectives": {
-            name: {
-                "seconds": round(typical[name], 4),
-                "images_per_s": round(batch_size / typical[name], 1),
-                "gflop_per_pair": round(flops[name] / 1e9, 1),
-                "tflops": round(rates[name] / 1e12, 1),
-                "of_matmul_peak": round(rates[name] / peak, 4),
-                "memory_gib": round(memory[name], 1),
-                "data_wait": round(median(waits[name]), 4),
-            }
-            for name in _OBJECTIVES
+            name: _summary(own, batch_size, flops[name], peak) if own else None for name, own in found.items()
         },
+    }
+
+
+class _Steps(NamedTuple):
+    """A round of one objective: seconds and waiting shares of its steps, and the most memory of the GPU (GiB)."""
+
+    seconds: list[float]
+    waits: list[float]
+    memory_gib: float
+
+
+def _summary(rounds: list[_Steps], batch_size: int, flops: float, peak: float) -> dict[str, float]:
+    """`flops` of a pair, and the `peak` (FLOP/s)."""
+    seconds = median(second for own in rounds for second in own.seconds)
+    rate = flops * batch_size / seconds
+    return {
+        "seconds": round(seconds, 4),
+        "images_per_s": round(batch_size / seconds, 1),
+        "gflop_per_pair": round(flops / 1e9, 1),
+        "tflops": round(rate / 1e12, 1),
+        "of_matmul_peak": round(rate / peak, 4),
+        "memory_gib": round(max(own.memory_gib for own in rounds), 1),
+        "data_wait": round(median(wait for own in rounds for wait in own.waits), 4),
     }
 
 
@@ -116,8 +123,8 @@ def view(found: dict[str, Any]) -> RenderableType:
 
     head = (
         f"{found['device']}, {found['precision']}, matmul peak {found['matmul_peak_tflops']:,} TFLOP/s\n"
-        f"ResNet-50 and 12 layers of text, {found['batch_size']} pairs a step, median of {found['steps']} steps"
-        f"{', compiled' if found['compiled'] else ''}"
+        f"ResNet-50 and 12 layers of text, {found['batch_size']} pairs a step (of DeCLIP in two pieces), "
+        f"median of {found['steps']} steps{', compiled' if found['compiled'] else ''}"
     )
     table = Table(
         "a step",
@@ -131,6 +138,9 @@ def view(found: dict[str, Any]) -> RenderableType:
         show_edge=False,
     )
     for name, own in found["objectives"].items():
+        if own is None:
+            table.add_row(name, "out of memory")
+            continue
         table.add_row(
             name,
             f"{own['seconds']:.3f}",
@@ -143,7 +153,15 @@ def view(found: dict[str, Any]) -> RenderableType:
     return Group(head, "", table)
 
 
-def _recipe(objective: str, runtime: Runtime, batch_size: int, steps: int, compiled: bool = False) -> Recipe:
+def _recipe(
+    objective: str,
+    runtime: Runtime,
+    batch_size: int,
+    steps: int,
+    *,
+    chunk: int | None = None,
+    compiled: bool = False,
+) -> Recipe:
     """The towers of DeCLIP's repository (`declip-yfcc15m-r50`) under each objective."""
     augment: dict[str, Any] = {"kind": "moco-v2"}
     if objective != "declip":
@@ -158,7 +176,11 @@ def _recipe(objective: str, runtime: Runtime, batch_size: int, steps: int, compi
             "objective": _OBJECTIVES[objective],
             "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.1},
             "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
-            "engine": {"channels_last": True, "compile": compiled},
+            "engine": {
+                "channels_last": True,
+                "compile": compiled,
+                "chunk": chunk,
+            },
             "precision": runtime.precision,
         }
     )

@@ -6,6 +6,7 @@ with, what is measured, and the claims. Every cell is a run folder of its own, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -16,6 +17,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -293,63 +296,86 @@ def _side_by_side(
     device: str,
     jobs: int,
 ) -> Iterator[Measured]:
-    """These cells, `jobs` at a time, a process each."""
+    """These cells, by `jobs` processes, each of which gets another when it is done with one."""
     threads = max(1, cores() // jobs)
-    options = replace(options, runtime=replace(options.runtime, workers=threads if threads > 1 else 0))
+    options = replace(
+        options, progress=False, runtime=replace(options.runtime, workers=threads if threads > 1 else 0)
+    )
     context = multiprocessing.get_context("spawn")
-    waiting = deque(recipes)
-    running: dict[int, tuple[Cell, multiprocessing.context.SpawnProcess]] = {}
+    waiting = deque(recipes.items())
+    workers: list[tuple[Connection, SpawnProcess]] = []
     with Signals() as signals:
         try:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    cell = waiting.popleft()
-                    process = context.Process(
-                        target=_job,
-                        args=(study, {cell: recipes[cell]}, catalog.extra, options, runs, device, threads),
-                        name=cell.name,
-                    )
-                    process.start()
-                    running[process.sentinel] = (cell, process)
-                for ended in connection.wait(list(running), timeout=1):
-                    assert isinstance(ended, int)
-                    cell, process = running.pop(ended)
-                    process.join()
-                    if process.exitcode == 0:
-                        yield _measured(study, cell, runs / cell.name, catalog, options)
-                    elif not signals.asked:
-                        raise ClipbenchError(f"{cell.name} failed, and with it the study", hint="see above")
-                if signals.asked:
-                    raise Stopped(f"{runs}: stopped and saved", signal=signals.asked)
+            for _ in range(min(jobs, len(recipes))):
+                here, there = context.Pipe()
+                given = (there, study, catalog.extra, options, runs, device, threads)
+                process = context.Process(target=_worker, args=given)
+                process.start()
+                there.close()
+                here.send(waiting.popleft())
+                workers.append((here, process))
+            for _ in recipes:
+                cell = _next_done([pipe for pipe, _ in workers], signals)
+                yield _measured(study, cell.done, runs / cell.done.name, catalog, options)
+                if waiting:
+                    cell.pipe.send(waiting.popleft())
         finally:
-            for _, process in running.values():
-                if signals.asked != signal.SIGINT:  # that one a terminal sends to all
+            for pipe, process in workers:
+                pipe.close()
+                if signals.asked != signal.SIGINT:  # which a terminal has sent to all
                     process.terminate()
-            for _, process in running.values():
+            for _, process in workers:
                 process.join()
 
 
-def _job(
+class _Done(NamedTuple):
+    pipe: Connection
+    done: Cell
+
+
+def _next_done(pipes: list[Connection], signals: Signals) -> _Done:
+    """The next cell that a worker has finished.
+
+    Raises:
+        ClipbenchError: a worker failed, and said why.
+        Stopped: a signal came.
+    """
+    while not signals.asked:
+        for pipe in connection.wait(pipes, timeout=1):
+            assert isinstance(pipe, Connection)
+            try:
+                return _Done(pipe, pipe.recv())
+            except EOFError:
+                if not signals.asked:
+                    raise ClipbenchError("a run failed, and with it the study", hint="see above") from None
+    raise Stopped("stopped; every run is saved", signal=signals.asked)
+
+
+def _worker(
+    pipe: Connection,
     study: Study,
-    recipes: Mapping[Cell, Recipe],
     cards: Sequence[Path],
     options: Options,
     runs: Path,
     device: str,
     threads: int,
 ) -> None:
-    """One cell, in a process of its own."""
+    """Cells one after the other, as the pipe gives them, in a process of its own."""
     import torch
 
     if options.runtime.on_cpu:
         keep_freed_memory()
     torch.set_num_threads(threads)
-    options = replace(options, progress=False)
-    try:
-        for _ in _run(study, recipes, Catalog(cards), options, runs, device=device, progress=False):
-            pass
-    except ClipbenchError as error:
-        sys.exit(f"{next(iter(recipes)).name}: {error}")
+    catalog = Catalog(cards)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            cell, recipe = pipe.recv()
+            try:
+                for _ in _run(study, {cell: recipe}, catalog, options, runs, device=device, progress=False):
+                    pass
+            except ClipbenchError as error:
+                sys.exit(f"{cell.name}: {error}")
+            pipe.send(cell)
 
 
 def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options: Options) -> Measured:

@@ -59,6 +59,8 @@ def write(name: str, study: Study, measured: Sequence[Measured], command: str, f
     Raises:
         StorageError: the folder cannot be written.
     """
+    order = study.cells()
+    measured = sorted(measured, key=lambda one: order.index(one.cell))
     verdicts = judge(study, measured)
     held = {
         "study": name,
