@@ -176,7 +176,7 @@ def test_processes_that_share_a_batch_have_its_parts(
     if not held:
         lenient = mixed[0].wanted.model_copy(update={"on_bad_image": "skip"})
         mixed[0] = Source(mixed[0].split, mixed[0].card, lenient)
-        broken = mixed[0].split.samples(np.array([4]))
+        broken = mixed[0].rows.samples(np.array([4]))
         assert isinstance(mixed[0].split, RowSplit)
         (mixed[0].split._images / next(broken).id).write_bytes(b"broken")
     whole = drawn(mixed, batch_size=6)
@@ -197,7 +197,7 @@ def test_images_that_match_their_texts(mixed: list[Source], monkeypatch: pytest.
     """Also where decoding ran ahead: every picture is the one that its caption numbers."""
     monkeypatch.setattr(pairs, "HELD_BYTES", 0)
     shards = drawn([mixed[1]], batch_size=3, workers=2)
-    reference = {f"caption {i}": pairs.decode_all(mixed[1].split, PREPROCESS)[i] for i in range(7)}
+    reference = {f"caption {i}": pairs.decode_all(mixed[1].rows, PREPROCESS)[i] for i in range(7)}
     for _ in range(6):
         batch = shards.next_batch()
         for image, text in zip(batch.images, said(batch), strict=True):

@@ -181,28 +181,28 @@ def _samples(
         yield key, image, ends.get(suffix) if suffix else None, suffix
 
 
-class RemoteShards(LazySplit):
-    """Pairs in tar files behind addresses: only to be read as a stream, shard by shard."""
+class RemoteShards:
+    """Pairs in tar files behind addresses: a stream, shard by shard, without rows to be asked for.
 
-    scattered = False
+    Attributes:
+        dataset, role, fingerprint: as those of a `Split`.
+        left_out: samples that the shards hold and the stream does not, so far, by what is wrong with them.
+    """
+
+    role = "train"
 
     def __init__(self, wanted: ShardPairs) -> None:
+        self.dataset = wanted.name
         self.wanted = wanted
         self.addresses = [address for pattern in wanted.shards for address in expand(pattern)]
-        assert wanted.rows is not None
         self.fingerprint = fingerprint({"addresses": self.addresses, "clean": wanted.clean})
         self.left_out = (LeftOut("samples without an image"), LeftOut("samples without a caption"))
         self._counted: set[int] = set()
-        super().__init__(wanted.name, wanted.rows)
 
-    def name(self, row: int) -> str:
-        raise NotImplementedError("a stream has no rows")
-
-    def image(self, row: int) -> bytes:
-        raise NotImplementedError("a stream has no rows")
-
-    def texts(self, row: int) -> list[str]:
-        raise NotImplementedError("a stream has no rows")
+    def __len__(self) -> int:
+        """Pairs, as the source says."""
+        assert self.wanted.rows is not None
+        return self.wanted.rows
 
     def windows(self, order: Sequence[int], first: int = 0) -> Iterator[list[tuple[Sample, list[str]]]]:
         """The pairs of `window` shards at a time, from window number `first` on; `order` numbers the addresses.

@@ -35,7 +35,7 @@ _ROLE = "train"
 
 def open_pairs(
     wanted: AnyPairs, dataset: Callable[[str], Entry[TaskCard]], paths: DataPaths, recipe: Path
-) -> tuple[Split, TaskCard]:
+) -> tuple[Split | RemoteShards, TaskCard]:
     """The images and texts of one source of a recipe, and the card that goes with them.
 
     Args:

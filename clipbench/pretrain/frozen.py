@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipbench.cards import Frozen, RecipeModel, Weights
-from clipbench.data import Split
 from clipbench.errors import CardError, nearest
 from clipbench.models import LoadedModel, dual
 from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, TextTower
@@ -25,6 +24,7 @@ from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, Text
 if TYPE_CHECKING:
     from clipbench.execution import Runtime
     from clipbench.features import ModelEncoder
+    from clipbench.pretrain.pairs import Source
 
 _SPACE = "backbone"
 
@@ -122,8 +122,8 @@ class Start:
             else:
                 self.config = _with_weights(self.config, side, pinned)
 
-    def image_features(self, splits: Sequence[Split]) -> Kept | None:
-        """The image features of `splits`, computed where the feature store lacks them; None: the tower is trained.
+    def image_features(self, sources: Sequence[Source]) -> Kept | None:
+        """The image features of `sources`, computed where the feature store lacks them; None: the tower is trained.
 
         Raises:
             DataError: an image that cannot be decoded.
@@ -131,7 +131,7 @@ class Start:
         """
         if "image" not in self._encoders:
             return None
-        return Kept([self._encoders["image"].images(split, _SPACE) for split in splits])
+        return Kept([self._encoders["image"].images(source.rows, _SPACE) for source in sources])
 
     def refuse_changes(self, *, views: bool, altered: bool) -> None:
         """Raise CardError where the objective wants other views of images, or altered texts, than those computed."""

@@ -19,6 +19,7 @@ from clipbench.cards import ModelCard, Recipe, Target, TaskCard, Weights, finger
 from clipbench.cores import cores
 from clipbench.data import Split
 from clipbench.data.lazy import LazySplit
+from clipbench.data.shards import RemoteShards
 from clipbench.errors import ClipbenchError, Stopped
 from clipbench.execution import Runtime
 from clipbench.models import Adapter, dual
@@ -61,7 +62,7 @@ def pretrain(
     recipe_id: str,
     out: Path,
     *,
-    data: Sequence[tuple[Split, TaskCard]],
+    data: Sequence[tuple[Split | RemoteShards, TaskCard]],
     evaluator: Evaluator | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -78,7 +79,7 @@ def pretrain(
     Args:
         recipe_id: the recipe's id, for titles.
         out: the run's folder (see `folder`); afterwards it is a model.
-        data: for each of the recipe's sources its split, and the task card that this belongs to.
+        data: for each of the recipe's sources its split or stream, and the task card that this belongs to.
         evaluator: measures the model on the recipe's `evaluate` tasks; None: no evaluation.
         device: "auto" (a GPU where there is one), or a torch device.
         progress: show live progress lines on stderr.
@@ -142,10 +143,10 @@ def pretrain(
             workers=workers if workers is not None else decoders(target_device),
             rank=group.rank,
             world=group.world,
-            features=start.image_features([source.split for source in sources]),
+            features=start.image_features(sources),
         )
         for source in sources:
-            if isinstance(source.split, LazySplit):
+            if isinstance(source.split, LazySplit | RemoteShards):
                 for part in source.split.left_out:
                     console.print(f"{source.wanted.name}: left out {part}", highlight=False)
         describe = functools.partial(model_card, recipe, recipe_id, images, start)

@@ -95,11 +95,17 @@ class PairsState(TypedDict):
 
 @dataclass(frozen=True)
 class Source:
-    """A split to draw pairs from, the card it belongs to, and what the recipe wants of it."""
+    """A split or stream to draw pairs from, the card it belongs to, and what the recipe wants of it."""
 
-    split: Split
+    split: Split | RemoteShards
     card: TaskCard
     wanted: AnyPairs
+
+    @property
+    def rows(self) -> Split:
+        """The split; not of a stream, which has no rows."""
+        assert isinstance(self.split, Split)
+        return self.split
 
 
 class DrawnPairs:
@@ -166,7 +172,7 @@ class DrawnPairs:
         images, texts, bad = [], [], []
         for source in sources:
             own = texts_of(source)
-            decoded, good, broken = decode(source.split, preprocess, source.wanted.on_bad_image, how.workers)
+            decoded, good, broken = decode(source.rows, preprocess, source.wanted.on_bad_image, how.workers)
             images.append(decoded[good])
             texts.append([own[row] for row in good.tolist()])
             bad += broken
@@ -307,7 +313,7 @@ def _fill_a_batch(count: int, batch_size: int, sources: Sequence[Source]) -> Non
 
 def reader(source: Source) -> Reader:
     """The images and texts of a source one by one. Raises as `texts_of`."""
-    split = source.split
+    split = source.rows
     if isinstance(split, LazySplit):
         return Reader(split.name, split.image, lambda row: [split.texts(row)])
     texts = texts_of(source)
@@ -326,7 +332,7 @@ def texts_of(source: Source) -> list[Texts]:
         CardError: the split has no texts of a kind that the recipe wants, or the card no such templates.
         DataError: an image without any text.
     """
-    split, wanted = source.split, source.wanted
+    split, wanted = source.rows, source.wanted
     if isinstance(split, LazySplit):
         return [[split.texts(row)] for row in range(len(split))]
     found: list[Texts] = [[] for _ in range(len(split))]
@@ -351,7 +357,7 @@ def texts_of(source: Source) -> list[Texts]:
 
 def _of_kind(kind: str, source: Source) -> list[list[str]]:
     """The texts of one kind of each image."""
-    split = source.split
+    split = source.rows
     if kind == "labels" and split.classes and isinstance(source.wanted, Pairs):
         of_class = captions(source.card, split.classes, source.wanted.templates)
         if split.labels.ndim == 1:

@@ -47,6 +47,7 @@ from clipbench.pretrain.signals import Signals
 
 if TYPE_CHECKING:
     from clipbench.data import Split
+    from clipbench.data.shards import RemoteShards
     from clipbench.evaluate import Options
 
 _FOLDER = Path(__file__).parent / "studies"
@@ -273,7 +274,7 @@ def _run(
     from clipbench.data.training import open_pairs
     from clipbench.pretrain.loop import pretrain
 
-    opened: dict[AnyPairs, tuple[Split, TaskCard]] = {}
+    opened: dict[AnyPairs, tuple[Split | RemoteShards, TaskCard]] = {}
     for cell, recipe in recipes.items():
         for source in recipe.data:
             if source not in opened:
