@@ -56,6 +56,8 @@ def test_cells_differ_in_objective_batch_and_seed_alone() -> None:
     study = studies.read(NAME, "cpu")
     cells = study.cells()
     assert len(cells) == len(set(cells)) == 3 * (len(study.objectives) + 2 * 5)
+    assert Cell("clip-lite", 1024, 2) in cells[:30]  # a claim needs it
+    assert Cell("clip", 64, 0) in cells[30:]
     usual, other = (study.recipe_of(Cell(name, 256, 1)).canonical() for name in ("clip", "siglip"))
     assert {key for key in usual if usual[key] != other[key]} == {"title", "objective"}
     large = study.recipe_of(Cell("clip", 1024, 1)).canonical()

@@ -145,13 +145,15 @@ class Study(Strict):
         return self
 
     def cells(self) -> list[Cell]:
-        """All runs, seed by seed, so that a study that was stopped has whole comparisons."""
+        """All runs, those first that claims are about, seed by seed: so one that was stopped has whole comparisons."""
         sizes = {name: {self.batch_size} for name in self.objectives}
         for name in self.swept:
             sizes[name] |= set(self.batch_sizes)
-        return [
+        claimed = {self.cell(name, 0)[:2] for claim in self.claims for name in claim.contrast}
+        found = [
             Cell(name, size, seed) for seed in self.seeds for name in sizes for size in sorted(sizes[name])
         ]
+        return sorted(found, key=lambda cell: cell[:2] not in claimed)
 
     def cell(self, name: str, seed: int) -> Cell:
         """The cell that claims call `name`: an objective, or `<objective>@<batch size>`."""
