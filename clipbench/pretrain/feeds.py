@@ -240,7 +240,10 @@ class Decoded(Feed):
         self._place = read.place
         good = torch.from_numpy(batch.good)
         # A copy, since the decoder writes the next batch to the same place.
-        images = torch.from_numpy(batch.images)[good].to(self._how.device)
+        images = torch.from_numpy(batch.images)[good]
+        if self._how.device.type == "cuda":
+            images = images.pin_memory()  # only so does the copy not wait for what the GPU is at work on
+        images = images.to(self._how.device, non_blocking=True)
         return Fed(images, self._kept[good], read.source, read.texts)
 
 

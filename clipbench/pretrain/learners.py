@@ -414,7 +414,10 @@ def captions(
         masked, chosen = text.mask(own, share, batch.draws)
         states = text.states(masked)
         if guesser is not None:
-            features |= {"guesses": guesser(states[chosen]), "hidden": own[chosen]}
+            # by number, so that a GPU's backward pass does not have to stop and count them
+            at = torch.nonzero(chosen.flatten())[:, 0]
+            hidden = states.flatten(0, 1).index_select(0, at)
+            features |= {"guesses": guesser(hidden), "hidden": own.flatten().index_select(0, at)}
         if compare_masked:
             return features | towers.text_features(states, masked)
     return features | towers.text_features(text.states(tokens), tokens, batch.rows)
