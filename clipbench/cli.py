@@ -283,6 +283,10 @@ def study_command(
         int,
         typer.Option("--jobs", "-j", min=1, help="Runs at a time, each with its share of the cores."),
     ] = 1,
+    so_far: Annotated[
+        bool,
+        typer.Option("--so-far", help="Train nothing: the page of the runs that are finished."),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
     ] = False,
@@ -291,26 +295,31 @@ def study_command(
     """Train the same towers by several objectives, and hold the papers' claims against what is measured."""
     from clipbench.data.hub import DataPaths
     from clipbench.pretrain import study as studies
-
-    runtime = _runtime(device, "fp32")
-    form: studies.Form = "quick" if quick else "cpu" if runtime.on_cpu else "gpu"
-    study = studies.read(name, form)
-    catalog = _catalog(cards)
-    from clipbench.evaluate import Options
     from clipbench.report import studies as report
 
-    options = Options(runtime=runtime, data=DataPaths.parse(_known_data(data, catalog)), progress=not quiet)
+    on_gpu = device.startswith("cuda") if so_far else not _runtime(device, "fp32").on_cpu
+    form: studies.Form = "quick" if quick else "gpu" if on_gpu else "cpu"
+    study, catalog = studies.read(name, form), _catalog(cards)
     folder = name if form == "cpu" else f"{name}-{form}"
-    measured = []
-    for one in studies.run(
-        study, catalog, options, runs / folder, device=device, progress=not quiet, jobs=jobs
-    ):
-        measured.append(one)
-        shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
-        _stderr(_plain(f"{len(measured)}/{len(study.cells())} {one.cell.name}: {shown}"))
-    command = f"clipbench study {name}" + (
-        " --quick" if quick else "" if runtime.on_cpu else f" --device {device}"
-    )
+    if so_far:
+        measured = studies.finished(study, catalog, runs / folder)
+        if not measured:
+            raise ClipbenchError(
+                f"no run of the study is finished in {runs / folder}", hint="leave out --so-far"
+            )
+    else:
+        from clipbench.evaluate import Options
+
+        paths = DataPaths.parse(_known_data(data, catalog))
+        options = Options(runtime=_runtime(device, "fp32"), data=paths, progress=not quiet)
+        measured = []
+        for one in studies.run(
+            study, catalog, options, runs / folder, device=device, progress=not quiet, jobs=jobs
+        ):
+            measured.append(one)
+            shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
+            _stderr(_plain(f"{len(measured)}/{len(study.cells())} {one.cell.name}: {shown}"))
+    command = f"clipbench study {name}" + (" --quick" if quick else f" --device {device}" if on_gpu else "")
     page = report.write(name, study, measured, command, out / folder)
     _stderr(_plain(f"wrote {page}, study.png and study.json"))
 

@@ -21,7 +21,7 @@ from clipbench import cli, models
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths
-from clipbench.errors import CardError, ClipbenchError, Stopped
+from clipbench.errors import CardError, ClipbenchError, Stopped, StorageError
 from clipbench.evaluate import Options
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder
@@ -120,6 +120,40 @@ def test_jobs_side_by_side_measure_what_one_measures(
 
     torch.set_num_threads(1)
     assert run("together", "--jobs", "2") == run("alone")
+
+
+def test_the_page_so_far_leaves_claims_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claims = [claim.canonical() for claim in small().claims[:1]]
+    study = small(swept=[], claims=claims)
+    monkeypatch.setattr("clipbench.pretrain.study.read", lambda *_: study)
+    folders = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    command = ["clipbench", "study", NAME, "--quick", "--so-far", *folders]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "no run of the study is finished" in capsys.readouterr().err
+    runs = tmp_path / "runs" / f"{NAME}-quick"
+    rest = studies.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)
+    first = [next(rest) for _ in range(3)]
+    assert studies.finished(study, Catalog(), runs) == first
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    page = (tmp_path / "out" / f"{NAME}-quick" / "README.md").read_text()
+    assert "**3 of 4 runs are finished.**" in page
+    assert "| **open** |" in page
+    assert "| clip-lite | 32 (1 of 2 seeds) |" in page
+    held = json.loads((tmp_path / "out" / f"{NAME}-quick" / "study.json").read_text())
+    assert [len(claim["values"]) for claim in held["claims"]] == [1]
+    assert held["claims"][0]["ci95"] is None
+    other = study.model_copy(update={"images": 96})
+    with pytest.raises(StorageError, match="a run of another recipe"):
+        studies.finished(other, Catalog(), runs)
+    with pytest.raises(StorageError, match="a run of another recipe"):
+        next(studies.run(other, Catalog(), OPTIONS, runs, device="cpu", progress=False))
 
 
 def test_a_job_that_fails_ends_the_study_and_says_why(

@@ -82,7 +82,7 @@ class RunFolder:
         make_folder(self.path)
         self._stack.enter_context(locked(self.path / ".lock"))
         if (self.path / "recipe.yaml").exists():
-            _refuse_other(self.path / "recipe.yaml", self._recipe)
+            refuse_other(self.path / "recipe.yaml", self._recipe)
         return self
 
     def __exit__(
@@ -282,7 +282,8 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_other(recipe_file: Path, recipe: Recipe) -> None:
+def refuse_other(recipe_file: Path, recipe: Recipe) -> None:
+    """Raise StorageError unless the recipe in the file is `recipe`, but for its prose."""
     held = parse(Recipe, Document(recipe_file)).canonical()
     wanted = recipe.canonical()
     differing = [

@@ -43,6 +43,7 @@ from clipbench.catalog import Catalog
 from clipbench.cores import cores
 from clipbench.errors import CardError, ClipbenchError, Stopped, unknown
 from clipbench.execution import keep_freed_memory
+from clipbench.pretrain.folder import refuse_other
 from clipbench.pretrain.signals import Signals
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _run(
                 opened[source] = open_pairs(source, catalog.dataset, options.data, runs / cell.name)
         data = [opened[source] for source in recipe.data]
         folder = runs / cell.name
-        if not (folder / "card.yaml").is_file():
+        if not _trained(folder, recipe):
             workers = options.runtime.workers
             pretrain(recipe, cell.name, folder, data=data, device=device, progress=progress, workers=workers)
         yield _measured(study, cell, folder, catalog, options)
@@ -381,10 +382,44 @@ def _worker(
             pipe.send(cell)
 
 
-def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options: Options) -> Measured:
-    """The cell's scores, from its folder where they are of this study's measures, else measured."""
+def finished(study: Study, catalog: Catalog, runs: Path) -> list[Measured]:
+    """The cells that have been trained and measured below `runs`.
+
+    Raises:
+        StorageError: a run of another recipe.
+    """
+    found = []
+    for cell in study.cells():
+        folder = runs / cell.name
+        measured = _held(study, cell, folder, catalog) if _trained(folder, study.recipe_of(cell)) else None
+        if measured:
+            found.append(measured)
+    return found
+
+
+def _trained(folder: Path, recipe: Recipe) -> bool:
+    """Whether `folder` holds a whole run of `recipe`."""
+    if not (folder / "card.yaml").is_file():
+        return False
+    refuse_other(folder / "recipe.yaml", recipe)
+    return True
+
+
+def _held(study: Study, cell: Cell, folder: Path, catalog: Catalog) -> Measured | None:
+    """The cell's scores from its folder, where they are of this study's measures."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return None
+    held = json.loads(path.read_text(encoding="utf-8"))
+    if held.pop("key") != _key(study, folder, catalog) or "made_by" not in held:
+        return None
+    return Measured(cell, **held)
+
+
+def _key(study: Study, folder: Path, catalog: Catalog) -> str:
+    """Of all that decides the scores of the model in `folder`."""
     tasks = {name: catalog.task(measure.task) for name, measure in study.measures.items()}
-    key = fingerprint(
+    return fingerprint(
         [
             {name: [task.id, task.params.canonical(), task.protocol.VERSION] for name, task in tasks.items()},
             {name: measure.metric for name, measure in study.measures.items()},
@@ -392,11 +427,12 @@ def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options:
             (folder / "card.yaml").read_text(encoding="utf-8"),
         ]
     )
-    path = folder / "scores.json"
-    if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if held.pop("key") == key and "made_by" in held:
-            return Measured(cell, **held)
+
+
+def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options: Options) -> Measured:
+    """The cell's scores, from its folder or else measured."""
+    if held := _held(study, cell, folder, catalog):
+        return held
     found = _measure(study, folder, catalog, options)
     env = records.environment()
     measured = Measured(
@@ -410,8 +446,9 @@ def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options:
             "dirty": env.dirty,
         },
     )
-    held = {name: getattr(measured, name) for name in ("scores", "chance", "made_by")}
-    write_atomic(path, json.dumps({"key": key} | held, indent=1).encode())
+    kept = {name: getattr(measured, name) for name in ("scores", "chance", "made_by")}
+    kept["key"] = _key(study, folder, catalog)
+    write_atomic(folder / "scores.json", json.dumps(kept, indent=1).encode())
     return measured
 
 

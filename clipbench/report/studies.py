@@ -19,37 +19,42 @@ from clipbench.stats import Interval, of_seeds
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, the contrast of each seed, their mean and interval, and what follows by the study's rule."""
+    """A claim, the contrast of each seed, their mean and interval, and what follows by the study's rule.
+
+    Without `ci95`, runs that it needs are not there yet.
+    """
 
     claim: Claim
     values: tuple[float, ...]
-    mean: float
-    ci95: Interval
+    mean: float | None
+    ci95: Interval | None
 
     @property
     def says(self) -> str:
-        """`held`, `reversed`, or `not told apart`.
+        """`held`, `reversed`, `not told apart`, or `open`.
 
         The rule: the interval of the mean over seeds lies above 0, below it, or holds it.
         """
+        if self.ci95 is None:
+            return "open"
         low, high = self.ci95
         return "held" if low > 0 else "reversed" if high < 0 else "not told apart"
 
 
 def judge(study: Study, measured: Sequence[Measured]) -> list[Verdict]:
-    """Every claim against the scores of all cells."""
+    """Every claim against the scores of the cells; no claim before all that it needs are there."""
     scores = {one.cell: one.scores for one in measured}
     verdicts = []
     for claim in study.claims:
-        values = []
-        for seed in study.seeds:
-            terms = [
-                weight * scores[study.cell(name, seed)][claim.measure]
-                for name, weight in claim.contrast.items()
-            ]
-            values.append(sum(terms))
-        mean, interval = of_seeds(values)
-        verdicts.append(Verdict(claim, tuple(values), mean, interval))
+        needed = [{study.cell(name, s): w for name, w in claim.contrast.items()} for s in study.seeds]
+        values = tuple(
+            sum(weight * scores[cell][claim.measure] for cell, weight in terms.items())
+            for terms in needed
+            if all(cell in scores for cell in terms)
+        )
+        whole = len(values) == len(study.seeds)
+        mean, interval = of_seeds(values) if whole else (None, None)
+        verdicts.append(Verdict(claim, values, mean, interval))
     return verdicts
 
 
@@ -91,6 +96,7 @@ def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict]
         "",
         f"`{command}`. Every cell: {study.images:,} images seen of {_data(study)}, towers from random weights, "
         f"{seeds}. Values are per cent: the mean over seeds and its 95 % interval (Student's t). {_made_by(measured)}.",
+        *_missing(study, measured),
         "",
         "![scores by objective, and by batch size](study.png)",
         "",
@@ -104,8 +110,10 @@ def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict]
         "|---|---|---|---|---|",
     ]
     for verdict in verdicts:
-        claim, (low, high) = verdict.claim, verdict.ci95
-        difference = f"{100 * verdict.mean:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
+        claim, difference = verdict.claim, ""
+        if verdict.mean is not None and verdict.ci95 is not None:
+            low, high = verdict.ci95
+            difference = f"{100 * verdict.mean:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
         lines.append(
             f"| {claim.says} | {claim.source} | {claim.measure} | {difference} | **{verdict.says}** |"
         )
@@ -118,7 +126,8 @@ def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict]
     ]
     for (objective, size), own in _by_cell(study, measured).items():
         values = " | ".join(_percent([one.scores[measure] for one in own]) for measure in shown)
-        lines.append(f"| {objective} | {size} | {values} |")
+        few = "" if len(own) == len(study.seeds) else f" ({len(own)} of {seeds})"
+        lines.append(f"| {objective} | {size}{few} | {values} |")
     chance = " | ".join(f"{100 * measured[0].chance[measure]:.2f}" for measure in shown)
     lines += [f"| chance | | {chance} |", ""]
     for measure in shown:
@@ -138,7 +147,9 @@ def draw(study: Study, measured: Sequence[Measured]) -> bytes:
     figure.suptitle(study.title)
     for axes, measure in zip(panels[0], shown, strict=True):
         for place, objective in enumerate(study.objectives):
-            values = [100 * one.scores[measure] for one in cells[objective, study.batch_size]]
+            values = [100 * one.scores[measure] for one in cells.get((objective, study.batch_size), ())]
+            if not values:
+                continue
             axes.bar(place, float(np.mean(values)), color=f"C{place}", alpha=0.5)
             axes.plot([place] * len(values), values, "k.", markersize=5)
         axes.axhline(100 * measured[0].chance[measure], color="0.5", linestyle=":")
@@ -153,6 +164,7 @@ def draw(study: Study, measured: Sequence[Measured]) -> bytes:
             for size, values in zip(sizes, own, strict=True):
                 axes.plot([size] * len(values), values, ".", color=colour)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(study.batch_sizes, [str(size) for size in study.batch_sizes])
         axes.set(xlabel="batch size", title=f"{measure} (%)")
         axes.legend()
     buffer = io.BytesIO()
@@ -174,7 +186,16 @@ def _by_cell(study: Study, measured: Sequence[Measured]) -> Mapping[tuple[str, i
     return found
 
 
+def _missing(study: Study, measured: Sequence[Measured]) -> list[str]:
+    of = len(study.cells())
+    if len(measured) == of:
+        return []
+    return ["", f"**{len(measured)} of {of} runs are finished.** Claims that need the others are open."]
+
+
 def _percent(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{100 * values[0]:.2f}"
     mean, (low, high) = of_seeds([100 * value for value in values])
     return f"{mean:.2f} ({low:.2f} … {high:.2f})"
 
