@@ -297,11 +297,12 @@ def study_command(
     from clipbench.pretrain import study as studies
     from clipbench.report import studies as report
 
-    on_gpu = device.startswith("cuda") if so_far else not _runtime(device, "fp32").on_cpu
+    runtime = None if so_far else _runtime(device, "fp32")  # a page needs no device
+    on_gpu = device.startswith("cuda") if runtime is None else not runtime.on_cpu
     form: studies.Form = "quick" if quick else "gpu" if on_gpu else "cpu"
     study, catalog = studies.read(name, form), _catalog(cards)
     folder = name if form == "cpu" else f"{name}-{form}"
-    if so_far:
+    if runtime is None:
         measured = studies.finished(study, catalog, runs / folder)
         if not measured:
             raise ClipbenchError(
@@ -311,7 +312,7 @@ def study_command(
         from clipbench.evaluate import Options
 
         paths = DataPaths.parse(_known_data(data, catalog))
-        options = Options(runtime=_runtime(device, "fp32"), data=paths, progress=not quiet)
+        options = Options(runtime=runtime, data=paths, progress=not quiet)
         measured = []
         for one in studies.run(
             study, catalog, options, runs / folder, device=device, progress=not quiet, jobs=jobs

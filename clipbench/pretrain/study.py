@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -256,54 +256,62 @@ def run(
         Stopped: a signal came; every cell that was under way has been saved.
     """
     catalog.tasks([measure.task for measure in study.measures.values()])
+    work = _Work(study, catalog, options, runs, device)
     recipes = {cell: study.recipe_of(cell) for cell in study.cells()}
     if jobs == 1:
-        yield from _run(study, recipes, catalog, options, runs, device=device, progress=progress)
+        yield from _run(work, recipes, progress=progress)
     else:
-        yield from _side_by_side(study, recipes, catalog, options, runs, device=device, jobs=jobs)
+        yield from _side_by_side(work, recipes, jobs)
 
 
-def _run(
-    study: Study,
-    recipes: Mapping[Cell, Recipe],
-    catalog: Catalog,
-    options: Options,
-    runs: Path,
-    *,
-    device: str,
-    progress: bool,
-) -> Iterator[Measured]:
+@dataclass(frozen=True)
+class _Work:
+    """What all cells of a study are trained and measured with."""
+
+    study: Study
+    catalog: Catalog
+    options: Options
+    runs: Path
+    device: str
+
+    def measured(self, cell: Cell) -> Measured:
+        """The scores of a cell that has been trained."""
+        return _measured(self.study, cell, self.runs / cell.name, self.catalog, self.options)
+
+
+def _run(work: _Work, recipes: Mapping[Cell, Recipe], *, progress: bool) -> Iterator[Measured]:
     """These cells, one after the other, in this process."""
     from clipbench.data.training import open_pairs
     from clipbench.pretrain.loop import pretrain
 
+    workers = work.options.runtime.workers
     opened: dict[AnyPairs, tuple[Split | RemoteShards, TaskCard]] = {}
     for cell, recipe in recipes.items():
+        folder = work.runs / cell.name
         for source in recipe.data:
             if source not in opened:
-                opened[source] = open_pairs(source, catalog.dataset, options.data, runs / cell.name)
-        data = [opened[source] for source in recipe.data]
-        folder = runs / cell.name
+                opened[source] = open_pairs(source, work.catalog.dataset, work.options.data, folder)
         if not _trained(folder, recipe):
-            workers = options.runtime.workers
-            pretrain(recipe, cell.name, folder, data=data, device=device, progress=progress, workers=workers)
-        yield _measured(study, cell, folder, catalog, options)
+            pretrain(
+                recipe,
+                cell.name,
+                folder,
+                data=[opened[source] for source in recipe.data],
+                device=work.device,
+                progress=progress,
+                workers=workers,
+            )
+        yield work.measured(cell)
 
 
-def _side_by_side(
-    study: Study,
-    recipes: Mapping[Cell, Recipe],
-    catalog: Catalog,
-    options: Options,
-    runs: Path,
-    *,
-    device: str,
-    jobs: int,
-) -> Iterator[Measured]:
+def _side_by_side(work: _Work, recipes: Mapping[Cell, Recipe], jobs: int) -> Iterator[Measured]:
     """These cells, by `jobs` processes, each of which gets another when it is done with one."""
     threads = max(1, cores() // jobs)
-    options = replace(
-        options, progress=False, runtime=replace(options.runtime, workers=threads if threads > 1 else 0)
+    runtime = replace(work.options.runtime, workers=threads if threads > 1 else 0)
+    work = replace(
+        work,
+        catalog=Catalog(work.catalog.extra),  # without what it has read, which need not be sent
+        options=replace(work.options, progress=False, runtime=runtime),
     )
     context = multiprocessing.get_context("spawn")
     waiting = deque(recipes.items())
@@ -312,17 +320,16 @@ def _side_by_side(
         try:
             for _ in range(min(jobs, len(recipes))):
                 here, there = context.Pipe()
-                given = (there, study, catalog.extra, options, runs, device, threads)
-                process = context.Process(target=_worker, args=given)
+                process = context.Process(target=_worker, args=(there, work, threads))
                 process.start()
                 there.close()
                 here.send(waiting.popleft())
                 workers.append((here, process))
             for _ in recipes:
-                cell = _next_done([pipe for pipe, _ in workers], signals)
-                yield _measured(study, cell.done, runs / cell.done.name, catalog, options)
+                pipe, cell = _next_done([pipe for pipe, _ in workers], signals)
+                yield work.measured(cell)
                 if waiting:
-                    cell.pipe.send(waiting.popleft())
+                    pipe.send(waiting.popleft())
         finally:
             for pipe, process in workers:
                 pipe.close()
@@ -332,13 +339,8 @@ def _side_by_side(
                 process.join()
 
 
-class _Done(NamedTuple):
-    pipe: Connection
-    done: Cell
-
-
-def _next_done(pipes: list[Connection], signals: Signals) -> _Done:
-    """The next cell that a worker has finished.
+def _next_done(pipes: list[Connection], signals: Signals) -> tuple[Connection, Cell]:
+    """The next worker that has finished a cell, and the cell.
 
     Raises:
         ClipbenchError: a worker failed, and said why.
@@ -348,34 +350,25 @@ def _next_done(pipes: list[Connection], signals: Signals) -> _Done:
         for pipe in connection.wait(pipes, timeout=1):
             assert isinstance(pipe, Connection)
             try:
-                return _Done(pipe, pipe.recv())
+                return pipe, pipe.recv()
             except EOFError:
                 if not signals.asked:
                     raise ClipbenchError("a run failed, and with it the study", hint="see above") from None
     raise Stopped("stopped; every run is saved", signal=signals.asked)
 
 
-def _worker(
-    pipe: Connection,
-    study: Study,
-    cards: Sequence[Path],
-    options: Options,
-    runs: Path,
-    device: str,
-    threads: int,
-) -> None:
+def _worker(pipe: Connection, work: _Work, threads: int) -> None:
     """Cells one after the other, as the pipe gives them, in a process of its own."""
     import torch
 
-    if options.runtime.on_cpu:
+    if work.options.runtime.on_cpu:
         keep_freed_memory()
     torch.set_num_threads(threads)
-    catalog = Catalog(cards)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             cell, recipe = pipe.recv()
             try:
-                for _ in _run(study, {cell: recipe}, catalog, options, runs, device=device, progress=False):
+                for _ in _run(work, {cell: recipe}, progress=False):
                     pass
             except ClipbenchError as error:
                 sys.exit(f"{cell.name}: {error}")
