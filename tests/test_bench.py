@@ -9,7 +9,7 @@ from rich.console import Console
 from small import one_thread  # noqa: F401 - a fixture
 
 from clipbench.bench import pretrain_gpu
-from clipbench.bench.pretrain import Random, random_pairs
+from clipbench.bench.pretrain import random_pairs
 from clipbench.execution import Runtime
 
 _VIT = {"kind": "clip-vit", "patch": 8, "width": 16, "layers": 1, "heads": 2}
@@ -26,7 +26,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_operations_are_those_of_all_matrix_products(tmp_path: Path) -> None:
-    split, card = random_pairs(8, Random(side=16, words=(20, 20)))
+    split, card = random_pairs(8, side=16, words=(20, 20))
     runtime = Runtime("cpu", "fp32")
     recipe = pretrain_gpu._recipe("clip", runtime, 8, 2)
     counted = pretrain_gpu._flops(recipe, split, card, runtime, tmp_path)

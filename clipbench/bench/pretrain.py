@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def measure(
         steps: of each, a round; one more comes before them and does not count.
         threads: of all (all cores by default).
     """
-    split, card = random_pairs(8 * batch_size, Random(side=_SIDE, words=(8, 15)))
+    split, card = random_pairs(8 * batch_size, side=_SIDE, words=(8, 15))
     found: dict[str, list[float]] = {"clip": [], "declip": [], "open_clip": [], "image_pass": []}
     waits: dict[str, list[float]] = {"clip": [], "declip": []}
     with limited_threads(threads) as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
@@ -298,23 +298,16 @@ class _Batches:
 # ------------------------------------------------------------------------ data
 
 
-class Random(NamedTuple):
-    """Random pairs: the side of the pictures (px), and the fewest and the most words of a caption."""
-
-    side: int
-    words: tuple[int, int]
-
-
-def random_pairs(count: int, wanted: Random) -> tuple[ArraySplit, TaskCard]:
-    """Random pictures in memory, each with a caption of its own."""
+def random_pairs(count: int, *, side: int, words: tuple[int, int]) -> tuple[ArraySplit, TaskCard]:
+    """Random pictures of `side` px in memory, each with a caption of its own of that many words (fewest, most)."""
     rng = np.random.default_rng(0)
-    fewest, most = wanted.words
+    fewest, most = words
     texts = [" ".join(rng.choice(_WORDS.split(), rng.integers(fewest, most + 1))) for _ in range(count)]
     split = ArraySplit(
         "bench",
         "train",
         [str(number) for number in range(count)],
-        rng.integers(0, 256, (count, wanted.side, wanted.side), dtype=np.uint8),
+        rng.integers(0, 256, (count, side, side), dtype=np.uint8),
         np.zeros(count, dtype=np.int64),
         (),
         Captions(tuple(texts), np.arange(count)),

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipbench.bench.machine import device_peak_mib, forget_device_peak, matmul_peak
-from clipbench.bench.pretrain import Random, random_pairs, steps_of
+from clipbench.bench.pretrain import random_pairs, steps_of
 from clipbench.cards import Recipe
 from clipbench.execution import Runtime
 
@@ -60,7 +60,7 @@ def measure(
     """
     import torch
 
-    split, card = random_pairs(2 * batch_size, Random(side=_SIDE, words=(8, 70)))
+    split, card = random_pairs(2 * batch_size, side=_SIDE, words=(8, 70))
     peak = matmul_peak(runtime)
     found: dict[str, list[_Steps]] = {name: [] for name in _OBJECTIVES}
     with tempfile.TemporaryDirectory(prefix="clipbench-") as temporary:
