@@ -86,6 +86,11 @@ class DataPaths:
                     return root / name
         return None
 
+    def without(self, dataset: str) -> str:
+        """For errors: that no folder of data sets which was given holds `dataset`; empty where none was given."""
+        roots = ", ".join(map(str, self.roots))
+        return f"; no folder {dataset} in {roots}" if roots else ""
+
 
 def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     """The split of `dataset` that plays `role` ("train", "test", …).
@@ -115,9 +120,10 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
     if card.source.hub is not None:
-        return _hub(dataset, role)
+        return _hub(dataset, role, paths)
     raise DataError(
-        f"{dataset.id} has no public copy to fetch", hint=f"point to yours: --data {dataset.id}=<folder>"
+        f"{dataset.id} has no public copy to fetch{paths.without(dataset.id)}",
+        hint=f"point to yours: --data {dataset.id}=<folder>",
     )
 
 
@@ -532,7 +538,7 @@ def natural(name: str) -> list[str | int]:
 # ------------------------------------------------------------------------ hub
 
 
-def _hub(dataset: Entry[TaskCard], role: str) -> Split:
+def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     """Fetch the files of one split into the hub client's cache, and read them like a local copy."""
     source, spec = dataset.card.source, dataset.card.splits[role]
     hub = source.hub
@@ -546,7 +552,8 @@ def _hub(dataset: Entry[TaskCard], role: str) -> Split:
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
         why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{dataset.id}: the data set {hub} is not in the local cache and cannot be fetched ({why[:240]})",
+            f"{dataset.id}: the data set {hub} is not in the local cache and cannot be fetched ({why[:240]})"
+            + paths.without(dataset.id),
             hint=f"with network, run this again; with a local copy: --data {dataset.id}=<folder> "
             "(parquet, image folder or WebDataset)",
         ) from None

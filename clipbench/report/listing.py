@@ -75,7 +75,7 @@ def recipes(catalog: Catalog) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": name,
-                "data": ", ".join(source.name for source in card.data),
+                "data": ", ".join(dict.fromkeys(source.name for source in card.data)),
                 "cost": card.cost,
                 "title": card.title,
             }
