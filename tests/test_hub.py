@@ -428,7 +428,9 @@ def test_card_that_leads_nowhere(tmp_path: Path) -> None:
         open_split(entry(), "tset", nowhere)
     with pytest.raises(DataError, match=r"no public copy.*\n.*--data animals="):
         open_split(entry(), "test", nowhere)
-    with pytest.raises(DataError, match="no public copy to fetch; no folder animals in .*card_that_leads_nowhere"):
+    with pytest.raises(
+        DataError, match=r"no public copy to fetch; no folder animals in .*card_that_leads_nowhere"
+    ):
         open_split(entry(), "test", DataPaths({}, (tmp_path,)))
     card = tmp_path / "tasks" / "animals.yaml"
     with pytest.raises(DataError, match=r"no data folder .*elsewhere.*\n.*source\.path in .*animals\.yaml"):
