@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from clipbench.cards import Document, Recipe, TaskCard, parse
 from clipbench.data import Split
 from clipbench.data.builtin import digits
 from clipbench.features import Subset
 from clipbench.pretrain.loop import pretrain
+from clipbench.pretrain.objectives import clip_loss
+from clipbench.pretrain.processes import Processes, join
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"projector_width": 12, "predictor_width": 6}
@@ -84,15 +87,20 @@ def run(recipe: Recipe, out: Path, **more: Any) -> Path:
 
 def together(recipes: dict[str, Recipe], folder: Path, *, count: int = 2, **more: Any) -> None:
     """Run the recipes one after another in `count` processes that train together, below `folder`."""
+    jobs = folder / "jobs.json"
+    jobs.write_text(json.dumps([{name: r.canonical() for name, r in recipes.items()}, more]))
+    joined("train", jobs, count)
+
+
+def joined(what: str, path: Path, count: int = 2) -> None:
+    """Call this file in `count` processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = folder / "jobs.json"
-    jobs.write_text(json.dumps([{name: r.canonical() for name, r in recipes.items()}, more]))
     fixed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, str(jobs)],
+            [sys.executable, __file__, what, str(path)],
             env=os.environ | fixed | {"RANK": str(rank), "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
             text=True,
@@ -135,11 +143,52 @@ def test_two_processes_equal_one_with_the_joined_batch(alone: Path, tmp_path: Pa
         assert_alike(alone / name, tmp_path / name, 1e-5)
 
 
-if __name__ == "__main__":
-    jobs, more = json.loads(Path(sys.argv[1]).read_text())
-    if "RANK" in os.environ:
-        torch.distributed.init_process_group("gloo")
+# Unequal numbers of rows, as masked tokens have.
+SHARES = (5, 3)
+
+
+def gradients(group: Processes) -> dict[str, torch.Tensor]:
+    """Loss and gradients of two float64 heads, this process having its share of the rows; alone, all of them."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, sum(SHARES), 7, dtype=torch.float64, generator=generator)
+    heads = nn.ModuleDict({name: nn.Linear(7, 4, dtype=torch.float64) for name in ("image", "text")})
+    for parameter in heads.parameters():
+        parameter.data = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+    if group.world > 1:
+        rows = torch.split(rows, list(SHARES), dim=1)[group.rank]
+    features = {name: heads[name](own) for name, own in zip(heads, rows, strict=True)}
+    features = group.gather(features)
+    loss = clip_loss(features["image"], features["text"], torch.tensor(3.0, dtype=torch.float64)).total
+    torch.autograd.backward(loss)
+    group.average(heads)
+    found = {
+        name: parameter.grad for name, parameter in heads.named_parameters() if parameter.grad is not None
+    }
+    return {"loss": loss.detach(), **found}
+
+
+def test_gathered_features_have_the_gradients_of_the_joined_batch(tmp_path: Path) -> None:
+    joined("gradients", tmp_path)
+    alone = gradients(Processes())
+    assert set(alone) == {"loss", "image.weight", "image.bias", "text.weight", "text.bias"}
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14)
+
+
+def _train(path: Path) -> None:
+    jobs, more = json.loads(path.read_text())
     for name, value in jobs.items():
-        run(Recipe.model_validate(value), Path(sys.argv[1]).parent / name, **more)
-    if "RANK" in os.environ:
-        torch.distributed.destroy_process_group()
+        run(Recipe.model_validate(value), path.parent / name, **more)
+
+
+def _gradients(folder: Path) -> None:
+    with join(torch.device("cpu"), sum(SHARES)) as group:
+        save_file(gradients(group), folder / f"{group.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    {"train": _train, "gradients": _gradients}[sys.argv[1]](Path(sys.argv[2]))
+    torch.distributed.destroy_process_group()
