@@ -376,7 +376,7 @@ def test_a_run_that_is_killed_at_any_step_ends_in_the_same_weights(tmp_path: Pat
     jobs = tmp_path / "jobs.json"
     jobs.write_text(json.dumps([{"killed": recipe.canonical()}, {}]))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "test_processes.py"), str(jobs)],
+        [sys.executable, str(ROOT / "tests" / "test_processes.py"), "train", str(jobs)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
