@@ -85,19 +85,19 @@ def run(recipe: Recipe, out: Path, **more: Any) -> Path:
     return pretrain(recipe, "tiny", out, data=data_of(recipe), device="cpu", progress=False, **more)
 
 
-def together(recipes: dict[str, Recipe], folder: Path, *, count: int = 2, **more: Any) -> None:
-    """Run the recipes one after another in `count` processes that train together, below `folder`."""
+def together(recipes: dict[str, Recipe], folder: Path, **more: Any) -> None:
+    """Run the recipes one after another in two processes that train together, below `folder`."""
     jobs = folder / "jobs.json"
     jobs.write_text(json.dumps([{name: r.canonical() for name, r in recipes.items()}, more]))
-    joined("train", jobs, count)
+    joined("train", jobs)
 
 
-def joined(what: str, path: Path, count: int = 2) -> None:
-    """Call this file in `count` processes that know of each other."""
+def joined(what: str, path: Path) -> None:
+    """Call this file in two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    fixed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    fixed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     started = [
         subprocess.Popen(
             [sys.executable, __file__, what, str(path)],
@@ -105,10 +105,10 @@ def joined(what: str, path: Path, count: int = 2) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
+        for rank in range(2)
     ]
     said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * count, said
+    assert [process.returncode for process in started] == [0, 0], said
 
 
 def assert_alike(one: Path, other: Path, tolerance: float) -> None:

@@ -91,6 +91,13 @@ class DataPaths:
         roots = ", ".join(map(str, self.roots))
         return f"; no folder {dataset} in {roots}" if roots else ""
 
+    def private(self, dataset: str) -> DataError:
+        """The error for `dataset`, which was not found and has no public copy."""
+        return DataError(
+            f"{dataset} has no public copy to fetch{self.without(dataset)}",
+            hint=f"point to yours: --data {dataset}=<folder>",
+        )
+
 
 def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     """The split of `dataset` that plays `role` ("train", "test", …).
@@ -121,10 +128,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
         return BUILTINS[card.source.builtin](role, card.classes)
     if card.source.hub is not None:
         return _hub(dataset, role, paths)
-    raise DataError(
-        f"{dataset.id} has no public copy to fetch{paths.without(dataset.id)}",
-        hint=f"point to yours: --data {dataset.id}=<folder>",
-    )
+    raise paths.private(dataset.id)
 
 
 def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:

@@ -28,7 +28,7 @@ from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.rows import RowSplit
 from clipbench.data.shards import LocalShards, RemoteShards
-from clipbench.errors import DataError, StorageError
+from clipbench.errors import StorageError
 
 _ROLE = "train"
 
@@ -78,7 +78,7 @@ def _card(wanted: CaptionedPairs | HubPairs | ShardPairs | TablePairs | YfccPair
 def _folder(name: str, card: TaskCard, paths: DataPaths) -> Path:
     found = paths.find(name, card)
     if found is None:
-        raise DataError(f"{name} has no public copy to fetch", hint=f"point to yours: --data {name}=<folder>")
+        raise paths.private(name)
     return found
 
 
