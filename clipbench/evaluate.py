@@ -208,6 +208,9 @@ def _outcome(
         seed=options.seed,
         limit=options.limit if any(isinstance(s, Subset) and s.limited for s in splits.values()) else None,
         skipped=tuple(records.Skipped(id=i, reason=r) for i, r in skipped.items()),
+        notes=tuple(
+            records.Noted(split=role, **vars(note)) for role, split in splits.items() for note in split.notes
+        ),
         precision=runtime.precision,
         device=runtime.device_name,
         env=records.environment(),

@@ -147,6 +147,7 @@ class Subset(Split):
         self.captions = None if whole.captions is None else whole.captions.part(rows)
         self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
         self.objects = None if whole.objects is None else whole.objects.part(rows)
+        self.notes = whole.notes
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         return self.whole.samples(self.rows[rows])

@@ -8,7 +8,8 @@ The parquet file is written first: a JSON file that is there is whole, and so is
 A record is sealed: `digest` is the sha256 of its own text (with `digest: null`), and `samples_sha256` that of the
 parquet file. That tells an edit by hand from a measurement; it is no proof against someone who seals anew.
 
-Schema versions: 1 had no seal; 2 has. Files of every version are read, and brought to the present one on the way.
+Schema versions: 1 had no seal; 2 has one; 3 has notes on the data. Files of every version are read, and brought to
+the present one on the way.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from clipbench.cards import Reported, Strict, Tuple, finite
 from clipbench.errors import DataError, StorageError
 from clipbench.stats import Score
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 #: folders of a results root that hold other things than records
 RESERVED: Final = frozenset({"bench", "parity", "studies"})
 #: what the numbers may hang on
@@ -75,6 +76,16 @@ class Skipped(Strict):
 
     id: str
     reason: str
+
+
+class Noted(Strict):
+    """Something about a split that a reader of the numbers must know (see `clipbench.data.Note`)."""
+
+    split: str
+    kind: str
+    text: str
+    count: int = Field(ge=0)
+    examples: Tuple[str] = ()
 
 
 class Env(Strict):
@@ -129,12 +140,13 @@ class Record(Strict):
 
     `scores` and `per_class` map a metric to its score, or to class name → value (null where a class could
     not be scored). `limit` is the number of samples that --limit allowed, null for the whole split.
+    `notes` say what was ignored, folded or scaled of the data, counted and named.
     `fingerprints` are hashes of all that decides the numbers; `encoder` is how the towers were run;
     `evidence` is what a person may want to see of how the numbers came about, such as a validation curve.
     `digest` and `samples_sha256` are the seal (see the module), null before the record is written.
     """
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     model: str
     task: str
     protocol: ProtocolUsed
@@ -144,6 +156,7 @@ class Record(Strict):
     seed: int
     limit: int | None = Field(gt=0)
     skipped: Tuple[Skipped]
+    notes: Tuple[Noted] = ()
     precision: str
     device: str
     env: Env
@@ -392,7 +405,8 @@ def load(path: Path) -> Stored:
         if older is None:
             raise _explained(path, text, error) from None
         try:
-            return Stored(path, Record.model_validate_json(older), "none")
+            record = Record.model_validate_json(older)
+            return Stored(path, record, _seal(content, record.digest))
         except ValidationError as error_of_older:
             raise _explained(path, older, error_of_older) from None
     return Stored(path, record, _seal(content, record.digest))
@@ -403,8 +417,13 @@ def _from_1(value: Json) -> Json:
     return value | {"schema_version": 2, "samples_sha256": None, "digest": None}
 
 
+def _from_2(value: Json) -> Json:
+    """Version 2 said nothing of what its data held beside what was measured."""
+    return value | {"schema_version": 3, "notes": []}
+
+
 #: schema version → how a record of that version becomes one of the next
-_UPGRADES: Final[dict[int, Callable[[Json], Json]]] = {1: _from_1}
+_UPGRADES: Final[dict[int, Callable[[Json], Json]]] = {1: _from_1, 2: _from_2}
 
 
 def _upgraded(text: str) -> str | None:

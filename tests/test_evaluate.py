@@ -79,7 +79,7 @@ def test_digits_end_to_end_gives_a_complete_record(tmp_path: Path) -> None:
     (result,) = measure(["digits-clip-lite"], ["digits-zs"])
     path = records.write(record_of(result), result.samples, tmp_path)
     record = records.read(path)
-    assert (record.schema_version, record.model, record.task) == (2, "digits-clip-lite", "digits-zs")
+    assert (record.schema_version, record.model, record.task) == (3, "digits-clip-lite", "digits-zs")
     assert record.protocol.name == "zs"
     assert record.protocol.params == {
         "primary": "acc1", "templates": "default", "split": "test", "difficult": None

@@ -37,9 +37,9 @@ SURFACE = {
     "clipbench.protocols": "Encoder HeatEncoder Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
     "clipbench.concepts": "concept_direction remove_concept",
-    "clipbench.data": "Captions Expressions Objects Sample Split",
+    "clipbench.data": "Captions Expressions Note Objects Sample Split",
     "clipbench.records": (
-        "Env ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name load load_all "
+        "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name load load_all "
         "path_of paths read read_all same samples_intact samples_path to_json utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",

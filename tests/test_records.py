@@ -93,6 +93,7 @@ def test_the_file_holds_exactly_the_documented_keys(tmp_path: Path) -> None:
         *("schema_version", "model", "task", "protocol", "primary", "scores", "per_class", "seed", "limit"),
         *(
             "skipped",
+            "notes",
             "precision",
             "device",
             "env",
@@ -106,7 +107,7 @@ def test_the_file_holds_exactly_the_documented_keys(tmp_path: Path) -> None:
             "digest",
         ),
     }
-    assert value["schema_version"] == 2
+    assert value["schema_version"] == 3
     assert value["scores"]["acc1"] == {"value": 0.75, "ci95": [0.7, 0.8], "n": 360, "chance": 0.1}
     assert sorted(value["protocol"]) == ["name", "params", "version"]
     assert sorted(value["env"]) == ["commit", "dirty", "packages", "platform", "python"]
@@ -168,7 +169,7 @@ def test_a_broken_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     cases = {
         whole[: len(whole) // 2]: "not a whole record: line",
         "[]": "schema_version is null",
-        json.dumps(value | {"schema_version": 3}): "schema_version is 3; this clipbench reads 1 to 2",
+        json.dumps(value | {"schema_version": 4}): "schema_version is 4; this clipbench reads 1 to 3",
         json.dumps(value | {"schema_version": 1, "seed": "0"}): "seed: ",
         json.dumps(value | {"seed": "0"}): "seed: ",
         json.dumps({k: v for k, v in value.items() if k != "env"}): "env: ",
@@ -265,7 +266,7 @@ def test_writing_a_record_again_seals_it_anew(tmp_path: Path) -> None:
 def test_records_of_every_schema_version_are_read() -> None:
     found = {int(path.stem[1:]): records.load(path) for path in sorted(FIXTURES.glob("v*.json"))}
     assert sorted(found) == list(range(1, records.SCHEMA_VERSION + 1))
-    assert [found[version].seal for version in sorted(found)] == ["none", "whole"]
+    assert [found[version].seal for version in sorted(found)] == ["none", "whole", "whole"]
     for version, stored in found.items():
         value = json.loads(stored.path.read_text())
         assert value["schema_version"] == version

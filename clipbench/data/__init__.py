@@ -23,6 +23,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Note:
+    """Something about a split that a reader of its numbers must know: what was ignored, folded, scaled or left out.
+
+    Attributes:
+        kind: a word for programs, as "ignored-files".
+        text: a clause for people that follows the count, as "files ignored: their names end as no image's does".
+        count: how many of them.
+        examples: a few of them by name, of at most 60 characters each.
+    """
+
+    kind: str
+    text: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, kind: str, text: str, names: Sequence[str]) -> Note:
+        """That `text` holds for all of `names`; the first three become its examples."""
+        return cls(kind, text, len(names), tuple(str(name)[:60] for name in names[:3]))
+
+
+@dataclass(frozen=True)
 class Captions:
     """The texts that belong to a split's images.
 
@@ -108,6 +130,7 @@ class Split(ABC):
         classes: the names that go with the labels.
         captions, expressions, objects: what a set of that kind has, else None.
         scattered: whether samples at scattered rows are read as quickly as those in order.
+        notes: what a reader of its numbers must know of it; they stand in the record.
     """
 
     dataset: str
@@ -120,6 +143,7 @@ class Split(ABC):
     expressions: Expressions | None = None
     objects: Objects | None = None
     scattered: bool = False
+    notes: tuple[Note, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

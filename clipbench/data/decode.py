@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ _MODE = {1: "L", 3: "RGB"}
 BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 OnBadImage = Literal["stop", "skip"]
+#: kinds of what is said of an image that was decoded, and what they mean, as a clause that follows a count
+REMARKS: Final[dict[str, str]] = {}
 
 
 class Crops(Preprocess):
@@ -193,12 +195,14 @@ def undecodable(bad: Sequence[Bad], instead: str) -> DataError:
 class Batch:
     """Decoded images in stream order. `images` is valid until the next batch is asked for.
 
-    `good` [B] is False where the image could not be decoded (its pixels are zeros).
+    `good` [B] is False where the image could not be decoded (its pixels are zeros). `remarks` are (id, kind) of images
+    that were decoded in a way that a reader of the numbers must know of (see `REMARKS`).
     """
 
     images: NDArray[np.uint8]
     good: NDArray[np.bool_]
     bad: tuple[Bad, ...]
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def decode_stream(

@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.records import Record, Stored
+from clipbench.records import Noted, Record, Stored
 from clipbench.report import frame
 from clipbench.report.frame import Row
 
@@ -359,9 +359,9 @@ def record_table(record: Record) -> RenderableType:
 
 
 def _remarks(record: Record) -> list[str]:
-    """What a reader of a probe's number must know: its λ, an edge, and what did not converge."""
+    """What a reader of the numbers must know: notes on the data; of a probe its λ, an edge, what did not converge."""
     evidence: Any = record.evidence
-    said = []
+    said = [_noted(note) for note in record.notes]
     if "lambda" in evidence.get("chosen", {}):
         chosen, validation = evidence["chosen"], evidence["validation"]
         said.append(
@@ -377,6 +377,17 @@ def _remarks(record: Record) -> list[str]:
     if evidence.get("not_converged"):
         said.append(f"not converged: {'; '.join(map(_fit, evidence['not_converged']))}")
     return said
+
+
+def _noted(note: Noted) -> str:
+    """A note on the data as a line.
+
+    >>> _noted(Noted(split="test", kind="ignored-files", text="files ignored", count=2, examples=("a.txt", "b.md")))
+    'test: 2 files ignored (a.txt, b.md)'
+    """
+    more = ", …" if note.examples and note.count > len(note.examples) else ""
+    named = f" ({', '.join(note.examples)}{more})" if note.examples else ""
+    return f"{note.split}: {note.count:,} {note.text}{named}"
 
 
 def _fit(which: Any) -> str:
