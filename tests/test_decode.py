@@ -24,7 +24,15 @@ from PIL import Image
 from clipbench.cards import Preprocess
 from clipbench.cores import cores
 from clipbench.data import Sample
-from clipbench.data.decode import Bad, OnBadImage, decode, decode_stream, normalise
+from clipbench.data.decode import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    Bad,
+    OnBadImage,
+    decode,
+    decode_stream,
+    normalise,
+)
 from clipbench.errors import DataError, StorageError
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -39,6 +47,15 @@ SHAPES = {
     "one side exact": (224, 301),
     "narrow": (600, 9),
 }
+
+
+def test_formats_and_suffixes_are_pillows_own() -> None:
+    known = Image.registered_extensions()  # which loads all formats, too
+    assert set(IMAGE_FORMATS) <= set(Image.OPEN)
+    of_formats = {suffix for suffix, kind in known.items() if kind in IMAGE_FORMATS}
+    assert of_formats | {".mpo"} == IMAGE_SUFFIXES  # MPO is written by that name, and read as a JPEG
+    assert not {"EPS", "PDF", "WMF", "MPEG", "HDF5"} & set(IMAGE_FORMATS)
+
 
 # ------------------------------------------------------- against open_clip
 

@@ -43,6 +43,33 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _MODE = {1: "L", 3: "RGB"}
+#: raster formats that are read, as Pillow calls them, and how their files end. None of them runs another program or
+#: reads other files, as PostScript, PDF and metafiles may. Common ones first: they are tried in this order.
+_ENDS = {
+    "JPEG": "jpg jpeg jpe jfif mpo",
+    "PNG": "png apng",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tif tiff",
+    "PPM": "ppm pgm pbm pnm pfm",
+    "JPEG2000": "jp2 j2k j2c jpc jpf jpx",
+    "AVIF": "avif avifs",
+    "QOI": "qoi",
+    "DIB": "dib",
+    "DDS": "dds",
+    "ICO": "ico",
+    "PCX": "pcx",
+    "PSD": "psd",
+    "SGI": "sgi rgb rgba bw",
+    "SUN": "ras",
+    "XBM": "xbm",
+    "TGA": "tga icb vda vst",  # has no mark of its own, so it comes last
+}
+#: for `Image.open(formats=…)`
+IMAGE_FORMATS: Final = tuple(_ENDS)
+#: how the names of image files end, in lower case
+IMAGE_SUFFIXES: Final = frozenset(f".{end}" for ends in _ENDS.values() for end in ends.split())
 # What Pillow raises for bytes that are not a whole image, depending on the format.
 BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 

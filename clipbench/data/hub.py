@@ -23,12 +23,10 @@ from clipbench.cache import cache_root, recall, remember, write_atomic
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Objects, Sample, Split
+from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
 from clipbench.models.weights import digests
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
 DIFFICULT = 255
 _READ_ROWS = 256  # rows of a parquet file held at once
 _READ_BYTES = 1 << 20  # and what is read ahead of them

@@ -24,7 +24,8 @@ import numpy as np
 
 from clipbench.cards import ShardPairs, fingerprint
 from clipbench.data import Sample
-from clipbench.data.hub import IMAGE_SUFFIXES, natural
+from clipbench.data.decode import IMAGE_SUFFIXES
+from clipbench.data.hub import natural
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.data.rows import listing
 from clipbench.errors import DataError
