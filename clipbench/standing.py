@@ -105,7 +105,7 @@ class Judge:
             return weights.sha256
         key = ("weights", model.id)
         if key not in self._fingerprints:
-            from clipbench.models.weights import sha256_file
+            from clipbench.digests import sha256_file
 
             path = model.folder / weights.file
             self._fingerprints[key] = sha256_file(path) if path.is_file() else ""

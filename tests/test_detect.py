@@ -20,9 +20,9 @@ from torch import Tensor
 
 from clipbench import models
 from clipbench.catalog import Catalog
+from clipbench.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
 from clipbench.models import clip, detect
-from clipbench.models.weights import sha256_file
 
 State = dict[str, Tensor]
 hub = test_fetch.hub

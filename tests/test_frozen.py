@@ -27,12 +27,12 @@ from clipbench.data import Split
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
 from clipbench.data.hub import DataPaths
+from clipbench.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder, Subset
 from clipbench.models import LoadedModel, dual
-from clipbench.models.weights import sha256_file
 from clipbench.pretrain import frozen
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.pairs import decode_all

@@ -28,7 +28,8 @@ from PIL import Image
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
 from clipbench.data import Split, refer
-from clipbench.data.hub import DataPaths, Parquet, open_split
+from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.parquet import Parquet
 from clipbench.errors import CardError, ClipbenchError, DataError
 
 CLASSES = ("bat", "cat", "sea lion")
@@ -525,7 +526,7 @@ def test_fingerprint_knows_column_and_order_of_files(tmp_path: Path) -> None:
 def test_only_changed_files_are_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated_cache: Path
 ) -> None:
-    from clipbench.models import weights
+    from clipbench import digests
 
     root = write_folder(tmp_path / "copy")
     hashed: list[str] = []
@@ -534,7 +535,7 @@ def test_only_changed_files_are_hashed_again(
         hashed.append(path.name)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(weights, "sha256_file", counting)
+    monkeypatch.setattr(digests, "sha256_file", counting)
     open_test(root)
     assert sorted(hashed) == [f"{i:03d}.png" for i in range(12)]
     hashed.clear()

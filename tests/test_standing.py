@@ -74,7 +74,7 @@ def _current(cards: Path, **changes: Any) -> Record:
 
 
 def _sha(cards: Path) -> str:
-    from clipbench.models.weights import sha256_file
+    from clipbench.digests import sha256_file
 
     return sha256_file(cards / "model_cards" / "own.safetensors")
 

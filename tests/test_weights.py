@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from clipbench import models
 from clipbench.cards import ModelCard, Preprocess, Weights
+from clipbench.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import LoadedModel, clip
-from clipbench.models.weights import load_strict, read_state_dict, resolve, sha256_file, verify
+from clipbench.models.weights import load_strict, read_state_dict, resolve, verify
 
 State = dict[str, Tensor]
 

@@ -43,8 +43,8 @@ from clipbench.cards import Strict
 from clipbench.catalog import Catalog
 from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.digests import sha256_file
 from clipbench.errors import ClipbenchError, DataError, unknown
-from clipbench.models.weights import sha256_file
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -27,8 +27,8 @@ from clipbench.cards import Strict
 from clipbench.catalog import Catalog
 from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.digests import sha256_file
 from clipbench.evaluate import limited
-from clipbench.models.weights import sha256_file
 
 #: what the peer prints → what we do
 RECALLS: Final = {

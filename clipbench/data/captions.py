@@ -20,7 +20,8 @@ from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
 from clipbench.data import Captions
 from clipbench.data.coco import listed_images, numbered, read_lists
-from clipbench.data.hub import FileLayout, split_names
+from clipbench.data.hub import split_names
+from clipbench.data.layout import FileLayout
 from clipbench.errors import DataError
 
 _COCO: dict[str, dict[str, type]] = {

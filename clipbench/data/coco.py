@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data.hub import FileLayout, split_names
+from clipbench.data.hub import split_names
+from clipbench.data.layout import FileLayout
 from clipbench.errors import DataError
 
 #: lists of a file → keys of their entries → type

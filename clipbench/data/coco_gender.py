@@ -26,7 +26,8 @@ from clipbench.cache import write_atomic
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
 from clipbench.data import Objects
-from clipbench.data.hub import FileLayout, split_names
+from clipbench.data.hub import split_names
+from clipbench.data.layout import FileLayout
 from clipbench.errors import ClipbenchError, DataError
 
 _MAP = "object_id.map"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +21,14 @@ from numpy.typing import NDArray
 from clipbench.cache import cache_root, recall, remember, write_atomic
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
-from clipbench.data import Objects, Sample, Split
+from clipbench.data import Sample, Split
 from clipbench.data.decode import IMAGE_SUFFIXES
+from clipbench.data.layout import FileLayout, Layout, first_line
+from clipbench.data.parquet import Parquet, image_bytes
+from clipbench.digests import digests
 from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
-from clipbench.models.weights import digests
 
 DIFFICULT = 255
-_READ_ROWS = 256  # rows of a parquet file held at once
-_READ_BYTES = 1 << 20  # and what is read ahead of them
 #: how files with labels end in WebDataset tars
 _LABELS = {"cls": "class number", "npy": "0/1 a class"}
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
@@ -185,121 +184,6 @@ class TableSplit(Split):
                     return
 
 
-class Layout(ABC):
-    """One split in one layout: an index pass (ids and raw labels) and an image pass."""
-
-    where: str
-    #: its name in fingerprints, where that is not the class's
-    name_in_fingerprint: str | None = None
-    #: the data's own label names by label number, where it has them
-    names: list[str] | None = None
-    #: what the images show beside what their labels say, where the data has it
-    objects: Objects | None = None
-
-    @abstractmethod
-    def index(self) -> Iterator[tuple[str, Any]]:
-        """(id, raw label) of every sample, in order."""
-
-    @abstractmethod
-    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        """(row, encoded image), ascending, of at least `rows`."""
-
-
-class Parquet(Layout):
-    """Parquet files as `datasets` writes them, read with pyarrow.
-
-    `datasets` would hold whole row groups, which in data sets of small images are the whole file.
-    """
-
-    name_in_fingerprint = "_Parquet"
-    #: all files that decide the split
-    files: list[Path]
-
-    def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
-        self.files = self._files = files
-        self._image = card.columns.image
-        key = "caption" if card.kind == "captions" else "label"
-        self._label = getattr(card.columns, key)
-        self.where = str(where)
-        with self._open(files[0]) as file:
-            schema = file.schema_arrow
-        for column in (self._image, self._label):
-            if column not in schema.names:
-                raise DataError(
-                    f"{where}: no column {column!r}; it has {', '.join(map(repr, schema.names))}",
-                    hint=f"set columns.{'image' if column == self._image else key} on the task card",
-                )
-        self.names = _class_label_names(schema, self._label)
-
-    def index(self) -> Iterator[tuple[str, Any]]:
-        for row, label in enumerate(self._values(self._label)):
-            yield f"{row:07d}", label
-
-    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        for row, image in enumerate(self._values(self._image)):
-            yield row, _image_bytes(image)
-
-    def _values(self, column: str) -> Iterator[Any]:
-        """The values of `column` in all files, in order."""
-        for path in self._files:
-            with self._open(path) as file:
-                if column not in file.schema_arrow.names:
-                    raise DataError(f"{path} has no column {column!r}, other files of the split have")
-                for batch in file.iter_batches(_READ_ROWS, columns=[column], use_threads=False):
-                    yield from batch.column(0).to_pylist()
-
-    @contextmanager
-    def _open(self, path: Path) -> Iterator[Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            # A buffered, sequential read: memory does not grow with the row group.
-            with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-                yield file
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{path} cannot be read as parquet: {_first_line(error)}",
-                hint="fetch or write the file again",
-            ) from error
-
-
-def _class_label_names(schema: Any, column: str) -> list[str] | None:
-    """Label names that `datasets` (its `ClassLabel`) keeps in the schema of the files it writes, if any."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names: list[str] | None = described.get("info", {}).get("features", {}).get(column, {}).get("names")
-    return names
-
-
-class FileLayout(Layout):
-    """Samples that are one image file each, below `root`.
-
-    `files` are all files that decide the split: those that its labels are read from, and its images, in order.
-
-    Raises:
-        DataError: an image is not there.
-    """
-
-    def __init__(self, root: Path, images: list[Path], annotations: Sequence[Path] = ()) -> None:
-        self.root, self.where = root, str(root)
-        self.files = [*annotations, *images]
-        self._images = images
-        lost = [path for path in images if not path.is_file()]
-        if lost:
-            raise DataError(
-                f"{lost[0]} is not there; {len(lost):,} of the {len(images):,} images that the split lists are missing",
-                hint="images and annotations often come in archives of their own: unpack both into the same folder",
-            )
-
-    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        for row in rows.tolist():
-            path = self._images[row]
-            try:
-                yield row, path.read_bytes()
-            except OSError as error:
-                raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-
 class _Folder(FileLayout):
     """One folder a class."""
 
@@ -360,7 +244,7 @@ class _WebDataset(Layout):
             yield
         except Exception as error:  # tarfile, numpy and datasets raise many kinds for broken files
             raise DataError(
-                f"{self.where} cannot be read as WebDataset: {_first_line(error)}",
+                f"{self.where} cannot be read as WebDataset: {first_line(error)}",
                 hint="fetch or write the tar files again",
             ) from error
 
@@ -370,20 +254,7 @@ class _WebDataset(Layout):
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         for row, record in enumerate(self._records()):
-            yield row, _image_bytes(record[self._image])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _image_bytes(value: Any) -> bytes:
-    """The encoded image of a cell: bytes, or `datasets`' struct of bytes and path; nothing where there is none."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and Path(value).is_file():
-        return Path(value).read_bytes()
-    return value if isinstance(value, bytes) else b""  # none is decoded as a bad image, with its id
+            yield row, image_bytes(record[self._image])
 
 
 def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:

@@ -33,7 +33,9 @@ from clipbench.catalog import Entry
 from clipbench.data import Expressions
 from clipbench.data.coco import listed_images
 from clipbench.data.decode import BAD_IMAGE
-from clipbench.data.hub import FileLayout, Layout, Parquet, split_names
+from clipbench.data.hub import split_names
+from clipbench.data.layout import FileLayout, Layout
+from clipbench.data.parquet import Parquet
 from clipbench.errors import DataError
 
 #: (id, text, box as x0, y0, x1, y1)

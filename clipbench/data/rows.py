@@ -17,8 +17,8 @@ import numpy as np
 
 from clipbench.cards import TablePairs, YfccPairs, fingerprint
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
+from clipbench.digests import digests
 from clipbench.errors import DataError, unknown
-from clipbench.models.weights import digests
 
 _BLOCK = 65_536  # rows of the index that are gathered as Python objects
 _LOOKED_FOR = 10_000  # image files whose presence is checked, spread over all rows

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data.hub import DIFFICULT, FileLayout, plain, split_names
+from clipbench.data.hub import DIFFICULT, plain, split_names
+from clipbench.data.layout import FileLayout
 from clipbench.errors import DataError, nearest
 
 #: the second word of a line in <class>_<split>.txt → label

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from clipbench.digests import sha256_file
 from clipbench.errors import ClipbenchError, StorageError, WeightsError
-from clipbench.models.weights import not_whole, read_state_dict, sha256_file, storage_dtype, unprefixed
+from clipbench.models.weights import not_whole, read_state_dict, storage_dtype, unprefixed
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,10 @@ from pydantic import BaseModel
 from clipbench import __version__
 from clipbench.cache import cache_root, locked, make_folder, recall, remember, write_atomic
 from clipbench.cards import Weights
+from clipbench.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
 from clipbench.models import LoadedModel, config_model
-from clipbench.models.weights import resolve_source, sha256_file
+from clipbench.models.weights import resolve_source
 
 if TYPE_CHECKING:
     from urllib.response import addinfourl
