@@ -1,4 +1,7 @@
-"""The cache folder, and the ledger of what was first seen there.
+"""The cache folder, files there that carry a checksum, and the ledger of what was first seen.
+
+A file that a score or a resumed run depends on ends in the sha256 of what comes before it (`write_checked`), so that a
+file which the disk, or anybody, has changed is never taken for what was written.
 
 The ledger holds hashes and commits that no card states: recorded at first use, checked ever after, so that
 a checkpoint or a data set that changes under its name is noticed.
@@ -8,12 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import platform
+import sys
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
-from clipbench.errors import ClipbenchError, StorageError
+from clipbench.errors import ClipbenchError, Damaged, StorageError
+
+_MARK = b"\nclipbench-sha256:"
+_SEAL_BYTES = len(_MARK) + 65  # with 64 hex digits and the end of the line
+_BLOCK = 2**20
+_ABANDONED_S = 3600
 
 
 def cache_root() -> Path:
@@ -51,8 +65,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written or the disk is full.
     """
-    make_folder(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -65,6 +78,137 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="free some space or choose another folder"
         ) from None
+
+
+def part_of(path: Path) -> Path:
+    """Where this process writes what becomes `path`; parts that killed processes left in the folder (created) go.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    make_folder(path.parent)
+    with contextlib.suppress(OSError):  # what another process clears away at the same time
+        for entry in os.scandir(path.parent):
+            if entry.name.endswith(".part") and entry.name.startswith(".") and _abandoned(entry):
+                Path(entry).unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{_processes_known_here()}.{os.getpid()}.part")
+
+
+def _abandoned(part: os.DirEntry[str]) -> bool:
+    """Whether the process that wrote this has ended. Of one that cannot be seen from here: nothing came for an hour."""
+    *_, where, process, _ = f"..{part.name}".split(".")
+    if where == _processes_known_here() and process.isdigit():
+        try:
+            os.kill(int(process), 0)  # which sends nothing
+        except ProcessLookupError:
+            return True
+        except OSError:  # another user's
+            pass
+        return False
+    return time.time() - part.stat().st_mtime > _ABANDONED_S
+
+
+@cache
+def _processes_known_here() -> str:
+    """A name for this machine since it was started, and in it the container: where process numbers mean one thing."""
+    known = [platform.node()]
+    with contextlib.suppress(OSError):
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
+
+
+# ------------------------------------------------------------------ checksums
+
+
+def write_checked(path: Path, data: bytes, kind: str) -> None:
+    """Write `data` and behind it its checksum, as `write_atomic` does; `kind` is what the file is, and its version.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full.
+    """
+    digest = _begun(kind)
+    digest.update(data)
+    write_atomic(path, data + _seal(digest))
+
+
+def read_checked(path: Path, kind: str) -> bytes | None:
+    """What `write_checked` wrote for the same `kind`; None where there is no such file, or it is damaged.
+
+    That it is damaged is said on stderr: for what is then made anew.
+    """
+    try:
+        return open_checked(path, kind)
+    except FileNotFoundError:
+        return None
+    except Damaged as damage:
+        say(f"{damage.message}; it is made anew")
+        return None
+
+
+def open_checked(path: Path, kind: str) -> bytes:
+    """What `write_checked` wrote for the same `kind`: for what cannot be made anew.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Damaged: it was changed or cut off, is of another kind, or cannot be read.
+    """
+    with _opened(path) as file:
+        content = file.read()
+    digest, data = _begun(kind), content[:-_SEAL_BYTES]
+    digest.update(data)
+    _compare(path, content[-_SEAL_BYTES:], digest)
+    return data
+
+
+def verify_checked(path: Path, kind: str) -> int:
+    """How many bytes `write_checked` was given, which stand first in the file: for files that are memory-mapped.
+
+    The file is read once, block by block: about a second for each GiB, or what the disk takes.
+
+    Raises:
+        FileNotFoundError, Damaged: as `open_checked`.
+    """
+    with _opened(path) as file:
+        size = max(os.fstat(file.fileno()).st_size - _SEAL_BYTES, 0)
+        digest, left = _begun(kind), size
+        while left and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        _compare(path, file.read(), digest)
+    return size
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _begun(kind: str) -> hashlib._Hash:
+    return hashlib.sha256(f"{kind}\n".encode())
+
+
+def _seal(digest: hashlib._Hash) -> bytes:
+    return _MARK + digest.hexdigest().encode() + b"\n"
+
+
+def _compare(path: Path, seal: bytes, digest: hashlib._Hash) -> None:
+    if seal == _seal(digest):
+        return
+    if seal.startswith(_MARK):
+        raise Damaged(f"{path} is damaged: its content is not what its checksum says")
+    raise Damaged(f"{path} is damaged, cut off or of an earlier version: it does not end in a checksum")
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(f"clipbench: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

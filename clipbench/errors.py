@@ -5,6 +5,7 @@ ClipbenchError          prints what is wrong, where, what is allowed, what to ty
 ├── DataError           images, labels or folders that are missing or disagree with their card
 ├── WeightsError        a checkpoint that is missing, corrupt, or does not fit its architecture
 ├── StorageError        a cache or results folder that cannot be written
+│   └── Damaged         a file of the cache, or of a run, that is not what was written
 ├── Stopped             a signal ended a run, which has saved what it needs to go on; exit code 128 + the signal
 └── NotApplicable       a capability that this checkpoint lacks: a dash in tables, never a 0
 """
@@ -41,6 +42,10 @@ class WeightsError(ClipbenchError):
 
 class StorageError(ClipbenchError):
     """A cache or results folder that cannot be written."""
+
+
+class Damaged(StorageError):
+    """A file of the cache, or of a run, that is not what was written: changed, cut off, without a checksum."""
 
 
 class Stopped(ClipbenchError):
