@@ -172,6 +172,7 @@ class TableSplit(Split):
         )
         self.objects = source.objects
         self.scattered = isinstance(source, FileLayout)
+        self.notes = source.notes
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())

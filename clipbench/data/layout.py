@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.data import Objects
+from clipbench.data import Note, Objects
 from clipbench.errors import DataError
 
 
@@ -24,6 +24,8 @@ class Layout(ABC):
     names: list[str] | None = None
     #: what the images show beside what their labels say, where the data has it
     objects: Objects | None = None
+    #: what a reader of the split's numbers must know; complete when the index has been read
+    notes: tuple[Note, ...] = ()
 
     @abstractmethod
     def index(self) -> Iterator[tuple[str, Any]]:
