@@ -59,8 +59,8 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the new one, whole.
+def write_atomic(path: Path, *data: bytes) -> None:
+    """Write `data`, one after the other, to `path` so that a reader sees the old file or the new one, whole.
 
     Raises:
         StorageError: the folder cannot be written or the disk is full.
@@ -68,7 +68,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     part = part_of(path)
     try:
         with part.open("wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -129,7 +129,7 @@ def write_checked(path: Path, data: bytes, kind: str) -> None:
     """
     digest = _begun(kind)
     digest.update(data)
-    write_atomic(path, data + _seal(digest))
+    write_atomic(path, data, _seal(digest))
 
 
 def read_checked(path: Path, kind: str) -> bytes | None:
@@ -137,13 +137,36 @@ def read_checked(path: Path, kind: str) -> bytes | None:
 
     That it is damaged is said on stderr: for what is then made anew.
     """
-    try:
+    with _made_anew():
         return open_checked(path, kind)
+    return None
+
+
+def is_whole(path: Path, kind: str) -> bool:
+    """Whether `path` holds what `write_checked` wrote, first in the file: for what is memory-mapped, or made anew.
+
+    That it is damaged is said on stderr. The file is read once, block by block: about a second for each GiB, or what
+    the disk takes.
+    """
+    with _made_anew(), _opened(path) as file:
+        left = max(os.fstat(file.fileno()).st_size - _SEAL_BYTES, 0)
+        digest = _begun(kind)
+        while left and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        _compare(path, file.read(), digest)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _made_anew() -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
-        return None
+        pass
     except Damaged as damage:
         say(f"{damage.message}; it is made anew")
-        return None
 
 
 def open_checked(path: Path, kind: str) -> bytes:
@@ -159,24 +182,6 @@ def open_checked(path: Path, kind: str) -> bytes:
     digest.update(data)
     _compare(path, content[-_SEAL_BYTES:], digest)
     return data
-
-
-def verify_checked(path: Path, kind: str) -> int:
-    """How many bytes `write_checked` was given, which stand first in the file: for files that are memory-mapped.
-
-    The file is read once, block by block: about a second for each GiB, or what the disk takes.
-
-    Raises:
-        FileNotFoundError, Damaged: as `open_checked`.
-    """
-    with _opened(path) as file:
-        size = max(os.fstat(file.fileno()).st_size - _SEAL_BYTES, 0)
-        digest, left = _begun(kind), size
-        while left and (block := file.read(min(left, _BLOCK))):
-            digest.update(block)
-            left -= len(block)
-        _compare(path, file.read(), digest)
-    return size
 
 
 @contextlib.contextmanager
@@ -220,8 +225,15 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+# --------------------------------------------------------------------- ledger
+
+
 def recall(kind: str, name: str) -> str | None:
-    """What the ledger holds for `name` under `kind`, or None."""
+    """What the ledger holds for `name` under `kind`, or None.
+
+    Raises:
+        Damaged: the ledger is not what was written.
+    """
     return _ledger().get(kind, {}).get(name)
 
 
@@ -230,8 +242,9 @@ def remember(kind: str, name: str, value: str, *, what: str) -> None:
 
     Raises:
         ClipbenchError: the ledger holds another value.
+        Damaged: the ledger is not what was written.
     """
-    path = cache_root() / "ledger.json"
+    path = _ledger_path()
     with locked(path.with_suffix(".lock")):
         ledger = _ledger()
         known = ledger.setdefault(kind, {}).setdefault(name, value)
@@ -240,17 +253,54 @@ def remember(kind: str, name: str, value: str, *, what: str) -> None:
                 f"{what} of {name} has changed: {known} at first use, {value} now",
                 hint=f"if that is meant, delete the entry {kind} / {name} from {path}",
             )
-        write_atomic(path, (json.dumps(ledger, indent=1, sort_keys=True) + "\n").encode())
+        sealed = {
+            kind: {name: {"value": value, "check": _check(kind, name, value)} for name, value in own.items()}
+            for kind, own in ledger.items()
+        }
+        write_atomic(path, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _ledger_path() -> Path:
+    return cache_root() / "ledger.json"
+
+
+def _check(kind: str, name: str, value: str) -> str:
+    """A checksum of one entry: entries are deleted by hand, so that one of the whole file would not do."""
+    return hashlib.sha256("\0".join((kind, name, value)).encode()).hexdigest()[:16]
 
 
 def _ledger() -> dict[str, dict[str, str]]:
-    path = cache_root() / "ledger.json"
+    """kind → name → value, each entry verified."""
+    path = _ledger_path()
     try:
-        ledger: dict[str, dict[str, str]] = json.loads(path.read_text())
+        held = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise StorageError(
-            f"{path} cannot be read: {error}", hint="delete it to start a new ledger"
+        raise Damaged(
+            f"{path}, the ledger of what was first seen, cannot be read: {error}",
+            hint="mend it by hand; or delete it: what is there now is then taken for the first",
         ) from None
+    if not isinstance(held, dict) or not all(isinstance(own, dict) for own in held.values()):
+        raise _damaged(path, "it is not kinds of entries by name")
+    entries = [(kind, name, entry) for kind, own in held.items() for name, entry in own.items()]
+    ledger: dict[str, dict[str, str]] = {kind: {} for kind in held}
+    unsealed = 0
+    for kind, name, entry in entries:
+        if isinstance(entry, str):  # of a version before checksums
+            unsealed, value = unsealed + 1, entry
+        else:
+            value = str(entry.get("value")) if isinstance(entry, dict) else ""
+            if entry != {"value": value, "check": _check(kind, name, value)}:
+                raise _damaged(path, f"the entry {kind} / {name} is not what was written")
+        ledger[kind][name] = value
+    if unsealed:
+        say(f"{path}: {unsealed} entries of an earlier version have no checksum; they are taken as they are")
     return ledger
+
+
+def _damaged(path: Path, what: str) -> Damaged:
+    return Damaged(
+        f"{path}, the ledger of what was first seen, is damaged: {what}",
+        hint="delete the entry, or the file: what is there now is then taken for the first",
+    )

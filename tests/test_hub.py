@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
+from damage import flip
 from PIL import Image
 
 from clipbench.cards import TaskCard
@@ -840,7 +841,7 @@ def test_hub_fetches_one_split_and_pins_its_commit(hub: Hub, tmp_path: Path, iso
     assert {"data/test-00000-of-00002.parquet", "test/0.tar", "test/10.tar", "trainval/0.tar"} <= sent
     assert not [file for file in sent if "train-" in file or file.startswith("train/")]
     ledger = json.loads((isolated_cache / "ledger.json").read_text())["data"]
-    assert set(ledger.values()) == {FIRST}
+    assert {entry["value"] for entry in ledger.values()} == {FIRST}
     assert {"org/parquet", "org/wds", "org/voc", "org/parquet@v1"} <= set(ledger)
 
     # The data set changes under its name: the commit of the first use stays, and no other is asked for, except
@@ -858,6 +859,14 @@ def test_hub_fetches_one_split_and_pins_its_commit(hub: Hub, tmp_path: Path, iso
     assert again["stated"]["images"] == DIGESTS[:6]
     assert again["stated"]["fingerprint"] != found["parquet"]["fingerprint"]
     assert not [asked for asked in hub.asked if "org/" in asked and SECOND not in asked]
+
+    # A damaged listing is asked for again.
+    for kept in (isolated_cache / "hub").iterdir():
+        flip(kept, 40)
+    mended = open_from_hub(hub, home, {"parquet": wanted["parquet"]})
+    assert holds_the_images(mended["parquet"])
+    assert [asked for asked in hub.asked if "org/parquet" in asked and SECOND not in asked]
+    open_from_hub(hub, home, {"wds": wanted["wds"]})
 
     # No network: what was fetched serves; the rest says what to do, soon.
     hub.stop()

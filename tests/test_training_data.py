@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from captioned import rows_of, sample_of, server, write_shard, write_shards, write_table
+from damage import flip
 from pydantic import TypeAdapter
 from small import picture, write_parquet, write_task
 
 from clipbench.cards import AnyPairs
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
+from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.lazy import LazySplit
 from clipbench.data.rows import RowSplit
 from clipbench.data.shards import LocalShards, RemoteShards, expand
 from clipbench.data.training import Packed, open_pairs
-from clipbench.errors import DataError, StorageError
+from clipbench.errors import Damaged, DataError, StorageError
 
 __all__ = ["server"]
 RECIPE = Path("my-recipe.yaml")
@@ -74,6 +75,26 @@ def test_a_table_with_other_columns_a_byte_order_mark_and_blank_lines(tmp_path: 
     (tmp_path / "t.csv").write_bytes('﻿title,file\r\n\r\n"a, b",x.png\r\n'.encode())
     split = opened(tmp_path, kind="csv", file="*.csv", image="file", caption="title")
     assert pairs(split) == [("x.png", picture(0), ["a, b"])]
+
+
+@pytest.mark.parametrize("damaged", ["npy", "json"])
+def test_an_index_that_is_damaged_is_made_anew_and_named(
+    tmp_path: Path, isolated_cache: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    folder = write_table(tmp_path, rows_of(["one", " ", "two"]))
+    whole = pairs(opened(folder, kind="csv", file="pairs.csv", images="images"))
+    (kept,) = (isolated_cache / "pairs").glob(f"*.{damaged}")
+    content = kept.read_bytes()
+    for place in (8 * 128 + 3, 30, -8):  # an index's first place, its heading, the checksum
+        kept.write_bytes(content)
+        flip(kept, place)
+        again = opened(folder, kind="csv", file="pairs.csv", images="images")
+        assert pairs(again) == whole
+        assert [str(part) for part in again.left_out] == ["1 rows without a caption: 1.png"]
+        assert f"{kept} is damaged" in capsys.readouterr().err
+        assert kept.read_bytes() == content
+    opened(folder, kind="csv", file="pairs.csv", images="images")
+    assert not capsys.readouterr().err
 
 
 def test_rows_without_a_caption_are_counted_and_named(tmp_path: Path) -> None:
@@ -305,6 +326,28 @@ def test_images_of_parquet_files_are_packed_to_be_found_at_once(tmp_path: Path, 
         opened(tmp_path, kind="hub", id="some/thing", caption="said")
 
 
+def test_packed_images_that_are_damaged_are_named(
+    tmp_path: Path, isolated_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "test.parquet", 5)
+    entry = Catalog([write_task(tmp_path / "cards" / "tasks").parent]).dataset("animals")
+    split = open_split(entry, "test", DataPaths({"animals": tmp_path}, ()))
+    images = [sample.image for sample in split.samples(np.arange(5))]
+    Packed(split)
+    (places,), (file,) = (list((isolated_cache / "pairs").glob(f"*.{end}")) for end in ("places", "images"))
+
+    flip(places, 8 * 12 + 1)
+    assert [Packed(split).image(row) for row in range(5)] == images
+    assert f"{places} is damaged" in capsys.readouterr().err
+    flip(file, -1)
+    packed = Packed(split)
+    assert packed.image(0) == images[0]
+    with pytest.raises(Damaged, match=rf"{file} is damaged: image 4 .*\n.*delete the file"):
+        packed.image(4)
+    file.write_bytes(b"".join(images)[:-1])  # cut off
+    assert [Packed(split).image(row) for row in range(5)] == images
+
+
 def test_a_full_disk_leaves_no_half_packed_file(
     tmp_path: Path, isolated_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,8 +356,6 @@ def test_a_full_disk_leaves_no_half_packed_file(
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
-
-    from clipbench.data.hub import open_split
 
     monkeypatch.setattr("clipbench.data.training.os.fsync", full)
     entry = Catalog([write_task(tmp_path / "cards" / "tasks").parent]).dataset("animals")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cache import cache_root, recall, remember, write_atomic
+from clipbench.cache import cache_root, read_checked, recall, remember, write_atomic, write_checked
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Sample, Split
@@ -33,6 +33,7 @@ DIFFICULT = 255
 _LABELS = {"cls": "class number", "npy": "0/1 a class"}
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
+_LISTING = "hub listing 1"
 
 Number = TypeVar("Number", np.int64, np.float64)
 
@@ -478,12 +479,10 @@ def _hub_files(hub: str, config: str | None, split: str, commit: str) -> tuple[P
     from huggingface_hub import hf_hub_download
 
     kept = cache_root() / "hub" / f"{fingerprint([hub, config, split, commit])}.json"
-    if kept.is_file():
-        names: list[str] = json.loads(kept.read_text())
-    else:
-        names = _hub_listing(hub, config, split, commit)
+    held = read_checked(kept, _LISTING)
+    names: list[str] = _hub_listing(hub, config, split, commit) if held is None else json.loads(held)
     paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=commit)) for name in names]
-    write_atomic(kept, json.dumps(names).encode())
+    write_checked(kept, json.dumps(names).encode(), _LISTING)
     folder = paths[0].parents[names[0].count("/")]
     return folder, [path for path in paths if path.name != _CLASS_NAMES]
 

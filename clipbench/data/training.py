@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cache import cache_root, locked, make_folder
+from clipbench.cache import cache_root, locked, make_folder, part_of, read_checked, write_checked
 from clipbench.cards import (
     AnyPairs,
     CaptionedPairs,
@@ -28,9 +29,12 @@ from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.rows import RowSplit
 from clipbench.data.shards import LocalShards, RemoteShards
-from clipbench.errors import StorageError
+from clipbench.errors import Damaged, StorageError
 
 _ROLE = "train"
+_PLACES = "places of images 1"
+#: where an image ends in the file, and its CRC-32
+_PLACE = np.dtype([("end", "<i8"), ("crc32", "<u4")])
 
 
 def open_pairs(
@@ -86,7 +90,8 @@ class Packed:
     """The encoded images of a split in one file of the cache, where each is found at once.
 
     Parquet files and other sets that are read from beginning to end are written there when they are first trained on
-    without being held in memory. It takes as much room as the images do.
+    without being held in memory. It takes as much room as the images do. Where each image lies, and its checksum, is
+    kept beside it; the checksum is verified at each reading.
     """
 
     def __init__(self, split: Split) -> None:
@@ -96,28 +101,44 @@ class Packed:
             StorageError: the disk is full, or the cache cannot be written.
         """
         file = make_folder(cache_root() / "pairs") / f"{split.fingerprint}.images"
+        places = file.with_suffix(".places")
         with locked(file.with_suffix(".lock")):
-            if not file.is_file():
-                _write(split, file)
+            held = read_checked(places, _PLACES)  # written last
+            if held is None or not file.is_file() or file.stat().st_size != _table(held)[-1]["end"]:
+                held = _write(split, file)
+                write_checked(places, held, _PLACES)
+        self._file, self._places = file, _table(held)
         self._bytes = np.memmap(file, dtype=np.uint8, mode="r")
-        tail = len(split) + 1
-        self._ends: NDArray[np.int64] = np.frombuffer(self._bytes[-8 * tail :].tobytes(), dtype="<i8")
 
     def image(self, row: int) -> bytes:
-        """The encoded image of sample number `row`."""
-        return bytes(self._bytes[self._ends[row] : self._ends[row + 1]])
+        """The encoded image of sample number `row`.
+
+        Raises:
+            Damaged: it is not the one that was written.
+        """
+        start, (end, checksum) = self._places[row]["end"], self._places[row + 1]
+        image = bytes(self._bytes[start:end])
+        if zlib.crc32(image) != checksum:
+            raise Damaged(
+                f"{self._file} is damaged: image {row} is not what its checksum says",
+                hint="delete the file, then run the same command: it is made anew",
+            )
+        return image
 
 
-def _write(split: Split, file: Path) -> None:
-    """All images one behind the other, then where each starts, and the last one ends (int64, little-endian)."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    starts = [0]
+def _table(held: bytes) -> NDArray[np.void]:
+    return np.frombuffer(held, _PLACE)
+
+
+def _write(split: Split, file: Path) -> bytes:
+    """All images one behind the other; returns where each ends and its checksum (`_PLACE` [n + 1]; row 0: nothing)."""
+    part = part_of(file)
+    places = np.zeros(len(split) + 1, _PLACE)
     try:
         with part.open("wb") as out:
-            for sample in split.samples(np.arange(len(split))):
+            for row, sample in enumerate(split.samples(np.arange(len(split))), start=1):
                 out.write(sample.image)
-                starts.append(starts[-1] + len(sample.image))
-            out.write(np.array(starts, dtype="<i8").tobytes())
+                places[row] = places[row - 1]["end"] + len(sample.image), zlib.crc32(sample.image)
             out.flush()
             os.fsync(out.fileno())
         part.replace(file)
@@ -128,3 +149,4 @@ def _write(split: Split, file: Path) -> None:
         ) from None
     finally:
         part.unlink(missing_ok=True)
+    return places.tobytes()
