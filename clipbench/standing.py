@@ -21,8 +21,8 @@ Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "stale"]
 #: what of a card can move a number; a task's `protocols` count as the parameters that they resolve to
 _OF_MODEL: Final = ("family", "config", "preprocess", "weights")
 _OF_TASK: Final = (
-    *("source", "columns", "splits", "kind", "also", "classes", "label_names", "other_labels", "templates"),
-    "title",  # few-shot draws hang on it
+    *("source", "columns", "splits", "kind", "also"),
+    *("classes", "label_names", "other_labels", "templates"),
 )
 
 

@@ -342,7 +342,22 @@ def test_few_shots_are_drawn_from_data_set_seed_draw_and_shots_alone(tmp_path: P
     assert [draw["n"] for draw in outcome.evidence["draws"]] == [40, 40, 40]
     more = Params.model_validate({"shots": 16, "classifier": LAMBDAS})
     better = run(card(tmp_path), splits, FakeEncoder(), more, seed=0)
-    assert better.scores["acc1"].value > outcome.scores["acc1"].value + 0.05
+    assert better.scores["acc1"].value > outcome.scores["acc1"].value + 0.03
+
+
+def test_few_shots_hang_on_the_data_sets_id_and_on_no_word_of_its_card(tmp_path: Path) -> None:
+    params = Params.model_validate({"shots": 1, "draws": 1, "classifier": LAMBDAS})
+
+    def recall(dataset: str, **words: str) -> list[float]:
+        splits = digits(300)
+        for split in splits.values():
+            split.dataset = dataset
+        described = card(tmp_path).model_copy(update=words)
+        return list(run(described, splits, FakeEncoder(), params, seed=0).per_class["recall"])
+
+    first = recall("digits")
+    assert recall("digits", title="Another title", description="d", notes="n") == first
+    assert recall("other") != first
 
 
 def test_shots_and_further_samples_do_not_meet() -> None:

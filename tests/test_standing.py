@@ -181,7 +181,7 @@ def test_words_on_cards_and_what_has_no_card_make_nothing_stale(cards: Path, tmp
     record = _current(cards)
     _change(cards / "model_cards/own.yaml", title="Another title", notes="more is known", licence="MIT")
     variants = {"zs": {"variants": {"new": {"primary": "mean_per_class_recall"}}}}
-    _change(cards / "tasks/animals.yaml", notes="more is known", protocols=variants)
+    _change(cards / "tasks/animals.yaml", title="Beasts", notes="more is known", protocols=variants)
     assert _reasons(record, cards, tmp_path) == {}
     assert _reasons(make_record(model="runs/x", task="unheard-of-zs"), cards, tmp_path) == {}
 
