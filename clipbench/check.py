@@ -52,8 +52,8 @@ def check(catalog: Catalog, results: Path) -> Found:
 
 
 def _record(path: Path, judge: Judge | None) -> None:
-    """Raise DataError unless the record is whole, as it was measured, and current."""
-    stored = records.load(path)
+    """Raise DataError unless the record is whole, at its place, as it was measured, and current."""
+    stored = records.filed(path)
     reasons = judge.reasons(stored) if judge else ()
     faults = [reason.text for reason in reasons if reason.kind in ("edited", "stale")]
     beside = records.samples_path(path)

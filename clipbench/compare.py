@@ -154,8 +154,7 @@ def _records(name: str, results: Path) -> Path | Mapping[str, Stored]:
     """A folder of records, or a model's records by task."""
     own = results / records.file_name(name)
     if own.is_dir():
-        stored = [records.load(path) for path in sorted(own.glob("*.json"))]
-        return {s.record.task: s for s in stored if s.record.model == name}
+        return {s.record.task: s for s in records.each(results) if s.record.model == name}
     if Path(name).is_dir():
         return Path(name)
     models = {path.parent.name for path in records.paths(results)} if results.is_dir() else set()

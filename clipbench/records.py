@@ -3,7 +3,8 @@
     results/<model>/<task>.json               scores, provenance, resolved cards
     results/<model>/<task>.samples.parquet    one row a sample, for paired comparisons
 
-The parquet file is written first: a JSON file that is there is whole, and so is what stands beside it.
+The parquet file is written first: a JSON file that is there is whole, and so is what stands beside it. A record
+anywhere else below a results folder is an error (`filed`): a model has one record of a task there.
 
 A record is sealed: `digest` is the sha256 of its own text (with `digest: null`), and `samples_sha256` that of the
 parquet file. That tells an edit by hand from a measurement; it is no proof against someone who seals anew.
@@ -476,22 +477,77 @@ def each(root: Path) -> Iterator[Stored]:
     """One record after the other, by path: all of thousands at once would fill memory.
 
     Raises:
-        DataError: there is no such folder, or a file in it is not a record.
+        DataError: there is no such folder, or a file in it is not a record, or not at its own place.
     """
-    return (load(path) for path in paths(root))
+    return (filed(path) for path in paths(root))
+
+
+def filed(path: Path) -> Stored:
+    """The record at `path`, a file of a results folder, which must lie at that record's own place (`path_of`).
+
+    Two records of one model and task can then never lie in one folder, of which the last would win.
+
+    Raises:
+        DataError: as `read`; or the file is a copy, was renamed, or lies in another model's folder.
+    """
+    stored = load(path)
+    _refuse_misplaced(stored, path.parent.parent)
+    return stored
+
+
+def _refuse_misplaced(stored: Stored, root: Path) -> None:
+    path, record = stored.path, stored.record
+    own = path_of(record.model, record.task, root)
+    if own == path or _folded(own, path):
+        return
+    copied = own.is_file()
+    raise DataError(
+        f"{path} is a record of {record.model} on {record.task}, whose own place is {own}"
+        + (", where there is one" if copied else ""),
+        hint=f"delete it and {samples_path(path).name}, or move both out of {root}"
+        if copied
+        else f"move it there and {samples_path(path).name} to {samples_path(own).name} beside it, or delete both",
+    )
+
+
+def _folded(own: Path, path: Path) -> bool:
+    """Whether both name one entry, on a file system that takes upper and lower case for the same; no link does."""
+    if not (own.is_file() and own.samefile(path)):
+        return False
+    files, folders = (
+        {entry.name for entry in folder.iterdir()} for folder in (path.parent, path.parent.parent)
+    )
+    return own.name not in files or own.parent.name not in folders
+
+
+def _refuse_at_top(path: Path, root: Path) -> None:
+    """Raise DataError where a file right in a results folder is a record: those lie in folders, one a model."""
+    try:
+        stored = load(path)
+    except DataError:
+        return  # something else, such as another program's results
+    record, whole = stored.record, root.resolve()
+    if path_of(record.model, record.task, whole.parent) == whole / path.name:
+        raise DataError(
+            f"{root} is the folder of the model {record.model}, not a folder of such",
+            hint=f"name the folder above it: {root.parent if root.name == whole.name else whole.parent}",
+        )
+    _refuse_misplaced(stored, root)
 
 
 def paths(root: Path) -> list[Path]:
     """The record files below `root`; folders named in `RESERVED` hold other things and are left out.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or a record lies right in it: it is a model's folder, or it was moved there.
     """
     if not root.is_dir():
         raise DataError(
             f"no results folder at {root}",
             hint="make a record first: clipbench eval --model … --task …; or name a folder: --results DIR",
         )
+    for path in sorted(root.glob("*.json")):
+        _refuse_at_top(path, root)
     found = (path for path in root.glob("*/*.json") if path.parent.name not in RESERVED)
     return sorted(found, key=os.fspath)
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from test_records import make_record
 
 from clipbench import __version__, cli, features, records
 from clipbench.errors import NotApplicable
@@ -464,6 +465,37 @@ def test_check_names_every_problem(run: Run, place: Place) -> None:
     assert done.err.count("✗") == 3
     for word in ("not a whole record", "no checkpoint at", "is not the file that the card means"):
         assert word in done.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "report --results R",
+            "report --results R --json",
+            "report --results R --check",
+            "site --results R",
+        ),
+        *("export --format clip-benchmark-csv --results R", "log --to tensorboard --results R"),
+        *(
+            "gate --baseline R --candidate R",
+            "compare small small --results R",
+            "compare R R",
+            "check --results R",
+        ),
+    ],
+)
+def test_every_command_refuses_a_stray_copy_of_a_record(command: str, run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "R"
+    path = records.write(make_record(), {"id": ["a"]}, root)
+    copy = root / "backup" / path.name
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    done = run(*(str(root) if word == "R" else word for word in command.split()))
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    assert f"{copy} is a record of small on digits-zs, whose own place is {path}, where there is one" in said
+    assert f"delete it and digits-zs.samples.parquet, or move both out of {root}" in said
 
 
 # --------------------------------------------------------------------------------- data

@@ -204,6 +204,17 @@ def test_what_the_user_can_mend(tmp_path: Path) -> None:
         _gate(old, tmp_path / "none")
 
 
+def test_a_stray_copy_of_a_record_decides_nothing(tmp_path: Path) -> None:
+    old, new, stored = _records(tmp_path, 0.9)
+    better = old / "m" / stored.path.name
+    (new / "m" / "animals-zs (1).json").write_bytes(better.read_bytes())
+    for sides in ((old, new), (new, old)):
+        with pytest.raises(DataError, match="is a record of m on animals-zs, whose own place is"):
+            _gate(*sides)
+    with pytest.raises(DataError, match="is the folder of the model m"):
+        _gate(old / "m", new)
+
+
 # --------------------------------------------------------------------- command
 
 

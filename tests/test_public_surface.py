@@ -39,8 +39,9 @@ SURFACE = {
     "clipbench.concepts": "concept_direction remove_concept",
     "clipbench.data": "Captions Expressions Note Objects Sample Split",
     "clipbench.records": (
-        "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name load "
-        "load_all path_of paths read read_all same samples_intact samples_path to_json utc_now write write_pictures"
+        "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name filed "
+        "load load_all path_of paths read read_all same samples_intact samples_path to_json utc_now write "
+        "write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
     "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",

@@ -132,8 +132,88 @@ def test_read_all_takes_every_record_and_leaves_other_results_alone(tmp_path: Pa
     a = records.write(make_record(model="a"), SAMPLES, tmp_path)
     (tmp_path / "parity").mkdir()
     (tmp_path / "parity" / "comparison.json").write_text("{}")
+    (tmp_path / "theirs.json").write_text("{}")
     assert [(path, record.model) for path, record in records.read_all(tmp_path)] == [(a, "a"), (b, "b")]
     assert records.path_of("parity", "digits-zs", tmp_path).parent.name.startswith("parity-")
+
+
+# ------------------------------------------------------------------ at its place
+
+
+def _misplaced(kind: str, root: Path) -> tuple[Path, Path]:
+    """A record of `small` on digits-zs below `root` at another place than its own; that, and its own."""
+    own = records.write(make_record(), SAMPLES, root)
+    places = {
+        "copy": own.with_name("digits-zs (1).json"),
+        "hidden": own.with_name(".digits-zs.json"),
+        "other model's folder": root / "other" / own.name,
+        "other task's name": own.with_name("animals-zs.json"),
+        "letter case": root / "Small" / own.name,
+        "checkpoint": root / ".ipynb_checkpoints" / "digits-zs-checkpoint.json",
+        "top": root / own.name,
+        "moved": root / "backup" / own.name,
+        "link": own.with_name("latest.json"),
+        "linked folder": root / "Small" / own.name,
+    }
+    place = places[kind]
+    if kind == "linked folder":
+        place.parent.symlink_to(own.parent, target_is_directory=True)
+    elif kind == "link":
+        place.symlink_to(own)
+    else:
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(own.read_bytes())
+        if kind == "moved":
+            own.unlink()
+    return place, own
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("copy", "hidden", "other model's folder", "other task's name", "letter case", "checkpoint", "top"),
+        *("moved", "link", "linked folder"),
+    ],
+)
+def test_a_record_at_a_place_that_is_not_its_own_is_an_error(kind: str, tmp_path: Path) -> None:
+    place, own = _misplaced(kind, tmp_path)
+    with pytest.raises(DataError) as caught:
+        records.load_all(tmp_path)
+    assert f"{place} is a record of small on digits-zs, whose own place is {own}" in str(caught.value)
+    assert ("where there is one" in str(caught.value)) == (kind != "moved")
+    assert ("move it there and digits-zs.samples.parquet" in str(caught.value.hint)) == (kind == "moved")
+
+
+def test_links_to_a_folder_and_a_file_system_that_folds_case_are_no_other_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = records.write(make_record(), SAMPLES, tmp_path / "kept")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "small").symlink_to(own.parent, target_is_directory=True)
+    assert [stored.record.model for stored in records.load_all(tmp_path / "results")] == ["small"]
+    # Where case is folded, Small/… opens small/…, and a folder lists one of the two names.
+    folded = tmp_path / "folded" / "Small" / own.name
+    folded.parent.mkdir(parents=True)
+    folded.write_bytes(own.read_bytes())
+    with pytest.raises(DataError, match="whose own place"):
+        records.filed(folded)
+    monkeypatch.setattr(Path, "is_file", lambda path: path.parent.name == "small")
+    monkeypatch.setattr(Path, "samefile", lambda path, other: True)
+    assert records.filed(folded).record.model == "small"
+
+
+def test_a_models_own_folder_is_not_a_folder_of_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = records.write(make_record(), SAMPLES, tmp_path)
+    with pytest.raises(DataError) as caught:
+        records.load_all(own.parent)
+    assert f"{own.parent} is the folder of the model small, not a folder of such" in str(caught.value)
+    assert caught.value.hint == f"name the folder above it: {tmp_path}"
+    monkeypatch.chdir(own.parent)
+    with pytest.raises(DataError) as caught:
+        records.load_all(Path())
+    assert caught.value.hint == f"name the folder above it: {tmp_path}"
 
 
 # --------------------------------------------------------------- what is refused

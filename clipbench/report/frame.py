@@ -82,7 +82,7 @@ def results(folder: str | Path = "results", *, cards: Sequence[Path] = ()) -> pd
         cards: folders of your own cards, which records are held against beside the shipped ones.
 
     Raises:
-        DataError: there is no such folder, or a file in it is not a record.
+        DataError: there is no such folder, or a file in it is not a record, or not at its own place.
         CardError: a card is wrong.
 
     For example the primary scores that may stand on the leaderboard, model × task:
@@ -120,7 +120,7 @@ def read(folder: Path, catalog: Catalog, *, primary: bool = False) -> list[Row]:
 def _read(catalog: Catalog, primary: bool, paths: Sequence[Path]) -> list[Row]:
     """The rows of these files; collector's rounds are left out in a process of its own too."""
     with _many_objects():
-        return rows(map(records.load, paths), Judge(catalog).reasons, primary=primary)
+        return rows(map(records.filed, paths), Judge(catalog).reasons, primary=primary)
 
 
 def rows(
