@@ -10,7 +10,6 @@ a checkpoint or a data set that changes under its name is noticed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from clipbench.errors import ClipbenchError, Damaged, StorageError
+from clipbench.parsing import expanded
 
 _MARK = b"\nclipbench-sha256:"
 _SEAL_BYTES = len(_MARK) + 65  # with 64 hex digits and the end of the line
@@ -34,8 +34,14 @@ def cache_root() -> Path:
     """$CLIPBENCH_CACHE, or `clipbench` in the user's cache folder."""
     given = os.environ.get("CLIPBENCH_CACHE")
     if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbench"
+        return expanded(given)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbench"
+    except RuntimeError:  # a user without a name, as containers have them
+        raise StorageError(
+            "there is no home folder to keep the cache in",
+            hint="name a folder with CLIPBENCH_CACHE, or set HOME",
+        ) from None
 
 
 def make_folder(path: Path) -> Path:
@@ -219,10 +225,22 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` (created); other processes wait, a killed one lets go."""
+    from filelock import FileLock
+
     make_folder(path.parent)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        lock = FileLock(path)
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the latter where a file system has no locks
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(
+            f"cannot lock {path}: {reason}",
+            hint="choose another folder with CLIPBENCH_CACHE (cache) or --results (records)",
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 # --------------------------------------------------------------------- ledger

@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from clipbench.errors import CardError, nearest
+from clipbench.parsing import BOOLEANS, MOST_YAML, Unreadable, file_bytes, yaml_nodes, yaml_value
 
 T = TypeVar("T")
 # A YAML list becomes an immutable tuple; its items stay strictly typed.
@@ -1105,62 +1106,22 @@ class RecipeModel(Strict):
 # ------------------------------------------------------------------- loading
 
 
-_BOOLEANS = "YAML reads a bare yes, no, on, off, true, false as a boolean"
-_Safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times faster
-
-
-class _Loader(_Safe):  # type: ignore[misc, valid-type]
-    """SafeLoader that refuses duplicate keys instead of keeping the last one, and keys that are not text."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except ValueError as error:  # what looks like a date or a number, and is none
-            problem = f"{node.value} cannot be read ({error}); put it in quotes if it is text"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, _not_text(key_node, key), key_node.start_mark)
-        line = key_node.start_mark.line + 1
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f'duplicate key "{key}" (first at line {seen[key]})', key_node.start_mark
-            )
-        seen[key] = line
-    made: dict[Any, Any] = loader.construct_mapping(node, deep=True)
-    return made
-
-
-def _not_text(node: yaml.Node, key: Any) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        return "a key must be text; put it in quotes if it starts with { or ["
-    boolean = f"; {_BOOLEANS}" if isinstance(key, bool) else ""
-    return f'the key {node.value or "null"} is not text{boolean}; put it in quotes: "{node.value}"'
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
 class Document:
     """A parsed YAML file that knows the line of every value, for error messages."""
 
     def __init__(self, path: Path, text: str | None = None) -> None:
         self.path = path
         try:
-            self.text = path.read_text(encoding="utf-8") if text is None else text
-            self._root = yaml.compose(self.text, Loader=_Safe)
-            self.value: Any = yaml.load(self.text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+            self.text = file_bytes(path, MOST_YAML).decode("utf-8") if text is None else text
+            self._root = yaml_nodes(self.text)
+            self.value: Any = yaml_value(self.text)
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise CardError(f"{path}:{line}: not UTF-8 text ({error.reason})") from None
-        except OSError as error:
-            raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+        except UnicodeEncodeError:  # half a character, which no UTF-8 holds
+            raise CardError(f"{path}: not UTF-8 text") from None
+        except Unreadable as error:
+            raise CardError(f"{path}: cannot be read ({error})") from None
         except yaml.reader.ReaderError as error:  # a control character; its position counts bytes
             line = self.text.encode().count(b"\n", 0, error.position) + 1
             raise CardError(f"{path}:{line}: {str(error).splitlines()[0]}") from None
@@ -1251,7 +1212,7 @@ def _explain(model: type[BaseModel], document: Document, prefix: tuple[int | str
         case "string_type" if isinstance(value, bool):
             return (
                 f"{where}: {key}: expected text, found the boolean {str(value).lower()} "
-                f'({_BOOLEANS}); put it in quotes, like "no"'
+                f'({BOOLEANS}); put it in quotes, like "no"'
             )
         case "string_type" if isinstance(value, int | float):
             return f'{where}: {key}: expected text, found the number {value}; put it in quotes: "{value}"'

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from clipbench import models, protocols
 from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, TaskCard, parse
 from clipbench.errors import CardError, unknown
 from clipbench.overrides import changed, parse_assignments
+from clipbench.parsing import control, expanded, shown
 
 Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
@@ -51,9 +52,14 @@ class Task:
 
 @dataclass
 class Catalog:
-    """All cards that can be seen. `extra` are the folders of `--cards`."""
+    """All cards that can be seen. `extra` are the folders of `--cards`.
+
+    `problems` are the files of cards that had to be passed over so far, with what is wrong with them: one bad file
+    stops only the commands that need it.
+    """
 
     extra: Sequence[Path] = ()
+    problems: dict[Path, CardError] = field(default_factory=dict, init=False, repr=False)
     _datasets: dict[str, Entry[TaskCard]] = field(default_factory=dict, init=False, repr=False)
     _documents: dict[Path, Document] = field(default_factory=dict, init=False, repr=False)
 
@@ -77,17 +83,32 @@ class Catalog:
         found: dict[str, Suite] = {}
         for folder in reversed(self._folders("tasks")):
             path = folder / "suites.yaml"
-            if path.is_file():
-                found |= parse(Suites, Document(path)).suites
+            if os.path.lexists(path):
+                try:
+                    found |= parse(Suites, Document(path)).suites
+                except CardError as error:
+                    self.problems[path] = error
         return found
 
     def task_ids(self) -> list[str]:
-        """Every task id, variants included."""
+        """Every task id, variants included; data sets whose cards are wrong stand in `problems`."""
         ids = []
-        for dataset in sorted(self.dataset_files):
+        for dataset in self.readable(self.dataset_files, self.dataset):
             for protocol, settings in self.dataset(dataset).card.protocols.items():
                 ids.append(f"{dataset}-{protocol}")
                 ids += [f"{dataset}-{protocol}@{v}" for v in self._variants(dataset, protocol, settings)]
+        return ids
+
+    def readable(self, files: dict[str, Path], load: Callable[[str], object]) -> list[str]:
+        """The ids of `files` whose cards `load` takes; the others stand in `problems`."""
+        ids = []
+        for name, path in sorted(files.items()):
+            try:
+                load(name)
+            except CardError as error:
+                self.problems[path] = error
+            else:
+                ids.append(name)
         return ids
 
     # -- one of them
@@ -114,12 +135,14 @@ class Catalog:
         """
         name, at, variant = task_id.partition("@")
         dataset_id, _, protocol = name.rpartition("-")
-        if dataset_id not in self.dataset_files:
-            raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
+        files = self.dataset_files
+        self._passed_over(dataset_id)
+        if dataset_id not in files:
+            raise self._unknown("task", task_id, self.task_ids(), "clipbench list tasks")
         entry = self.dataset(dataset_id)
         settings = entry.card.protocols.get(protocol)
         if settings is None or (at and variant not in self._variants(dataset_id, protocol, settings)):
-            raise CardError(unknown("task", task_id, self.task_ids(), listing="clipbench list tasks"))
+            raise self._unknown("task", task_id, self.task_ids(), "clipbench list tasks")
         module = protocol_module(protocol)
         return Task(task_id, entry, module, self._params(entry, protocol, settings, variant or None))
 
@@ -138,19 +161,25 @@ class Catalog:
             CardError: nothing has this name, or its card is wrong.
             WeightsError: a checkpoint file that no family, or more than one, can be told from.
         """
+        if (sign := control(name)) is not None:
+            raise CardError(
+                f"the model {shown(name)} has {sign} in its name, which no id may have",
+                hint="rename the file, or give it by a link with a plain name",
+            )
         if name.startswith(("open_clip:", "hf-hub:")):
             from clipbench.models import clip
 
             make = clip.ad_hoc if name.startswith(clip.PREFIX) else clip.on_the_hub
             return models.LoadedModel(name, make(name), Path.cwd())
         path = self.model_files.get(name)
-        file = name.endswith(CHECKPOINTS) or Path(name).expanduser().is_file()
+        self._passed_over(name)
+        file = name.endswith(CHECKPOINTS) or expanded(name).is_file()
         if path is None and file and not name.endswith((".yaml", ".yml")):
             from clipbench.models import detect
 
             return detect.ad_hoc(name)
         if path is None and ("/" in name or name.endswith(".yaml") or Path(name).is_dir()):
-            path = Path(name).expanduser()
+            path = expanded(name)
             path = path / "card.yaml" if path.is_dir() else path
             if not path.is_file():
                 raise CardError(
@@ -232,9 +261,11 @@ class Catalog:
 
     def suite(self, name: str) -> Suite:
         """The suite `name`."""
-        if name not in self.suites:
-            raise CardError(unknown("suite", name, self.suites, listing="clipbench list suites"))
-        return self.suites[name]
+        known = self.suites
+        self._passed_over("suites")
+        if name not in known:
+            raise self._unknown("suite", name, known, "clipbench list suites")
+        return known[name]
 
     # -- how
 
@@ -243,7 +274,7 @@ class Catalog:
         given = [Path(p) for p in os.environ.get("CLIPBENCH_CARDS", "").split(os.pathsep) if p]
         folders = []
         for base in (*self.extra, *given):
-            base = base.expanduser()
+            base = expanded(base)
             if not base.is_dir():
                 raise CardError(
                     f"no folder {base}", hint="--cards and CLIPBENCH_CARDS name folders of YAML cards"
@@ -258,33 +289,54 @@ class Catalog:
         files: dict[str, Path] = {}
         for folder in reversed(self._folders(kind)):
             for path in sorted(folder.glob("*.y*ml")):
-                if folder.name != kind and self._kind(path) != kind:
-                    continue
-                if path.suffix != ".yaml":
-                    raise CardError(f"{path}: a card's file name ends in .yaml", hint="rename it")
-                files[path.stem] = path
+                try:
+                    if sign := control(path.name):
+                        raise CardError(
+                            f"{shown(str(path))}: a card's file name, which is its id, has no {sign}",
+                            hint="rename it",
+                        )
+                    if folder.name != kind and self._kind(path) != kind:
+                        continue
+                    if path.suffix != ".yaml":
+                        raise CardError(f"{path}: a card's file name ends in .yaml", hint="rename it")
+                except CardError as error:
+                    self.problems[path] = error
+                else:
+                    files[path.stem] = path
         return dict(sorted(files.items()))
 
     def _kind(self, path: Path) -> str | None:
         """Which kind of card a file is that lies in a folder of mixed cards; None for other YAML files."""
         if path.stem == "suites":
             return "tasks"
-        kind = _kind_by_keys(path)
-        document = Document(path)
+        document = self._document(path)
+        kind = _kind_by_keys(document)
         if kind or not isinstance(document.value, dict) or "base" not in document.value:
             return kind
         base = f"{document.value['base']}.yaml"  # which has what this card leaves out
         for kind in _MARKS:
             for folder in self._folders(kind):
                 file = folder / base
-                if file.is_file() and (folder.name == kind or _kind_by_keys(file) == kind):
+                if file.is_file() and (folder.name == kind or _kind_by_keys(self._document(file)) == kind):
                     return kind
         raise CardError(f'{path}:{document.line(("base",))}: unknown base card "{document.value["base"]}"')
 
     def _known(self, what: str, name: str, known: dict[str, Path], listing: str) -> Path:
+        self._passed_over(name)
         if name not in known:
-            raise CardError(unknown(what, name, known, listing=listing))
+            raise self._unknown(what, name, known, listing)
         return known[name]
+
+    def _passed_over(self, stem: str) -> None:
+        """Raise the error of the file of this name if it cannot be read: no other card stands in for it."""
+        bad = next((path for path in self.problems if path.stem == stem), None)
+        if bad is not None:
+            raise self.problems.pop(bad)
+
+    def _unknown(self, what: str, name: str, known: Iterable[str], listing: str) -> CardError:
+        """The error for a name that no card has."""
+        also = f"; passed over, being wrong: {', '.join(shown(str(path)) for path in self.problems)}"
+        return CardError(unknown(what, name, known, listing=listing) + (also if self.problems else ""))
 
     def _parse(self, model: type[Card], path: Path, known: dict[str, Path]) -> Card:
         """The card at `path`; keys that it leaves out come from the card that its `base:` names."""
@@ -344,14 +396,14 @@ class Catalog:
         return [*own, *standard]
 
     def _expand(self, name: str, above: tuple[str, ...]) -> list[str]:
-        if name not in self.suites:
-            if name.rpartition("-")[0] in self.dataset_files or "@" in name:
-                return [name]
-            raise CardError(
-                unknown(
-                    "task or suite", name, [*self.task_ids(), *self.suites], listing="clipbench list tasks"
-                )
-            )
+        suites = self.suites
+        if name not in suites and (name.rpartition("-")[0] in self.dataset_files or "@" in name):
+            return [name]
+        self._passed_over("suites")
+        if name not in suites:
+            self._passed_over(name.rpartition("-")[0])
+            known = [*self.task_ids(), *suites]
+            raise self._unknown("task or suite", name, known, "clipbench list tasks")
         if name in above:
             raise CardError(f"suite {name} names itself: {' → '.join((*above, name))}")
         return [i for part in self.suites[name].tasks for i in self._expand(part, (*above, name))]
@@ -365,8 +417,8 @@ _MARKS = {
 }
 
 
-def _kind_by_keys(path: Path) -> str | None:
-    value = Document(path).value
+def _kind_by_keys(document: Document) -> str | None:
+    value = document.value
     keys = set(value) if isinstance(value, dict) else set()
     return next((kind for kind, marks in _MARKS.items() if keys & marks), None)
 

@@ -11,6 +11,7 @@ from clipbench.cards import Pairs
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights import resolve
+from clipbench.parsing import expanded
 from clipbench.standing import Judge
 
 
@@ -45,9 +46,10 @@ def check(catalog: Catalog, results: Path) -> Found:
         found.attempt("recipes", lambda r=recipe: _recipe(catalog, r))  # type: ignore[misc]
     if results.is_dir():
         # What a record is held against must be right itself.
-        judge = None if found.problems else Judge(catalog)
+        judge = None if found.problems or catalog.problems else Judge(catalog)
         for path in records.paths(results):
             found.attempt("records", lambda p=path: _record(p, judge))  # type: ignore[misc]
+    found.problems += [str(error) for error in catalog.problems.values() if str(error) not in found.problems]
     return found
 
 
@@ -71,7 +73,7 @@ def _record(path: Path, judge: Judge | None) -> None:
 def _model(catalog: Catalog, name: str) -> None:
     model = catalog.model(name)
     weights = model.card.weights
-    if weights.file is not None and not Path(weights.file).expanduser().is_absolute():
+    if weights.file is not None and not expanded(weights.file).is_absolute():
         resolve(model)  # ships beside its card
     for reported in model.card.reported:
         dataset, _, protocol = reported.task.partition("@")[0].rpartition("-")

@@ -52,6 +52,9 @@ Precision = Annotated[
 BatchSize = Annotated[str, typer.Option("--batch-size", help="auto, or images a batch.")]
 Workers = Annotated[str, typer.Option("--workers", help="auto, or decoding processes (0: none).")]
 
+#: those that this command reads
+_catalogs: list[Catalog] = []
+
 
 def main() -> None:
     """Entry point: errors that the user can mend are printed and exit with 2; bugs keep their traceback."""
@@ -59,6 +62,9 @@ def main() -> None:
         try:
             app()
         finally:
+            for problem in (str(p) for catalog in _catalogs for p in catalog.problems.values()):
+                _stderr(f"[yellow]left out:[/] {_plain(problem)}")
+            _catalogs.clear()
             sys.stdout.flush()  # here, where a reader that is gone can be dealt with
     except Stopped as stop:
         _stderr(_plain(str(stop)))
@@ -339,7 +345,8 @@ def list_command(
 
     if kind not in listing.KINDS:
         raise ClipbenchError(unknown("kind", kind, listing.KINDS))
-    rows = listing.KINDS[kind](_catalog(cards))
+    catalog = _catalog(cards)
+    rows = listing.KINDS[kind](catalog)
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
@@ -614,9 +621,10 @@ def gate_command(
 @app.command("check")
 def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
     """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""
+    from clipbench.catalog import Catalog
     from clipbench.check import check
 
-    found = check(_catalog(cards), results)
+    found = check(Catalog(cards or ()), results)
     if as_json:
         print(json.dumps(found.counts | {"problems": found.problems}, indent=2, ensure_ascii=False))
     else:
@@ -883,9 +891,12 @@ def convert_coco_gender_command(
 
 
 def _catalog(cards: list[Path] | None) -> Catalog:
+    """The cards; those that had to be passed over are named when the command ends."""
     from clipbench.catalog import Catalog
 
-    return Catalog(cards or ())
+    catalog = Catalog(cards or ())
+    _catalogs.append(catalog)
+    return catalog
 
 
 def _standing(results: Path, cards: list[Path] | None, models: list[str] | None) -> list[Record]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from clipbench.errors import CardError
+from clipbench.parsing import yaml_value
 
 _INDEX = re.compile(r"\[(\d+)\]")
 #: numbers that YAML 1.1 takes for text
@@ -33,7 +34,7 @@ def parse_assignments(given: Sequence[str]) -> dict[str, Any]:
                 f"--set {text}: expected a field and its value", hint="for example --set optim.lr=0.001"
             )
         try:
-            parsed = yaml.safe_load(value)
+            parsed = yaml_value(value)
         except yaml.YAMLError as error:
             reason = str(getattr(error, "problem", None) or error)
             raise CardError(f"--set {text}: the value cannot be read as YAML ({reason})") from None

@@ -467,7 +467,7 @@ def test_classes_and_prompts_that_do_not_go_together(path: Path, old: str, new: 
         (change(TASK, "title: Pets", "title: Pets: cats"), 1, "mapping values are not allowed"),
         (TASK + "---\ntitle: b\n", 15, "another document"),
         (TASK + "notes: *nowhere\n", 15, "undefined alias"),
-        (TASK + "notes: &a [*a]\n", 15, "recursive"),
+        (TASK + "notes: &a [*a]\n", 15, "the alias *a stands inside of what it names"),
         (TASK + "notes: !!python/object/apply:os.getcwd []\n", 15, "could not determine a constructor"),
         (
             TASK + "notes: 2020-99-99\n",
@@ -488,7 +488,7 @@ def test_what_is_no_yaml_mapping_says_so_with_its_line(
 
 def test_a_file_that_cannot_be_read(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(CardError, match=r"pets\.yaml: cannot be read \(Is a directory\)"):
+    with pytest.raises(CardError, match=r"pets\.yaml: cannot be read \(it is a folder\)"):
         Document(path)
 
 

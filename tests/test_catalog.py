@@ -171,7 +171,7 @@ def test_a_card_that_is_all_base_has_its_bases_kind(folder: Path) -> None:
     assert catalog.model("small2").card.title == "Small too"
     assert "again" not in catalog.model_files
     (folder / "lost.yaml").write_text("title: Lost\nbase: nothing\n")
-    text = message(lambda: Catalog([folder]).dataset("mine"))
+    text = message(lambda: Catalog([folder]).dataset("lost"))
     assert text == f'{folder}/lost.yaml:2: unknown base card "nothing"'
 
 
@@ -180,12 +180,34 @@ def test_other_yaml_files_are_left_alone_and_misnamed_cards_are_not(folder: Path
     (folder / "list.yml").write_text("- a\n")
     assert "compose" not in Catalog([folder]).dataset_files
     (folder / "other.yml").write_text(TASK)
-    assert "other.yml: a card's file name ends in .yaml" in message(lambda: Catalog([folder]).dataset("mine"))
+    assert "other.yml: a card's file name ends in .yaml" in message(
+        lambda: Catalog([folder]).dataset("other")
+    )
 
 
-def test_broken_yaml_in_a_folder_is_never_skipped(folder: Path) -> None:
+def test_broken_yaml_stops_what_needs_it_and_nothing_else(folder: Path) -> None:
     (folder / "broken.yaml").write_text("title: [\n")
-    assert f"{folder}/broken.yaml:2: " in message(lambda: Catalog([folder]).model("digits-clip-lite"))
+    (folder / "digits.yaml").write_text("title: [\n")
+    catalog = Catalog([folder])
+    assert catalog.model("digits-clip-lite").id == "digits-clip-lite"
+    assert catalog.task("mine-zs").id == "mine-zs"
+    assert [path.name for path in catalog.problems] == ["broken.yaml", "digits.yaml"]
+    for name in ("broken", "digits"):  # the shipped card does not stand in for the user's own
+        assert f"{folder}/{name}.yaml:2: " in message(lambda n=name: Catalog([folder]).dataset(n))  # type: ignore[misc]
+        assert f"{folder}/{name}.yaml:2: " in message(lambda n=name: Catalog([folder]).model(n))  # type: ignore[misc]
+        assert f"{folder}/{name}.yaml:2: " in message(lambda n=name: Catalog([folder]).tasks([f"{n}-zs"]))  # type: ignore[misc]
+    assert f"passed over, being wrong: {folder}/broken.yaml" in message(
+        lambda: Catalog([folder]).dataset("mien")
+    )
+
+
+def test_a_broken_file_of_suites_stops_suites_alone(folder: Path) -> None:
+    (folder / "suites.yaml").write_text("suits: {}\n")
+    assert [task.id for task in Catalog([folder]).tasks(["mine-zs", "mine-zs@short"])] == [
+        "mine-zs",
+        "mine-zs@short",
+    ]
+    assert "suites.yaml:1: unknown key" in message(lambda: Catalog([folder]).suite("quickstart"))
 
 
 @pytest.mark.parametrize("way", ["--cards", "CLIPBENCH_CARDS"])

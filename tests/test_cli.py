@@ -438,6 +438,10 @@ def test_a_card_that_is_wrong(run: Run, place: Place, command: str, text: str, w
         assert done.code == 2
         (problem,) = json.loads(done.out)["problems"]
         assert all(word in problem for word in words)
+    elif command == "list":
+        assert done.code == 0
+        assert "digits-zs" in done.out
+        assert all(word in done.err for word in ("left out: ", *words))
     else:
         mended(done, *words)
 

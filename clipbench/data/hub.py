@@ -27,6 +27,7 @@ from clipbench.data.layout import FileLayout, Layout, first_line
 from clipbench.data.parquet import Parquet, image_bytes
 from clipbench.digests import digests
 from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
+from clipbench.parsing import expanded
 
 DIFFICULT = 255
 #: how files with labels end in WebDataset tars
@@ -57,7 +58,7 @@ class DataPaths:
         environment = [p for p in os.environ.get("CLIPBENCH_DATA", "").split(os.pathsep) if p]
         for text in (*given, *environment):
             name, separator, path_text = text.partition("=")
-            path = Path(path_text if separator else text).expanduser()
+            path = expanded(path_text if separator else text)
             if not path.is_dir():
                 raise DataError(
                     f"no data folder {path}" + (f" (for {name})" if separator else ""),
@@ -111,7 +112,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
         return _part(dataset, role, paths)
     local = paths.find(dataset.id, card)
     if local is None and card.source.path is not None:
-        local = dataset.path.parent / Path(card.source.path).expanduser()
+        local = dataset.path.parent / expanded(card.source.path)
         if not local.exists():
             raise DataError(
                 f"{dataset.id}: no data folder {local}", hint=f"correct source.path in {dataset.path}"

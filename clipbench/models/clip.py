@@ -25,6 +25,7 @@ from clipbench.models.weights import (
     sha256_file,
     verify,
 )
+from clipbench.parsing import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +110,7 @@ def ad_hoc(spec: str) -> ModelCard:
     import open_clip
 
     known_arch(arch)
-    path = Path(source).expanduser()
+    path = expanded(source)
     looks_like_a_file = (
         path.exists() or "/" in source or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}
     )

@@ -10,6 +10,7 @@ from clipbench.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import WeightsError
 from clipbench.models import LoadedModel, clip, clip_lite, declip
 from clipbench.models.weights import read_state_dict
+from clipbench.parsing import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ def ad_hoc(name: str) -> LoadedModel:
     Raises:
         WeightsError: there is no such file, it is no checkpoint, or no family or more than one fits its keys.
     """
-    path = Path(name).expanduser().resolve()
+    path = expanded(name).resolve()
     if not path.is_file():
         raise WeightsError(f"{name} is no model: there is no file {path}")
     state = read_state_dict(path)

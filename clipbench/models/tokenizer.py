@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.errors import CardError, WeightsError
+from clipbench.parsing import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ class Tokenizer:
         """What transformers shall open: an existing folder, or an id of the hub."""
         if self._name.startswith(PACKAGE):
             return str(self._existing(self._in_package()))
-        path = self._folder / Path(self._name).expanduser()
+        path = self._folder / expanded(self._name)
         if self._name.startswith((".", "/", "~")) or path.exists():
             return str(self._existing(path))
         return self._name

@@ -17,6 +17,7 @@ from clipbench.cards import Weights
 from clipbench.digests import digests, sha256_file
 from clipbench.errors import CardError, WeightsError, nearest
 from clipbench.models import LoadedModel
+from clipbench.parsing import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
         CardError: a pretrained tag, which only the family clip knows.
     """
     if weights.file is not None:
-        path = (folder / Path(weights.file).expanduser()).resolve()
+        path = (folder / expanded(weights.file)).resolve()
         if not path.is_file():
             raise WeightsError(
                 f"{owner}: no checkpoint at {path}",

@@ -22,7 +22,7 @@ _LONG_LIST = 8
 def models(catalog: Catalog) -> list[dict[str, Any]]:
     """One row a model card."""
     rows = []
-    for name in catalog.model_files:
+    for name in catalog.readable(catalog.model_files, catalog.model):
         card = catalog.model(name).card
         pairs = card.training_pairs_m
         rows.append({"id": name, "family": card.family, "pairs (M)": pairs, "title": card.title})
@@ -61,16 +61,19 @@ def with_variants(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def suites(catalog: Catalog) -> list[dict[str, Any]]:
     """One row a suite."""
-    return [
-        {"id": name, "tasks": len(catalog.tasks([name])), "title": suite.title}
-        for name, suite in sorted(catalog.suites.items())
-    ]
+    rows = []
+    for name, suite in sorted(catalog.suites.items()):
+        try:
+            rows.append({"id": name, "tasks": len(catalog.tasks([name])), "title": suite.title})
+        except CardError as error:
+            catalog.problems[Path(f"suite {name}")] = error
+    return rows
 
 
 def recipes(catalog: Catalog) -> list[dict[str, Any]]:
     """One row a recipe."""
     rows = []
-    for name in catalog.recipe_files:
+    for name in catalog.readable(catalog.recipe_files, catalog.recipe):
         card = catalog.recipe(name).card
         rows.append(
             {

@@ -141,7 +141,7 @@ def _reported(catalog: Catalog, judged: Sequence[Judged]) -> list[list[Any]]:
     metric = {j.record.task: j.record.primary for j in judged}
     known = set(catalog.task_ids())
     found: dict[tuple[str, str], list[Any]] = {}
-    for name in catalog.model_files:
+    for name in catalog.readable(catalog.model_files, catalog.model):
         card = catalog.model(name).card
         if card.training_pairs_m is None:
             continue

@@ -9,6 +9,8 @@ from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
+from clipbench.parsing import expanded
+
 _WIDTH: Final = 1100  # px at most
 _QUALITY: Final = 80  # of WebP
 
@@ -36,4 +38,4 @@ def contact_sheet(record: Path) -> dict[str, object] | None:
 
 def training_curves(model: str) -> dict[str, object] | None:
     """The curves of the pretraining run that `model` names, where it is a run's folder."""
-    return inlined(Path(model).expanduser() / "loss.png")
+    return inlined(expanded(model) / "loss.png")
