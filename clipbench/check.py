@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from clipbench import records
 from clipbench.cards import Pairs
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights import resolve
+from clipbench.pairing import recomputed
 from clipbench.parsing import expanded
+from clipbench.records import Stored
 from clipbench.standing import Judge
+
+#: a score is a mean of many, added up in another order
+_ROUNDING: Final = 1e-6
 
 
 @dataclass
@@ -58,9 +64,7 @@ def _record(path: Path, judge: Judge | None) -> None:
     stored = records.filed(path)
     reasons = judge.reasons(stored) if judge else ()
     faults = [reason.text for reason in reasons if reason.kind in ("edited", "stale")]
-    beside = records.samples_path(path)
-    if stored.seal == "whole" and beside.is_file() and not records.samples_intact(stored):
-        faults.append(f"{beside.name} is not the file that was written with it")
+    faults += _beside(stored)
     if faults:
         record = stored.record
         raise DataError(
@@ -68,6 +72,20 @@ def _record(path: Path, judge: Judge | None) -> None:
             hint=f"measure it again: clipbench eval --model {record.model} --task {record.task} "
             f"--results {path.parent.parent}",
         )
+
+
+def _beside(stored: Stored) -> list[str]:
+    """What is wrong with the per-sample file: it is missing, another, or says another primary score."""
+    record = stored.record
+    try:
+        value = recomputed(stored)
+    except DataError as error:
+        return [error.message]
+    told = record.scores[record.primary].value
+    if value is None or abs(value - told) <= _ROUNDING:
+        return []
+    name = records.samples_path(stored.path).name
+    return [f"{record.primary} is {told:.6g}, but {name} gives {value:.6g}"]
 
 
 def _model(catalog: Catalog, name: str) -> None:

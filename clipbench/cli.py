@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import typer
 
 from clipbench import __version__
 from clipbench.errors import ClipbenchError, Stopped, unknown
+from clipbench.escape import Shown, json_text, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,11 +45,8 @@ Data = Annotated[
         metavar="[ID=]DIR",
     ),
 ]
-VerifyData = Annotated[
-    bool,
-    typer.Option(
-        "--verify-data", help="Read and hash every file of the data again, whatever is remembered of it."
-    ),
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace what clipbench did not write at the place that is named.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
@@ -133,7 +130,7 @@ def evaluate_command(
             "--save-heatmaps", min=0, help="Draw the maps of N expressions (tasks …-ground) as PNG."
         ),
     ] = 0,
-    verify_data: VerifyData = False,
+    force: Force = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
@@ -151,9 +148,12 @@ def evaluate_command(
             f"--save-heatmaps: none of the tasks has heat maps ({', '.join(t.id for t in tasks)})",
             hint="tasks that end in -ground have some; leave the option out for others",
         )
-    paths = DataPaths.parse(_known_data(data, catalog), verify=verify_data)
+    paths = DataPaths.parse(_known_data(data, catalog))
     make_folder(results)
     models = [catalog.model(name) for name in _names("--model", model)]
+    for made in models:
+        for wanted in tasks:
+            records.refuse_foreign(made.id, wanted.id, results, force=force)
     for made in models:
         if made.detected:
             _stderr(_plain(f"{made.id}: {made.card.notes}"))
@@ -172,11 +172,11 @@ def evaluate_command(
     for result in evaluate(models, tasks, options):
         done.append(result)
         if result.record is not None:
-            path = records.write(result.record, result.samples, results)
+            path = records.write(result.record, result.samples, results, force=force)
             if not quiet and not as_json:
                 _print_record(result.record, path)
             if result.pictures:
-                folder = records.write_pictures(result.pictures, path)
+                folder = records.write_pictures(result.pictures, path, force=force)
                 if not quiet:
                     _stderr(_plain(f"{len(result.pictures)} pictures in {folder}"))
         elif result.error is not None:
@@ -187,7 +187,7 @@ def evaluate_command(
             _stderr(f"[yellow]–[/] {why}")
     if as_json:
         written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
-        print(json.dumps([record.canonical() for record in written], indent=2, ensure_ascii=False))
+        print(json_text([record.canonical() for record in written]))
     elif len(done) > 1 and not quiet:
         from clipbench.report import board, frame, table
         from clipbench.standing import Judge
@@ -240,7 +240,6 @@ def pretrain_command(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
     ] = False,
-    verify_data: VerifyData = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Train a model by a recipe; run the same command again to go on after a stop.
@@ -253,8 +252,7 @@ def pretrain_command(
     catalog = _catalog(cards)
     entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
-    names = [source.name for source in entry.card.data]
-    paths = DataPaths.parse(_known_data(data, catalog, names), verify=verify_data)
+    paths = DataPaths.parse(_known_data(data, catalog, [source.name for source in entry.card.data]))
     splits = [open_pairs(source, catalog.dataset, paths, entry.path) for source in entry.card.data]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain
@@ -305,6 +303,7 @@ def study_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny form on digits: shows that everything runs, and no more.")
     ] = False,
+    force: Force = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Train the same towers by several objectives, and hold the papers' claims against what is measured."""
@@ -336,7 +335,7 @@ def study_command(
             shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
             _stderr(_plain(f"{len(measured)}/{len(study.cells())} {one.cell.name}: {shown}"))
     command = f"clipbench study {name}" + (" --quick" if quick else f" --device {device}" if on_gpu else "")
-    page = report.write(name, study, measured, command, out / folder)
+    page = report.write(name, study, measured, command, out / folder, force=force)
     _stderr(_plain(f"wrote {page}, study.png and study.json"))
 
 
@@ -357,7 +356,7 @@ def list_command(
     catalog = _catalog(cards)
     rows = listing.KINDS[kind](catalog)
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json_text(rows))
     else:
         _stdout(listing.table(listing.with_variants(rows) if kind == "tasks" else rows))
 
@@ -371,6 +370,7 @@ def show_command(
         Path | None,
         typer.Option("--plot", help="Draw a record's validation curve into this PNG.", metavar="PNG"),
     ] = None,
+    force: Force = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
@@ -379,14 +379,14 @@ def show_command(
 
     if plot is not None:
         from clipbench import records
-        from clipbench.cache import write_atomic
+        from clipbench.outputs import PNG_MARK, write_own
         from clipbench.report.plots import validation_curve
 
-        write_atomic(plot, validation_curve(records.read(Path(name))))
+        write_own(plot, validation_curve(records.read(Path(name))), PNG_MARK, force=force)
         _stderr(_plain(f"wrote {plot}"))
     value, view = listing.show(name, _catalog(cards))
     if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json_text(value))
     else:
         _stdout(view)
 
@@ -414,11 +414,12 @@ def report_command(
             help="Also show what CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
         ),
     ] = None,
+    force: Force = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
     """Records as model × task tables by suite, beside the numbers that the papers report."""
-    from clipbench.cache import write_atomic
+    from clipbench.outputs import write_own
     from clipbench.report import board, frame, table
 
     format_ = "json" if as_json else format_
@@ -439,7 +440,8 @@ def report_command(
 
         rows += exchange.rows(exchange.read(path), catalog)
     if write:
-        write_atomic(results / board.LEADERBOARD, board.leaderboard(rows, catalog).encode())
+        text = board.leaderboard(rows, catalog)
+        write_own(results / board.LEADERBOARD, text.encode(), board.MARK, force=force)
         _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
     elif check:
         board.check(results, board.leaderboard(rows, catalog))
@@ -458,14 +460,17 @@ def site_command(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the page.", metavar="DIR")] = Path(
         "site"
     ),
+    force: Force = False,
     cards: Cards = None,
 ) -> None:
     """All records as one HTML page, which opens from a file: leaderboard, charts, a page a model and a task."""
     from clipbench.report import site
 
     text = site.build(results, _catalog(cards))
-    path = site.write(text, out)
-    print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
+    path = site.write(text, out, force=force)
+    print(
+        f"{visible(str(path))}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed"
+    )
 
 
 @app.command("export")
@@ -487,11 +492,12 @@ def export_command(
         ),
     ] = None,
     results: Results = Path("results"),
+    force: Force = False,
     cards: Cards = None,
 ) -> None:
     """Records that may stand on the leaderboard, in another program's format."""
     from clipbench import exchange
-    from clipbench.cache import write_atomic
+    from clipbench.outputs import write_own
 
     formats = ("model-index", "clip-benchmark-json", "clip-benchmark-csv")
     if format_ not in formats:
@@ -505,14 +511,14 @@ def export_command(
         theirs = [one for record in found if (one := exchange.foreign(record)) is not None]
         if format_ == "clip-benchmark-json" and out is not None:
             for name, content in exchange.write_json(theirs).items():
-                write_atomic(out / name, content.encode())
+                write_own(out / name, content.encode(), None, force=force)
             return
         json_lines = "".join(exchange.write_json(theirs).values())
         text = json_lines if format_ == "clip-benchmark-json" else exchange.write_csv(theirs)
     if out is None:
         sys.stdout.write(text)
     else:
-        write_atomic(out, text.encode())
+        write_own(out, text.encode(), None, force=force)
 
 
 @app.command("log")
@@ -565,7 +571,7 @@ def compare_command(
         tasks = [task.id for task in catalog.tasks([suite])]
     found = compare(first, second, results, tasks, alpha, top)
     if as_json:
-        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+        print(json_text([one.as_json() for one in found]))
     else:
         sys.stdout.write(comparison.text(found, first, second, alpha))
 
@@ -595,12 +601,13 @@ def gate_command(
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Also write JUnit XML into this file.", metavar="XML")
     ] = None,
+    force: Force = False,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
     """For CI: exit code 1 if a score dropped by more than is allowed and than noise, or a record cannot be judged."""
     from clipbench import gate
-    from clipbench.cache import write_atomic
+    from clipbench.outputs import write_own
     from clipbench.standing import Judge
 
     catalog = _catalog(cards)
@@ -615,12 +622,12 @@ def gate_command(
     )
     text = gate.summary(found, max_drop, alpha)
     if junit is not None:
-        write_atomic(junit, gate.junit(found))
+        write_own(junit, gate.junit(found), gate.JUNIT_MARK, force=force)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(text)
     if as_json:
-        print(json.dumps([check.as_json() for check in found], indent=2, ensure_ascii=False))
+        print(json_text([check.as_json() for check in found]))
     else:
         sys.stdout.write(text)
     if any(check.outcome == "fail" for check in found):
@@ -635,7 +642,7 @@ def check_command(results: Results = Path("results"), cards: Cards = None, as_js
 
     found = check(Catalog(cards or ()), results)
     if as_json:
-        print(json.dumps(found.counts | {"problems": found.problems}, indent=2, ensure_ascii=False))
+        print(json_text(found.counts | {"problems": found.problems}))
     else:
         for problem in found.problems:
             _stderr(f"[bold red]✗[/] {_plain(problem)}")
@@ -657,7 +664,7 @@ app.add_typer(bench, name="bench")
 def _print(found: dict[str, Any], view: Callable[[dict[str, Any]], RenderableType], as_json: bool) -> None:
     """A measurement on stdout: as JSON, or as people read it."""
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found))
     else:
         _stdout(view(found))
 
@@ -841,10 +848,11 @@ def weights_fetch_command(
     found = [file for entry in models for file in fetch(entry)]
     if as_json:
         rows = [file._asdict() | {"path": str(file.path)} for file in found]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(json_text(rows))
         return
     for file in found:
-        print(f"{file.model}: {file.path}\n  {file.bytes:,} bytes, sha256 {file.sha256} ({file.checked})")
+        print(f"{visible(file.model)}: {visible(str(file.path))}")
+        print(f"  {file.bytes:,} bytes, sha256 {file.sha256} ({file.checked})")
 
 
 @weights.command("convert")
@@ -861,7 +869,7 @@ def weights_convert_command(
     if done.left_out:
         more = f" and {len(done.left_out) - 8} more" if len(done.left_out) > 8 else ""
         _stderr(_plain(f"left out, being no tensors: {', '.join(done.left_out[:8])}{more}"))
-    print(f"{done.path}: {done.tensors:,} tensors, {done.bytes:,} bytes, sha256 {done.sha256}")
+    print(f"{visible(str(done.path))}: {done.tensors:,} tensors, {done.bytes:,} bytes, sha256 {done.sha256}")
 
 
 def _agreed(source: Path, names: list[str]) -> bool:
@@ -893,7 +901,7 @@ def convert_coco_gender_command(
     from clipbench.data.coco_gender import convert
 
     for path, images in convert(source, out, force=force):
-        print(f"{path}: {images:,} images")
+        print(f"{visible(str(path))}: {images:,} images")
 
 
 # ---------------------------------------------------------------------- parts
@@ -973,13 +981,13 @@ def _auto(option: str, text: str) -> int | None:
 def _stdout(what: Any) -> None:
     from rich.console import Console
 
-    Console().print(what, highlight=False)
+    Console().print(Shown(what), highlight=False)
 
 
 def _stderr(text: str) -> None:
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True).print(text, highlight=False)
+    Console(stderr=True, soft_wrap=True).print(Shown(text), highlight=False)
 
 
 def _print_error(error: ClipbenchError, where: str = "") -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
+from clipbench.escape import csv_row, json_text
 from clipbench.records import Record
 from clipbench.report.frame import Row, metrics_of
 
@@ -103,7 +104,7 @@ def _model(record: Record) -> tuple[str, str]:
 
 def write_json(results: Iterable[Foreign]) -> dict[str, str]:
     """File name → content, a file a result as their program writes them."""
-    return {one.file_name: json.dumps(one.as_json()) + "\n" for one in results}
+    return {one.file_name: json_text(one.as_json(), indent=None) + "\n" for one in results}
 
 
 def write_csv(results: Sequence[Foreign]) -> str:
@@ -114,7 +115,7 @@ def write_csv(results: Sequence[Foreign]) -> str:
     writer.writeheader()
     for one in results:
         fields = {key: getattr(one, key) for key in _KEYS}
-        writer.writerow(one.metrics | fields | {"model_fullname": f"{one.model} {one.pretrained}"})
+        writer.writerow(csv_row(one.metrics | fields | {"model_fullname": f"{one.model} {one.pretrained}"}))
     return buffer.getvalue()
 
 

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from clipbench import compare, paired, records
 from clipbench.compare import Comparison
 from clipbench.errors import DataError, unknown
+from clipbench.escape import visible
 from clipbench.records import Stored
 from clipbench.report.comparison import p_value
 from clipbench.report.frame import less_is_better
@@ -24,6 +25,8 @@ from clipbench.report.table import DASH, markdown_table
 from clipbench.standing import Judge
 
 MAX_DROP: Final = 0.5
+#: what stands in the JUnit XML of every gate
+JUNIT_MARK: Final = b'name="clipbench gate"'
 #: reasons of `clipbench.standing` that fail a baseline's record, and a candidate's
 _OF_BASELINE: Final = frozenset({"edited", "unsealed", "limited", "partial"})
 _OF_CANDIDATE: Final = _OF_BASELINE | {"stale"}
@@ -201,10 +204,12 @@ def junit(found: Sequence[Check]) -> bytes:
     top = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(top, "testsuite", {"name": "clipbench gate"} | counts)
     for check in found:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": check.model, "name": check.task})
+        case = ElementTree.SubElement(
+            suite, "testcase", {"classname": visible(check.model), "name": visible(check.task)}
+        )
         if check.outcome != "pass":
             kind = "failure" if check.outcome == "fail" else "skipped"
-            ElementTree.SubElement(case, kind, {"message": check.why})
+            ElementTree.SubElement(case, kind, {"message": visible(check.why)})
     ElementTree.indent(top)
     text: bytes = ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
     return text + b"\n"

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench import paired, records
+from clipbench import metrics, paired, records
 from clipbench.errors import DataError
 from clipbench.metrics import APKind, Difficult
 from clipbench.paired import Difference
@@ -87,6 +87,23 @@ def pair(first: Stored, second: Stored) -> Pair:
     groups = a.get("image", ids)
     names, one, two = _grouped(groups, shares[0], shares[1])
     return Pair(paired.of_means(one, two, seed), names, two - one, classes, left_out)
+
+
+def recomputed(stored: Stored) -> float | None:
+    """The primary score as the per-sample file gives it; None where it cannot be had from that (ranks' medians, bias).
+
+    Raises:
+        DataError: the file is missing, or not the one that was written with the record.
+    """
+    record, table = stored.record, _table(stored)
+    metric, params = record.primary, record.protocol.params
+    if metric in _KINDS and "score" in table:
+        scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
+        return metrics.mean_average_precision(
+            scores, target, _KINDS[metric], _difficult(params.get("difficult"))
+        )
+    shares = _shares(metric, table, params)
+    return None if shares is None or not shares.size else float(shares.mean())
 
 
 def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:

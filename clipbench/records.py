@@ -42,6 +42,7 @@ from pydantic import (
     model_validator,
 )
 
+from clipbench import outputs
 from clipbench.cache import write_atomic
 from clipbench.cards import Reported, Strict, Tuple, finite
 from clipbench.errors import DataError, StorageError
@@ -57,6 +58,8 @@ PACKAGES: Final = (
 )  # fmt: skip
 _SOURCE: Final = Path(__file__).resolve().parents[1]
 _SHA256: Final = "^[0-9a-f]{64}$"
+#: what stands near the beginning of every record's file, as its keys are sorted
+_OURS: Final = b'"cards": {'
 
 Json = dict[str, JsonValue]
 Seconds = FiniteFloat
@@ -298,20 +301,43 @@ def samples_path(record: Path) -> Path:
     return record.with_name(f"{record.stem}.samples.parquet")
 
 
-def write_pictures(pictures: Mapping[str, bytes], record: Path) -> Path:
+def write_pictures(pictures: Mapping[str, bytes], record: Path, *, force: bool = False) -> Path:
     """Write PNG files (name → content) into `<task>.heatmaps/` beside the record's JSON file; returns the folder.
 
-    Pictures of an earlier run that lie there go.
+    Pictures of an earlier run that lie there go, other files stay.
+
+    Raises:
+        StorageError: another file has one of these names (unless `force`), or the folder cannot be written.
     """
     folder = record.with_name(f"{record.stem}.heatmaps")
+    for name in pictures:
+        outputs.refuse_foreign(folder / name, outputs.PNG_MARK, force=force)
     for old in folder.glob("*.png"):
-        old.unlink()
+        if old.is_file() and not old.is_symlink() and outputs.is_ours(old, outputs.PNG_MARK):
+            old.unlink()
     for name, content in pictures.items():
         write_atomic(folder / name, content)
     return folder
 
 
-def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
+def refuse_foreign(model: str, task: str, root: Path, *, force: bool = False) -> None:
+    """Refuse to put the record of `model` × `task` below `root` over something else; before any work is done for it.
+
+    Raises:
+        StorageError: at its place lies a link or a file that is no record (unless `force`), or a folder that leads out
+            of `root`.
+    """
+    path = path_of(model, task, root)
+    if path.parent.exists() and path.parent.resolve().parent != root.resolve():
+        raise StorageError(
+            f"{path.parent} is a link that leads out of the results folder {root}; what lies there is not replaced",
+            hint="take the link away, or choose the folder that it leads to: --results DIR",
+        )
+    outputs.refuse_foreign(path, _OURS, force=force)
+    outputs.refuse_foreign(samples_path(path), b"PAR1", force=force)
+
+
+def write(record: Record, samples: Mapping[str, Column], root: Path, *, force: bool = False) -> Path:
     """Seal `record` and write it and its per-sample outcomes below `root`, each whole or not at all.
 
     Args:
@@ -321,9 +347,10 @@ def write(record: Record, samples: Mapping[str, Column], root: Path) -> Path:
         The path of the JSON file.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or holds something else at that place (see `refuse_foreign`).
     """
     path = path_of(record.model, record.task, root)
+    refuse_foreign(record.model, record.task, root, force=force)
     table = _parquet(samples)
     try:
         write_atomic(samples_path(path), table)

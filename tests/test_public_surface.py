@@ -35,14 +35,13 @@ SURFACE = {
     "clipbench.library": "Model load_model",
     "clipbench.models": "Adapter LoadedModel config_model families family load",
     "clipbench.protocols": "Encoder HeatEncoder Outcome",
-    "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
+    "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
     "clipbench.concepts": "concept_direction remove_concept",
-    "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
     "clipbench.data": "Captions Expressions Note Objects Sample Split",
     "clipbench.records": (
         "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name filed "
-        "load load_all path_of paths read read_all same samples_intact samples_path to_json utc_now write "
-        "write_pictures"
+        "load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json utc_now "
+        "write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
     "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",
@@ -68,7 +67,6 @@ LIGHT = (
     "clipbench.data.coco_gender",
     "clipbench.data.captions",
     "clipbench.data.hub",
-    "clipbench.data.labels",
     "clipbench.data.layout",
     "clipbench.data.parquet",
     "clipbench.data.refer",

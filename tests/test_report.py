@@ -213,8 +213,8 @@ def test_names_are_never_read_as_markup() -> None:
     odd = make_record(model="[red]a|b_%[/red]")
     assert "[red]a|b_%[/red]" in table.terminal([_section([odd])])
     assert "[red]a|b_%[/red] on digits-zs" in _printed(table.record_table(odd))
-    assert "| [red]a\\|b_%[/red] |" in table.markdown([_section([odd])])
-    assert "[red]a|b\\_\\%[/red] & 75.00\\,$\\pm$\\,5.00" in table.latex([_section([odd])])
+    assert "| [red]a\\|b\\_%[/red] |" in table.markdown([_section([odd])])
+    assert "{[}red{]}a\\textbar{}b\\_\\%{[}/red{]} & 75.00\\,$\\pm$\\,5.00" in table.latex([_section([odd])])
 
 
 def test_latex_is_a_tabular_a_section() -> None:

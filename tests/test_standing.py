@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_records import SAMPLES, make_record
+from test_records import make_record
 
 import clipbench
 from clipbench import records
@@ -17,7 +17,7 @@ from clipbench.cards import fingerprint
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
 from clipbench.check import check
 from clipbench.errors import CardError, DataError
-from clipbench.records import Record
+from clipbench.records import Column, Record
 from clipbench.report import frame
 from clipbench.standing import Judge
 
@@ -33,6 +33,8 @@ MODEL: dict[str, Any] = {
     "preprocess": {"size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "weights": {"file": "own.safetensors"},
 }
+#: which give the records' acc1 of 0.75
+SAMPLES: dict[str, Column] = {"id": list("abcd"), "rank": [0, 0, 0, 3]}
 TASK: dict[str, Any] = {
     "title": "Animals",
     "source": {"local": True},
@@ -207,7 +209,19 @@ def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_pa
     records.write(_current(cards), SAMPLES, root)
     records.samples_path(path).write_bytes(b"another")
     (swapped,) = check(Catalog([cards]), root).problems
-    assert "animals-zs.samples.parquet is not the file that was written with it" in swapped
+    assert "animals-zs.samples.parquet is not the file that was written with its record" in swapped
+    records.samples_path(path).unlink()
+    (gone,) = check(Catalog([cards]), root).problems
+    assert "there is no" in gone
+    assert "animals-zs.samples.parquet" in gone
+
+
+def test_check_computes_the_score_anew_from_the_samples(cards: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    for ranks, told in (([0, 0, 3, 3], "0.5"), ([0, 0, 0], "1")):  # sealed anew, as a forger would
+        path = records.write(_current(cards), {"id": list("abcd")[: len(ranks)], "rank": ranks}, root)
+        (problem,) = check(Catalog([cards]), root).problems
+        assert f"{path}: acc1 is 0.75, but animals-zs.samples.parquet gives {told}" in problem
 
 
 def _other(cards: Path) -> records.ProtocolUsed:

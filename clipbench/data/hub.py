@@ -5,15 +5,15 @@ Whatever the source, labels that carry names are matched to the card's classes b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,34 +21,33 @@ from numpy.typing import NDArray
 from clipbench.cache import cache_root, read_checked, recall, remember, write_atomic, write_checked
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
-from clipbench.data import Note, Sample, Split, labels, repeats
+from clipbench.data import Sample, Split
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.layout import FileLayout, Layout, first_line
-from clipbench.data.parquet import Parquet
-from clipbench.digests import digests, sha256_file
-from clipbench.errors import CardError, ClipbenchError, DataError, unknown
+from clipbench.data.parquet import Parquet, image_bytes
+from clipbench.digests import digests
+from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
 from clipbench.parsing import expanded
 
+DIFFICULT = 255
 #: how files with labels end in WebDataset tars
 _LABELS = {"cls": "class number", "npy": "0/1 a class"}
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
 _LISTING = "hub listing 1"
 
+Number = TypeVar("Number", np.int64, np.float64)
+
 
 @dataclass(frozen=True)
 class DataPaths:
-    """Local copies: `named` from `--data <dataset>=<path>`, `roots` from `--data <root>` and CLIPBENCH_DATA.
-
-    With `verify`, every file is read and hashed again, whatever is remembered of it (see `clipbench.digests`).
-    """
+    """Local copies: `named` from `--data <dataset>=<path>`, `roots` from `--data <root>` and CLIPBENCH_DATA."""
 
     named: dict[str, Path]
     roots: tuple[Path, ...]
-    verify: bool = False
 
     @classmethod
-    def parse(cls, given: Sequence[str], *, verify: bool = False) -> DataPaths:
+    def parse(cls, given: Sequence[str]) -> DataPaths:
         """From the values of `--data`, then CLIPBENCH_DATA (several, separated by the path separator).
 
         Raises:
@@ -69,7 +68,7 @@ class DataPaths:
                 named.setdefault(name, path)
             else:
                 roots.append(path)
-        return cls(named, tuple(roots), verify)
+        return cls(named, tuple(roots))
 
     def find(self, dataset: str, card: TaskCard) -> Path | None:
         """The local copy of `dataset`, by its id or by its hub name, or None."""
@@ -99,11 +98,8 @@ class DataPaths:
         )
 
 
-def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: bool = False) -> Split:
+def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     """The split of `dataset` that plays `role` ("train", "test", …).
-
-    With `pairs`, for training, a row of a table of captions is a pair, whether or not other rows show its image; else
-    an image is one sample (see `repeats.fold`).
 
     Raises:
         DataError: missing folder or split, unreadable layout, or labels that disagree with the card.
@@ -113,7 +109,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
     if role not in card.splits:
         raise CardError(unknown(f"split of {dataset.id}", role, card.splits))
     if card.splits[role].part is not None:
-        return _part(dataset, role, paths, pairs)
+        return _part(dataset, role, paths)
     local = paths.find(dataset.id, card)
     if local is None and card.source.path is not None:
         local = dataset.path.parent / expanded(card.source.path)
@@ -122,7 +118,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
                 f"{dataset.id}: no data folder {local}", hint=f"correct source.path in {dataset.path}"
             )
     if local is not None:
-        return _local(dataset, role, local, paths, pairs)
+        return _local(dataset, role, local)
     if card.source.builtin is not None:
         from clipbench.data.builtin import BUILTINS
 
@@ -130,16 +126,16 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
     if card.source.hub is not None:
-        return _hub(dataset, role, paths, pairs)
+        return _hub(dataset, role, paths)
     raise paths.private(dataset.id)
 
 
-def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
+def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     """The samples of another split that the part `role` holds."""
     from clipbench.features import Subset
 
     part = dataset.card.splits[role].part
-    whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)
+    whole = open_split(dataset, dataset.card.whole(role), paths)
     rows = [row for row, sample_id in enumerate(whole.ids) if part is None or part.holds(sample_id)]
     if not rows:
         raise DataError(
@@ -156,25 +152,14 @@ def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) ->
 class TableSplit(Split):
     """A split in one of the layouts. `rows` of raw labels are mapped to the card's classes at opening."""
 
-    def __init__(
-        self, dataset: Entry[TaskCard], role: str, source: Layout, content: str, *, pairs: bool = False
-    ) -> None:
+    def __init__(self, dataset: Entry[TaskCard], role: str, source: Layout, content: str) -> None:
         self.dataset, self.role = dataset.id, role
         self.classes = dataset.card.classes
+        self.fingerprint = content
         self._source = source
         self.ids, raw = _index(source, content)
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
-        named = dataset.card.columns.image_id
-        if (
-            dataset.card.kind == "captions"
-            and not isinstance(source, FileLayout)
-            and not (pairs and named is None)
-        ):
-            folded = repeats.fold(source, content, named, self.ids, raw)
-            if folded != content:
-                content, (self.ids, raw) = folded, _index(source, folded)
-        self.fingerprint = content
         if dataset.card.kind == "captions":
             from clipbench.data import captions  # which builds on this module
 
@@ -183,14 +168,13 @@ class TableSplit(Split):
             from clipbench.data import refer  # which builds on this module
 
             self.expressions = refer.expressions(dataset, source, self.ids, raw)
-        notes: tuple[Note, ...] = ()
-        if dataset.card.kind in LABELLED:
-            self.labels, notes = labels.of(dataset, raw, source, self.ids)
-        else:
-            self.labels = np.zeros(len(self.ids), np.int64)
-        self.notes = source.notes + notes
+        labelled = dataset.card.kind in LABELLED
+        self.labels = (
+            _labels(dataset, raw, source, self.ids) if labelled else np.zeros(len(self.ids), np.int64)
+        )
         self.objects = source.objects
         self.scattered = isinstance(source, FileLayout)
+        self.notes = source.notes
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())
@@ -273,7 +257,7 @@ class _WebDataset(Layout):
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         for row, record in enumerate(self._records()):
-            yield row, (record[self._image] or {}).get("bytes") or b""
+            yield row, image_bytes(record[self._image])
 
 
 def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
@@ -301,15 +285,14 @@ def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
 # ---------------------------------------------------------------- local copies
 
 
-def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pairs: bool) -> Split:
+def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
     from clipbench.data import captions, coco, coco_gender, refer, voc  # which build on this module
 
     own = {"captions": (captions,), "expressions": (refer,)}
     modules = own.get(dataset.card.kind, (coco_gender, voc, coco))
     listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
-        content = _content(dataset, listed, listed.root, listed.files, paths)
-        split = TableSplit(dataset, role, listed, content)
+        split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
         _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split
         return split
     spec = dataset.card.splits[role]
@@ -346,37 +329,26 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
                 "(CLIP_benchmark's WebDataset layout)"
                 + (", or a VOCdevkit, or COCO's annotations/instances_*.json" if several else ""),
             )
-    return TableSplit(dataset, role, source, _content(dataset, source, root, files, paths), pairs=pairs)
+    return TableSplit(dataset, role, source, _content(dataset, source, root, files))
 
 
 def _listing(root: Path) -> str:
     return ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
 
 
-def _parquet(files: list[Path], card: TaskCard, root: Path, where: str | None = None) -> Parquet:
+def _parquet(files: list[Path], card: TaskCard, where: Path | str) -> Parquet:
     """Parquet files as a card of its kind reads them."""
     if card.kind == "expressions":
         from clipbench.data import refer
 
-        return refer.Rows(files, card, root, where)
-    return Parquet(files, card, root, where)
+        return refer.Rows(files, card, where)
+    return Parquet(files, card, where)
 
 
-def _content(
-    dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path], paths: DataPaths
-) -> str:
-    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them."""
+def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
+    """The fingerprint of a local copy."""
     layout = source.name_in_fingerprint or type(source).__name__
-    return fingerprint(
-        {"layout": layout, "files": _hashed(source, root, files, paths)} | _columns(dataset.card)
-    )
-
-
-def _hashed(source: Layout, root: Path, files: list[Path], paths: DataPaths) -> list[tuple[str, str]]:
-    """Path and sha256 of files; digests that were remembered wrongly become a note of `source`."""
-    found = digests(root, files, again=paths.verify)
-    source.notes += found.notes
-    return found.files
+    return fingerprint({"layout": layout, "files": digests(root, files)} | _columns(dataset.card))
 
 
 def _columns(card: TaskCard) -> dict[str, str]:
@@ -442,7 +414,7 @@ def natural(name: str) -> list[str | int]:
 # ------------------------------------------------------------------------ hub
 
 
-def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
+def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     """Fetch the files of one split into the hub client's cache, and read them like a local copy."""
     source, spec = dataset.card.source, dataset.card.splits[role]
     hub = source.hub
@@ -467,7 +439,7 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> 
     kinds = {path.suffix for path in files}
     opened: Layout
     if kinds == {".parquet"}:
-        opened = _parquet(files, dataset.card, folder, where)
+        opened = _parquet(files, dataset.card, where)
     elif kinds == {".tar"} and dataset.card.kind != "expressions":
         opened = _WebDataset(files, folder, where, dataset.card.kind)
     else:
@@ -475,10 +447,6 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> 
             f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
             hint=f"fetch it by hand and give the folder: --data {dataset.id}=<folder>",
         )
-    if paths.verify:
-        opened.notes += _verified(files)
-    # Image files beside the tables; the tables themselves are what the commit says.
-    linked = [path for path in opened.files if path not in set(files)] if isinstance(opened, Parquet) else []
     content = fingerprint(
         {
             "hub": hub,
@@ -487,39 +455,10 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> 
             "split": spec.name,
         }
         | _columns(dataset.card)
-        | ({"images": _hashed(opened, folder, linked, paths)} if linked else {})
     )
-    split = TableSplit(dataset, role, opened, content, pairs=pairs)
+    split = TableSplit(dataset, role, opened, content)
     _check_rows(dataset, role, split, where)
     return split
-
-
-def _verified(files: list[Path]) -> tuple[Note, ...]:
-    """Compare files of the hub client's cache with the hashes that it names them by; a note on those without one.
-
-    Raises:
-        DataError: a file is not what was fetched.
-    """
-    bare = []
-    for path in files:
-        blob = path.resolve()
-        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            same = sha256_file(blob) == blob.name
-        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):  # of small files: git's hash
-            data = blob.read_bytes()
-            same = (
-                hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob.name
-            )
-        else:
-            bare.append(path.name)
-            continue
-        if not same:
-            raise DataError(
-                f"{path} is not what was fetched: its bytes have another hash",
-                hint=f"delete {blob}, and run this again with a network",
-            )
-    text = "files of the hub's cache could not be verified: the client keeps no hash of them"
-    return (Note.of("unverified", text, bare),) if bare else ()
 
 
 def _whole(revision: str | None) -> str | None:
@@ -570,3 +509,140 @@ def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[
     if all(name.endswith(".tar") for name in names) and _CLASS_NAMES in there:
         names.append(_CLASS_NAMES)
     return names
+
+
+# --------------------------------------------------------------------- labels
+
+
+def _labels(
+    dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]
+) -> NDArray[np.int64] | NDArray[np.uint8]:
+    """Raw labels as indices into the card's classes (or a 0/1/255 matrix for multi-label sets)."""
+    card = dataset.card
+    if card.kind == "multi-label":
+        return _multi_label(dataset, raw, source, ids)
+    count = len(card.classes)
+    if raw and isinstance(raw[0], str):
+        named = [n for n in (card.label_names, card.classes) if n and plain(raw[0]) in {plain(x) for x in n}]
+        words = {plain(name): i for i, name in enumerate(named[0] if named else card.classes)}
+        for i, value in zip(ids, raw, strict=True):
+            if plain(value) not in words:
+                raise DataError(
+                    f"{dataset.id}: sample {i} in {source.where} has the label {value!r}, not a class of the card",
+                    hint=f"correct label_names in {dataset.path}",
+                )
+        return np.array([words[plain(value)] for value in raw], dtype=np.int64)
+    numbers = _numbers(dataset, raw, source, ids, "a class number or name", np.int64)
+    if numbers.ndim != 1:
+        raise DataError(
+            f"{dataset.id}: each sample in {source.where} has {numbers.shape[1:]} labels, the card says one",
+            hint=f"set kind: multi-label in {dataset.path}",
+        )
+    allowed = len(source.names) if source.names else count
+    outside = np.flatnonzero((numbers < 0) | (numbers >= allowed))
+    if len(outside):
+        raise DataError(
+            f"{dataset.id}: sample {ids[outside[0]]} in {source.where} has the label {numbers[outside[0]]}, "
+            f"but there are {allowed} classes (0 to {allowed - 1}); {len(outside)} such samples",
+            hint=f"the class list of {dataset.path} and the data's labels disagree",
+        )
+    return _order(dataset, source.names, source.where)[numbers] if source.names else numbers
+
+
+def _multi_label(
+    dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]
+) -> NDArray[np.uint8]:
+    card, names = dataset.card, source.names
+    count = len(card.classes)
+    # As floats, so that a fraction is noticed and not cut off.
+    matrix = _numbers(dataset, raw, source, ids, f"a row of {count} numbers, one a class", np.float64)
+    if card.other_labels == "ignore" and names and matrix.shape[1:] == (len(names),):
+        known = {plain(name) for name in card.label_names or card.classes}
+        kept = [i for i, name in enumerate(names) if plain(name) in known]
+        matrix, names = matrix[:, kept], [names[i] for i in kept]
+    if matrix.ndim != 2 or matrix.shape[1] != count:
+        width = matrix.shape[1] if matrix.ndim == 2 else "no"
+        raise DataError(
+            f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes"
+            + (f": {_difference(card, names)}" if names else ""),
+            hint=f"correct classes, or kind, in {dataset.path}",
+        )
+    odd = np.argwhere(~np.isin(matrix, (0, 1, DIFFICULT)))
+    if len(odd):
+        row, column = odd[0]
+        raise DataError(
+            f"{dataset.id}: sample {ids[row]} in {source.where} has the label {matrix[row, column]:g} in column "
+            f"{column}; allowed: 0 (absent), 1 (present), {DIFFICULT} (difficult)"
+        )
+    turned = np.zeros(matrix.shape, dtype=np.uint8)
+    turned[:, _order(dataset, names, source.where) if names else np.arange(count)] = matrix
+    return turned
+
+
+def _numbers(
+    dataset: Entry[TaskCard],
+    raw: list[Any],
+    source: Layout,
+    ids: list[str],
+    wanted: str,
+    dtype: type[Number],
+) -> NDArray[Number]:
+    """Raw labels as one array of `dtype`; `wanted` says what a label should be."""
+    try:
+        return np.asarray(raw, dtype=dtype)
+    except (TypeError, ValueError, OverflowError):
+        kinds = Counter(map(_kind, raw))
+        usual = kinds.most_common(1)[0][0]
+        odd = next((i for i, label in enumerate(raw) if label is None or _kind(label) != usual), 0)
+        raise DataError(
+            f"{dataset.id}: sample {ids[odd]} in {source.where} has the label {str(raw[odd])[:60]}, "
+            f"expected {wanted}"
+        ) from None
+
+
+def _kind(label: Any) -> str:
+    return f"{len(label)} numbers" if isinstance(label, list) else type(label).__name__
+
+
+def _order(dataset: Entry[TaskCard], names: Sequence[str], where: str) -> NDArray[np.int64]:
+    """For each label name of the data, the index of the card's class.
+
+    Raises:
+        DataError: a name that the card does not have.
+    """
+    card = dataset.card
+    for known in (card.label_names, card.classes):
+        if known is None:
+            continue
+        words = [plain(name) for name in known]
+        if [plain(n) for n in names] == words:  # also where a name occurs twice
+            return np.arange(len(names))
+        index = {name: i for i, name in enumerate(words)}
+        found = [index.get(plain(name)) for name in names]
+        if None not in found and len(set(found)) == len(found):
+            return np.array(found, dtype=np.int64)
+    count = len(card.classes)
+    counts = "" if len(names) == count else f"the data has {len(names)} classes, the card {count}; "
+    raise DataError(
+        f"{dataset.id}: the labels of {where} do not agree with the card: {counts}{_difference(card, names)}",
+        hint=f"add the data's own label names, in the order of classes, as label_names in {dataset.path}",
+    )
+
+
+def _difference(card: TaskCard, names: Sequence[str]) -> str:
+    """How the label names of the data differ from those of the card."""
+    known = card.label_names or card.classes
+    lost = [n for n in names if plain(n) not in {plain(k) for k in known}]
+    if lost:
+        near = nearest(lost[0], known)
+        return f"{len(lost)} names are not on it, first {lost[0]!r}" + (f' (is it "{near}"?)' if near else "")
+    there = {plain(name) for name in names}
+    absent = [k for k in known if plain(k) not in there]
+    if len(there) < len(names) or not absent:
+        return "names repeat"
+    return f"{len(absent)} of its names are missing, first {absent[0]!r}"
+
+
+def plain(name: str) -> str:
+    """A label name without case and punctuation: `Sea_Lion` and `sea lion` are one."""
+    return re.sub(r"[^a-z0-9]+", " ", str(name).casefold()).strip()

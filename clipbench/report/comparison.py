@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipbench.compare import Comparison
+from clipbench.escape import visible
 from clipbench.report.table import DASH, aligned
 
 
@@ -29,10 +30,10 @@ def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> 
     ]
     return (
         aligned(headings, rows, left={0, 1, 7})
-        + "".join(f"\n{line}" for line in told)
+        + "".join(f"\n{visible(line)}" for line in told)
         + ("\n" if told else "")
         + "\n"
-        + "".join(f"{line}\n" for line in notes)
+        + "".join(f"{visible(line)}\n" for line in notes)
     )
 
 

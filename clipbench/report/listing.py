@@ -11,6 +11,7 @@ from clipbench import records
 from clipbench.cards import ModelCard, Reported
 from clipbench.catalog import CHECKPOINTS, Catalog
 from clipbench.errors import CardError, unknown
+from clipbench.escape import visible
 from clipbench.report import table as report
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """Rows of equal keys as a table; ids are never cut."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for key in rows[0] if rows else ["id"]:
@@ -105,7 +107,10 @@ def table(rows: Sequence[dict[str, Any]]) -> RenderableType:
         drawn.add_column(key, justify="right" if numbers else "left", no_wrap=key in ("id", "metric"))
     for row in rows:
         drawn.add_row(
-            *("–" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values())
+            *(
+                Text("–" if v is None else f"{v:g}" if isinstance(v, float) else visible(str(v)))
+                for v in row.values()
+            )
         )
     return drawn
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from clipbench.outputs import PNG_SOFTWARE
 
 _WIDTH = 480  # of an overlay, px
 _FONT = 15
@@ -81,9 +84,11 @@ def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def png(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    """The picture as a PNG file, with the mark of our own."""
+    about, buffer = PngInfo(), io.BytesIO()
+    for key, value in PNG_SOFTWARE.items():
+        about.add_text(key, value)
+    picture.save(buffer, format="PNG", pnginfo=about)
     return buffer.getvalue()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipbench.errors import ClipbenchError
+from clipbench.outputs import PNG_SOFTWARE
 from clipbench.records import Record
 
 
@@ -68,7 +69,7 @@ def validation_curve(record: Record) -> bytes:
     if any(not p["converged"] for points, _ in curves for p in points):
         axes.text(0.99, 0.01, "hollow: not converged", transform=axes.transAxes, ha="right", fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata=PNG_SOFTWARE)
     return buffer.getvalue()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from clipbench import records
-from clipbench.cache import write_atomic
+from clipbench.escape import json_text
+from clipbench.outputs import PNG_MARK, PNG_SOFTWARE, write_own
 from clipbench.pretrain.study import RETRIEVAL, Claim, Measured, Study
 from clipbench.stats import Interval, of_seeds
 
@@ -58,11 +58,13 @@ def judge(study: Study, measured: Sequence[Measured]) -> list[Verdict]:
     return verdicts
 
 
-def write(name: str, study: Study, measured: Sequence[Measured], command: str, folder: Path) -> Path:
+def write(
+    name: str, study: Study, measured: Sequence[Measured], command: str, folder: Path, *, force: bool = False
+) -> Path:
     """study.json, study.png and README.md in `folder`; returns the page.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or holds such files of another's (unless `force`).
     """
     order = study.cells()
     measured = sorted(measured, key=lambda one: order.index(one.cell))
@@ -81,9 +83,12 @@ def write(name: str, study: Study, measured: Sequence[Measured], command: str, f
             for v in verdicts
         ],
     }  # fmt: skip
-    write_atomic(folder / "study.json", (json.dumps(held, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomic(folder / "study.png", draw(study, measured))
-    write_atomic(folder / "README.md", page(study, measured, verdicts, command).encode())
+    for file, data, mark in (
+        ("study.json", (json_text(held, indent=1) + "\n").encode(), b'{\n "study": "'),
+        ("study.png", draw(study, measured), PNG_MARK),
+        ("README.md", page(study, measured, verdicts, command).encode(), b"`clipbench study "),
+    ):
+        write_own(folder / file, data, mark, force=force)
     return folder / "README.md"
 
 
@@ -168,7 +173,7 @@ def draw(study: Study, measured: Sequence[Measured]) -> bytes:
         axes.set(xlabel="batch size", title=f"{measure} (%)")
         axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100, metadata=PNG_SOFTWARE)
     return buffer.getvalue()
 
 

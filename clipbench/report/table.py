@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.data import Note
+from clipbench import escape
+from clipbench.escape import visible
 from clipbench.records import Noted, Record, Stored
 from clipbench.report import frame
 from clipbench.report.frame import Row
@@ -150,7 +150,7 @@ def terminal(found: Sequence[Section]) -> str:
     text = ""
     for section in found:
         if len(found) > 1:
-            text += ("\n" if text else "") + f"{_heading(section)}\n\n"
+            text += ("\n" if text else "") + f"{visible(_heading(section))}\n\n"
         text += _listing(section)
     legend = _legend(found, signs=True)
     return text + ("\n" + "".join(f"{line}\n" for line in legend) if legend else "")
@@ -197,7 +197,7 @@ def aligned(headings: Sequence[str], lines: Sequence[Sequence[str]], left: set[i
     a long heading
     x     5
     """
-    rows = [headings, *lines]
+    rows = [[visible(cell) for cell in row] for row in (headings, *lines)]
     widths = [max(len(row[i]) for row in rows if len(row) > max(i, 1)) for i in range(len(headings))]
     written = [_line(row, widths, left) for row in rows]
     rule = "─" * max(len(line) for line in written)
@@ -221,7 +221,7 @@ def markdown(found: Sequence[Section]) -> str:
     """GitHub markdown: for each section a model × task table, and one of what papers report beside it."""
     text = ""
     for section in found:
-        text += f"\n## {_heading(section)}\n\n"
+        text += f"\n## {escape.markdown(_heading(section))}\n\n"
         headings, rows = _matrix(section)
         text += markdown_table(headings, "l" + "r" * (len(headings) - 1), rows)
         beside = [row for row in section.rows if row.reported_percent is not None]
@@ -275,7 +275,7 @@ def markdown_table(headings: Sequence[str], align: str, rows: Iterable[Sequence[
     | x\\|y | 1 |
     """
     marks = [":--" if letter == "l" else "--:" for letter in align]
-    lines = [headings, marks, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    lines = [list(map(escape.markdown, headings)), marks, *(list(map(escape.markdown, row)) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -284,22 +284,21 @@ def latex(found: Sequence[Section]) -> str:
     text = "% needs \\usepackage{booktabs}\n"
     for section in found:
         headings, rows = _matrix(section)
-        text += f"% {_heading(section)}\n\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
+        text += (
+            f"% {visible(_heading(section))}\n\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
+        )
         text += " & ".join(map(_tex, headings)) + " \\\\\n\\midrule\n"
         text += "".join(" & ".join(map(_tex, row)) + " \\\\\n" for row in rows)
         text += "\\bottomrule\n\\end{tabular}\n"
     return text + "".join(f"% {line}\n" for line in _legend(found))
 
 
-_TEX: Final = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"\,$\pm$\,", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$"}
-)
+_TEX: Final = str.maketrans({"±": r"\,$\pm$\,", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$"})
 
 
 def _tex(cell: str) -> str:
-    return cell.replace(" ±", "±").translate(_TEX)
+    """A cell of LaTeX: what it holds as it is, and our own signs as LaTeX says them."""
+    return escape.latex(cell.replace(" ±", "±")).translate(_TEX)
 
 
 def csv_text(every: Sequence[Row]) -> str:
@@ -307,13 +306,13 @@ def csv_text(every: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, Row._fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row._asdict() for row in every)
+    writer.writerows(escape.csv_row(row._asdict()) for row in every)
     return buffer.getvalue()
 
 
 def json_text(every: Sequence[Row]) -> str:
     """Every score as a list of objects with the fields of `Row`; null for what is missing."""
-    return json.dumps([row._asdict() for row in every], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return escape.json_text([row._asdict() for row in every]) + "\n"
 
 
 #: formats of sections, and of every row, by their name on the command line
@@ -363,11 +362,6 @@ def _remarks(record: Record) -> list[str]:
     """What a reader of the numbers must know: notes on the data; of a probe its λ, an edge, what did not converge."""
     evidence: Any = record.evidence
     said = [_noted(note) for note in record.notes]
-    if same := evidence.get("same_prompts"):
-        named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
-        said.append(
-            f"{sum(map(len, same)):,} classes have the same prompts as another, so no model tells them apart: {named}"
-        )
     if "lambda" in evidence.get("chosen", {}):
         chosen, validation = evidence["chosen"], evidence["validation"]
         said.append(
@@ -391,7 +385,9 @@ def _noted(note: Noted) -> str:
     >>> _noted(Noted(split="test", kind="ignored-files", text="files ignored", count=2, examples=("a.txt", "b.md")))
     'test: 2 files ignored (a.txt, b.md)'
     """
-    return f"{note.split}: {Note(note.kind, note.text, note.count, note.examples)}"
+    more = ", …" if note.examples and note.count > len(note.examples) else ""
+    named = f" ({', '.join(note.examples)}{more})" if note.examples else ""
+    return f"{note.split}: {note.count:,} {note.text}{named}"
 
 
 def _fit(which: Any) -> str:

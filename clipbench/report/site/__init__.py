@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from clipbench import records
-from clipbench.cache import write_atomic
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
+from clipbench.outputs import write_own
 from clipbench.records import Stored
 from clipbench.report.site import board
 from clipbench.report.site.content import gather
@@ -55,12 +55,12 @@ def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:
     )
 
 
-def write(text: str, out: Path) -> Path:
+def write(text: str, out: Path, *, force: bool = False) -> Path:
     """Write the page into the folder `out` (made where missing); returns its path.
 
     Raises:
-        StorageError: the folder cannot be written.
+        StorageError: the folder cannot be written, or holds an index.html of another's (unless `force`).
     """
     path = out / "index.html"
-    write_atomic(path, text.encode())
+    write_own(path, text.encode(), b'<meta name="generator" content="clipbench">', force=force)
     return path

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from clipbench.escape import visible
+
 #: characters of JSON that could end a script element, or that older JavaScript takes for a line's end
 _UNSAFE: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -24,7 +26,16 @@ def compact(value: Any) -> str:
     >>> compact({"a": [1, None]})
     '{"a":[1,null]}'
     """
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(_shown(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _shown(value: Any) -> Any:
+    """`value` with its texts, keys too, as a page may show them: line breaks stay, other hidden characters do not."""
+    if isinstance(value, str):
+        return visible(value, lines=True)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return list(map(_shown, value)) if isinstance(value, list | tuple) else value
 
 
 def in_script(value: Any) -> Markup:

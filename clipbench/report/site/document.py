@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from clipbench import __version__
 from clipbench.cache import cache_root, write_atomic
+from clipbench.escape import visible
 from clipbench.report.site.blocks import fitting, in_script
 from clipbench.report.site.board import Column, Judged, Line
 from clipbench.report.site.content import Content
@@ -62,6 +63,7 @@ def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters["urlencode"] = lambda text: quote(text, safe="")
     return environment.get_template("page.html.j2").render(
@@ -76,6 +78,11 @@ def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
         charts=versions,
         **shown,
     )
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints: text of others without characters that hide or turn it; our own markup as it is."""
+    return visible(value, lines=True) if type(value) is str else value
 
 
 def _policy(scripts: Sequence[Markup]) -> str:
