@@ -23,7 +23,7 @@ from clipbench import models, protocols
 from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, TaskCard, parse
 from clipbench.errors import CardError, unknown
 from clipbench.overrides import changed, parse_assignments
-from clipbench.parsing import control, expanded, shown
+from clipbench.parsing import control, exists, expanded, shown
 
 Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
@@ -173,15 +173,15 @@ class Catalog:
             return models.LoadedModel(name, make(name), Path.cwd())
         path = self.model_files.get(name)
         self._passed_over(name)
-        file = name.endswith(CHECKPOINTS) or expanded(name).is_file()
+        file = name.endswith(CHECKPOINTS) or exists(expanded(name))
         if path is None and file and not name.endswith((".yaml", ".yml")):
             from clipbench.models import detect
 
             return detect.ad_hoc(name)
-        if path is None and ("/" in name or name.endswith(".yaml") or Path(name).is_dir()):
+        if path is None and ("/" in name or name.endswith(".yaml") or exists(Path(name), folder=True)):
             path = expanded(name)
-            path = path / "card.yaml" if path.is_dir() else path
-            if not path.is_file():
+            path = path / "card.yaml" if exists(path, folder=True) else path
+            if not exists(path):
                 raise CardError(
                     f"{name} is no model: there is no {path}",
                     hint="give a model id (clipbench list models), a run folder of clipbench pretrain, a "
@@ -210,7 +210,7 @@ class Catalog:
         Raises:
             CardError: no such recipe, or one that is wrong, as it stands or so changed.
         """
-        if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        if name.endswith((".yaml", ".yml")) and exists(Path(name)):
             path = Path(name)
         else:
             path = self._known("recipe", name, self.recipe_files, "clipbench list recipes")

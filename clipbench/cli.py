@@ -53,6 +53,14 @@ Precision = Annotated[
     str, typer.Option("--precision", help="auto, fp32, bf16 or fp16, for encoding; scores are fp32.")
 ]
 BatchSize = Annotated[str, typer.Option("--batch-size", help="auto, or images a batch.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        min=1,
+        help="Pixels that an image may have, as stored and as scaled for the model. [default: 178956970]",
+    ),
+]
 Workers = Annotated[str, typer.Option("--workers", help="auto, or decoding processes (0: none).")]
 
 #: those that this command reads
@@ -124,6 +132,7 @@ def evaluate_command(
         str,
         typer.Option("--on-bad-image", help="stop, or skip: count and name images that cannot be decoded."),
     ] = "stop",
+    max_pixels: MaxPixels = None,
     save_heatmaps: Annotated[
         int,
         typer.Option(
@@ -137,8 +146,10 @@ def evaluate_command(
     """Measure models on tasks; writes one record each to the results folder."""
     from clipbench import records
     from clipbench.cache import make_folder
+    from clipbench.data.decode import allow_pixels
     from clipbench.data.hub import DataPaths
 
+    allow_pixels(max_pixels)
     if on_bad_image not in ("stop", "skip"):
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
     catalog = _catalog(cards)
@@ -237,6 +248,7 @@ def pretrain_command(
     cards: Cards = None,
     device: Device = "auto",
     workers: Workers = "auto",
+    max_pixels: MaxPixels = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
     ] = False,
@@ -246,9 +258,11 @@ def pretrain_command(
 
     Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain ….
     """
+    from clipbench.data.decode import allow_pixels
     from clipbench.data.hub import DataPaths
     from clipbench.data.training import open_pairs
 
+    allow_pixels(max_pixels)
     catalog = _catalog(cards)
     entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)

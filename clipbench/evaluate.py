@@ -15,7 +15,7 @@ from clipbench import models, records
 from clipbench.cards import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.data import Split
-from clipbench.data.decode import OnBadImage
+from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError, NotApplicable
 from clipbench.execution import Runtime
@@ -230,7 +230,10 @@ def _outcome(
             images_encoded=encoded,
             texts_encoded=counts.texts_encoded - before.texts_encoded,
         ),
-        encoder={"plans": {space: encoder.plan(splits[role], space) for role, space in needs}},
+        encoder={
+            "plans": {space: encoder.plan(splits[role], space) for role, space in needs},
+            **({} if max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
+        },
         evidence=outcome.evidence,
         cards=records.ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
         created=records.utc_now(),

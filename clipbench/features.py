@@ -28,7 +28,16 @@ from clipbench.cache import cache_root, locked, make_folder, write_atomic
 from clipbench.cards import Preprocess, fingerprint
 from clipbench.cores import cores
 from clipbench.data import Sample, Split
-from clipbench.data.decode import Bad, Crops, OnBadImage, decode_stream, normalise
+from clipbench.data.decode import (
+    MAX_PIXELS,
+    Bad,
+    Crops,
+    OnBadImage,
+    cannot,
+    decode_stream,
+    max_pixels,
+    normalise,
+)
 from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
 from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
 from clipbench.protocols import HEAT
@@ -390,6 +399,8 @@ class ModelEncoder:
             "precision": self.runtime.precision,
             "space": _sized(space)[0],
             "content": content,
+            # Images that one limit refuses are rows of NaN, which another limit must not meet.
+            **({} if text or max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
         }
 
     def _refuse_bad(self, file: FeatureFile, ids: Sequence[str]) -> None:
@@ -397,7 +408,7 @@ class ModelEncoder:
             for i in ids:
                 if i in bad:
                     raise DataError(
-                        f"image {i} cannot be decoded: {bad[i]} (skipped when its features were cached)",
+                        f"image {i} {cannot(bad[i])}: {bad[i]} (skipped when its features were cached)",
                         hint="replace the file, or count and name such images with --on-bad-image skip",
                     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from clipbench.cards import Preprocess
 from clipbench.data import Sample, Split
-from clipbench.data.decode import BAD_IMAGE, decode_stream, normalise, seen
+from clipbench.data.decode import BAD_IMAGE, decode_stream, normalise, open_image, seen
 from clipbench.features import not_finite
 from clipbench.heatmaps import Heat, HeatMaps
 
@@ -125,7 +123,7 @@ def _measured(samples: Iterator[Sample], shapes: deque[tuple[int, int]]) -> Iter
     """`samples`, the width and height of each put into `shapes`; 0 × 0 for bytes that are no image."""
     for sample in samples:
         try:
-            with Image.open(io.BytesIO(sample.image)) as image:
+            with open_image(sample.image) as image:
                 shapes.append(image.size)
         except BAD_IMAGE:
             shapes.append((0, 0))

@@ -60,6 +60,14 @@ def expanded(path: str | Path) -> Path:
         ) from None
 
 
+def exists(path: Path, *, folder: bool = False) -> bool:
+    """Whether there is a file, or a folder, at `path`; False for what can be no path, which `Path` raises for."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def file_bytes(path: Path, most: int) -> bytes:
     """What an ordinary file of at most `most` bytes holds. No pipe or device is ever waited for.
 

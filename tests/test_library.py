@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip.factory
@@ -16,7 +17,7 @@ from small import picture, write_images, write_run, write_task
 import clipbench
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.errors import CardError, DataError, NotApplicable
+from clipbench.errors import CardError, ClipbenchError, DataError, NotApplicable
 from clipbench.execution import Runtime
 from clipbench.features import ModelEncoder
 
@@ -108,3 +109,68 @@ def test_names_are_found_when_asked_for() -> None:
     assert "load_model" in clipbench.__all__
     with pytest.raises(AttributeError, match="load_models"):
         clipbench.load_models  # noqa: B018
+
+
+def test_one_text_is_one_row(tmp_path: Path) -> None:
+    model = clipbench.load_model(write_run(tmp_path / "run"), device="cpu")
+    torch.testing.assert_close(model.encode_texts("a dog"), model.encode_texts(["a dog"]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.encode_texts(t for t in TEXTS), model.encode_texts(TEXTS), rtol=0, atol=0
+    )
+
+
+def test_one_image_is_one_row_whatever_it_comes_as(files: list[Path], tmp_path: Path) -> None:
+    model = clipbench.load_model(str(write_run(tmp_path / "run")), device="cpu")
+    wanted = model.encode_images([files[0]])
+    assert wanted.shape == (1, 16)
+    with Image.open(files[0]) as image:
+        array = np.asarray(image)
+        for one in (files[0], str(files[0]), image, array, array[None], model.preprocess(array)):
+            torch.testing.assert_close(model.encode_images(one), wanted)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, "a NoneType is no image and no list of images"),
+        (b"\x89PNG", "a bytes is no image and no list of images"),
+        ([b"\x89PNG"], "a bytes is no image"),
+        ([None], "a NoneType is no image"),
+        (3, "a int is no image and no list of images"),
+        (np.zeros((8, 8, 3)), r"an array of float64 \[8, 8, 3\] is no image"),
+        (np.zeros((8, 8, 4), np.uint8), r"an array of uint8 \[8, 8, 4\] is no image"),
+        (np.zeros((0, 8), np.uint8), r"an array of uint8 \[0, 8\] is no image"),
+        (
+            torch.zeros(2, 8, 8, 3),
+            r"a tensor of torch.float32 \[2, 8, 8, 3\] is no batch of float \[n, 3, 8, 8\]",
+        ),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "a tensor of torch.uint8"),
+    ],
+)
+def test_what_is_no_image(tmp_path: Path, given: Any, words: str) -> None:
+    model = clipbench.load_model(str(write_run(tmp_path / "run")), device="cpu")
+    with pytest.raises(DataError, match=words):
+        model.encode_images(given)
+
+
+@pytest.mark.parametrize("given", [None, b"a dog", 3, [b"a dog"], [None], [["a dog"]]])
+def test_what_is_no_text(tmp_path: Path, given: Any) -> None:
+    model = clipbench.load_model(str(write_run(tmp_path / "run")), device="cpu")
+    with pytest.raises(DataError, match=r"is no text"):
+        model.encode_texts(given)
+
+
+@pytest.mark.parametrize(
+    "given", [None, np.zeros(3), torch.nn.Identity(), 3, b"a", small, ["digits-clip-lite"]]
+)
+def test_what_is_no_name_of_a_model(given: Any) -> None:
+    with pytest.raises(CardError, match=r"a \w+ is no name of a model"):
+        clipbench.load_model(given)
+
+
+@pytest.mark.parametrize(
+    "name", ["gone/model.pt", "gone.pt", "gone/", "", " ", "a\0b", "a\0b/c.pt", "x" * 5_000]
+)
+def test_a_model_that_is_not_there(name: str) -> None:
+    with pytest.raises(ClipbenchError):
+        clipbench.load_model(name)

@@ -35,13 +35,13 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 
 from clipbench import __version__, metrics, records
 from clipbench.cache import cache_root, locked, make_folder, write_atomic
 from clipbench.cards import Strict
 from clipbench.catalog import Catalog
 from clipbench.data import Split
+from clipbench.data.decode import open_image
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.digests import sha256_file
 from clipbench.errors import ClipbenchError, DataError, unknown
@@ -396,7 +396,7 @@ def write_webdataset(split: Split, rows: int, templates: Sequence[str], folder: 
 
 def suffix(image: bytes, name: str) -> str:
     kinds = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_image(image) as opened:
         kind = opened.format or ""
     if kind not in kinds:
         raise DataError(unknown(f"image format of {name} for a WebDataset", kind, kinds))

@@ -33,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from clipbench.cards import Preprocess
 from clipbench.data import Sample
 from clipbench.errors import DataError, StorageError
+from clipbench.parsing import Unreadable, file_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +72,95 @@ IMAGE_FORMATS: Final = tuple(_ENDS)
 #: how the names of image files end, in lower case
 IMAGE_SUFFIXES: Final = frozenset(f".{end}" for ends in _ENDS.values() for end in ends.split())
 # What Pillow raises for bytes that are not a whole image, depending on the format.
-BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+BAD_IMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # an error where the caller's filters make it one
+)
+
+#: pixels that an image may have, as it is stored and as it is scaled for a model: Pillow's own limit
+MAX_PIXELS: Final = 178_956_970
+_MAX_PIXELS_SET: Final = (
+    "CLIPBENCH_MAX_PIXELS"  # by `allow_pixels`, for this process and its decoding processes
+)
+_MOST_BYTES: Final = 2 << 30  # of a file
+_MOST_TIFF_PARTS: Final = 1 << 17
+_TIFF_PLACES: Final = (273, 279, 324, 325)  # tags of the places and lengths of strips and tiles
+_OPENING: Final = threading.Lock()
 
 OnBadImage = Literal["stop", "skip"]
 #: kinds of what is said of an image that was decoded, and what they mean, as a clause that follows a count
 REMARKS: Final[dict[str, str]] = {}
+
+
+class Oversized(ValueError):
+    """An image that is larger than the limit, or of another size than the model takes; it may be sound otherwise."""
+
+
+def allow_pixels(most: int | None) -> None:
+    """Let images have up to `most` pixels in this process and its decoding processes (None: as before)."""
+    if most is not None:
+        os.environ[_MAX_PIXELS_SET] = str(most)
+
+
+def max_pixels() -> int:
+    """How many pixels an image may have: what `allow_pixels` set, else MAX_PIXELS."""
+    return int(os.environ.get(_MAX_PIXELS_SET) or MAX_PIXELS)
+
+
+def open_image(source: bytes | str | Path) -> Image.Image:
+    """An image from its bytes or its file, its pixels not yet decoded: the only way in which this package opens one.
+
+    Formats are those of IMAGE_FORMATS, by content and not by name: no other program is started for one.
+
+    Raises:
+        Oversized: more pixels than `max_pixels`.
+        OSError, SyntaxError, ValueError, EOFError: the bytes are not an image, or the file cannot be read.
+    """
+    if not isinstance(source, bytes):
+        try:
+            source = file_bytes(Path(source), _MOST_BYTES)
+        except Unreadable as error:
+            raise OSError(str(error)) from None
+    if source[:2] in (b"II", b"MM") and (parts := _tiff_parts(source)) > _MOST_TIFF_PARTS:
+        raise Oversized(
+            f"it is cut into {parts:,} strips or tiles, of which {_MOST_TIFF_PARTS:,} are allowed"
+        )
+    with _OPENING:  # Pillow's own limit, which warns at half of ours and cannot be raised for one image
+        own, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(source), formats=IMAGE_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = own
+    within_limit(*image.size)
+    return image
+
+
+def _tiff_parts(data: bytes) -> int:
+    """How many strips or tiles the first image of a TIFF file is cut into; Pillow takes time and memory for each."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    big = number(2, 2) == 43
+    start, wide = (number(8, 8), 8) if big else (number(4, 4), 4)
+    first, step = start + (8 if big else 2), 4 + 2 * wide
+    entries = min(number(start, 8 if big else 2), 4096)
+    tags = (first + step * entry for entry in range(entries))
+    return max((number(at + 4, wide) for at in tags if number(at, 2) in _TIFF_PLACES), default=0)
+
+
+def within_limit(width: int, height: int, scaled: str = "") -> None:
+    """Raise Oversized where an image of this size has more pixels than it may. `scaled`: other words for "has"."""
+    most = max_pixels()
+    if width * height > most:
+        raise Oversized(
+            f"it {scaled or 'has'} {width:,} × {height:,} pixels, of which {most:,} are allowed (--max-pixels)"
+        )
 
 
 class Crops(Preprocess):
@@ -100,7 +185,7 @@ def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
     Raises:
         OSError, SyntaxError, ValueError, EOFError: the bytes are not a whole image.
     """
-    image = Image.open(io.BytesIO(data))
+    image = open_image(data)
     if isinstance(preprocess, Crops):
         rng = np.random.default_rng([preprocess.seed, preprocess.epoch, zlib.crc32(data)])
         return _channels_first(_random_crop(image, preprocess, rng), preprocess)
@@ -144,7 +229,9 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
             short, long = min(width, height), max(width, height)
             if short != size:
                 long = int(size * long / short)
-                width, height = (size, long) if width <= height else (long, size)
+                new = (size, long) if width <= height else (long, size)
+                within_limit(*new, f"has {width:,} × {height:,} and would be scaled to")
+                width, height = new
                 image = image.resize((width, height), resampling)
             left, top = round((width - side) / 2), round((height - side) / 2)
             image = image.crop((left, top, left + side, top + side))
@@ -153,10 +240,10 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
                 image = image.resize((side, side), resampling)
         case "none":
             if (width, height) != (side, side):
-                raise ValueError(f"image is {width}×{height}, the model takes {side}×{side} without resizing")
+                raise Oversized(f"it is {width}×{height}, the model takes {side}×{side} without resizing")
         case "pad":
             if max(width, height) > side:
-                raise ValueError(f"image is {width}×{height}, the model takes up to {side}×{side}")
+                raise Oversized(f"it is {width}×{height}, the model takes up to {side}×{side}")
             left, top = (width - side) // 2, (height - side) // 2
             image = image.crop((left, top, left + side, top + side))
     return _channels_first(image, preprocess)
@@ -209,13 +296,17 @@ class Bad:
     reason: str
 
 
+def cannot(reason: str) -> str:
+    """What to say of an image that `reason` keeps out: one of another size is no broken one."""
+    return "cannot be taken" if reason.startswith("it ") else "cannot be decoded"
+
+
 def undecodable(bad: Sequence[Bad], instead: str) -> DataError:
     """The error for images of a batch that could not be decoded; `instead`: what may be done other than mend them."""
     first = bad[0]
+    what = cannot(first.reason)
     more = f" (and {len(bad) - 1} more in the same batch)" if len(bad) > 1 else ""
-    return DataError(
-        f"image {first.id} cannot be decoded: {first.reason}{more}", hint=f"replace the file, or {instead}"
-    )
+    return DataError(f"image {first.id} {what}: {first.reason}{more}", hint=f"replace the file, or {instead}")
 
 
 @dataclass(frozen=True)

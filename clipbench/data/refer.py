@@ -15,7 +15,6 @@ has it, {image id: [[x, y, w, h, …], …]}, or as `refer` describes it, a list
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -26,13 +25,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
 from clipbench.data import Expressions
 from clipbench.data.coco import listed_images
-from clipbench.data.decode import BAD_IMAGE
+from clipbench.data.decode import BAD_IMAGE, open_image
 from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout, Layout
 from clipbench.data.parquet import Parquet
@@ -345,7 +343,7 @@ def _sizes(source: Layout, count: int) -> list[tuple[int, int] | None]:
     sizes: list[tuple[int, int] | None] = [None] * count
     for row, data in source.images(np.arange(count)):
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 sizes[row] = image.size
         except BAD_IMAGE:
             continue

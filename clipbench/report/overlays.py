@@ -14,7 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from clipbench.outputs import PNG_SOFTWARE
 
+from clipbench.data.decode import open_image
+
 _WIDTH = 480  # of an overlay, px
+_TALLEST = 10 * _WIDTH
 _FONT = 15
 _LINE = 20
 _BOX, _HIT, _MISS, _PAPER, _INK = "#00e676", "#1b7f3b", "#b3261e", "#ffffff", "#202020"
@@ -44,9 +47,9 @@ def overlay(
     """
     import matplotlib
 
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = _WIDTH / image.width
-    size = (_WIDTH, max(1, round(image.height * scale)))
+    image = open_image(data).convert("RGB")
+    scale = min(_WIDTH / image.width, _TALLEST / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     largest = float(heat.max())
     grey = Image.fromarray(heat / largest if largest > 0 else heat).resize(size, Image.Resampling.BILINEAR)
     strength = np.asarray(grey)[..., None]
@@ -104,7 +107,9 @@ def file_name(name: str) -> str:
 def _captioned(picture: Image.Image, text: str, verdict: str, colour: str) -> Image.Image:
     font = ImageFont.load_default(_FONT)
     lines = textwrap.wrap(text, width=60, max_lines=3, placeholder=" …") or [""]
-    page = Image.new("RGB", (picture.width, picture.height + _LINE * (len(lines) + 1) + 8), _PAPER)
+    page = Image.new(
+        "RGB", (max(picture.width, _WIDTH), picture.height + _LINE * (len(lines) + 1) + 8), _PAPER
+    )
     page.paste(picture, (0, 0))
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):

@@ -7,8 +7,9 @@ import io
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from clipbench.data.decode import BAD_IMAGE, open_image
 from clipbench.parsing import expanded
 
 _WIDTH: Final = 1100  # px at most
@@ -18,9 +19,9 @@ _QUALITY: Final = 80  # of WebP
 def inlined(path: Path) -> dict[str, object] | None:
     """The picture at `path` as `{src: data address, width, height}`, or None where there is none to be read."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError):
+    except BAD_IMAGE:
         return None
     if picture.width > _WIDTH:
         height = round(picture.height * _WIDTH / picture.width)
