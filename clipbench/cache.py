@@ -190,6 +190,11 @@ def open_checked(path: Path, kind: str) -> bytes:
     return data
 
 
+def has_checksum(content: bytes) -> bool:
+    """Whether a file's content ends like those that `write_checked` writes, be it right or wrong."""
+    return content[-_SEAL_BYTES:].startswith(_MARK)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
@@ -212,7 +217,7 @@ def _seal(digest: hashlib._Hash) -> bytes:
 def _compare(path: Path, seal: bytes, digest: hashlib._Hash) -> None:
     if seal == _seal(digest):
         return
-    if seal.startswith(_MARK):
+    if has_checksum(seal):
         raise Damaged(f"{path} is damaged: its content is not what its checksum says")
     raise Damaged(f"{path} is damaged, cut off or of an earlier version: it does not end in a checksum")
 

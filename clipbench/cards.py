@@ -1106,6 +1106,23 @@ class RecipeModel(Strict):
 # ------------------------------------------------------------------- loading
 
 
+_SEAL = "# sha256 of the lines above: "
+
+
+def sealed(text: str) -> str:
+    """YAML lines with a comment behind them that holds their checksum; `Document` verifies it."""
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _refuse_changed(path: Path, text: str) -> None:
+    *above, last = text.splitlines(keepends=True) or [""]
+    if last.startswith("# sha256") and last.rstrip() != sealed("".join(above)).splitlines()[-1]:
+        raise CardError(
+            f"{path}:{len(above) + 1}: the lines above are not those that were written: their checksum differs",
+            hint="if you changed them, delete this last line; else put back a copy of the file",
+        )
+
+
 class Document:
     """A parsed YAML file that knows the line of every value, for error messages."""
 
@@ -1113,6 +1130,7 @@ class Document:
         self.path = path
         try:
             self.text = file_bytes(path, MOST_YAML).decode("utf-8") if text is None else text
+            _refuse_changed(path, self.text)
             self._root = yaml_nodes(self.text)
             self.value: Any = yaml_value(self.text)
         except UnicodeDecodeError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from clipbench.cards import (
 )
 from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
-from clipbench.errors import CardError, ClipbenchError, DataError, StorageError, WeightsError
+from clipbench.errors import CardError, ClipbenchError, Damaged, DataError, StorageError
 from clipbench.models import Adapter, LoadedModel, dual
 from clipbench.pretrain import learners, objectives
 from clipbench.pretrain.draws import Draws
@@ -612,16 +611,19 @@ def test_foreign_folder(recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_other_data_and_broken_checkpoints_are_refused(
+def test_other_data_and_damaged_checkpoints_are_refused(
     recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path
 ) -> None:
     out = run(recipe, tmp_path / "run", train, task, stop_after=3)
     with pytest.raises(StorageError, match="other training data"):
         run(recipe, out, digits("test", NAMES), task)
-    shutil.copy(out / "checkpoint-00000003.pt", tmp_path / "whole.pt")
-    (out / "checkpoint-00000003.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="not a whole checkpoint"):
+    checkpoint = out / "checkpoint-00000003.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(
+        Damaged, match=r"checkpoint-00000003\.pt is damaged.*no older checkpoint is whole\n.*start"
+    ):
         run(recipe, out, train, task)
+    assert checkpoint.exists()
 
 
 def test_divergence_stops_and_keeps_the_last_checkpoint(

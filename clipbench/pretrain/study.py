@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from clipbench import metrics, records
-from clipbench.cache import write_atomic
+from clipbench.cache import read_checked, write_checked
 from clipbench.cards import (
     AnyPairs,
     Augmentation,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent / "studies"
 RETRIEVAL = "retrieval"
+_SCORES = "scores of a study's cell 1"
 DEPTHS = (1, 5)  # of recall@k, where images have labels
 
 
@@ -400,10 +401,10 @@ def _trained(folder: Path, recipe: Recipe) -> bool:
 
 def _held(study: Study, cell: Cell, folder: Path, catalog: Catalog) -> Measured | None:
     """The cell's scores from its folder, where they are of this study's measures."""
-    path = folder / "scores.json"
-    if not path.is_file():
+    content = read_checked(folder / "scores.json", _SCORES)
+    if content is None:
         return None
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = json.loads(content)
     if held.pop("key") != _key(study, folder, catalog) or "made_by" not in held:
         return None
     return Measured(cell, **held)
@@ -441,7 +442,7 @@ def _measured(study: Study, cell: Cell, folder: Path, catalog: Catalog, options:
     )
     kept = {name: getattr(measured, name) for name in ("scores", "chance", "made_by")}
     kept["key"] = _key(study, folder, catalog)
-    write_atomic(folder / "scores.json", json.dumps(kept, indent=1).encode())
+    write_checked(folder / "scores.json", json.dumps(kept, indent=1).encode(), _SCORES)
     return measured
 
 
