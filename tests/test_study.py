@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from damage import flip
 from small import one_thread  # noqa: F401 - a fixture
 
 from clipbench import cli, models
@@ -139,6 +140,17 @@ def test_the_page_so_far_leaves_claims_open(
     rest = studies.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)
     first = [next(rest) for _ in range(3)]
     assert studies.finished(study, Catalog(), runs) == first
+    kept = runs / first[0].cell.name / "scores.json"
+    content = kept.read_bytes()
+    flip(kept, 8 * 30)
+    capsys.readouterr()
+    assert studies.finished(study, Catalog(), runs) == first[1:]
+    assert f"{kept} is damaged" in capsys.readouterr().err
+    assert (
+        next(studies.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)).scores
+        == first[0].scores
+    )
+    kept.write_bytes(content)
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0

@@ -267,7 +267,7 @@ class RunFolder:
 
     def _parsed(self, place: int, line: bytes) -> Line:
         try:
-            found = json.loads(line)
+            found: Line = json.loads(line)
             number(found["step"])
         except (ValueError, TypeError, KeyError, AssertionError):
             raise Damaged(
@@ -316,15 +316,15 @@ class RunFolder:
             except Damaged as damage:
                 damaged.append((path, damage))
                 continue
-            for newer, damage in damaged:
-                say(f"{damage.message}; going on from {path.name}")
+            for newer, why in damaged:
+                say(f"{why.message}; going on from {path.name}")
                 newer.unlink()
             return found
         if damaged:
-            path, damage = damaged[0]
+            why = damaged[0][1]
             raise Damaged(
-                f"{damage.message}; no older checkpoint is whole",
-                hint=damage.hint
+                f"{why.message}; no older checkpoint is whole",
+                hint=why.hint
                 or f"put back a copy of it; or delete {self.path}, or choose another --out, to start the run over",
             )
         return None
