@@ -109,7 +109,7 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
     one, other = first.record, second.record
     bare = Comparison(one.task, one.model, other.model, one.primary, "not distinguishable")
     edited = next((stored.path for stored in (first, second) if stored.seal == "broken"), None)
-    reason = f"{edited} was edited by hand" if edited else pairing.mismatch(one, other)
+    reason = f"{edited} was edited by hand, or damaged" if edited else pairing.mismatch(one, other)
     if reason is not None:
         return replace(bare, verdict="not comparable", reason=reason)
     pair = pairing.pair(first, second)

@@ -165,8 +165,10 @@ def _table(stored: Stored) -> Columns:
         )
     if stored.record.samples_sha256 is not None and not records.samples_intact(stored):
         raise DataError(
-            f"{path} is not the file that was written with its record: its sha256 is another",
-            hint="restore the file, or evaluate again",
+            f"{path} is not the file that was written with its record: it was changed, "
+            "or a run was killed after writing it and before its record",
+            hint=f"restore the file, or evaluate again: clipbench eval --model {stored.record.model} "
+            f"--task {stored.record.task}",
         )
     table: Columns = pq.read_table(path).to_pydict()
     return table

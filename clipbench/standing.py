@@ -58,7 +58,12 @@ class Judge:
         record = stored.record
         found = []
         if stored.seal == "broken":
-            found.append(Reason("edited", "edited by hand: its content is not what its digest says"))
+            found.append(
+                Reason(
+                    "edited",
+                    "edited by hand: its content is not what its digest says (or the file is damaged)",
+                )
+            )
         elif stored.seal == "none":
             found.append(
                 Reason("unsealed", "unsealed: it has no digest (records before schema version 2 have none)")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from test_records import make_record
 
 from clipbench import compare, outcomes, pairing, records
+from clipbench.cache import write_atomic
 from clipbench.errors import DataError
 from clipbench.records import Stored
 from clipbench.stats import Score
@@ -217,7 +218,7 @@ def test_a_record_that_was_edited_is_not_compared(tmp_path: Path) -> None:
     path = write_model(tmp_path, "b", _right(20, 0.5, 0)).path
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
-    assert (found.verdict, found.reason) == ("not comparable", f"{path} was edited by hand")
+    assert (found.verdict, found.reason) == ("not comparable", f"{path} was edited by hand, or damaged")
 
 
 def test_a_samples_file_that_is_not_the_records_is_refused(tmp_path: Path) -> None:
@@ -229,6 +230,33 @@ def test_a_samples_file_that_is_not_the_records_is_refused(tmp_path: Path) -> No
     records.samples_path(a.path).unlink()
     with pytest.raises(DataError, match=r"there is no .*samples\.parquet"):
         compare.compare("a", "b", tmp_path, None, 0.05, 5)
+
+
+def test_a_kill_between_samples_and_record_is_said_and_evaluating_again_mends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = write_model(tmp_path, "a", _right(20, 0.5, 0))
+    write_model(tmp_path, "b", _right(20, 0.5, 0))
+
+    class Killed(BaseException):
+        pass
+
+    def until_the_record(path: Path, *data: bytes) -> None:
+        if path.suffix == ".json":
+            raise Killed
+        write_atomic(path, *data)
+
+    monkeypatch.setattr("clipbench.records.write_atomic", until_the_record)
+    with pytest.raises(Killed):
+        write_model(tmp_path, "a", _right(20, 0.9, 1))
+    monkeypatch.undo()
+    assert records.load(a.path) == a
+    why = r"is not the file .* was killed after writing it and before its record\n.*eval --model a --task animals-zs"
+    with pytest.raises(DataError, match=why):
+        compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    write_model(tmp_path, "a", _right(20, 0.9, 1))
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert found.first == 0.9
 
 
 def test_names_that_mean_nothing(tmp_path: Path) -> None:
