@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from clipbench import models, records
-from clipbench.cards import fingerprint
+from clipbench.cards import LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.data import Split
 from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.labels import without_samples
 from clipbench.errors import DataError, NotApplicable
 from clipbench.execution import Runtime
 from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
@@ -209,7 +210,12 @@ def _outcome(
         limit=options.limit if any(isinstance(s, Subset) and s.limited for s in splits.values()) else None,
         skipped=tuple(records.Skipped(id=i, reason=r) for i, r in skipped.items()),
         notes=tuple(
-            records.Noted(split=role, **vars(note)) for role, split in splits.items() for note in split.notes
+            records.Noted(split=role, **vars(note))
+            for role, split in splits.items()
+            for note in (
+                *split.notes,
+                *(without_samples(split) if set(task.protocol.KINDS) & {*LABELLED} else ()),
+            )
         ),
         precision=runtime.precision,
         device=runtime.device_name,

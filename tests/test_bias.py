@@ -226,7 +226,7 @@ def test_without_objects_there_is_no_cost(world: World) -> None:
         ({"skew_at": 61}, "60 images, fewer than the 61 of maxskew@61"),
         (
             {"objects": ["cup", "dog", "tie"]},
-            "the data labels 4 objects, the card names 3; not in both: teddy bear",
+            "the data labels 4 objects, the card names 3; not in both: teddy_bear",
         ),
     ],
 )

@@ -35,8 +35,9 @@ SURFACE = {
     "clipbench.library": "Model load_model",
     "clipbench.models": "Adapter LoadedModel config_model families family load",
     "clipbench.protocols": "Encoder HeatEncoder Outcome",
-    "clipbench.protocols.zero_shot": "Params check classifier needs prompts run",
+    "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
     "clipbench.concepts": "concept_direction remove_concept",
+    "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
     "clipbench.data": "Captions Expressions Note Objects Sample Split",
     "clipbench.records": (
         "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name filed "
@@ -67,6 +68,7 @@ LIGHT = (
     "clipbench.data.coco_gender",
     "clipbench.data.captions",
     "clipbench.data.hub",
+    "clipbench.data.labels",
     "clipbench.data.layout",
     "clipbench.data.parquet",
     "clipbench.data.refer",

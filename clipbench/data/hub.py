@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,22 +20,19 @@ from numpy.typing import NDArray
 from clipbench.cache import cache_root, read_checked, recall, remember, write_atomic, write_checked
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
-from clipbench.data import Sample, Split
+from clipbench.data import Note, Sample, Split, labels
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.layout import FileLayout, Layout, first_line
 from clipbench.data.parquet import Parquet, image_bytes
 from clipbench.digests import digests
-from clipbench.errors import CardError, ClipbenchError, DataError, nearest, unknown
+from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.parsing import expanded
 
-DIFFICULT = 255
 #: how files with labels end in WebDataset tars
 _LABELS = {"cls": "class number", "npy": "0/1 a class"}
 _CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
 _LISTING = "hub listing 1"
-
-Number = TypeVar("Number", np.int64, np.float64)
 
 
 @dataclass(frozen=True)
@@ -168,13 +164,14 @@ class TableSplit(Split):
             from clipbench.data import refer  # which builds on this module
 
             self.expressions = refer.expressions(dataset, source, self.ids, raw)
-        labelled = dataset.card.kind in LABELLED
-        self.labels = (
-            _labels(dataset, raw, source, self.ids) if labelled else np.zeros(len(self.ids), np.int64)
-        )
+        notes: tuple[Note, ...] = ()
+        if dataset.card.kind in LABELLED:
+            self.labels, notes = labels.of(dataset, raw, source, self.ids)
+        else:
+            self.labels = np.zeros(len(self.ids), np.int64)
+        self.notes = source.notes + notes
         self.objects = source.objects
         self.scattered = isinstance(source, FileLayout)
-        self.notes = source.notes
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())
@@ -509,140 +506,3 @@ def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[
     if all(name.endswith(".tar") for name in names) and _CLASS_NAMES in there:
         names.append(_CLASS_NAMES)
     return names
-
-
-# --------------------------------------------------------------------- labels
-
-
-def _labels(
-    dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]
-) -> NDArray[np.int64] | NDArray[np.uint8]:
-    """Raw labels as indices into the card's classes (or a 0/1/255 matrix for multi-label sets)."""
-    card = dataset.card
-    if card.kind == "multi-label":
-        return _multi_label(dataset, raw, source, ids)
-    count = len(card.classes)
-    if raw and isinstance(raw[0], str):
-        named = [n for n in (card.label_names, card.classes) if n and plain(raw[0]) in {plain(x) for x in n}]
-        words = {plain(name): i for i, name in enumerate(named[0] if named else card.classes)}
-        for i, value in zip(ids, raw, strict=True):
-            if plain(value) not in words:
-                raise DataError(
-                    f"{dataset.id}: sample {i} in {source.where} has the label {value!r}, not a class of the card",
-                    hint=f"correct label_names in {dataset.path}",
-                )
-        return np.array([words[plain(value)] for value in raw], dtype=np.int64)
-    numbers = _numbers(dataset, raw, source, ids, "a class number or name", np.int64)
-    if numbers.ndim != 1:
-        raise DataError(
-            f"{dataset.id}: each sample in {source.where} has {numbers.shape[1:]} labels, the card says one",
-            hint=f"set kind: multi-label in {dataset.path}",
-        )
-    allowed = len(source.names) if source.names else count
-    outside = np.flatnonzero((numbers < 0) | (numbers >= allowed))
-    if len(outside):
-        raise DataError(
-            f"{dataset.id}: sample {ids[outside[0]]} in {source.where} has the label {numbers[outside[0]]}, "
-            f"but there are {allowed} classes (0 to {allowed - 1}); {len(outside)} such samples",
-            hint=f"the class list of {dataset.path} and the data's labels disagree",
-        )
-    return _order(dataset, source.names, source.where)[numbers] if source.names else numbers
-
-
-def _multi_label(
-    dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]
-) -> NDArray[np.uint8]:
-    card, names = dataset.card, source.names
-    count = len(card.classes)
-    # As floats, so that a fraction is noticed and not cut off.
-    matrix = _numbers(dataset, raw, source, ids, f"a row of {count} numbers, one a class", np.float64)
-    if card.other_labels == "ignore" and names and matrix.shape[1:] == (len(names),):
-        known = {plain(name) for name in card.label_names or card.classes}
-        kept = [i for i, name in enumerate(names) if plain(name) in known]
-        matrix, names = matrix[:, kept], [names[i] for i in kept]
-    if matrix.ndim != 2 or matrix.shape[1] != count:
-        width = matrix.shape[1] if matrix.ndim == 2 else "no"
-        raise DataError(
-            f"{dataset.id}: labels in {source.where} have {width} columns, the card has {count} classes"
-            + (f": {_difference(card, names)}" if names else ""),
-            hint=f"correct classes, or kind, in {dataset.path}",
-        )
-    odd = np.argwhere(~np.isin(matrix, (0, 1, DIFFICULT)))
-    if len(odd):
-        row, column = odd[0]
-        raise DataError(
-            f"{dataset.id}: sample {ids[row]} in {source.where} has the label {matrix[row, column]:g} in column "
-            f"{column}; allowed: 0 (absent), 1 (present), {DIFFICULT} (difficult)"
-        )
-    turned = np.zeros(matrix.shape, dtype=np.uint8)
-    turned[:, _order(dataset, names, source.where) if names else np.arange(count)] = matrix
-    return turned
-
-
-def _numbers(
-    dataset: Entry[TaskCard],
-    raw: list[Any],
-    source: Layout,
-    ids: list[str],
-    wanted: str,
-    dtype: type[Number],
-) -> NDArray[Number]:
-    """Raw labels as one array of `dtype`; `wanted` says what a label should be."""
-    try:
-        return np.asarray(raw, dtype=dtype)
-    except (TypeError, ValueError, OverflowError):
-        kinds = Counter(map(_kind, raw))
-        usual = kinds.most_common(1)[0][0]
-        odd = next((i for i, label in enumerate(raw) if label is None or _kind(label) != usual), 0)
-        raise DataError(
-            f"{dataset.id}: sample {ids[odd]} in {source.where} has the label {str(raw[odd])[:60]}, "
-            f"expected {wanted}"
-        ) from None
-
-
-def _kind(label: Any) -> str:
-    return f"{len(label)} numbers" if isinstance(label, list) else type(label).__name__
-
-
-def _order(dataset: Entry[TaskCard], names: Sequence[str], where: str) -> NDArray[np.int64]:
-    """For each label name of the data, the index of the card's class.
-
-    Raises:
-        DataError: a name that the card does not have.
-    """
-    card = dataset.card
-    for known in (card.label_names, card.classes):
-        if known is None:
-            continue
-        words = [plain(name) for name in known]
-        if [plain(n) for n in names] == words:  # also where a name occurs twice
-            return np.arange(len(names))
-        index = {name: i for i, name in enumerate(words)}
-        found = [index.get(plain(name)) for name in names]
-        if None not in found and len(set(found)) == len(found):
-            return np.array(found, dtype=np.int64)
-    count = len(card.classes)
-    counts = "" if len(names) == count else f"the data has {len(names)} classes, the card {count}; "
-    raise DataError(
-        f"{dataset.id}: the labels of {where} do not agree with the card: {counts}{_difference(card, names)}",
-        hint=f"add the data's own label names, in the order of classes, as label_names in {dataset.path}",
-    )
-
-
-def _difference(card: TaskCard, names: Sequence[str]) -> str:
-    """How the label names of the data differ from those of the card."""
-    known = card.label_names or card.classes
-    lost = [n for n in names if plain(n) not in {plain(k) for k in known}]
-    if lost:
-        near = nearest(lost[0], known)
-        return f"{len(lost)} names are not on it, first {lost[0]!r}" + (f' (is it "{near}"?)' if near else "")
-    there = {plain(name) for name in names}
-    absent = [k for k in known if plain(k) not in there]
-    if len(there) < len(names) or not absent:
-        return "names repeat"
-    return f"{len(absent)} of its names are missing, first {absent[0]!r}"
-
-
-def plain(name: str) -> str:
-    """A label name without case and punctuation: `Sea_Lion` and `sea lion` are one."""
-    return re.sub(r"[^a-z0-9]+", " ", str(name).casefold()).strip()

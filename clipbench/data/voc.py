@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data.hub import DIFFICULT, plain, split_names
+from clipbench.data import labels
+from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
 from clipbench.errors import DataError, nearest
+from clipbench.metrics import DIFFICULT
 
 #: the second word of a line in <class>_<split>.txt → label
 _LABELS = {"1": 1, "0": DIFFICULT, "-1": 0}
@@ -136,17 +138,22 @@ class _Boxes(FileLayout):
         super().__init__(folder, _images(folder, ids), [*lists, *self._files])
 
     def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        card = self._dataset.card
-        column = {plain(name): i for i, name in enumerate(card.classes)}
-        column |= {plain(name): i for i, name in enumerate(card.label_names or ())}
-        for image, path in zip(self._ids, self._files, strict=True):
+        dataset, card = self._dataset, self._dataset.card
+        shown = [list(_objects(path)) for path in self._files]
+        found = labels.match_card(card, list(dict.fromkeys(name for of in shown for name, _ in of)))
+        if found.lost and card.other_labels == "error":
+            named = ((path, name) for path, of in zip(self._files, shown, strict=True) for name, _ in of)
+            raise self._unknown(*next((path, name) for path, name in named if name in found.lost))
+        labels.refuse_doubt(dataset, found, self.where)
+        self.notes = found.notes + labels.other_labels(found.lost)
+        column = dict(zip(found.names, found.places, strict=True))
+        for image, of in zip(self._ids, shown, strict=True):
             row = np.zeros(len(card.classes), dtype=np.uint8)
-            for name, difficult in _objects(path):
-                index = column.get(plain(name))
+            for name, difficult in of:
+                index = column[name]
                 if index is None:
-                    if card.other_labels == "error":
-                        raise self._unknown(path, name)
-                elif not difficult:
+                    continue
+                if not difficult:
                     row[index] = 1
                 elif not row[index]:
                     row[index] = DIFFICULT

@@ -16,7 +16,7 @@ from clipbench import metrics, stats
 from clipbench.cards import Strict, TaskCard, Tuple
 from clipbench.concepts import concept_direction, remove_concept
 from clipbench.data import Split
-from clipbench.data.hub import plain
+from clipbench.data.labels import fold, match
 from clipbench.errors import DataError, unknown
 from clipbench.groups import Counts, Rankings, membership
 from clipbench.protocols import Encoder, Outcome
@@ -86,7 +86,7 @@ def check(card: TaskCard, params: Params) -> str | None:
         return f"a gap is between two groups (the card has {len(card.classes)} classes)"
     if not params.pairs or any(a == b for a, b in params.pairs):
         return "pairs must hold a pair at least, each of two different words"
-    for name, given in (("queries", params.queries), ("objects", tuple(map(plain, params.objects)))):
+    for name, given in (("queries", params.queries), ("objects", tuple(map(fold, params.objects)))):
         if not given or len(set(given)) < len(given):
             return f"{name} must hold one at least, and none twice"
     return None
@@ -232,17 +232,18 @@ def _cost(
 
 def _present(split: Split, params: Params) -> NDArray[np.uint8]:
     """The data's objects in the order of the card's: uint8 [n, C]."""
-    found = split.objects
-    named = {plain(name): i for i, name in enumerate(found.names)} if found else {}
-    wanted = [plain(name) for name in params.objects]
-    if found is None or set(named) != set(wanted):
-        odd = sorted(set(named) ^ set(wanted))
+    names = split.objects.names if split.objects else ()
+    found = match(names, params.objects)
+    odd = found.lost + [name for i, name in enumerate(params.objects) if i not in found.places]
+    if split.objects is None or found.problem or odd:
         raise DataError(
-            f"{split.dataset}: the data labels {len(named)} objects, the card names {len(wanted)}; not in both: "
-            f"{', '.join(odd[:5])}",
+            f"{split.dataset}: the data labels {len(names)} objects, the card names {len(params.objects)}; "
+            + (found.problem or f"not in both: {', '.join(odd[:5])}"),
             hint="correct `objects` of the protocol bias on the task card",
         )
-    return found.present[:, [named[name] for name in wanted]]
+    turned = np.zeros_like(split.objects.present)
+    turned[:, np.array(found.places, dtype=np.int64)] = split.objects.present
+    return turned
 
 
 # -------------------------------------------------------------------- evidence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -78,8 +79,14 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     rows = decoded(split, images)
     ids = np.array(split.ids, dtype=object)[rows]
     if card.kind == "multi-label":
-        return _multi_label(images, rows, ids, split, weights, params, seed)
-    return _single_label(images, rows, ids, split, weights * np.float32(encoder.logit_scale), seed)
+        outcome = _multi_label(images, rows, ids, split, weights, params, seed)
+    else:
+        outcome = _single_label(images, rows, ids, split, weights * np.float32(encoder.logit_scale), seed)
+    same = same_prompts(card, params.templates)
+    evidence = (
+        {"same_prompts": [[f"{card.classes[c]} ({c})" for c in group] for group in same]} if same else {}
+    )
+    return replace(outcome, evidence=outcome.evidence | evidence)
 
 
 def prompts(card: TaskCard, templates: str) -> list[list[str]]:
@@ -88,6 +95,14 @@ def prompts(card: TaskCard, templates: str) -> list[list[str]]:
     if isinstance(found, dict):
         return [list(found[c]) for c in card.classes]
     return [[t.replace("{c}", c) for t in found] for c in card.classes]
+
+
+def same_prompts(card: TaskCard, templates: str) -> list[list[int]]:
+    """Groups of classes that no model can tell apart, since all of their prompts are the same: class indices."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for place, texts in enumerate(prompts(card, templates)):
+        groups.setdefault(tuple(sorted(texts)), []).append(place)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def classifier(card: TaskCard, templates: str, encoder: Encoder) -> NDArray[np.float32]:

@@ -362,6 +362,11 @@ def _remarks(record: Record) -> list[str]:
     """What a reader of the numbers must know: notes on the data; of a probe its λ, an edge, what did not converge."""
     evidence: Any = record.evidence
     said = [_noted(note) for note in record.notes]
+    if same := evidence.get("same_prompts"):
+        named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
+        said.append(
+            f"{sum(map(len, same)):,} classes have the same prompts as another, so no model tells them apart: {named}"
+        )
     if "lambda" in evidence.get("chosen", {}):
         chosen, validation = evidence["chosen"], evidence["validation"]
         said.append(
