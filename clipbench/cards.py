@@ -240,17 +240,21 @@ class Source(Strict):
 
 
 class Columns(Strict):
-    """Column names of a tabular source (parquet, hub). WebDataset and image folders need none."""
+    """Column names of a tabular source (parquet, hub). WebDataset and image folders need none.
+
+    `image_id` says which image a row of a set of captions shows, where an image has several rows.
+    """
 
     image: str = "image"
     label: str = "label"
     caption: str = "caption"
+    image_id: str | None = None
 
     @model_serializer(mode="wrap")
     def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) != ("caption", "caption")}
+        return {k: v for k, v in fields.items() if (k, v) not in (("caption", "caption"), ("image_id", None))}
 
 
 class Part(Strict):
@@ -403,6 +407,8 @@ class TaskCard(Strict):
                 _check_class_prompts(name, templates, self.classes)
             else:
                 _check_templates(name, templates)
+        if self.columns.image_id is not None and self.kind != "captions":
+            raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self

@@ -48,6 +48,12 @@ Data = Annotated[
 Force = Annotated[
     bool, typer.Option("--force", help="Replace what clipbench did not write at the place that is named.")
 ]
+VerifyData = Annotated[
+    bool,
+    typer.Option(
+        "--verify-data", help="Read and hash every file of the data again, whatever is remembered of it."
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     str, typer.Option("--precision", help="auto, fp32, bf16 or fp16, for encoding; scores are fp32.")
@@ -140,6 +146,7 @@ def evaluate_command(
         ),
     ] = 0,
     force: Force = False,
+    verify_data: VerifyData = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
@@ -159,7 +166,7 @@ def evaluate_command(
             f"--save-heatmaps: none of the tasks has heat maps ({', '.join(t.id for t in tasks)})",
             hint="tasks that end in -ground have some; leave the option out for others",
         )
-    paths = DataPaths.parse(_known_data(data, catalog))
+    paths = DataPaths.parse(_known_data(data, catalog), verify=verify_data)
     make_folder(results)
     models = [catalog.model(name) for name in _names("--model", model)]
     for made in models:
@@ -252,6 +259,7 @@ def pretrain_command(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard too.")
     ] = False,
+    verify_data: VerifyData = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Train a model by a recipe; run the same command again to go on after a stop.
@@ -266,7 +274,8 @@ def pretrain_command(
     catalog = _catalog(cards)
     entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
-    paths = DataPaths.parse(_known_data(data, catalog, [source.name for source in entry.card.data]))
+    names = [source.name for source in entry.card.data]
+    paths = DataPaths.parse(_known_data(data, catalog, names), verify=verify_data)
     splits = [open_pairs(source, catalog.dataset, paths, entry.path) for source in entry.card.data]
     from clipbench.evaluate import Options, evaluator
     from clipbench.pretrain.loop import pretrain

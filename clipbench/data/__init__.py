@@ -43,6 +43,13 @@ class Note:
         """That `text` holds for all of `names`; the first three become its examples."""
         return cls(kind, text, len(names), tuple(str(name)[:60] for name in names[:3]))
 
+    def __str__(self) -> str:
+        """For people: "2 files ignored (a.txt, b.md)"."""
+        more = ", …" if self.examples and self.count > len(self.examples) else ""
+        return f"{self.count:,} {self.text}" + (
+            f" ({', '.join(self.examples)}{more})" if self.examples else ""
+        )
+
 
 @dataclass(frozen=True)
 class Captions:

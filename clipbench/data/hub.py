@@ -5,6 +5,7 @@ Whatever the source, labels that carry names are matched to the card's classes b
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,11 +21,11 @@ from numpy.typing import NDArray
 from clipbench.cache import cache_root, read_checked, recall, remember, write_atomic, write_checked
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
-from clipbench.data import Note, Sample, Split, labels
+from clipbench.data import Note, Sample, Split, labels, repeats
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.layout import FileLayout, Layout, first_line
-from clipbench.data.parquet import Parquet, image_bytes
-from clipbench.digests import digests
+from clipbench.data.parquet import Parquet
+from clipbench.digests import digests, sha256_file
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.parsing import expanded
 
@@ -37,13 +38,17 @@ _LISTING = "hub listing 1"
 
 @dataclass(frozen=True)
 class DataPaths:
-    """Local copies: `named` from `--data <dataset>=<path>`, `roots` from `--data <root>` and CLIPBENCH_DATA."""
+    """Local copies: `named` from `--data <dataset>=<path>`, `roots` from `--data <root>` and CLIPBENCH_DATA.
+
+    With `verify`, every file is read and hashed again, whatever is remembered of it (see `clipbench.digests`).
+    """
 
     named: dict[str, Path]
     roots: tuple[Path, ...]
+    verify: bool = False
 
     @classmethod
-    def parse(cls, given: Sequence[str]) -> DataPaths:
+    def parse(cls, given: Sequence[str], *, verify: bool = False) -> DataPaths:
         """From the values of `--data`, then CLIPBENCH_DATA (several, separated by the path separator).
 
         Raises:
@@ -64,7 +69,7 @@ class DataPaths:
                 named.setdefault(name, path)
             else:
                 roots.append(path)
-        return cls(named, tuple(roots))
+        return cls(named, tuple(roots), verify)
 
     def find(self, dataset: str, card: TaskCard) -> Path | None:
         """The local copy of `dataset`, by its id or by its hub name, or None."""
@@ -94,8 +99,11 @@ class DataPaths:
         )
 
 
-def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
+def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: bool = False) -> Split:
     """The split of `dataset` that plays `role` ("train", "test", …).
+
+    With `pairs`, for training, a row of a table of captions is a pair, whether or not other rows show its image; else
+    an image is one sample (see `repeats.fold`).
 
     Raises:
         DataError: missing folder or split, unreadable layout, or labels that disagree with the card.
@@ -105,7 +113,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     if role not in card.splits:
         raise CardError(unknown(f"split of {dataset.id}", role, card.splits))
     if card.splits[role].part is not None:
-        return _part(dataset, role, paths)
+        return _part(dataset, role, paths, pairs)
     local = paths.find(dataset.id, card)
     if local is None and card.source.path is not None:
         local = dataset.path.parent / expanded(card.source.path)
@@ -114,7 +122,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
                 f"{dataset.id}: no data folder {local}", hint=f"correct source.path in {dataset.path}"
             )
     if local is not None:
-        return _local(dataset, role, local)
+        return _local(dataset, role, local, paths, pairs)
     if card.source.builtin is not None:
         from clipbench.data.builtin import BUILTINS
 
@@ -122,16 +130,16 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
     if card.source.hub is not None:
-        return _hub(dataset, role, paths)
+        return _hub(dataset, role, paths, pairs)
     raise paths.private(dataset.id)
 
 
-def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
+def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
     """The samples of another split that the part `role` holds."""
     from clipbench.features import Subset
 
     part = dataset.card.splits[role].part
-    whole = open_split(dataset, dataset.card.whole(role), paths)
+    whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)
     rows = [row for row, sample_id in enumerate(whole.ids) if part is None or part.holds(sample_id)]
     if not rows:
         raise DataError(
@@ -148,14 +156,25 @@ def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
 class TableSplit(Split):
     """A split in one of the layouts. `rows` of raw labels are mapped to the card's classes at opening."""
 
-    def __init__(self, dataset: Entry[TaskCard], role: str, source: Layout, content: str) -> None:
+    def __init__(
+        self, dataset: Entry[TaskCard], role: str, source: Layout, content: str, *, pairs: bool = False
+    ) -> None:
         self.dataset, self.role = dataset.id, role
         self.classes = dataset.card.classes
-        self.fingerprint = content
         self._source = source
         self.ids, raw = _index(source, content)
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
+        named = dataset.card.columns.image_id
+        if (
+            dataset.card.kind == "captions"
+            and not isinstance(source, FileLayout)
+            and not (pairs and named is None)
+        ):
+            folded = repeats.fold(source, content, named, self.ids, raw)
+            if folded != content:
+                content, (self.ids, raw) = folded, _index(source, folded)
+        self.fingerprint = content
         if dataset.card.kind == "captions":
             from clipbench.data import captions  # which builds on this module
 
@@ -254,7 +273,7 @@ class _WebDataset(Layout):
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         for row, record in enumerate(self._records()):
-            yield row, image_bytes(record[self._image])
+            yield row, (record[self._image] or {}).get("bytes") or b""
 
 
 def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
@@ -282,14 +301,15 @@ def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
 # ---------------------------------------------------------------- local copies
 
 
-def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
+def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pairs: bool) -> Split:
     from clipbench.data import captions, coco, coco_gender, refer, voc  # which build on this module
 
     own = {"captions": (captions,), "expressions": (refer,)}
     modules = own.get(dataset.card.kind, (coco_gender, voc, coco))
     listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
-        split = TableSplit(dataset, role, listed, _content(dataset, listed, listed.root, listed.files))
+        content = _content(dataset, listed, listed.root, listed.files, paths)
+        split = TableSplit(dataset, role, listed, content)
         _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split
         return split
     spec = dataset.card.splits[role]
@@ -326,26 +346,37 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path) -> Split:
                 "(CLIP_benchmark's WebDataset layout)"
                 + (", or a VOCdevkit, or COCO's annotations/instances_*.json" if several else ""),
             )
-    return TableSplit(dataset, role, source, _content(dataset, source, root, files))
+    return TableSplit(dataset, role, source, _content(dataset, source, root, files, paths), pairs=pairs)
 
 
 def _listing(root: Path) -> str:
     return ", ".join(sorted(p.name for p in root.iterdir())[:6]) or "nothing"
 
 
-def _parquet(files: list[Path], card: TaskCard, where: Path | str) -> Parquet:
+def _parquet(files: list[Path], card: TaskCard, root: Path, where: str | None = None) -> Parquet:
     """Parquet files as a card of its kind reads them."""
     if card.kind == "expressions":
         from clipbench.data import refer
 
-        return refer.Rows(files, card, where)
-    return Parquet(files, card, where)
+        return refer.Rows(files, card, root, where)
+    return Parquet(files, card, root, where)
 
 
-def _content(dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path]) -> str:
-    """The fingerprint of a local copy."""
+def _content(
+    dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path], paths: DataPaths
+) -> str:
+    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them."""
     layout = source.name_in_fingerprint or type(source).__name__
-    return fingerprint({"layout": layout, "files": digests(root, files)} | _columns(dataset.card))
+    return fingerprint(
+        {"layout": layout, "files": _hashed(source, root, files, paths)} | _columns(dataset.card)
+    )
+
+
+def _hashed(source: Layout, root: Path, files: list[Path], paths: DataPaths) -> list[tuple[str, str]]:
+    """Path and sha256 of files; digests that were remembered wrongly become a note of `source`."""
+    found = digests(root, files, again=paths.verify)
+    source.notes += found.notes
+    return found.files
 
 
 def _columns(card: TaskCard) -> dict[str, str]:
@@ -411,7 +442,7 @@ def natural(name: str) -> list[str | int]:
 # ------------------------------------------------------------------------ hub
 
 
-def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
+def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
     """Fetch the files of one split into the hub client's cache, and read them like a local copy."""
     source, spec = dataset.card.source, dataset.card.splits[role]
     hub = source.hub
@@ -436,7 +467,7 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
     kinds = {path.suffix for path in files}
     opened: Layout
     if kinds == {".parquet"}:
-        opened = _parquet(files, dataset.card, where)
+        opened = _parquet(files, dataset.card, folder, where)
     elif kinds == {".tar"} and dataset.card.kind != "expressions":
         opened = _WebDataset(files, folder, where, dataset.card.kind)
     else:
@@ -444,6 +475,10 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
             f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
             hint=f"fetch it by hand and give the folder: --data {dataset.id}=<folder>",
         )
+    if paths.verify:
+        opened.notes += _verified(files)
+    # Image files beside the tables; the tables themselves are what the commit says.
+    linked = [path for path in opened.files if path not in set(files)] if isinstance(opened, Parquet) else []
     content = fingerprint(
         {
             "hub": hub,
@@ -452,10 +487,39 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths) -> Split:
             "split": spec.name,
         }
         | _columns(dataset.card)
+        | ({"images": _hashed(opened, folder, linked, paths)} if linked else {})
     )
-    split = TableSplit(dataset, role, opened, content)
+    split = TableSplit(dataset, role, opened, content, pairs=pairs)
     _check_rows(dataset, role, split, where)
     return split
+
+
+def _verified(files: list[Path]) -> tuple[Note, ...]:
+    """Compare files of the hub client's cache with the hashes that it names them by; a note on those without one.
+
+    Raises:
+        DataError: a file is not what was fetched.
+    """
+    bare = []
+    for path in files:
+        blob = path.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            same = sha256_file(blob) == blob.name
+        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):  # of small files: git's hash
+            data = blob.read_bytes()
+            same = (
+                hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob.name
+            )
+        else:
+            bare.append(path.name)
+            continue
+        if not same:
+            raise DataError(
+                f"{path} is not what was fetched: its bytes have another hash",
+                hint=f"delete {blob}, and run this again with a network",
+            )
+    text = "files of the hub's cache could not be verified: the client keeps no hash of them"
+    return (Note.of("unverified", text, bare),) if bare else ()
 
 
 def _whole(revision: str | None) -> str | None:

@@ -7,6 +7,7 @@ verified, which reads it whole: about a second for 40 million pairs.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from abc import abstractmethod
@@ -18,10 +19,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cache import cache_root, is_whole, locked, read_checked, write_checked
+from clipbench.cache import cache_root, is_whole, locked, read_checked, say, write_checked
 from clipbench.captions import clean_caption
 from clipbench.cards import PairSource, fingerprint
 from clipbench.data import Sample, Split
+from clipbench.digests import Digests
 from clipbench.errors import DataError
 
 #: names that are kept of pairs that were left out
@@ -55,6 +57,10 @@ class LeftOut:
 class LazySplit(Split):
     """A split for training whose pairs are read one by one, in any order, from any thread.
 
+    Its fingerprint is for telling whether a stopped run would go on with the same data. It covers the pairs and their
+    captions, and of the images, which may be too many to be read at each start, only what their names and sizes say.
+    Whatever keeps something that was computed from the images goes by the fingerprint of `hashed`.
+
     Attributes:
         left_out: pairs that the files hold and the split does not, by what is wrong with them.
     """
@@ -79,6 +85,24 @@ class LazySplit(Split):
     @abstractmethod
     def texts(self, row: int) -> list[str]:
         """The captions, of which each is fit to be drawn."""
+
+    @abstractmethod
+    def content(self) -> Digests:
+        """The sha256 of every file that holds images. Unchanged ones are not read again (see `clipbench.digests`)."""
+
+    def hashed(self) -> LazySplit:
+        """This split, with a fingerprint that covers the bytes of every image.
+
+        Raises:
+            DataError: a file cannot be read.
+            StorageError: the cache cannot hold the digests.
+        """
+        found = self.content()
+        made = copy.copy(self)
+        made.fingerprint = fingerprint([self.fingerprint, found.files])
+        for note in found.notes:
+            say(f"{self.dataset}: {note}")
+        return made
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         for row in rows.tolist():

@@ -252,22 +252,21 @@ class Rows(Parquet):
 
     name_in_fingerprint = "Rows"
 
-    def __init__(self, files: list[Path], card: TaskCard, where: Path | str) -> None:
-        self._files, self._image, self.where = files, card.columns.image, str(where)
-        self.annotated = (
-            where if isinstance(where, Path) else None
-        )  # of the hub's files none lies beside another
-        self.files = [*files, *(_detection_files(where) if isinstance(where, Path) else ())]
+    def __init__(self, files: list[Path], card: TaskCard, root: Path, where: str | None = None) -> None:
+        self.annotated = root if where is None else None  # of the hub's files none lies beside another
         columns = _columns(files[0])
         forms = (("ref_list", "image_info"), ("answer", "bbox", "file_name", "question_id"))
         form = next((f for f in forms if set(f) <= set(columns)), None)
-        if form is None or self._image not in columns:
+        if form is None or card.columns.image not in columns:
             raise DataError(
-                f"{where}: the columns {', '.join(map(repr, columns))} are none of the known forms of referring "
-                f"expressions: {self._image!r} with {' or with '.join(', '.join(f) for f in forms)}",
+                f"{where or root}: the columns {', '.join(map(repr, columns))} are none of the known forms of "
+                f"referring expressions: {card.columns.image!r} with {' or with '.join(', '.join(f) for f in forms)}",
                 hint="set columns.image on the task card if that is what differs; else write "
                 "referring_expressions_<split>.json and the images as files",
             )
+        self._start(files, card, root, where, {"image": card.columns.image})
+        if self.annotated is not None:
+            self.files += _detection_files(self.annotated)
         self._found: dict[str, list[Expression]] = {}
         self._first: dict[int, int] = {}  # row that an image is taken from → sample
         try:
@@ -277,7 +276,7 @@ class Rows(Parquet):
                     self._first[row] = len(self._found)
                 self._found.setdefault(name, []).extend(added)
         except (KeyError, TypeError) as error:
-            raise DataError(f"{where}: {' and '.join(form)} are not as expected ({error})") from None
+            raise DataError(f"{self.where}: {' and '.join(form)} are not as expected ({error})") from None
 
     def index(self) -> Iterator[tuple[str, Any]]:
         yield from self._found.items()

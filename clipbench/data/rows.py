@@ -17,7 +17,7 @@ import numpy as np
 
 from clipbench.cards import TablePairs, YfccPairs, fingerprint
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
-from clipbench.digests import digests
+from clipbench.digests import Digests, digests
 from clipbench.errors import DataError, unknown
 
 _BLOCK = 65_536  # rows of the index that are gathered as Python objects
@@ -27,10 +27,13 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 class RowSplit(LazySplit):
-    """The pairs of one text file."""
+    """The pairs of one text file.
 
-    def __init__(self, wanted: TablePairs | YfccPairs, root: Path) -> None:
-        """Find the rows of `wanted.file` below `root`.
+    The fingerprint is that of the file's bytes, and of the sizes of up to 10,000 images, spread over all rows.
+    """
+
+    def __init__(self, wanted: TablePairs | YfccPairs, root: Path, *, verify: bool = False) -> None:
+        """Find the rows of `wanted.file` below `root`; with `verify`, files are hashed whatever is remembered of them.
 
         Raises:
             DataError: no such file or folder, a row that cannot be read, no row with a caption, or images that are
@@ -48,13 +51,14 @@ class RowSplit(LazySplit):
         self._wanted = wanted
         # The folder of images and what broken ones mean decide no row.
         key = wanted.canonical() | dict.fromkeys(("images", "augment", "alter", "on_bad_image", "name"))
-        key = {"source": key, "files": digests(file.parent, [file])}
+        found = digests(file.parent, [file], again=verify)
+        key = {"source": key, "files": found.files}
         index = kept_index(key, self._index, str(file))
         self.left_out = index.left_out
         self._places = index.places
-        self.fingerprint = fingerprint(key)
+        self._verify, self.notes = verify, found.notes
         super().__init__(wanted.name, len(index.places))
-        self._look_for_images(file)
+        self.fingerprint = fingerprint(key | {"sizes": self._look_for_images(file)})
 
     def name(self, row: int) -> str:
         return self._row(row)[0]
@@ -67,6 +71,11 @@ class RowSplit(LazySplit):
 
     def texts(self, row: int) -> list[str]:
         return [plain_caption(self._row(row)[1], self._wanted)]
+
+    def content(self) -> Digests:
+        names = dict.fromkeys(map(self.name, range(len(self))))
+        there = [path for name in names if (path := self._images / name).is_file()]
+        return digests(self._images, there, again=self._verify)
 
     def _row(self, row: int) -> tuple[str, str]:
         place, size = self._places[row].tolist()
@@ -93,9 +102,12 @@ class RowSplit(LazySplit):
 
         return blocks(), (empty, chinese)
 
-    def _look_for_images(self, file: Path) -> None:
+    def _look_for_images(self, file: Path) -> list[int | None]:
+        """The sizes (bytes) of images that are looked for; None for one that is not there."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), _LOOKED_FOR)).astype(np.int64))
-        lost = [name for name in map(self.name, rows.tolist()) if not (self._images / name).is_file()]
+        names = list(map(self.name, rows.tolist()))
+        sizes = [path.stat().st_size if (path := self._images / name).is_file() else None for name in names]
+        lost = [name for name, size in zip(names, sizes, strict=True) if size is None]
         if len(lost) == len(rows) or (lost and self._wanted.on_bad_image == "stop"):
             raise DataError(
                 f"{self._wanted.name}: no image {lost[0]}, which {file} lists, in {self._images}; {len(lost):,} of the "
@@ -107,6 +119,7 @@ class RowSplit(LazySplit):
                     else ""
                 ),
             )
+        return sizes
 
 
 def one_file(root: Path, pattern: str, name: str) -> Path:

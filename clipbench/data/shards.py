@@ -28,6 +28,7 @@ from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.hub import natural
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.data.rows import listing
+from clipbench.digests import Digests, digests
 from clipbench.errors import DataError
 
 #: a range of numbers in a name; leading zeros stay
@@ -74,17 +75,21 @@ def _parts(name: str) -> tuple[str, str]:
 class LocalShards(LazySplit):
     """Pairs in tar files on this machine, each found by its place."""
 
-    def __init__(self, wanted: ShardPairs, root: Path) -> None:
+    def __init__(self, wanted: ShardPairs, root: Path, *, verify: bool = False) -> None:
         """Find the shards of `wanted` below `root`, and the pairs in them.
+
+        With `verify`, `content` hashes the shards whatever is remembered of them.
 
         Raises:
             DataError: no such shards, one that is missing or no whole tar file, or no pair in them.
         """
-        self._wanted = wanted
+        self._wanted, self._root, self._verify = wanted, root, verify
         self._files = _local_files(wanted, root)
         stats = [(f.relative_to(root).as_posix(), f.stat()) for f in self._files]
         key = {
-            "shards": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+            "shards": [
+                [name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats
+            ],
             "root": str(root.resolve()),
             "clean": wanted.clean,
         }
@@ -117,6 +122,9 @@ class LocalShards(LazySplit):
         shard, *_, place, size, is_json = self._places[row].tolist()
         data = bytes(self._bytes[shard][place : place + size])
         return captions(data, ".json" if is_json else ".txt", self._wanted)
+
+    def content(self) -> Digests:
+        return digests(self._root, self._files, again=self._verify)
 
     def _index(self) -> Built:
         bare, empty = LeftOut("samples without an image"), LeftOut("samples without a caption")

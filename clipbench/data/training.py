@@ -53,17 +53,17 @@ def open_pairs(
     """
     if isinstance(wanted, Pairs):
         entry = dataset(wanted.dataset)
-        return open_split(entry, wanted.split, paths), entry.card
+        return open_split(entry, wanted.split, paths, pairs=True), entry.card
     card = _card(wanted)
     match wanted:
         case CaptionedPairs() | HubPairs():
-            return open_split(Entry(wanted.name, card, recipe), _ROLE, paths), card
+            return open_split(Entry(wanted.name, card, recipe), _ROLE, paths, pairs=True), card
         case ShardPairs() if wanted.remote:
             return RemoteShards(wanted), card
         case ShardPairs():
-            return LocalShards(wanted, _folder(wanted.name, card, paths)), card
+            return LocalShards(wanted, _folder(wanted.name, card, paths), verify=paths.verify), card
         case TablePairs() | YfccPairs():
-            return RowSplit(wanted, _folder(wanted.name, card, paths)), card
+            return RowSplit(wanted, _folder(wanted.name, card, paths), verify=paths.verify), card
 
 
 def _card(wanted: CaptionedPairs | HubPairs | ShardPairs | TablePairs | YfccPairs) -> TaskCard:

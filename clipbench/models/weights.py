@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from clipbench.cache import remember
 from clipbench.cards import Weights
 from clipbench.digests import digests, sha256_file
-from clipbench.errors import CardError, WeightsError, nearest
+from clipbench.errors import CardError, DataError, WeightsError, nearest
 from clipbench.models import LoadedModel
 from clipbench.parsing import expanded
 
@@ -97,16 +97,17 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
 def verify(path: Path, expected: str | None, *, kept: bool = False) -> str:
     """sha256 (hex) of `path`; a shorter `expected` is compared as a prefix, as open_clip's file names hold it.
 
-    With `kept`, a file whose size and time have not changed since it was hashed is not read again.
+    With `kept`, a file that has not changed since it was hashed is not read again (see `clipbench.digests`).
 
     Raises:
         WeightsError: the file cannot be read, or the hash does not start with `expected`.
     """
     try:
-        whole = path.resolve()
-        actual = digests(whole.parent, [whole])[0][1] if kept else sha256_file(path)
+        actual = digests(path.parent, [path]).files[0][1] if kept else sha256_file(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    except DataError as error:
+        raise WeightsError(error.message, hint=error.hint) from None
     if expected is not None and not actual.startswith(expected):
         raise WeightsError(
             f"{path} is not the file that the card means: sha256 is {actual}, the card says {expected}",

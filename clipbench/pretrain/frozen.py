@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipbench.cards import Frozen, RecipeModel, Weights
+from clipbench.data.lazy import LazySplit
 from clipbench.errors import CardError, nearest
 from clipbench.models import LoadedModel, dual
 from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, TextTower
@@ -131,7 +132,9 @@ class Start:
         """
         if "image" not in self._encoders:
             return None
-        return Kept([self._encoders["image"].images(source.rows, _SPACE) for source in sources])
+        splits = (source.rows for source in sources)
+        hashed = (split.hashed() if isinstance(split, LazySplit) else split for split in splits)
+        return Kept([self._encoders["image"].images(split, _SPACE) for split in hashed])
 
     def refuse_changes(self, *, views: bool, altered: bool) -> None:
         """Raise CardError where the objective wants other views of images, or altered texts, than those computed."""

@@ -149,6 +149,9 @@ def pretrain(
             if isinstance(source.split, LazySplit | RemoteShards):
                 for part in source.split.left_out:
                     console.print(f"{source.wanted.name}: left out {part}", highlight=False)
+        for (split, _), wanted in zip(data, recipe.data, strict=True):
+            for note in split.notes if isinstance(split, Split) else ():
+                console.print(f"{wanted.name}: {note}", highlight=False, markup=False)
         describe = functools.partial(model_card, recipe, recipe_id, images, start)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 

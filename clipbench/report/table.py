@@ -15,6 +15,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from clipbench import escape
+from clipbench.data import Note
 from clipbench.escape import visible
 from clipbench.records import Noted, Record, Stored
 from clipbench.report import frame
@@ -390,9 +391,7 @@ def _noted(note: Noted) -> str:
     >>> _noted(Noted(split="test", kind="ignored-files", text="files ignored", count=2, examples=("a.txt", "b.md")))
     'test: 2 files ignored (a.txt, b.md)'
     """
-    more = ", …" if note.examples and note.count > len(note.examples) else ""
-    named = f" ({', '.join(note.examples)}{more})" if note.examples else ""
-    return f"{note.split}: {note.count:,} {note.text}{named}"
+    return f"{note.split}: {Note(note.kind, note.text, note.count, note.examples)}"
 
 
 def _fit(which: Any) -> str:
