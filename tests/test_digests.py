@@ -165,7 +165,7 @@ def test_a_database_that_cannot_be_locked_is_an_error(
     def connect(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("locking protocol")
 
-    monkeypatch.setattr(module.sqlite3, "connect", connect)
+    monkeypatch.setattr("clipbench.digests.sqlite3.connect", connect)
     with pytest.raises(StorageError, match=r"locking protocol.*\n.*on a disk of this machine"):
         of(folder)
 

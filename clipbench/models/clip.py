@@ -15,6 +15,7 @@ from pydantic import Field
 
 from clipbench.cache import remember
 from clipbench.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
 from clipbench.models import Adapter, LoadedModel
 from clipbench.models.weights import (
@@ -22,7 +23,6 @@ from clipbench.models.weights import (
     load_strict,
     read_state_dict,
     resolve,
-    sha256_file,
     verify,
 )
 from clipbench.parsing import expanded
