@@ -22,7 +22,7 @@ import small
 import torch
 from test_records import make_record
 
-from clipbench import __version__, cli, features, records
+from clipbench import __version__, cli, digests, features, records
 from clipbench.errors import NotApplicable
 from clipbench.execution import Runtime
 from clipbench.models import dual
@@ -410,6 +410,22 @@ def test_a_device_number_that_is_not_there(device: str, monkeypatch: pytest.Monk
 
 
 # -------------------------------------------------------------------------------- cards
+
+
+def test_data_is_verified_when_that_is_asked_for(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    original = digests.sha256_file
+    monkeypatch.setattr(digests, "sha256_file", lambda path: (hashed.append(path.name), original(path))[1])
+    monkeypatch.setattr(digests, "RACY_NS", 0)
+    assert run(*place.eval()).code == 0
+    hashed.clear()
+    assert run(*place.eval()).code == 0
+    assert hashed == []
+    assert run(*place.eval("--verify-data")).code == 0
+    assert len(hashed) == 60
+    assert "--verify-data" in run("pretrain", "--help").out
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import small
 
 from clipbench import digests as module
+from clipbench.catalog import Catalog
+from clipbench.data import Split, hub
+from clipbench.data.hub import DataPaths, open_split
 from clipbench.digests import digests
 from clipbench.errors import DataError, StorageError, WeightsError
 from clipbench.models.weights import verify
@@ -200,3 +204,40 @@ def test_a_file_that_never_stands_still_is_an_error(folder: Path, monkeypatch: p
     monkeypatch.setattr(module, "sha256_file", growing)
     with pytest.raises(DataError, match="changes while it is read"):
         digests(folder, [folder / "a"])
+
+
+def test_verified_data_says_which_digest_was_wrong(
+    tmp_path: Path, read: list[str], isolated_cache: Path
+) -> None:
+    table = small.write_parquet(tmp_path / "data" / "test.parquet", 5)
+    card = Catalog([small.write_task(tmp_path / "cards")]).dataset("animals")
+
+    def split(*, verify: bool) -> Split:
+        return open_split(card, "test", DataPaths({"animals": table.parent}, (), verify))
+
+    right = split(verify=False).fingerprint
+    rewritten(isolated_cache, table, "0" * 64, sealed=True)
+    assert split(verify=False).fingerprint != right
+    verified = split(verify=True)
+    assert verified.fingerprint == right
+    assert [
+        (note.kind, note.count, note.examples) for note in verified.notes if note.kind == "wrong-digests"
+    ] == [("wrong-digests", 1, ("test.parquet",))]
+    assert split(verify=False).fingerprint == right
+
+
+def test_verified_files_of_the_hub_are_what_was_fetched(tmp_path: Path) -> None:
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "c"
+    blobs.mkdir(), folder.mkdir(parents=True)
+    git = hashlib.sha1(b"blob 5\0small", usedforsecurity=False).hexdigest()
+    for name, data in ((sha256(b"large"), b"large"), (git, b"small"), ("etag", b"other")):
+        (blobs / name).write_bytes(data)
+    links = [folder / name for name in ("large", "small", "bare")]
+    for link, blob in zip(links, (sha256(b"large"), git, "etag"), strict=True):
+        link.symlink_to(blobs / blob)
+    assert hub._verified(links[:2]) == ()
+    assert [(note.kind, note.examples) for note in hub._verified(links)] == [("unverified", ("bare",))]
+    for link in links[:2]:
+        link.resolve().write_bytes(b"wrong")
+        with pytest.raises(DataError, match=f"{link.name} is not what was fetched"):
+            hub._verified([link])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 import timm
 import torch
 import transformers
+from captioned import rows_of, write_table
 from safetensors.torch import load_file, save_file
 from small import one_thread, write_tokenizer  # noqa: F401 - one_thread is a fixture
 from torch import nn
 from torch.nn import functional as F
 
-from clipbench import models
+from clipbench import features, models
 from clipbench.cards import Document, ModelCard, Pairs, Recipe, parse
 from clipbench.catalog import Catalog
 from clipbench.cores import cores
@@ -27,6 +29,7 @@ from clipbench.data import Split
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
 from clipbench.data.hub import DataPaths
+from clipbench.data.training import open_pairs
 from clipbench.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate
@@ -178,6 +181,38 @@ def test_features_are_computed_once(package: Path, tmp_path: Path, monkeypatch: 
     model = recipe(package, WHOLE).model.canonical() | {"preprocess": PREPROCESS | {"mean": [0.2]}}
     with pytest.raises(AssertionError, match="a tower was run again"):
         train(recipe(package, WHOLE, model=model), tmp_path / "third")
+
+
+def test_features_of_a_table_are_computed_again_for_other_images(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_table(tmp_path, rows_of([f"a photo of {number}" for number in range(8)]), "t.csv")
+    wanted = {"name": "mine", "kind": "csv", "file": "t.csv", "images": "images"}
+    encoded: list[int] = []
+    encode = features._encode_shards
+
+    def counting(*arguments: Any) -> None:
+        encoded.append(len(arguments[4]))
+        encode(*arguments)
+
+    monkeypatch.setattr(features, "_encode_shards", counting)
+
+    def run(name: str) -> None:
+        one = recipe(package, WHOLE, data=[wanted])
+        data = [open_pairs(one.data[0], Catalog().dataset, DataPaths({"mine": folder}, ()), Path("r.yaml"))]
+        pretrain(one, "small", tmp_path / name, data=data, device="cpu", progress=False)
+
+    run("first"), run("second")
+    assert len(encoded) == 1
+    image = folder / "images" / "3.png"
+    before, data = image.stat(), image.read_bytes()
+    image.write_bytes(data + b"\0")  # behind the end of the picture
+    run("third")
+    assert len(encoded) == 2
+    image.write_bytes(data + b"\1")
+    os.utime(image, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    run("fourth")
+    assert len(encoded) == 3
 
 
 @pytest.mark.parametrize("space", ["joint", "backbone"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -394,6 +395,35 @@ def test_a_column_that_calls_images_wrongly(who: list[Any], wanted: str, tmp_pat
     assert "no column 'whom'; it has 'image', 'caption', 'who'" in message(
         root, "captions", columns={"image_id": "whom"}
     )
+
+
+def test_a_column_of_lists_says_of_no_row_which_image_it_is(tmp_path: Path) -> None:
+    root = write(tmp_path, ROWS | {"path": [["a", str(i)] for i in SHOWN]})
+    assert "columns.image_id" in message(root, "captions")
+    assert "'path' holds lists of texts, expected texts" in message(
+        root, "captions", columns={"image_id": "path"}
+    )
+
+
+def write_tar(path: Path, samples: Sequence[tuple[bytes, str]]) -> Path:
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for number, (image, text) in enumerate(samples):
+            for name, data in ((f"s{number}.png", image), (f"s{number}.txt", text.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path.parents[1]
+
+
+def test_tars_with_an_image_in_many_samples(tmp_path: Path) -> None:
+    single = [(IMAGES[i], text) for i, text in zip(SHOWN, SAID, strict=True)]
+    said = message(write_tar(tmp_path / "a" / "test" / "0.tar", single), "captions")
+    assert "are the same image with a caption each; 3 images are there more than once" in said
+    assert "pack each image once, with all its captions in its .txt, one a line" in said
+    several = [(image, f"{text}\n{text}!") for image, text in single]
+    split = opened(write_tar(tmp_path / "b" / "test" / "0.tar", several), "captions")
+    assert [(note.kind, note.count) for note in split.notes] == [("repeated-images", 3)]
 
 
 def test_image_id_is_for_captions() -> None:

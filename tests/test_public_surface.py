@@ -71,6 +71,7 @@ LIGHT = (
     "clipbench.data.labels",
     "clipbench.data.layout",
     "clipbench.data.parquet",
+    "clipbench.data.repeats",
     "clipbench.data.refer",
     "clipbench.digests",
     "clipbench.errors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,32 @@ def test_missing_images_stop_or_are_read_as_broken_ones(tmp_path: Path) -> None:
     assert "3 of the 3" in message(folder, **source, on_bad_image="skip")
 
 
+def test_what_is_kept_of_a_table_goes_by_the_bytes_of_every_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipbench.digests.RACY_NS", 0)
+    folder = write_table(tmp_path, rows_of(CAPTIONS), "t.csv")
+
+    def keys() -> tuple[str, str]:
+        split = opened(folder, kind="csv", file="t.csv", images="images")
+        return split.fingerprint, split.hashed().fingerprint
+
+    first = keys()
+    assert keys() == first
+    image = folder / "images" / "3.png"
+    before, data = image.stat(), image.read_bytes()
+    image.write_bytes(data[:-1] + b"?")
+    os.utime(image, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    second = keys()
+    assert second[0] == first[0]  # whether a run goes on is told by the images' names and sizes
+    assert second[1] != first[1]
+    image.write_bytes(data + b"?")
+    assert keys()[0] != first[0]
+    image.unlink()
+    split = opened(folder, kind="csv", file="t.csv", images="images", on_bad_image="skip")
+    assert len({split.fingerprint, split.hashed().fingerprint, *first, *second}) == 5
+
+
 def test_json_lines_of_yfcc(tmp_path: Path) -> None:
     lines = [
         {"caption": 'a "hill"', "filename": "0.png", "url": "http://x"},
@@ -209,6 +236,22 @@ def test_local_shards_are_read_at_scattered_places(tmp_path: Path) -> None:
     assert isinstance(split, LocalShards)
     assert pairs(split) == [(f"{i // 3:05d}/{i:09d}", picture(i), [f"caption {i}"]) for i in range(6)]
     assert [split.texts(row) for row in (5, 0)] == [["caption 5"], ["caption 0"]]
+
+
+def test_a_shard_swapped_under_its_size_and_time_is_read_anew(tmp_path: Path) -> None:
+    samples = [sample_of(number) for number in range(3)]
+    tar = write_shard(tmp_path / "0.tar", samples)
+    os.utime(tar, (1_000_000, 1_000_000))
+    before = opened(tmp_path, kind="webdataset")
+    assert [text for *_, text in pairs(before)] == [["caption 0"], ["caption 1"], ["caption 2"]]
+    size, key = tar.stat().st_size, before.hashed().fingerprint
+    tar.unlink()
+    write_shard(tar, samples[::-1])
+    os.utime(tar, (1_000_000, 1_000_000))
+    assert tar.stat().st_size == size
+    after = opened(tmp_path, kind="webdataset")
+    assert [text for *_, text in pairs(after)] == [["caption 2"], ["caption 1"], ["caption 0"]]
+    assert after.hashed().fingerprint != key
 
 
 def test_samples_without_a_caption_or_an_image_are_counted_and_named(tmp_path: Path) -> None:

@@ -117,14 +117,18 @@ class Parquet(Layout):
         if named is not None:
             if named not in names:
                 raise DataError(_no_column(self.where, named, names), hint=_set("image_id"))
+            if not self._plain(named):
+                kind = _said(_kind(self._schemas[self._files[0]].field(named).type))
+                raise DataError(
+                    f"{self.where}: the column {named!r} holds {kind}, expected texts or whole numbers",
+                    hint=_set("image_id"),
+                )
             yield named, list(self._values(named))
             return
         plain = {"".join(c for c in name.casefold() if c.isalnum()): name for name in names}
         for known in _IDENTITIES:
             name = plain.get(known)
-            if name not in (None, self._image, self._label) and all(
-                name in s.names for s in self._schemas.values()
-            ):
+            if name is not None and name not in (self._image, self._label) and self._plain(name):
                 yield name, list(self._values(name))
         yield (
             f"{self._image} (its path)",
@@ -133,6 +137,13 @@ class Parquet(Layout):
                 for path in self._files
                 for cell in self._of(path, self._image)
             ],
+        )
+
+    def _plain(self, column: str) -> bool:
+        """Whether every file has the column, of texts or whole numbers."""
+        return all(
+            column in schema.names and _kind(schema.field(column).type) in ("texts", "whole numbers")
+            for schema in self._schemas.values()
         )
 
     # ------------------------------------------------------------ columns
