@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from clipbench.outputs import PNG_SOFTWARE
-
 from clipbench.data.decode import open_image
+from clipbench.outputs import PNG_SOFTWARE
 
 _WIDTH = 480  # of an overlay, px
 _TALLEST = 10 * _WIDTH
