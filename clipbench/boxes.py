@@ -58,6 +58,34 @@ def share(box: Box, width: int, height: int) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]) / (width * height))
 
 
+def turn(boxes: NDArray[np.float64], size: tuple[int, int], orientation: int) -> NDArray[np.float64]:
+    """`boxes` [J, 4] in an image of `size` (width, height), as they lie after the turn of an EXIF orientation (1 to 8).
+
+    >>> turn(np.array([[1.0, 0, 3, 2]]), (10, 5), 6).tolist()
+    [[3.0, 1.0, 5.0, 3.0]]
+    """
+    width, height = size
+    x, y = boxes[:, 0::2], boxes[:, 1::2]
+    back, up = width - x[:, ::-1], height - y[:, ::-1]
+    ways = {
+        1: (x, y),
+        2: (back, y),
+        3: (back, up),
+        4: (x, up),
+        5: (y, x),
+        6: (up, x),
+        7: (up, back),
+        8: (y, back),
+    }
+    return np.stack(ways[orientation], axis=2).reshape(-1, 4)
+
+
+def turn_back(boxes: NDArray[np.float64], size: tuple[int, int], orientation: int) -> NDArray[np.float64]:
+    """What `turn` was given, from what it returned; `size` is that of the image before the turn."""
+    after = size[::-1] if orientation >= 5 else size
+    return turn(boxes, after, {6: 8, 8: 6}.get(orientation, orientation))
+
+
 def overlaps(boxes: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
     """Intersection over union of each of `boxes` [J, 4] with `box`: float64 [J].
 

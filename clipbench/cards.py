@@ -89,6 +89,8 @@ class Preprocess(Strict):
     which it centres on black.
     `order` says whether the conversion to `channels` colours comes before or after resizing
     (open_clip: after; most others: before; it matters for palette and alpha images).
+    `orientation: exif` turns an image first as its EXIF tag says (as OpenCV's `imread` does), `as-stored` does not (as
+    Pillow, and so open_clip, does not; but for TIFF, which Pillow always turns).
     """
 
     size: int = Field(224, gt=0)
@@ -97,6 +99,7 @@ class Preprocess(Strict):
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
     channels: Literal[1, 3] = 3
     order: Literal["convert-last", "convert-first"] = "convert-last"
+    orientation: Literal["as-stored", "exif"] = "as-stored"
     mean: Tuple[float]
     std: Tuple[float]
 
@@ -112,6 +115,12 @@ class Preprocess(Strict):
         if any(s <= 0 for s in self.std):
             raise ValueError("std values must be above 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: fingerprints and features of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("orientation", "as-stored")}
 
 
 #: kinds of sources → what a value must look like, as a pattern and in words
@@ -325,6 +334,9 @@ class TaskCard(Strict):
     `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
     two have no classes and no templates. `also` is what else goes with it, where a set has more than one; `objects`
     are what an image shows beside what its label says.
+
+    `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
+    `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
     """
 
     title: str
@@ -335,6 +347,7 @@ class TaskCard(Strict):
     splits: dict[str, SplitSpec]
     kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
     also: Tuple[Literal["captions", "expressions", "objects"]] = ()
+    boxes: Literal["as-stored", "exif"] | None = None
     classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
     other_labels: Literal["error", "ignore"] = "error"
@@ -395,6 +408,8 @@ class TaskCard(Strict):
                 raise Misplaced("label_names holds the same name twice", "label_names")
         if len({self.kind, *self.also}) <= len(self.also):
             raise Misplaced(f"also names {self.kind} or one kind twice", "also")
+        if self.boxes is not None and "expressions" not in (self.kind, *self.also):
+            raise Misplaced("boxes belongs to sets of expressions", "boxes")
         if self.other_labels == "ignore" and self.kind != "multi-label":
             raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
         if self.kind in LABELLED and "default" not in self.templates:
@@ -417,7 +432,8 @@ class TaskCard(Strict):
     def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) != ("other_labels", "error") and (k != "also" or v)}
+        unset = (("other_labels", "error"), ("boxes", None))
+        return {k: v for k, v in fields.items() if (k, v) not in unset and (k != "also" or v)}
 
 
 def _check_templates(name: str, templates: tuple[str, ...]) -> None:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipbench import boxes as places
 from clipbench.cards import Preprocess
 from clipbench.errors import NotApplicable
 
@@ -48,7 +49,9 @@ class Heat:
         maps: float32 [K, h, w], at least 0.
         scores: float32 [K], each text's similarity with the image.
         size: width and height of the image as stored, px.
-        seen: left, top, right, bottom of the part that the maps cover, in those pixels; it may reach beyond the image.
+        turned: the EXIF orientation by which it was turned before the model saw it; 1: it was not.
+        seen: left, top, right, bottom of the part that the maps cover, in pixels after the turn; it may reach beyond
+            the image.
         described: how they were made.
     """
 
@@ -59,13 +62,18 @@ class Heat:
     size: tuple[int, int]
     seen: tuple[int, int, int, int]
     described: str
+    turned: int = 1
+
+    def placed(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`boxes` [J, 4] in pixels of the image as stored, in those of the image as the model saw it."""
+        return places.turn(boxes, self.size, self.turned)
 
     def large(self, place: int) -> NDArray[np.float32]:
         """The map of `texts[place]` up-sampled bicubically to the image: float32 [height, width], 0 outside `seen`.
 
-        Overshoots below 0 are cut.
+        Overshoots below 0 are cut. The image is the one that the model saw: after the turn.
         """
-        width, height = self.size
+        width, height = self.size if self.turned < 5 else self.size[::-1]
         left, top, right, bottom = self.seen
         covered = F.interpolate(
             self.maps[place][None, None],

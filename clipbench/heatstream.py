@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clipbench.cards import Preprocess
 from clipbench.data import Sample, Split
 from clipbench.data.decode import BAD_IMAGE, decode_stream, normalise, open_image, seen
+from clipbench.data.images import frames
 from clipbench.features import not_finite
 from clipbench.heatmaps import Heat, HeatMaps
 
@@ -46,9 +47,9 @@ def heats(
     rows = np.unique(image)
     size = runtime.batch_size or (16 if runtime.on_cpu else 64)
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    shapes: deque[tuple[int, int]] = deque()
+    shapes: deque[tuple[tuple[int, int], int]] = deque()
     stream = decode_stream(
-        _measured(split.samples(rows), shapes),
+        _measured(split.samples(rows), shapes, preprocess),
         preprocess,
         sizes=[len(part) for part in parts],
         workers=encoder.decoders(len(rows)),
@@ -75,14 +76,17 @@ def heats(
             encoder.counts.images_s += time.perf_counter() - start
             for row in np.flatnonzero(batch.good).tolist():
                 own = np.flatnonzero(place == row)
+                stored, turned = sizes[row]
+                width, height = stored[::-1] if turned >= 5 else stored
                 yield Heat(
                     int(part[row]),
                     numbers[own],
                     found[own],
                     scores[own],
-                    sizes[row],
-                    seen(*sizes[row], preprocess),
+                    stored,
+                    seen(width, height, preprocess),
                     maps.described,
+                    turned,
                 )
             advance(len(part))
 
@@ -119,12 +123,15 @@ def _pairs(
     return whole, np.concatenate(scores)[back]
 
 
-def _measured(samples: Iterator[Sample], shapes: deque[tuple[int, int]]) -> Iterator[Sample]:
-    """`samples`, the width and height of each put into `shapes`; 0 × 0 for bytes that are no image."""
+def _measured(
+    samples: Iterator[Sample], shapes: deque[tuple[tuple[int, int], int]], preprocess: Preprocess
+) -> Iterator[Sample]:
+    """`samples`, each one's size as stored and its turn put into `shapes`; 0 × 0 for bytes that are no image."""
     for sample in samples:
         try:
             with open_image(sample.image) as image:
-                shapes.append(image.size)
+                size, _, turned = frames(image, preprocess.orientation)
+                shapes.append((size, turned))
         except BAD_IMAGE:
-            shapes.append((0, 0))
+            shapes.append(((0, 0), 1))
         yield sample

@@ -37,7 +37,7 @@ from clipbench.errors import DataError, StorageError
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 SMALL = Preprocess(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-MODES = ("RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16")
+MODES = ("RGB", "L", "P", "RGBA", "LA", "CMYK", "1")
 SHAPES = {
     "landscape": (311, 227),
     "portrait": (225, 401),
@@ -66,9 +66,7 @@ def picture(mode: str, width: int, height: int, seed: int = 0) -> bytes:
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / 9 + c) * np.cos(y / 7 - c) for c in range(4)], axis=2) * 90 + 128
     pixels = np.clip(waves + rng.normal(0, 25, waves.shape), 0, 255).astype(np.uint8)
-    if mode == "I;16":
-        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
-    elif mode in ("RGBA", "CMYK"):
+    if mode in ("RGBA", "CMYK"):
         image = Image.frombytes(mode, (width, height), pixels.tobytes())
     elif mode == "P":
         image = Image.fromarray(pixels[..., :3]).quantize(64)

@@ -148,7 +148,7 @@ def test_postscript_starts_nothing_elsewhere(tmp_path: Path, ghostscript: Path, 
     ):
         model.preprocess(opened)
     shapes: Any = []
-    list(_measured(iter([Sample(name, POSTSCRIPT)]), shapes))  # heat maps
+    list(_measured(iter([Sample(name, POSTSCRIPT)]), shapes, EYES))  # heat maps
     with pytest.raises(OSError, match="cannot identify"):
         overlays.overlay(POSTSCRIPT, np.ones((2, 2), np.float32), np.zeros(4), (0, 0), "", hit=True, energy=1)
     assert pictures.inlined(path) is None

@@ -497,6 +497,7 @@ def test_clip_lite_card() -> None:
         resize="shortest",
         interpolation="bilinear",
         order="convert-first",
+        orientation="exif",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )

@@ -32,6 +32,7 @@ from PIL import Image, UnidentifiedImageError
 
 from clipbench.cards import Preprocess
 from clipbench.data import Sample
+from clipbench.data.images import standard
 from clipbench.errors import DataError, StorageError
 from clipbench.parsing import Unreadable, file_bytes
 
@@ -92,8 +93,17 @@ _TIFF_PLACES: Final = (273, 279, 324, 325)  # tags of the places and lengths of 
 _OPENING: Final = threading.Lock()
 
 OnBadImage = Literal["stop", "skip"]
+#: of the images of one message, by their place in it: (index, reason) of those that failed, (index, kind) of remarks
+Told = tuple[list[tuple[int, str]], list[tuple[int, str]]]
 #: kinds of what is said of an image that was decoded, and what they mean, as a clause that follows a count
-REMARKS: Final[dict[str, str]] = {}
+REMARKS: Final[dict[str, str]] = {
+    "16-bit-scaled": "grey images of 16 bits scaled to 8 by their whole range (x / 257), where open_clip cuts at 255",
+    "exif-turned": "images turned as their EXIF tag says, before the model saw them",
+    "exif-turn-ignored": "images seen as they are stored, though their EXIF tag turns them (the model card's "
+    "orientation: as-stored)",
+    "alpha-dropped": "images with transparent pixels, of which the stored colours were seen: alpha was dropped",
+    "first-frame": "files with several frames or pages, of which the first was seen",
+}
 
 
 class Oversized(ValueError):
@@ -183,13 +193,18 @@ def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
     equal those of open_clip's evaluation transform.
 
     Raises:
-        OSError, SyntaxError, ValueError, EOFError: the bytes are not a whole image.
+        OSError, SyntaxError, ValueError, EOFError: the bytes are not a whole image, or one of 32 bits a channel.
     """
-    image = open_image(data)
+    return _decode(data, preprocess)[0]
+
+
+def _decode(data: bytes, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """See `decode`; with the kinds of `REMARKS` that hold for the image."""
+    image, remarks = standard(open_image(data), preprocess.orientation)
     if isinstance(preprocess, Crops):
         rng = np.random.default_rng([preprocess.seed, preprocess.epoch, zlib.crc32(data)])
-        return _channels_first(_random_crop(image, preprocess, rng), preprocess)
-    return pixels(image, preprocess)
+        return _channels_first(_random_crop(image, preprocess, rng), preprocess), remarks
+    return _resized(image, preprocess), remarks
 
 
 def _random_crop(image: Image.Image, crops: Crops, rng: np.random.Generator) -> Image.Image:
@@ -217,6 +232,10 @@ def _random_crop(image: Image.Image, crops: Crops, rng: np.random.Generator) -> 
 
 def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Resize and crop one image: uint8 [channels, side, side]. Raises as `decode`."""
+    return _resized(standard(image, preprocess.orientation)[0], preprocess)
+
+
+def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     mode = _MODE[preprocess.channels]
     if preprocess.order == "convert-first":
         image = image.convert(mode)
@@ -251,6 +270,8 @@ def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 def seen(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of what `pixels` keeps of an image, in its own pixels, rounded to whole ones.
+
+    `width` and `height` are those of the image as the model sees it: after the turn, if there is one.
 
     Where the crop is larger than the resized image, it reaches beyond the image on all sides.
 
@@ -386,21 +407,24 @@ class _Pending:
 
     group: list[Sample]
     slot: int
-    parts: list[tuple[int, Future[list[tuple[int, str]]]]]
+    parts: list[tuple[int, Future[Told]]]
 
     def result(self, pool: _Pool, on_bad_image: OnBadImage) -> Batch:
         images = pool.slot(self.slot)[: len(self.group)]
         good = np.ones(len(self.group), dtype=np.bool_)
         bad: list[Bad] = []
+        remarks: list[tuple[str, str]] = []
         for start, part in self.parts:
-            for offset, reason in part.result():
+            failed, remarked = part.result()
+            remarks += [(self.group[start + offset].id, kind) for offset, kind in remarked]
+            for offset, reason in failed:
                 index = start + offset
                 good[index] = False
                 images[index] = 0
                 bad.append(Bad(self.group[index].id, reason))
         if bad and on_bad_image == "stop":
             raise undecodable(bad, "count and name such images with --on-bad-image skip")
-        return Batch(images, good, tuple(bad))
+        return Batch(images, good, tuple(bad), tuple(remarks))
 
 
 class _Pool:
@@ -443,7 +467,7 @@ class _Pool:
 
     def submit(self, group: list[Sample], slot: int) -> _Pending:
         if not self._workers:
-            done: Future[list[tuple[int, str]]] = Future()
+            done: Future[Told] = Future()
             done.set_result(decode_into(self.slot(slot), [s.image for s in group], self._preprocess))
             return _Pending(group, slot, [(0, done)])
         size = max(1, min(16, -(-len(group) // self._workers)))
@@ -453,13 +477,13 @@ class _Pool:
             parts.append((start, self._threads.submit(self._ask, slot, start, images)))
         return _Pending(group, slot, parts)
 
-    def _ask(self, slot: int, start: int, images: list[bytes]) -> list[tuple[int, str]]:
+    def _ask(self, slot: int, start: int, images: list[bytes]) -> Told:
         child = getattr(self._local, "child", None)
         if child is None:
             child = self._local.child = self._start()
         try:
             send(child.stdin, (slot, start, images))
-            answer: list[tuple[int, str]] = receive(child.stdout)
+            answer: Told = receive(child.stdout)
         except (OSError, EOFError):
             code = child.wait()
             raise DataError(
@@ -510,17 +534,18 @@ def map_pixels(file: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), dtype=np.uint8).reshape(shape)
 
 
-def decode_into(
-    target: NDArray[np.uint8], images: list[bytes], preprocess: Preprocess
-) -> list[tuple[int, str]]:
-    """Decode `images` into `target` [≥ len(images), C, side, side]; (index, reason) of those that failed."""
-    failed = []
+def decode_into(target: NDArray[np.uint8], images: list[bytes], preprocess: Preprocess) -> Told:
+    """Decode `images` into `target` [≥ len(images), C, side, side], and tell what is to be told of them."""
+    failed: list[tuple[int, str]] = []
+    remarks: list[tuple[int, str]] = []
     for index, data in enumerate(images):
         try:
-            target[index] = decode(data, preprocess)
+            target[index], kinds = _decode(data, preprocess)
         except BAD_IMAGE as error:
             failed.append((index, _reason(error, data)))
-    return failed
+        else:
+            remarks += [(index, kind) for kind in kinds]
+    return failed, remarks
 
 
 def _reason(error: BaseException, data: bytes) -> str:

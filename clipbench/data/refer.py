@@ -26,12 +26,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.boxes import turn_back
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
 from clipbench.data import Expressions
 from clipbench.data.coco import listed_images
 from clipbench.data.decode import BAD_IMAGE, open_image
 from clipbench.data.hub import split_names
+from clipbench.data.images import frames
 from clipbench.data.layout import FileLayout, Layout
 from clipbench.data.parquet import Parquet
 from clipbench.errors import DataError
@@ -39,6 +41,8 @@ from clipbench.errors import DataError
 #: (id, text, box as x0, y0, x1, y1)
 Expression = tuple[str, Any, Any]
 Boxes = dict[str, NDArray[np.float64]]
+#: width and height (px) of an image as stored, and its EXIF orientation
+Size = tuple[tuple[int, int], int]
 
 _OVERRUN = 2.0  # px that rounding may carry an edge beyond the image
 #: partitions in which no image is in two splits; Google's divides the objects of an image
@@ -71,12 +75,23 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
 def expressions(dataset: Entry[TaskCard], source: Layout, ids: list[str], raw: list[Any]) -> Expressions:
     """The expressions of a split, checked against its images: `raw` is a list of `Expression` for each of `ids`.
 
-    Edges that rounding carried beyond the image are put back onto it.
+    Edges that rounding carried beyond the image are put back onto it. Boxes that the card says to be in the frame after
+    the turn of EXIF are brought into that of the image as stored.
 
     Raises:
-        DataError: an empty expression, an id that is there twice, a box that is none or not in its image.
+        DataError: an empty expression, an id that is there twice, a box that is none or not in its image, or images
+            that EXIF turns where the card does not say in which frame the boxes are.
     """
     sizes = _sizes(source, len(ids))
+    turned = [i for i, size in zip(ids, sizes, strict=True) if size is not None and size[1] != 1]
+    if turned and dataset.card.boxes is None:
+        raise DataError(
+            f"{dataset.id}: {len(turned)} of {len(ids)} images in {source.where} have an EXIF tag that turns them (the "
+            f"first is {turned[0]}), so that their boxes may be in the frame of the stored pixels or in the turned one",
+            hint=f"say which in {dataset.path}: boxes: as-stored (pixels as Pillow and most programs count them), or "
+            "boxes: exif (as viewers and web browsers show the image)",
+        )
+    follows = dataset.card.boxes == "exif"
     names: list[str] = []
     texts: list[str] = []
     boxes: list[list[float]] = []
@@ -89,7 +104,7 @@ def expressions(dataset: Entry[TaskCard], source: Layout, ids: list[str], raw: l
                 )
             names.append(name)
             texts.append(text.strip())
-            boxes.append(_inside(box, size, where))
+            boxes.append(_inside(box, size, follows, where))
     if len(set(names)) != len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{dataset.id}: the expression id {twice} is there twice in {source.where}")
@@ -100,7 +115,12 @@ def expressions(dataset: Entry[TaskCard], source: Layout, ids: list[str], raw: l
         tuple(texts),
         np.repeat(np.arange(len(ids)), [len(found) for found in raw]),
         np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        None if detected is None else tuple(_of_image(detected, image, none) for image in ids),
+        None
+        if detected is None
+        else tuple(
+            _stored(_of_image(detected, image, none), size, follows)
+            for image, size in zip(ids, sizes, strict=True)
+        ),
     )
 
 
@@ -310,8 +330,13 @@ def _from_xywh(box: Any) -> Any:
     return [x, y, x + width, y + height]
 
 
-def _inside(box: Any, size: tuple[int, int] | None, where: str) -> list[float]:
-    """`box` clipped to the image of `size` (width, height), if that is known."""
+def _stored(boxes: NDArray[np.float64], size: Size | None, follows: bool) -> NDArray[np.float64]:
+    """`boxes` [J, 4] in the frame of the image as stored; with `follows`, given in the one after its turn."""
+    return turn_back(boxes, *size) if follows and size is not None else boxes
+
+
+def _inside(box: Any, size: Size | None, follows: bool, where: str) -> list[float]:
+    """`box` clipped to the image, if its size is known, in the frame of the image as stored (see `_stored`)."""
     numbers = (
         isinstance(box, Sequence)
         and len(box) == 4
@@ -328,22 +353,26 @@ def _inside(box: Any, size: tuple[int, int] | None, where: str) -> list[float]:
         )
     if size is None:
         return [x0, y0, x1, y1]
-    width, height = size
+    (width, height), tag = size
+    if follows and tag >= 5:
+        width, height = height, width
     if min(x0, y0, width - x1, height - y1) < -_OVERRUN or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         raise DataError(
             f"{where} has the box {shown}, outside the image of {width} × {height} px",
             hint="the boxes belong to images of another size, or are of another form than expected",
         )
-    return [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
+    clipped = [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
+    edges: list[float] = _stored(np.array([clipped]), size, follows)[0].tolist()
+    return edges
 
 
-def _sizes(source: Layout, count: int) -> list[tuple[int, int] | None]:
-    """Width and height of every image; None for one that cannot be read, which decoding will name."""
-    sizes: list[tuple[int, int] | None] = [None] * count
+def _sizes(source: Layout, count: int) -> list[Size | None]:
+    """`Size` of every image; None for one that cannot be read, which decoding will name."""
+    sizes: list[Size | None] = [None] * count
     for row, data in source.images(np.arange(count)):
         try:
             with open_image(data) as image:
-                sizes[row] = image.size
+                sizes[row] = frames(image, "as-stored")[:2]
         except BAD_IMAGE:
             continue
     return sizes

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-#: what the official code evaluates with; Pillow's bilinear smooths where OpenCV's does not
+#: what the official code evaluates with; Pillow's bilinear smooths where OpenCV's does not, and OpenCV turns images
 PREPROCESS: Final = Preprocess(
     size=224,
     resize="shortest",
     interpolation="bilinear",
     order="convert-first",
+    orientation="exif",
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )

@@ -67,6 +67,8 @@ class Found:
         chance: share of the image that the true box is.
         overlap: IoU of the candidate box with the most heat, None without candidates.
         candidate_chance: share of the candidates that a true answer would be among.
+        box: the true box, float64 [4], in the frame of the map.
+        turned: the EXIF orientation by which the image was turned before the model saw it; 1: it was not.
     """
 
     number: int
@@ -78,6 +80,8 @@ class Found:
     chance: float
     overlap: float | None
     candidate_chance: float
+    box: NDArray[np.float64]
+    turned: int
 
 
 def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: Params, seed: int) -> Outcome:
@@ -160,11 +164,12 @@ def pictures(
         picture = overlays.overlay(
             images[int(chosen.image[n])].image,
             heat,
-            chosen.boxes[n],
+            found.box,
             found.point,
             chosen.texts[n],
             hit=found.hit,
             energy=found.energy,
+            turned=found.turned,
         )
         made[f"{n:03d}-{chosen.ids[n]}"] = picture
     pngs = {overlays.file_name(name): overlays.png(picture) for name, picture in made.items()}
@@ -192,9 +197,12 @@ def _look(
         whole=params.view == "whole",
         block=params.block,
     ):
-        candidates = None if expressions.candidates is None else expressions.candidates[heat.sample]
+        candidates = (
+            None if expressions.candidates is None else heat.placed(expressions.candidates[heat.sample])
+        )
+        own = heat.placed(expressions.boxes[heat.texts])
         for place, number in enumerate(heat.texts.tolist()):
-            large, box = heat.large(place), expressions.boxes[number]
+            large, box = heat.large(place), own[place]
             point = boxes.peak(large)
             overlap, by_chance = None, 0.0
             if candidates is not None and len(candidates):
@@ -208,8 +216,10 @@ def _look(
                 point,
                 boxes.contains(box, point),
                 boxes.energy(large, box),
-                boxes.share(box, *heat.size),
+                boxes.share(box, large.shape[1], large.shape[0]),
                 overlap,
                 by_chance,
+                box,
+                heat.turned,
             )
             yield found, large

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from clipbench.data.decode import open_image
+from clipbench.data.images import standard
 from clipbench.outputs import PNG_SOFTWARE
 
 _WIDTH = 480  # of an overlay, px
@@ -33,6 +34,7 @@ def overlay(
     *,
     hit: bool,
     energy: float,
+    turned: int = 1,
 ) -> Image.Image:
     """One map over its image, with a caption below.
 
@@ -43,10 +45,11 @@ def overlay(
         point: the pixel (x, y) that the map points at (a ring, green in the box and red outside).
         text: the expression.
         hit, energy: whether the point is in the box; the share of the heat that is.
+        turned: the EXIF orientation by which the image was turned before the model saw it; 1: it was not.
     """
     import matplotlib
 
-    image = open_image(data).convert("RGB")
+    image = standard(open_image(data), "as-stored" if turned == 1 else "exif")[0].convert("RGB")
     scale = min(_WIDTH / image.width, _TALLEST / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     largest = float(heat.max())
