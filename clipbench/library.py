@@ -98,23 +98,25 @@ class Model:
         """
         import torch
 
-        images = _several(images)
+        several = _several(images)
         space = space or self.compared
         self.adapter.require_space(space)
         tower = self._tower("image", space)
         features = []
-        if isinstance(images, torch.Tensor):
+        if isinstance(several, torch.Tensor):
             own = self.card.preprocess
             shape = (own.channels, own.side, own.side)
-            if images.shape[1:] != shape or not images.is_floating_point():
+            if several.shape[1:] != shape or not several.is_floating_point():
                 wanted = ", ".join(map(str, shape))
                 raise DataError(
-                    f"a tensor of {images.dtype} {list(images.shape)} is no batch of float [n, {wanted}]",
+                    f"a tensor of {several.dtype} {list(several.shape)} is no batch of float [n, {wanted}]",
                     hint="preprocess makes the rows of such a batch; images can also be paths, or PIL images",
                 )
-            batches: Iterable[torch.Tensor] = (images[i : i + _BATCH] for i in range(0, len(images), _BATCH))
+            batches: Iterable[torch.Tensor] = (
+                several[i : i + _BATCH] for i in range(0, len(several), _BATCH)
+            )
         else:
-            batches = (torch.stack([self.preprocess(image) for image in part]) for part in _parts(images))
+            batches = (torch.stack([self.preprocess(image) for image in part]) for part in _parts(several))
         for batch in batches:
             features.append(tower(batch.to(self.runtime.device)).cpu())
         return self._shaped(features, space)

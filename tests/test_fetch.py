@@ -32,7 +32,8 @@ from clipbench.models import LoadedModel, dual, fetch
 from clipbench.models.fetch import find, name, place
 from clipbench.models.weights import resolve_source
 
-DATA = random.Random(0).randbytes(300_000)
+DATA = b"\x80\x02" + random.Random(0).randbytes(299_998)  # begins like a pickle
+TURNED = DATA[:2] + DATA[:1:-1]
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -199,7 +200,7 @@ def test_two_addresses_with_one_name_have_two_places() -> None:
 
 
 def test_unchanged_file_is_not_hashed_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipbench.models import weights as module
+    from clipbench import digests as module
 
     path, _ = resolved(at(files))
     hashed: list[Path] = []
@@ -218,7 +219,7 @@ def test_unchanged_file_is_not_hashed_again(files: Files, monkeypatch: pytest.Mo
 
 def test_changed_file_is_noticed(files: Files) -> None:
     path, _ = resolved(at(files))
-    path.write_bytes(b"another")
+    path.write_bytes(b"\x80another")
     with pytest.raises(
         ClipbenchError, match=rf"sha256 of the weights of {re.escape(name(at(files)))} has changed"
     ):
@@ -231,8 +232,8 @@ def test_file_that_was_put_there_by_hand(files: Files) -> None:
     weights = at(files)
     files.stop()
     refused(weights, "Connection refused")
-    place(weights).write_bytes(b"by hand")
-    digest = hashlib.sha256(b"by hand").hexdigest()
+    place(weights).write_bytes(b"\x80by hand")
+    digest = hashlib.sha256(b"\x80by hand").hexdigest()
     assert resolved(weights) == (place(weights), digest)
     assert recall("weights", name(weights)) == digest
     assert files.asked == []
@@ -347,9 +348,9 @@ def test_file_that_changes_between_two_halves_is_not_mixed(files: Files, heeds: 
     files.heeds_if_range = heeds
     files.drops = [100_000, *[0] * 9]
     refused(at(files), "ended early")
-    files.drops, files.etag, files.data = [], '"two"', DATA[::-1]
+    files.drops, files.etag, files.data = [], '"two"', TURNED
     files.asked.clear()
-    assert resolved(at(files))[0].read_bytes() == DATA[::-1]
+    assert resolved(at(files))[0].read_bytes() == TURNED
     assert len(files.asked) == times
 
 
@@ -357,7 +358,7 @@ def test_file_that_changes_between_two_halves_is_not_mixed(files: Files, heeds: 
 def test_shrunken_file_without_a_version_is_not_mixed(files: Files, etag: str | None) -> None:
     files.etag, files.drops = etag, [100_000, *[0] * 9]
     refused(at(files), "ended early")
-    for data in (DATA[:200_000][::-1], b"short"):  # one answers with another size, one has no such part
+    for data in (TURNED[:200_000], b"\x80short"):  # one answers with another size, one has no such part
         files.drops, files.data = [], data
         assert resolved(at(files))[0].read_bytes() == data
         place(at(files)).unlink()
@@ -505,7 +506,7 @@ def test_file_of_a_package(installed: Path) -> None:
         path,
         DIGEST,
     )
-    path.write_bytes(b"another version")
+    path.write_bytes(b"\x80another version")
     with pytest.raises(ClipbenchError, match=r"sha256 of the weights of package:fake-weights/.* has changed"):
         resolved(weights)
     assert "fake_weights" not in sys.modules
@@ -582,7 +583,7 @@ def from_hub(hub: Hub, home: Path, *sources: str, offline: bool = False) -> list
 
 def test_hub_file_keeps_its_commit(hub: ModelHub, tmp_path: Path) -> None:
     one, two, home = tmp_path / "one", tmp_path / "two", tmp_path / "home"
-    for folder, data in ((one, DATA), (two, DATA[::-1])):
+    for folder, data in ((one, DATA), (two, TURNED)):
         (folder / "below").mkdir(parents=True)
         (folder / "below" / "model.pt").write_bytes(data)
     hub.repos = {"org/model": {FIRST: one}}
@@ -597,7 +598,7 @@ def test_hub_file_keeps_its_commit(hub: ModelHub, tmp_path: Path) -> None:
 
     hub.repos["org/model"][SECOND] = two
     hub.asked.clear()
-    turned = hashlib.sha256(DATA[::-1]).hexdigest()
+    turned = hashlib.sha256(TURNED).hexdigest()
     missing = "org/model/other.pt"
     *found, error = from_hub(hub, home, file, tagged, stated, missing)
     assert found == [DIGEST, DIGEST, turned]

@@ -14,7 +14,6 @@ import re
 import tarfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -30,6 +29,7 @@ from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, p
 from clipbench.data.rows import listing
 from clipbench.digests import Digests, digests
 from clipbench.errors import DataError
+from clipbench.web import Refused, open_address
 
 #: a range of numbers in a name; leading zeros stay
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -242,11 +242,11 @@ class RemoteShards:
         address = self.addresses[number]
         for attempt in range(_ATTEMPTS):
             try:
-                with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - http(s), as the card checks
+                with open_address(address, timeout=_TIMEOUT_S) as answer:
                     data = answer.read()  # at once: only so is a connection noticed that ends too early
                 pairs, bare, empty = self._pairs(data, PurePosixPath(address).stem)
             except _BROKEN as error:
-                gone = False
+                gone = isinstance(error, Refused)
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
                     gone = error.code in (401, 403, 404, 410)

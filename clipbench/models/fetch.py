@@ -26,7 +26,7 @@ from clipbench.cards import Weights
 from clipbench.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
 from clipbench.models import LoadedModel, config_model
-from clipbench.models.weights import resolve_source
+from clipbench.models.weights import resolve_source, strange
 
 if TYPE_CHECKING:
     from urllib.response import addinfourl
@@ -207,13 +207,17 @@ def _download(weights: Weights, target: Path, owner: str) -> None:
         if weights.sha256 is not None:
             digest = sha256_file(part.path)
             if not digest.startswith(weights.sha256):
+                what = strange(part.path)
                 part.clear()
                 raise WeightsError(
-                    f"{owner}: {link} gives another file than the card means: sha256 is {digest}, the card says "
-                    f"{weights.sha256}; what came is deleted",
+                    f"{owner}: {link} gives another file than the card means{f', {what}' if what else ''}: sha256 is "
+                    f"{digest}, the card says {weights.sha256}; what came is deleted",
                     hint=f"run this again if the transfer may be at fault; or bring the right file to {target}, "
                     "or correct weights on the card",
                 )
+        elif what := strange(part.path):
+            part.clear()
+            raise _unavailable(weights, target, owner, f"what came is {what} (it is deleted)")
         part.finish()
 
 
@@ -341,11 +345,11 @@ def _ask(link: str, headers: dict[str, str], part: _Part, *, again: bool) -> add
     Without a network the first request fails at once; later ones are worth repeating.
     """
     from urllib.error import HTTPError, URLError
-    from urllib.request import Request, urlopen
+
+    from clipbench.web import Refused, open_address
 
     try:
-        response: addinfourl = urlopen(Request(link, headers=headers), timeout=_TIMEOUT_S)  # noqa: S310 - http(s) by the card
-        return response
+        return open_address(link, headers=headers, timeout=_TIMEOUT_S)
     except HTTPError as error:
         with contextlib.closing(error):
             if error.code == 416 and "Range" in headers:
@@ -357,6 +361,8 @@ def _ask(link: str, headers: dict[str, str], part: _Part, *, again: bool) -> add
             raise kind(f"HTTP {error.code} {error.reason}".strip()) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, Refused):
+            raise _Lost(str(cause)) from None
         reset = isinstance(cause, ConnectionResetError | BrokenPipeError | http.client.BadStatusLine)
         raise (_Dropped if again or reset else _Lost)(_words(cause)) from None
 
@@ -366,7 +372,8 @@ def _continued(response: addinfourl, part: _Part, version: str | None) -> int | 
     span = response.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span.strip())
     total = int(found[2]) if found and found[2] != "*" else part.total
-    same = part.total in (None, total) and part.version in (None, version)
+    # Without a size or a version that both answers name, nothing tells one file from another.
+    same = part.total in (None, total) and part.version == version and (version or part.total) is not None
     if not found or int(found[1]) != part.size or not same:
         part.clear()
         raise _Dropped(f'the server sent another part than was asked for (Content-Range "{span}")')

@@ -37,6 +37,17 @@ _NOT_A_CHECKPOINT = (
     StopIteration,
     zipfile.BadZipFile,
 )
+#: how files begin, after spaces and in lower case, that come in a checkpoint's place
+_NO_CHECKPOINTS = {
+    b"<!doctype html": "a web page, such as one to log in at",
+    b"<html": "a web page, such as one to log in at",
+    b"<": "XML or HTML, such as a page that names an error",
+    b"{": "JSON, such as a message that names an error",
+    b"[": "JSON, such as a message that names an error",
+    b"version https://git-lfs": "a Git LFS pointer, and the file itself lies elsewhere",
+    b"\x1f\x8b": "a gzip archive, which is to be unpacked",
+    b"7z\xbc\xaf": "a 7z archive, which is to be unpacked",
+}
 #: torch's names of typed storages → dtypes
 _STORAGES = {
     "HalfStorage": "float16",
@@ -90,8 +101,46 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
     path = fetch.find(weights, owner)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
+        if what := strange(path):  # before its hash is kept as the right one
+            raise WeightsError(
+                f"{owner}: {path} is no checkpoint but {what}",
+                hint=f"delete it and bring the right file, by hand or with clipbench weights fetch {owner}",
+            )
         remember("weights", fetch.name(weights), digest, what="sha256 of the weights")
     return path, digest
+
+
+def strange(path: Path) -> str | None:
+    """What a file is instead of a checkpoint, by its first bytes and, where it has one, its table of contents; or None.
+
+    Nothing of it is built. Pickles are not looked into.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "an empty file"
+    for mark, what in _NO_CHECKPOINTS.items():
+        if text.startswith(mark):
+            return what
+    if _is_safetensors(path):
+        try:
+            with safe_open(path, "np"):
+                return None
+        except SafetensorError as error:
+            return f"a broken safetensors file ({error})"
+    if start.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                pickled = any(name.endswith(".pkl") for name in archive.namelist())
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            return f"a broken zip archive ({error})"
+        return None if pickled else "a zip archive without tensors"
+    if start[:1] == b"\x80" or start[257:262] == b"ustar":  # a pickle; the archive of a very old torch
+        return None
+    return f"something else (it begins with {start[:8]!r})"
 
 
 def verify(path: Path, expected: str | None, *, kept: bool = False) -> str:
