@@ -7,11 +7,12 @@ that the user names himself is as good as any.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.client
 import ipaddress
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -145,6 +146,15 @@ def _literally_inward(host: str) -> bool:
     return not all(public(str(one[4][0])) for one in found)
 
 
+@contextlib.contextmanager
+def _closed_if_refused(answer: IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except Refused:
+        answer.close()
+        raise
+
+
 class _Redirects(HTTPRedirectHandler):
     def __init__(self, guard: _Guard) -> None:
         self._guard = guard
@@ -152,7 +162,8 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
     ) -> Request | None:
-        self._guard.check(newurl)
+        with _closed_if_refused(fp):
+            self._guard.check(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     def http_error_302(
@@ -161,7 +172,8 @@ class _Redirects(HTTPRedirectHandler):
         target: Message = headers
         named = target.get("Location") or target.get("URI") or ""
         if urlsplit(named).scheme:
-            self._guard.check_scheme(named)  # before urllib says so in its own words
+            with _closed_if_refused(fp):
+                self._guard.check_scheme(named)  # before urllib says so in its own words
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
