@@ -155,10 +155,10 @@ WRONG: dict[str, tuple[Change, str]] = {
         lambda d: d["images"][2].pop("file_name"),
         r"images\[2\] has no file_name \(str\)",
     ),
-    "image that is none": (lambda d: d["images"].append(7), r"images\[4\] has no id \(int\)"),
+    "image that is none": (lambda d: d["images"].append(7), r"images\[4\] has no id \(int or str\)"),
     "id of another kind": (
-        lambda d: d["annotations"][1].update(image_id="139"),
-        r"annotations\[1\] has no image_id",
+        lambda d: d["annotations"][1].update(image_id=139.5),
+        r"annotations\[1\] has no image_id \(int or str\)",
     ),
     "image unknown": (
         lambda d: d["annotations"][3].update(image_id=7),
@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     ),
     "all images missing": (
         lambda d: d["images"][0].update(file_name="x.jpg"),
-        r"no image x\.jpg, which \S+json lists, in \S+copy/val2017, .*copy/images\n.*unpack",
+        r"no image x\.jpg, which \S+json lists, in \S+copy/val2017, .*copy/images, \S+copy\n.*unpack",
     ),
     "nothing listed": (lambda d: d.update(images=[], annotations=[]), "the test split at .* is empty"),
 }

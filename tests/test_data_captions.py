@@ -297,7 +297,7 @@ def test_captions_that_are_wrong(raw: list[Any], message: str) -> None:
 
 
 def test_a_text_of_several_lines_is_several_captions_and_blank_ones_are_none() -> None:
-    assert gather("pets", ["i0"], ["one\n\n two \n"], "here").texts == ("one", "two")
+    assert gather("pets", ["i0"], ["one\n\n two \n"], "here")[0].texts == ("one", "two")
 
 
 Change = Callable[[dict[str, Any]], Any]

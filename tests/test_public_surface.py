@@ -38,6 +38,8 @@ SURFACE = {
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
     "clipbench.concepts": "concept_direction remove_concept",
     "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
+    "clipbench.data.tables": "Table read tells_splits",
+    "clipbench.data.text": "decoded lines",
     "clipbench.data": "Captions Expressions Note Objects Sample Split",
     "clipbench.records": (
         "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name filed "
@@ -73,6 +75,8 @@ LIGHT = (
     "clipbench.data.parquet",
     "clipbench.data.repeats",
     "clipbench.data.refer",
+    "clipbench.data.tables",
+    "clipbench.data.text",
     "clipbench.digests",
     "clipbench.errors",
     "clipbench.evaluate",

@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[Break, str]] = {
     ),
     "list that is no text": (
         lambda kit: (kit / "ImageSets/Main/bird_test.txt").write_bytes(b"\xff\xfe1"),
-        r"bird_test\.txt cannot be read: 'utf-8'",
+        r"bird_test\.txt:1: not UTF-16 \(byte 2 is 0x31\)",
     ),
     "empty split": (
         lambda kit: [path.write_text("") for path in (kit / "ImageSets" / "Main").glob("*test.txt")],

@@ -8,29 +8,34 @@ Sources: the data format on cocodataset.org; the caption files of Karpathy & Fei
 
 from __future__ import annotations
 
-import csv
-import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipbench.cards import TaskCard
+from clipbench.cards import Columns, TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Captions
-from clipbench.data.coco import listed_images, numbered, read_lists
+from clipbench.data import Captions, Note, tables
+from clipbench.data.coco import ID, Lists, listed_images, numbered, read_lists
+from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
+from clipbench.data.text import lines
 from clipbench.errors import DataError
 
-_COCO: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "annotations": {"image_id": int, "caption": str},
-}
-_KARPATHY: dict[str, dict[str, type]] = {"images": {"split": str, "filename": str, "sentences": list}}
-#: a line of Flickr30k's results.csv; one of its lines lacks the second bar
-_BARS = re.compile(r"(?P<image>[^|]+?)\s*\|\s*\d+\s*\|?\s*(?P<caption>.*)")
+_COCO: Lists = {"images": {"id": ID, "file_name": (str,)}, "annotations": {"image_id": ID, "caption": (str,)}}
+_KARPATHY: Lists = {"images": {"split": (str,), "filename": (str,), "sentences": (list,)}}
+#: tables that do not say in their name which split they hold
+_WHOLE = (
+    "captions.txt",
+    "captions.csv",
+    "captions.tsv",
+    "results.csv",
+    "Flickr8k.token.txt",
+    "results_20130124.token",
+)
 #: what the published archives call the folder of images
 _FOLDERS = (
     "images",
@@ -48,9 +53,9 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     - `dataset_<set>.json` (Karpathy's), in `root` or `annotations/`: the images whose `split` is the card's name for
       it; `restval` belongs to `train`. Images lie in the folder that their entry names, in `root` or `images/`.
     - `annotations/captions_<split>.json` (COCO's), or `captions.json` for a card with one split.
-    - `captions_<split>.txt` or `.csv`, or `<set>_<split>_karpathy.txt`, or, for a card with one split, `captions.txt`,
-      `captions.csv` or `results.csv`: a heading, then `image,caption` a line, commas in the caption or quotes about
-      it allowed; or Flickr30k's `image| number| caption`.
+    - `captions_<split>.txt`, `.csv` or `.tsv`, or `<set>_<split>_karpathy.txt`, or, for a card with one split or where
+      a column says which split a row belongs to, `captions.txt`, `.csv` or `.tsv`, `results.csv`,
+      `Flickr8k.token.txt` or `results_20130124.token`: a table as `clipbench.data.tables` reads it.
 
     Raises:
         DataError: no such split, a file that is none of these, or an image that is missing.
@@ -69,35 +74,43 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     if found:
         wanted = [f"captions_{name}.json" for name in names] + (["captions.json"] if alone else [])
         return _coco(_chosen(dataset, role, found, wanted), root, names)
+    ends = ("txt", "csv", "tsv")
     found = sorted(
-        {p for end in ("txt", "csv") for p in root.glob(f"*captions*.{end}")} | {*root.glob("*_karpathy.txt")}
+        {p for end in ends for p in root.glob(f"*captions*.{end}")} | {*root.glob("*_karpathy.txt")}
     )
-    found += [path for path in (root / "results.csv",) if path.is_file()]
+    found += [root / name for name in _WHOLE[3:] if (root / name).is_file()]
     if found:
-        wanted = [f"captions_{name}.{end}" for name in names for end in ("txt", "csv")]
+        columns = dataset.card.columns
+        wanted = [f"captions_{name}.{end}" for name in names for end in ends]
         wanted += [
             path.name for name in names for path in found if path.name.endswith(f"_{name}_karpathy.txt")
         ]
-        wanted += ["captions.txt", "captions.csv", "results.csv"] if alone else []
-        return _table(_chosen(dataset, role, found, wanted), root, names)
+        here = {path.name for path in found}
+        whole = [name for name in _WHOLE if name in here]
+        if alone or (here.isdisjoint(wanted) and whole and tables.tells_splits(root / whole[0], columns)):
+            wanted += _WHOLE
+        return _table(_chosen(dataset, role, found, wanted), root, names, columns)
     return None
 
 
-def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> Captions:
+def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Captions, tuple[Note, ...]]:
     """The captions of a split, checked: every image has one, and none is empty. White space becomes single spaces.
+
+    A caption that an image has twice is counted in a note.
 
     Args:
         raw: what each image has: a text; a text of several lines, one caption each, where blank ones are none; or a
-            list of texts, or of mappings with a `raw` text.
+            list of texts, or of mappings with a `raw` text; or one such mapping.
 
     Raises:
         DataError: naming the first image without captions, or with one that is empty or no text.
     """
     texts: list[str] = []
     image: list[int] = []
-    bare = []
+    bare: list[str] = []
+    twice: list[str] = []
     for row, (name, value) in enumerate(zip(ids, raw, strict=True)):
-        several = value.splitlines() if isinstance(value, str) else value
+        several = lines(value) if isinstance(value, str) else [value] if isinstance(value, Mapping) else value
         if not isinstance(several, list):
             raise DataError(f"{dataset}: image {name} in {where} has {str(value)[:60]!r}, expected captions")
         captions = []
@@ -118,6 +131,7 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> Captions
                 )
         if not captions:
             bare.append(name)
+        twice += [name for text, count in Counter(captions).items() for _ in range(count - 1)]
         texts += captions
         image += [row] * len(captions)
     if bare:
@@ -125,21 +139,50 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> Captions
             f"{dataset}: image {bare[0]} in {where} has no caption; {len(bare):,} of {len(ids):,} images have none",
             hint="take such images out of the data: they could never be found by a caption, nor find one",
         )
-    return Captions(tuple(texts), np.array(image, dtype=np.int64))
+    repeated = Note.of(
+        "repeated-captions", "captions repeat another one of their image, and count as it does", twice
+    )
+    return Captions(tuple(texts), np.array(image, dtype=np.int64)), (repeated,) if twice else ()
 
 
 # --------------------------------------------------------------------- layouts
 
 
 class CaptionFile(FileLayout):
-    """Images that are files, with their captions: name → captions, in the order of `images`."""
+    """Images that are files, with their captions: name → captions. `others` are images that the file does not leave
+    out by oversight; all other images beside those with captions are counted in a note.
+    """
 
-    def __init__(self, root: Path, file: Path, captions: dict[str, list[str]], images: list[Path]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        file: Path,
+        captions: dict[str, list[str]],
+        folders: list[Path],
+        others: Collection[str] = (),
+        notes: tuple[Note, ...] = (),
+    ) -> None:
+        images, cut = listed_images(list(captions), file, folders)
         super().__init__(root, images, [file])
         self._captions = captions
+        self.notes = notes + cut + _without_captions(images, others)
 
     def index(self) -> Iterator[tuple[str, list[str]]]:
         yield from self._captions.items()
+
+
+def _without_captions(images: list[Path], others: Collection[str]) -> tuple[Note, ...]:
+    """A note on the images that lie beside `images` and are not among them nor among `others`; else nothing."""
+    named = {path.name for path in images} | {name.rpartition("/")[2] for name in others}
+    there = {
+        path.name
+        for folder in {path.parent for path in images}
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
+    }
+    lost = sorted(there - named)
+    text = "images in the folder have no caption in the file, and are left out"
+    return (Note.of("images-without-captions", text, lost),) if lost else ()
 
 
 def _chosen(dataset: Entry[TaskCard], role: str, found: list[Path], wanted: list[str]) -> Path:
@@ -157,23 +200,24 @@ def _chosen(dataset: Entry[TaskCard], role: str, found: list[Path], wanted: list
 
 def _coco(file: Path, root: Path, names: list[str]) -> CaptionFile:
     found = read_lists(file, _COCO, "COCO captions")
-    place = numbered(file, "images", [image["id"] for image in found["images"]])
+    place = numbered(file, "images", [str(image["id"]) for image in found["images"]])
     ids = [image["file_name"] for image in found["images"]]
     numbered(file, "file_name", ids)
     captions: list[list[str]] = [[] for _ in ids]
     for number, caption in enumerate(found["annotations"]):
-        if caption["image_id"] not in place:
+        owner = str(caption["image_id"])
+        if owner not in place:
             raise DataError(
-                f"{file}: annotations[{number}] has the image_id {caption['image_id']}, which the file does not list"
+                f"{file}: annotations[{number}] has the image_id {owner}, which the file does not list"
             )
-        captions[place[caption["image_id"]]].append(caption["caption"])
-    folders = [*(root / n for n in names), *(root / "images" / n for n in names), root / "images"]
-    return CaptionFile(root, file, dict(zip(ids, captions, strict=True)), listed_images(ids, file, folders))
+        captions[place[owner]].append(caption["caption"])
+    folders = [*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root]
+    return CaptionFile(root, file, dict(zip(ids, captions, strict=True)), folders)
 
 
 def _karpathy(dataset: Entry[TaskCard], role: str, file: Path, root: Path, names: list[str]) -> CaptionFile:
     found = read_lists(file, _KARPATHY, "Karpathy's splits", extra=("filepath", "raw"))["images"]
-    wanted = {*names, "restval"} if "train" in names else {*names}
+    wanted = _of_splits(names)
     mine = [entry for entry in found if entry["split"] in wanted]
     if not mine:
         there = sorted({entry["split"] for entry in found})
@@ -188,36 +232,18 @@ def _karpathy(dataset: Entry[TaskCard], role: str, file: Path, root: Path, names
     numbered(file, "filename", ids)
     captions = dict(zip(ids, (entry["sentences"] for entry in mine), strict=True))
     # Images of one split may lie in several folders (COCO's train2014 and val2014), so each has its own in its name.
-    return CaptionFile(
-        root, file, captions, listed_images(ids, file, [root, *(root / name for name in _FOLDERS)])
-    )
+    folders = [root, *(root / name for name in _FOLDERS)]
+    return CaptionFile(root, file, captions, folders, [entry["filename"] for entry in found])
 
 
-def _table(file: Path, root: Path, names: list[str]) -> CaptionFile:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}", hint="fetch the file again") from None
-    bars = bool(lines) and "|" in lines[0]
-    captions: dict[str, list[str]] = {}
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        image, caption = _with_bars(line) if bars else _with_comma(line)
-        if caption is None:
-            wanted = "image| number| caption" if bars else "image,caption"
-            raise DataError(f"{file}:{number}: expected {wanted}, found {line.strip()[:60]!r}")
-        captions.setdefault(image, []).append(caption)
+def _of_splits(names: list[str]) -> set[str]:
+    """What a file may call the split: Karpathy's `restval` belongs to `train`."""
+    return {*names, "restval"} if "train" in names else {*names}
+
+
+def _table(file: Path, root: Path, names: list[str], columns: Columns) -> CaptionFile:
     folders = [*(root / n for n in names), *(root / n for n in _FOLDERS), root]
-    return CaptionFile(root, file, captions, listed_images(list(captions), file, folders))
-
-
-def _with_bars(line: str) -> tuple[str, str | None]:
-    found = _BARS.fullmatch(line.strip())
-    return (found["image"], found["caption"]) if found else ("", None)
-
-
-def _with_comma(line: str) -> tuple[str, str | None]:
-    """Image and caption; what commas part is put together again, unless quotes hold it together."""
-    image, *caption = next(csv.reader([line]))
-    return image.strip(), ",".join(caption) if image.strip() and caption else None
+    table = tables.read(
+        file, columns, _of_splits(names), lambda name: any((folder / name).is_file() for folder in folders)
+    )
+    return CaptionFile(root, file, table.captions, folders, table.others, table.notes)

@@ -7,26 +7,31 @@ A copy is a folder with `annotations/instances_<split>.json` and the images in `
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
+from clipbench.data import Note
 from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
 from clipbench.errors import DataError
 
-#: lists of a file → keys of their entries → type
-Lists = Mapping[str, Mapping[str, type]]
-_READ: dict[str, dict[str, type]] = {
-    "images": {"id": int, "file_name": str},
-    "categories": {"id": int, "name": str},
-    "annotations": {"image_id": int, "category_id": int},
+#: lists of a file → keys of their entries → types
+Lists = Mapping[str, Mapping[str, tuple[type, ...]]]
+#: some files have their ids as texts; a number and the text of it are one id
+ID: tuple[type, ...] = (int, str)
+_READ: Lists = {
+    "images": {"id": ID, "file_name": (str,)},
+    "categories": {"id": ID, "name": (str,)},
+    "annotations": {"image_id": ID, "category_id": ID},
 }
 
 
@@ -55,7 +60,7 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
             hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows instances_",
         )
     return _Instances(
-        file, root, [*(root / n for n in names), *(root / "images" / n for n in names), root / "images"]
+        file, root, [*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root]
     )
 
 
@@ -65,26 +70,30 @@ class _Instances(FileLayout):
     def __init__(self, file: Path, root: Path, folders: list[Path]) -> None:
         found = read_lists(file, _READ, "COCO instances")
         self._ids = [image["file_name"] for image in found["images"]]
-        row = numbered(file, "images", [image["id"] for image in found["images"]])
-        column = numbered(file, "categories", [category["id"] for category in found["categories"]])
+        row = numbered(file, "images", [str(image["id"]) for image in found["images"]])
+        column = numbered(file, "categories", [str(category["id"]) for category in found["categories"]])
         numbered(file, "file_name", self._ids)
         self.names = [category["name"] for category in found["categories"]]
         self._rows = np.zeros((len(row), len(column)), dtype=np.uint8)
         for number, box in enumerate(found["annotations"]):
             for key, known in (("image_id", row), ("category_id", column)):
-                if box[key] not in known:
+                if str(box[key]) not in known:
                     raise DataError(
                         f"{file}: annotations[{number}] has the {key} {box[key]}, which the file does not list"
                     )
-            self._rows[row[box["image_id"]], column[box["category_id"]]] = 1
-        super().__init__(root, listed_images(self._ids, file, folders), [file])
+            self._rows[row[str(box["image_id"])], column[str(box["category_id"])]] = 1
+        images, self.notes = listed_images(self._ids, file, folders)
+        super().__init__(root, images, [file])
 
     def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield from zip(self._ids, self._rows, strict=True)
 
 
-def listed_images(names: list[str], file: Path, folders: list[Path]) -> list[Path]:
+def listed_images(names: list[str], file: Path, folders: list[Path]) -> tuple[list[Path], tuple[Note, ...]]:
     """The images that `file` lists, in the first of `folders` that holds the first of them.
+
+    Where none does, and names are addresses or paths in other folders, the last part of each is looked for; a note
+    says so.
 
     Raises:
         DataError: none does, or a name leads elsewhere.
@@ -93,13 +102,28 @@ def listed_images(names: list[str], file: Path, folders: list[Path]) -> list[Pat
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
             raise DataError(f"{file}: the file_name {name!r} leads out of the folder of images")
-    holding = [folder for folder in folders if names and (folder / names[0]).is_file()]
-    if names and not holding:
+    holding = next((folder for folder in folders if names and (folder / names[0]).is_file()), None)
+    if holding is not None or not names:
+        return [holding / name for name in names] if holding else [], ()
+    last = [_last_part(name) for name in names]
+    holding = next((folder for folder in folders if last[0] and (folder / last[0]).is_file()), None)
+    if holding is None:
         raise DataError(
             f"no image {names[0]}, which {file} lists, in {', '.join(map(str, folders))}",
             hint="unpack the images into one of these folders",
         )
-    return [holding[0] / name for name in names]
+    numbered(file, "the file_name's last part, which is looked for,", last)
+    elsewhere = [name for name, part in zip(names, last, strict=True) if name != part]
+    note = Note.of(
+        "file-names-cut", "file names are addresses or paths: their last part is looked for", elsewhere
+    )
+    return [holding / part for part in last], (note,)
+
+
+def _last_part(name: str) -> str:
+    """What follows the last slash of an address, without a query, or of a path."""
+    path = unquote(urlsplit(name).path) if "://" in name else name
+    return re.split(r"[/\\]", path)[-1]
 
 
 def numbered(file: Path, what: str, keys: list[Any]) -> dict[Any, int]:
@@ -110,7 +134,10 @@ def numbered(file: Path, what: str, keys: list[Any]) -> dict[Any, int]:
     """
     if len(set(keys)) != len(keys):
         twice = Counter(keys).most_common(1)[0][0]
-        raise DataError(f"{file}: {what}: {twice} is there twice", hint="fetch the file again")
+        raise DataError(
+            f"{file}: {what}: {twice} is there twice",
+            hint="take the second one out, or what is the same together",
+        )
     return {key: place for place, key in enumerate(keys)}
 
 
@@ -144,6 +171,7 @@ def read_lists(
         for number, entry in enumerate(entries):
             for key, kind in keys.items():
                 if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                    raise DataError(f"{file}: {name}[{number}] has no {key} ({kind.__name__})")
+                    wanted = " or ".join(one.__name__ for one in kind)
+                    raise DataError(f"{file}: {name}[{number}] has no {key} ({wanted})")
     checked: dict[str, list[dict[str, Any]]] = found
     return checked

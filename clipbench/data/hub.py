@@ -25,6 +25,7 @@ from clipbench.data import Note, Sample, Split, labels, repeats
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.layout import FileLayout, Layout, first_line
 from clipbench.data.parquet import Parquet
+from clipbench.data.text import decoded, lines
 from clipbench.digests import digests, sha256_file
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.parsing import expanded
@@ -175,15 +176,15 @@ class TableSplit(Split):
             if folded != content:
                 content, (self.ids, raw) = folded, _index(source, folded)
         self.fingerprint = content
+        notes: tuple[Note, ...] = ()
         if dataset.card.kind == "captions":
             from clipbench.data import captions  # which builds on this module
 
-            self.captions = captions.gather(dataset.id, self.ids, raw, source.where)
+            self.captions, notes = captions.gather(dataset.id, self.ids, raw, source.where)
         elif dataset.card.kind == "expressions":
             from clipbench.data import refer  # which builds on this module
 
             self.expressions = refer.expressions(dataset, source, self.ids, raw)
-        notes: tuple[Note, ...] = ()
         if dataset.card.kind in LABELLED:
             self.labels, notes = labels.of(dataset, raw, source, self.ids)
         else:
@@ -231,9 +232,7 @@ class _WebDataset(Layout):
         ends = {"txt": "captions, one a line"} if kind == "captions" else _LABELS
         names = root / _CLASS_NAMES
         if names.is_file():
-            self.names = [
-                line.strip() for line in names.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            self.names = [line.strip() for line in lines(decoded(names)) if line.strip()]
         with self._readable():
             features = self._open().features or {}
         self._image = next((c for c in features if f".{c}" in IMAGE_SUFFIXES), "")

@@ -151,7 +151,7 @@ class _Listed(FileLayout):
             for name in folders
             for middle in ("", "images", "images/mscoco/images", "images/mscoco")
         ]
-        images = listed_images(list(found), annotations[0], [*places, root / "images", root])
+        images, self.notes = listed_images(list(found), annotations[0], [*places, root / "images", root])
         below = all(path.is_relative_to(root) for path in images)
         self.annotated = root
         super().__init__(root if below else root.parent, images, [*annotations, *_detection_files(root)])

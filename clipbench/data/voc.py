@@ -22,6 +22,7 @@ from clipbench.catalog import Entry
 from clipbench.data import labels
 from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
+from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError, nearest
 from clipbench.metrics import DIFFICULT
 
@@ -174,12 +175,8 @@ def _images(folder: Path, ids: list[str]) -> list[Path]:
 
 def _listed(path: Path, words: int) -> dict[str, int]:
     """Id → label of every line of a list; of one with a single word a line, id → 1."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}", hint="unpack the file again") from None
     found: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines(decoded(path)), 1):
         parts = line.split()
         if not parts:
             continue
