@@ -228,7 +228,8 @@ def test_verified_data_says_which_digest_was_wrong(
 
 def test_verified_files_of_the_hub_are_what_was_fetched(tmp_path: Path) -> None:
     blobs, folder = tmp_path / "blobs", tmp_path / "snapshots" / "c"
-    blobs.mkdir(), folder.mkdir(parents=True)
+    blobs.mkdir()
+    folder.mkdir(parents=True)
     git = hashlib.sha1(b"blob 5\0small", usedforsecurity=False).hexdigest()
     for name, data in ((sha256(b"large"), b"large"), (git, b"small"), ("etag", b"other")):
         (blobs / name).write_bytes(data)

@@ -202,7 +202,8 @@ def test_features_of_a_table_are_computed_again_for_other_images(
         data = [open_pairs(one.data[0], Catalog().dataset, DataPaths({"mine": folder}, ()), Path("r.yaml"))]
         pretrain(one, "small", tmp_path / name, data=data, device="cpu", progress=False)
 
-    run("first"), run("second")
+    run("first")
+    run("second")
     assert len(encoded) == 1
     image = folder / "images" / "3.png"
     before, data = image.stat(), image.read_bytes()

@@ -21,6 +21,7 @@ from clipbench import digests as digests_module
 from clipbench.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
 from clipbench.data import Captions, Split
+from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, evaluate
@@ -103,21 +104,28 @@ def test_each_file_is_read_by_its_own_label_names(tmp_path: Path) -> None:
 
 
 def test_shards_with_reversed_names_score_as_the_control(tmp_path: Path) -> None:
-    cards = small.write_task(tmp_path / "cards")
-    model = small.write_run(tmp_path / "run")
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    whole = digits("test", tuple("0123456789"))
+    samples, labels = list(whole.samples(np.arange(40))), whole.labels[:40].tolist()
+    template = 'a photo of the number: "{c}".'
+    cards = small.write_task(
+        tmp_path / "cards", classes=list("0123456789"), label_names=words, templates={"default": [template]},
+        protocols={"zs": {}},
+    )  # fmt: skip
     scores = []
-    for name, orders in (("control", (small.CLASSES,) * 2), ("two", (small.CLASSES, small.CLASSES[::-1]))):
+    for name, orders in (("control", (words, words)), ("two", (words, words[::-1]))):
         for shard, names in enumerate(orders):
-            numbers = range(10 * shard, 10 * shard + 10)
-            labels = [names.index(small.CLASSES[number % 5]) for number in numbers]
-            columns = {"image": [picture(number % 12) for number in numbers], "label": labels}
+            part = slice(20 * shard, 20 * shard + 20)
+            numbers = [names.index(words[label]) for label in labels[part]]
+            columns = {"image": [sample.image for sample in samples[part]], "label": numbers}
             write(tmp_path / name, columns, names=names, shard=shard)
         catalog = Catalog([cards])
         options = Options(FP32, DataPaths({"animals": tmp_path / name}, ()), progress=False)
-        (result,) = evaluate([catalog.model(str(model))], catalog.tasks(["animals-zs"]), options)
+        (result,) = evaluate([catalog.model("digits-clip-lite")], catalog.tasks(["animals-zs"]), options)
         assert result.record is not None
         scores.append(result.record.scores["acc1"].value)
-    assert scores[0] == scores[1]
+    assert scores[0] > 0.9
+    assert scores[1] == scores[0]
 
 
 def test_texts_in_a_dictionary_are_labels(tmp_path: Path) -> None:
