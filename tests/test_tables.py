@@ -12,8 +12,10 @@ import pytest
 import small
 from test_data_captions import coco, karpathy, open_test, write, write_coco, write_pictures
 
-from clipbench.cards import Columns
+from clipbench.cards import Columns, ShardPairs
 from clipbench.data import Split
+from clipbench.data.parquet import captions_of
+from clipbench.data.shards import captions
 from clipbench.data.tables import HEADINGS, read
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError
@@ -235,6 +237,13 @@ def test_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
         decoded(tmp_path / "a.txt")
     with pytest.raises(DataError, match=r"b\.txt cannot be read: No such file"):
         decoded(tmp_path / "b.txt")
+
+
+def test_captions_in_tars_and_cells_end_at_line_ends_alone() -> None:
+    wanted = ShardPairs.model_validate({"kind": "webdataset", "name": "s"})
+    text = "A\u2028cat\nB\x85\x0c dog\r\n"
+    assert captions(text.encode(), ".txt", wanted) == ["A cat", "B dog"]
+    assert captions_of(text) == ["A\u2028cat", "B\x85\x0c dog"]
 
 
 def test_names_of_columns_are_folded() -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from clipbench.cards import LABELLED, TaskCard
 from clipbench.data import Note
 from clipbench.data.layout import Layout, first_line
+from clipbench.data.text import lines
 from clipbench.errors import DataError
 
 _READ_ROWS = 256  # rows of a parquet file held at once
@@ -406,7 +407,7 @@ def captions_of(cell: Any) -> list[Any]:
     if isinstance(cell, Mapping):
         cell = cell.get("raw", cell)
     if isinstance(cell, str):
-        return [line for line in cell.splitlines() if line.strip()] or [cell]
+        return [line for line in lines(cell) if line.strip()] or [cell]
     return cell if isinstance(cell, list) else [cell]
 
 

@@ -27,6 +27,7 @@ from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.hub import natural
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.data.rows import listing
+from clipbench.data.text import lines
 from clipbench.digests import Digests, digests
 from clipbench.errors import DataError
 from clipbench.web import Refused, open_address
@@ -61,8 +62,8 @@ def captions(data: bytes, suffix: str, wanted: ShardPairs) -> list[str]:
             found = found.get("caption") if isinstance(found, dict) else None
             return [plain] if isinstance(found, str) and (plain := plain_caption(found, wanted)) else []
         return []
-    lines = data.decode("utf-8", errors="replace").splitlines()
-    return [plain for line in lines if (plain := plain_caption(line, wanted))]
+    found = lines(data.decode("utf-8", errors="replace"))
+    return [plain for line in found if (plain := plain_caption(line, wanted))]
 
 
 def _parts(name: str) -> tuple[str, str]:
