@@ -204,8 +204,40 @@ class Reported(Strict):
     confidence: Confidence
 
 
+class Images(Strict):
+    """Images by where they stand: a split of a task card (`dataset`; without `split`, all that the card has), or of a
+    data set that has no card here, by its `name`: the hub's `owner/name`, or what `--data <name>=<folder>` calls it.
+
+    `split` is a role of the task card, or what the data itself calls the split.
+    """
+
+    dataset: str | None = Field(None, min_length=1)
+    name: str | None = Field(None, min_length=1)
+    split: str | None = Field(None, min_length=1)
+
+    @property
+    def described(self) -> str:
+        """In words, as `flickr8k-1000 train`."""
+        return " ".join(part for part in (self.dataset, self.name, self.split) if part)
+
+    @model_validator(mode="after")
+    def _of_one_set(self) -> Images:
+        if (self.dataset is None) == (self.name is None):
+            raise ValueError("give dataset (the id of a task card) or name (of a data set without a card)")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
 class ModelCard(Strict):
-    """One checkpoint. `config` belongs to the family's adapter, which validates it."""
+    """One checkpoint. `config` belongs to the family's adapter, which validates it.
+
+    `trained_on` are the images that it was trained on, weights that its towers started from included: a score on any
+    of them is marked, and kept off the leaderboard (`clipbench.exposure`). `training_data` says it in words.
+    """
 
     title: str
     family: str
@@ -215,10 +247,17 @@ class ModelCard(Strict):
     licence: str | None = None
     training_data: str | None = None
     training_pairs_m: float | None = Field(None, gt=0, description="training pairs, millions")
+    trained_on: Tuple[Images] = ()
     paper: str | None = None
     links: Tuple[str] = ()
     notes: str | None = None
     reported: Tuple[Reported] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if k != "trained_on" or v}
 
 
 # ----------------------------------------------------------------- task cards
@@ -329,7 +368,8 @@ class TaskCard(Strict):
     where they differ from the class names; labels that carry names are then matched by name, never by
     position. `other_labels: ignore` leaves out what a multi-label set labels beside those (COCO's 80 categories
     for VOC's 20 classes), where a name that is not on the card is otherwise an error. `protocols` holds each
-    protocol's parameters, validated by that protocol.
+    protocol's parameters, validated by that protocol. `images_of` maps a split's role to other splits whose images it
+    shows too, all or some of them: a model that was trained on those has seen them.
 
     `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
     two have no classes and no templates. `also` is what else goes with it, where a set has more than one; `objects`
@@ -345,6 +385,7 @@ class TaskCard(Strict):
     source: Source
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
+    images_of: dict[str, Tuple[Images]] = {}
     kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
     also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     boxes: Literal["as-stored", "exif"] | None = None
@@ -375,6 +416,17 @@ class TaskCard(Strict):
                 raise Misplaced(
                     f'a part needs the split that it is a part of: one of name "{spec.name}" without part',
                     "splits",
+                    role,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _images_of_its_splits(self) -> TaskCard:
+        for role in self.images_of:
+            if role not in self.splits:
+                raise Misplaced(
+                    f'images_of: "{role}" is no split of this card (it has {", ".join(self.splits)})',
+                    "images_of",
                     role,
                 )
         return self
@@ -432,8 +484,8 @@ class TaskCard(Strict):
     def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
-        unset = (("other_labels", "error"), ("boxes", None))
-        return {k: v for k, v in fields.items() if (k, v) not in unset and (k != "also" or v)}
+        unset, later = (("other_labels", "error"), ("boxes", None)), ("also", "images_of")
+        return {k: v for k, v in fields.items() if (k, v) not in unset and (k not in later or v)}
 
 
 def _check_templates(name: str, templates: tuple[str, ...]) -> None:
@@ -683,6 +735,10 @@ class Pairs(PairSource):
     def described(self) -> str:
         return f"{self.dataset}, split {self.split}"
 
+    @property
+    def trained_on(self) -> Images:
+        return Images(dataset=self.dataset, split=self.split)
+
 
 class NamedPairs(PairSource):
     """A source that is no task card. `name` is what `--data <name>=<folder>` calls it."""
@@ -693,12 +749,21 @@ class NamedPairs(PairSource):
     def described(self) -> str:
         return self.name
 
+    @property
+    def trained_on(self) -> Images:
+        """What a model card says of them."""
+        return Images(name=self.name)
+
 
 class CaptionedPairs(NamedPairs):
     """Images with captions in one of the layouts of `clipbench.data.captions`, of which COCO's JSON is one."""
 
     kind: Literal["coco-captions"]
     split: str = Field("train", description="as the files call it: train2017")
+
+    @property
+    def trained_on(self) -> Images:
+        return Images(name=self.name, split=self.split)
 
 
 class HubPairs(NamedPairs):
@@ -711,6 +776,10 @@ class HubPairs(NamedPairs):
     split: str = "train"
     image: str = Field("image", description="column")
     caption: str = Field("caption", description="column, of texts or lists of texts")
+
+    @property
+    def trained_on(self) -> Images:
+        return Images(name=self.id, split=self.split)
 
 
 class ShardPairs(NamedPairs):
@@ -979,6 +1048,9 @@ class Best(Strict):
 class Recipe(Strict):
     """One pretraining run. `model.config` and `model.preprocess` become the run's model card.
 
+    `trained_on` are the images that weights which towers start from were trained on; on the run's card those of `data`
+    stand beside them.
+
     With `ema` (a decay a step) what is evaluated and saved is the exponential moving average of the weights.
     """
 
@@ -987,6 +1059,7 @@ class Recipe(Strict):
     cost: str
     seed: int = Field(0, ge=0)
     data: Tuple[AnyPairs] = Field(min_length=1)
+    trained_on: Tuple[Images] = ()
     model: RecipeModel
     objective: Objective
     optim: Annotated[AdamW | Sgd | AdamWSgd, Field(discriminator="name")]
@@ -998,6 +1071,12 @@ class Recipe(Strict):
     best: Best | None = None
     target: Target | None = None
     quick: dict[str, Any] = Field({}, description="key by key, what `--quick` changes: {schedule.steps: 20}")
+
+    @model_serializer(mode="wrap")
+    def _as_older_recipes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: folders of older runs hold the same recipe."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if k != "trained_on" or v}
 
     @model_validator(mode="after")
     def _a_stream_is_alone(self) -> Recipe:

@@ -352,6 +352,7 @@ class Catalog:
                 raise CardError(f"{where}: the base card {known[base]} is no mapping of keys to values")
             if "base" in inherited:
                 raise CardError(f"{where}: the base card {base} has a base of its own; name that one")
+            inherited = {k: v for k, v in inherited.items() if k != "images_of"}  # other data, other images
             value = inherited | {k: v for k, v in value.items() if k != "base"}
         return parse(model, document, value)
 

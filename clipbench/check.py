@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from clipbench import records
-from clipbench.cards import Pairs
+from clipbench.cards import Images, Pairs
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
+from clipbench.exposure import unknown_images
 from clipbench.models.weights import resolve
 from clipbench.pairing import recomputed
 from clipbench.parsing import expanded
@@ -44,6 +45,8 @@ def check(catalog: Catalog, results: Path) -> Found:
     if not found.problems:  # a broken task card would be named again by each of these
         for task in catalog.task_ids():
             found.attempt("tasks", lambda t=task: catalog.task(t))  # type: ignore[misc]
+        for dataset in catalog.dataset_files:
+            found.problems += _images_of(catalog, dataset)
         for suite in catalog.suites:
             found.attempt("suites", lambda s=suite: catalog.tasks([s]))  # type: ignore[misc]
     for model in catalog.model_files:
@@ -99,6 +102,32 @@ def _model(catalog: Catalog, name: str) -> None:
         if protocol in protocol_ids() and dataset not in catalog.dataset_files:
             raise CardError(f"model {name}: reported: {unknown('data set', dataset, catalog.dataset_files)}")
 
+    _known_images(f"model {name}: trained_on", model.card.trained_on, catalog)
+
+
+def _images_of(catalog: Catalog, dataset: str) -> list[str]:
+    """What is wrong with the splits that a task card names as holding its images."""
+    try:
+        for role, images in catalog.dataset(dataset).card.images_of.items():
+            _known_images(f"data set {dataset}: images_of.{role}", images, catalog)
+    except CardError as error:
+        return [str(error)]
+    return []
+
+
+def _known_images(where: str, images: Sequence[Images], catalog: Catalog) -> None:
+    """Raise CardError where a data set that is named as a task card's is none, or has no such split."""
+    for one in images:
+        if one.dataset is None or not unknown_images([one], catalog):
+            continue
+        if one.dataset not in catalog.dataset_files:
+            raise CardError(
+                f"{where}: {unknown('data set', one.dataset, catalog.dataset_files)}",
+                hint=f"of a data set without a task card give the name: {{name: {one.dataset}}}",
+            )
+        splits = catalog.dataset(one.dataset).card.splits
+        raise CardError(f"{where}: {one.dataset}: {unknown('split', one.split or '', splits)}")
+
 
 def _recipe(catalog: Catalog, name: str) -> None:
     recipe = catalog.recipe(name).card
@@ -107,4 +136,5 @@ def _recipe(catalog: Catalog, name: str) -> None:
         for source in form.data:
             if isinstance(source, Pairs):
                 catalog.dataset(source.dataset)
+        _known_images(f"recipe {name}: trained_on", form.trained_on, catalog)
         catalog.tasks(form.evaluate)

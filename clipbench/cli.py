@@ -187,7 +187,7 @@ def evaluate_command(
         pictures=save_heatmaps,
     )
     done: list[Result] = []
-    for result in evaluate(models, tasks, options):
+    for result in evaluate(models, tasks, options, catalog):
         done.append(result)
         if result.record is not None:
             path = records.write(result.record, result.samples, results, force=force)

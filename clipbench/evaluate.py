@@ -14,12 +14,13 @@ import numpy as np
 from clipbench import models, records
 from clipbench.cards import LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
-from clipbench.data import Split
+from clipbench.data import Note, Split
 from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.labels import without_samples
 from clipbench.errors import DataError, NotApplicable
 from clipbench.execution import Runtime
+from clipbench.exposure import Exposure, exposure
 from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
 
 
@@ -56,16 +57,23 @@ class Result:
 
 
 def evaluate(
-    model_cards: Sequence[models.LoadedModel], tasks: Sequence[Task], options: Options
+    model_cards: Sequence[models.LoadedModel],
+    tasks: Sequence[Task],
+    options: Options,
+    catalog: Catalog | None = None,
 ) -> Iterator[Result]:
     """Measure every model on every task, task by task, encoding each split once a model.
 
     Models whose preprocessing agrees share one decoding pass. Where a task's data is wrong or missing, its results
     carry the error and the next task follows.
 
+    Args:
+        catalog: has the cards of data sets that models were trained on; None: the one of a command without `--cards`.
+
     Raises:
         ClipbenchError: anything else that the user can mend; what was finished before stays.
     """
+    catalog = catalog or Catalog()
     encoders = []
     load_s = []
     for model in model_cards:
@@ -85,7 +93,7 @@ def evaluate(
             continue
         for encoder, counts, seconds in zip(encoders, before, load_s, strict=True):
             try:
-                record, samples = _outcome(encoder, task, options, splits, counts, seconds)
+                record, samples = _outcome(encoder, task, options, catalog, splits, counts, seconds)
                 pictures = _pictures(encoder, task, options, splits)
             except NotApplicable as lack:
                 yield Result(encoder.model.id, task.id, None, {}, lack.message)
@@ -108,7 +116,8 @@ def evaluator(
             found = []
             for task in catalog.tasks(task_ids):
                 splits = _splits(task, options, {})
-                found.append(_outcome(encoder, task, options, splits, replace(encoder.counts), 0.0)[0])
+                before = replace(encoder.counts)
+                found.append(_outcome(encoder, task, options, catalog, splits, before, 0.0)[0])
             return found
 
     return measure
@@ -180,6 +189,7 @@ def _outcome(
     encoder: ModelEncoder,
     task: Task,
     options: Options,
+    catalog: Catalog,
     splits: dict[str, Split],
     before: Counts,
     load_s: float,
@@ -196,13 +206,16 @@ def _outcome(
     images_s, texts_s = counts.images_s - before.images_s, counts.texts_s - before.texts_s
     encoded = counts.images_encoded - before.images_encoded
     card, runtime = task.dataset.card, options.runtime
+    protocol = records.ProtocolUsed(
+        name=task.protocol.ID, version=task.protocol.VERSION, params=task.params.canonical()
+    )
+    measured, trained_on = splits[protocol.split], encoder.model.card.trained_on
+    known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
     skipped = {i: r for role, space in needs for i, r in encoder.bad_images(splits[role], space).items()}
     record = records.Record(
         model=encoder.model.id,
         task=task.id,
-        protocol=records.ProtocolUsed(
-            name=task.protocol.ID, version=task.protocol.VERSION, params=task.params.canonical()
-        ),
+        protocol=protocol,
         primary=task.params.primary,  # type: ignore[attr-defined]
         scores=outcome.scores,
         per_class={m: records.by_class(card.classes, values) for m, values in outcome.per_class.items()},
@@ -215,8 +228,10 @@ def _outcome(
             for note in (
                 *split.notes,
                 *(without_samples(split) if set(task.protocol.KINDS) & {*LABELLED} else ()),
+                *(_unknown(known) if role == protocol.split else ()),
             )
         ),
+        seen=known.seen,
         precision=runtime.precision,
         device=runtime.device_name,
         env=records.environment(),
@@ -245,6 +260,12 @@ def _outcome(
         created=records.utc_now(),
     )
     return record, outcome.samples
+
+
+def _unknown(known: Exposure) -> list[Note]:
+    """That the model's card names training data of which there is no card, so that what they share is not known."""
+    text = "sets of training data have no card here, so whether they hold images of this split is not known"
+    return [Note.of("unknown-training-data", text, known.unknown)] if known.unknown else []
 
 
 def _pictures(

@@ -231,7 +231,7 @@ def model_index(found: Sequence[Record], name: str) -> str:
     for record in found:
         card: dict[str, Any] = record.cards.task  # of its time: the schema of cards may have moved on
         source, splits = card.get("source") or {}, card.get("splits") or {}
-        split = splits.get(record.protocol.params.get("split", record.protocol.params.get("test"))) or {}
+        split = splits.get(record.protocol.split) or {}
         for metric in metrics_of(record):
             score = record.scores[metric]
             results.append(

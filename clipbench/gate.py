@@ -3,7 +3,9 @@
 A drop is real when it is larger than allowed and distinguishable from noise: the one-sided paired test of each task,
 adjusted for how many tasks there are (Holm), so that equal models fail at most `alpha` of the time, all tasks together.
 A record that is missing, limited, partial, stale, edited or unsealed, or measured otherwise than the baseline's, fails
-too, since it says nothing. The baseline need not be current: its model may be the one that is being replaced.
+too, since it says nothing. The baseline need not be current: its model may be the one that is being replaced. Where a
+model was trained on images that it is measured on, that is said, and fails only where the baseline's was not: then
+a gain says nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from clipbench import compare, paired, records
 from clipbench.compare import Comparison
 from clipbench.errors import DataError, unknown
 from clipbench.escape import visible
-from clipbench.records import Stored
+from clipbench.records import Record, Stored
 from clipbench.report.comparison import p_value
 from clipbench.report.frame import less_is_better
 from clipbench.report.table import DASH, markdown_table
@@ -30,6 +32,9 @@ JUNIT_MARK: Final = b'name="clipbench gate"'
 #: reasons of `clipbench.standing` that fail a baseline's record, and a candidate's
 _OF_BASELINE: Final = frozenset({"edited", "unsealed", "limited", "partial"})
 _OF_CANDIDATE: Final = _OF_BASELINE | {"stale"}
+
+
+Outcome = Literal["pass", "fail", "new"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Check:
 
     model: str
     task: str
-    outcome: Literal["pass", "fail", "new"]
+    outcome: Outcome
     why: str = ""
     comparison: Comparison | None = None
     p: float | None = None
@@ -111,12 +116,14 @@ def _p_worse(check: Check) -> float | None:
 def _decided(check: Check, p: float, max_drop: float, alpha: float) -> Check:
     assert check.comparison is not None
     drop = -change(check.comparison)
-    if drop > max_drop and p < alpha:
+    if drop <= max_drop:
+        return replace(check, p=p)
+    if p < alpha:
         why = f"dropped by {drop:.2f}, more than {max_drop:g} allowed and more than noise (p {_below(p)})"
-        return replace(check, outcome="fail", why=why, p=p)
-    if drop > max_drop:
-        return replace(check, why=f"dropped by {drop:.2f}, which noise may explain (p {_below(p)})", p=p)
-    return replace(check, p=p)
+    else:
+        why = f"dropped by {drop:.2f}, which noise may explain (p {_below(p)})"
+    outcome: Outcome = "fail" if p < alpha else check.outcome
+    return replace(check, outcome=outcome, why="; ".join(part for part in (why, check.why) if part), p=p)
 
 
 def _below(p: float) -> str:
@@ -157,7 +164,18 @@ def _looked_at(
         return Check(model, task, "fail", f"not comparable: {error.message}")
     if comparison.reason is not None:
         return Check(model, task, "fail", f"not comparable: {comparison.reason}")
-    return Check(model, task, "pass", comparison=comparison)
+    seen = "; ".join(found.text for found in judge.seen(other.record))
+    if seen and not _seen_before(one.record, other.record):
+        return Check(
+            model, task, "fail", f"{folders[1]}: trained on {seen}, of which {folders[0]} says nothing"
+        )
+    return Check(model, task, "pass", f"trained on {seen}" if seen else "", comparison)
+
+
+def _seen_before(baseline: Record, candidate: Record) -> bool:
+    """Whether the baseline's model saw such images too: it says so, or is the same model."""
+    weights = [record.fingerprints.get("weights") for record in (baseline, candidate)]
+    return bool(baseline.seen) or weights[0] == weights[1]
 
 
 # --------------------------------------------------------------------- reports

@@ -9,8 +9,8 @@ anywhere else below a results folder is an error (`filed`): a model has one reco
 A record is sealed: `digest` is the sha256 of its own text (with `digest: null`), and `samples_sha256` that of the
 parquet file. That tells an edit by hand from a measurement; it is no proof against someone who seals anew.
 
-Schema versions: 1 had no seal; 2 has one; 3 has notes on the data. Files of every version are read, and brought to
-the present one on the way.
+Schema versions: 1 had no seal; 2 has one; 3 has notes on the data, and what of it the model was trained on. Files of
+every version are read, and brought to the present one on the way.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class ProtocolUsed(Strict):
     version: int = Field(ge=1)
     params: Json
 
+    @property
+    def split(self) -> str:
+        """The role of the split that was measured."""
+        return str(self.params.get("split", self.params.get("test")))
+
 
 class Skipped(Strict):
     """An image that could not be read and was left out on the user's word (--on-bad-image skip)."""
@@ -90,6 +95,30 @@ class Noted(Strict):
     text: str
     count: int = Field(ge=0)
     examples: Tuple[str] = ()
+
+
+class Seen(Strict):
+    """Images of the measured split that the model was trained on (see `clipbench.exposure`).
+
+    `data` is what it was trained on; `images` of the split's `of` images are among that, None where it is not known how
+    many.
+    """
+
+    data: str
+    images: int | None = Field(None, gt=0)
+    of: int | None = Field(None, gt=0)
+
+    @property
+    def text(self) -> str:
+        """In words.
+
+        >>> Seen(data="flickr8k-1000 train", images=800, of=1000).text, Seen(data="imagenet train", of=1000).text
+        ('flickr8k-1000 train: 800 of 1,000 images', 'imagenet train: some or all of 1,000 images')
+        """
+        if self.of is None:
+            return self.data
+        count = "some or all" if self.images is None else f"{self.images:,}"
+        return f"{self.data}: {count} of {self.of:,} images"
 
 
 class Env(Strict):
@@ -144,7 +173,8 @@ class Record(Strict):
 
     `scores` and `per_class` map a metric to its score, or to class name → value (null where a class could
     not be scored). `limit` is the number of samples that --limit allowed, null for the whole split.
-    `notes` say what was ignored, folded or scaled of the data, counted and named.
+    `notes` say what was ignored, folded or scaled of the data, counted and named. `seen` are images of the measured
+    split that the model was trained on, as its card says.
     `fingerprints` are hashes of all that decides the numbers; `encoder` is how the towers were run;
     `evidence` is what a person may want to see of how the numbers came about, such as a validation curve.
     `digest` and `samples_sha256` are the seal (see the module), null before the record is written.
@@ -161,6 +191,7 @@ class Record(Strict):
     limit: int | None = Field(gt=0)
     skipped: Tuple[Skipped]
     notes: Tuple[Noted] = ()
+    seen: Tuple[Seen] = ()
     precision: str
     device: str
     env: Env
@@ -446,8 +477,8 @@ def _from_1(value: Json) -> Json:
 
 
 def _from_2(value: Json) -> Json:
-    """Version 2 said nothing of what its data held beside what was measured."""
-    return value | {"schema_version": 3, "notes": []}
+    """Version 2 said nothing of what its data held beside what was measured, nor of what the model had seen of it."""
+    return value | {"schema_version": 3, "notes": [], "seen": []}
 
 
 #: schema version → how a record of that version becomes one of the next

@@ -1,9 +1,10 @@
 """Which records may stand on the leaderboard, and why others may not. No torch here.
 
-A record stands when it is of the whole split, from a clean tree, as it was measured (its seal is whole), and
-current: the protocol's version and parameters, the weights, and all of its cards that can move a number are those of
-today. Words on a card (titles, notes, reported numbers) may change. A model or task without a card here, such as a
-checkpoint that was given by its path, is held against nothing.
+A record stands when it is of the whole split, from a clean tree, as it was measured (its seal is whole), of images that
+the model was not trained on (`clipbench.exposure`), and current: the protocol's version and parameters, the weights,
+and all of its cards that can move a number are those of today. Words on a card (titles, notes, reported numbers) may
+change, and so may what it says of training data. A model or task without a card here, such as a checkpoint that was
+given by its path, is held against nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any, Final, Literal, NamedTuple
 from clipbench.cards import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
+from clipbench.exposure import exposure
 from clipbench.models import LoadedModel, dual
-from clipbench.records import Json, Record, Stored
+from clipbench.records import Json, Record, Seen, Stored
 
-Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "stale"]
+Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "seen", "stale"]
 #: what of a card can move a number; a task's `protocols` count as the parameters that they resolve to
 _OF_MODEL: Final = ("family", "config", "preprocess", "weights")
 _OF_TASK: Final = (
@@ -47,6 +49,9 @@ class Judge:
     _models: dict[str, LoadedModel | None] = field(default_factory=dict, init=False, repr=False)
     _tasks: dict[str, Task | Gone | None] = field(default_factory=dict, init=False, repr=False)
     _resolved_params: dict[str, Json] = field(default_factory=dict, init=False, repr=False)
+    _exposures: dict[tuple[str, str, str], tuple[Seen, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
     _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False)
 
     def reasons(self, stored: Stored) -> tuple[Reason, ...]:
@@ -75,6 +80,8 @@ class Judge:
             found.append(Reason("partial", f"partial: {n:,} of the split's {of:,} samples"))
         if record.env.dirty:
             found.append(Reason("dirty", "dirty: made with uncommitted changes to clipbench"))
+        if seen := self.seen(record):
+            found.append(Reason("seen", f"trained on {'; '.join(one.text for one in seen)}"))
         changes = self.changes(record)
         if changes:
             found.append(Reason("stale", f"stale: {'; '.join(changes)}"))
@@ -83,6 +90,24 @@ class Judge:
     def changes(self, record: Record) -> list[str]:
         """What has changed since the record was made that can move its numbers: card, weights, protocol."""
         return [*self._of_model(record), *self._of_task(record)]
+
+    def seen(self, record: Record) -> tuple[Seen, ...]:
+        """What of the measured split the model was trained on: what the cards of today say, and what the record does.
+
+        Of what both say the record's count stands: it saw the ids.
+        """
+        found = {one.data: one for one in self._by_cards(record)}
+        return tuple((found | {one.data: one for one in record.seen}).values())
+
+    def _by_cards(self, record: Record) -> tuple[Seen, ...]:
+        model, task = self._model(record.model), self._task(record.task)
+        if model is None or not isinstance(task, Task):
+            return ()
+        key = (record.model, task.dataset.id, record.protocol.split)
+        if key not in self._exposures:
+            found = exposure(model.card.trained_on, task.dataset, record.protocol.split, self.catalog)
+            self._exposures[key] = found.seen
+        return self._exposures[key]
 
     def _of_model(self, record: Record) -> list[str]:
         model = self._model(record.model)
@@ -194,10 +219,8 @@ def _described(key: str, then: object, now: object) -> str:
 
 def lacking(record: Record) -> int | None:
     """How many samples the split has, where a copy was measured that lacks some of them; else None."""
-    params = record.protocol.params
-    split = params.get("split", params.get("test"))
     splits = record.cards.task.get("splits")
-    spec = splits.get(str(split)) if isinstance(splits, dict) else None
+    spec = splits.get(record.protocol.split) if isinstance(splits, dict) else None
     rows = spec.get("rows") if isinstance(spec, dict) else None
     if record.limit is not None or not isinstance(rows, int):
         return None

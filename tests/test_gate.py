@@ -204,6 +204,41 @@ def test_what_the_user_can_mend(tmp_path: Path) -> None:
         _gate(old, tmp_path / "none")
 
 
+SEEN = [{"data": "animals train", "images": 300, "of": 400}]
+
+
+def test_a_gain_on_images_that_only_the_candidate_was_trained_on_fails(tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path, seen=SEEN, fingerprints={"split:test": "00", "weights": "new"})
+    (found,) = _gate(old, new)
+    assert found.outcome == "fail"
+    assert found.why == f"{new}: trained on animals train: 300 of 400 images, of which {old} says nothing"
+
+
+def test_images_that_both_were_trained_on_are_named_and_fail_nothing(tmp_path: Path) -> None:
+    right = np.ones(400, dtype=bool)
+    for folder, model, weights in (("old", "m", "a"), ("new", "m", "b")):
+        of = {"split:test": "00", "weights": weights}
+        write_model(tmp_path / folder, model, right, seen=SEEN, fingerprints=of)
+    old, new = tmp_path / "old", tmp_path / "new"
+    (found,) = _gate(old, new)
+    assert (found.outcome, found.why) == ("pass", "trained on animals train: 300 of 400 images")
+    assert "| ✅ | m | animals-zs |" in gate.summary([found], 0.5, 0.05)
+    assert found.why in gate.summary([found], 0.5, 0.05)
+    right[:20] = False
+    write_model(new, "m", right, seen=SEEN, fingerprints={"split:test": "00", "weights": "b"})
+    (found,) = _gate(old, new)
+    assert found.outcome == "fail"
+    assert found.why.startswith("dropped by 5.00")
+    assert found.why.endswith("; trained on animals train: 300 of 400 images")
+
+
+def test_the_same_model_whose_card_tells_more_now_passes(tmp_path: Path) -> None:
+    same = {"split:test": "00", "weights": "a"}
+    write_model(tmp_path / "old", "m", np.ones(40, dtype=bool), fingerprints=same)
+    write_model(tmp_path / "new", "m", np.ones(40, dtype=bool), fingerprints=same, seen=SEEN)
+    assert [c.outcome for c in _gate(tmp_path / "old", tmp_path / "new")] == ["pass"]
+
+
 def test_a_stray_copy_of_a_record_decides_nothing(tmp_path: Path) -> None:
     old, new, stored = _records(tmp_path, 0.9)
     better = old / "m" / stored.path.name

@@ -23,6 +23,7 @@ from clipbench.cards import (
     AdamW,
     Affine,
     Document,
+    Images,
     ModelCard,
     Pairs,
     Preprocess,
@@ -538,6 +539,7 @@ def test_run_loads_like_any_other_model(unbroken: Path) -> None:
     card = parse(ModelCard, Document(unbroken / "card.yaml"))
     adapter = models.load(LoadedModel("run", card, unbroken))
     assert card.weights.sha256 == adapter.weights_sha256
+    assert card.trained_on == (Images(dataset="digits", split="train"),)
     last = [line for line in lines(unbroken) if "task" in line][-1]
     assert accuracy(adapter, 'a photo of the number: "{c}".') == last["acc1"]
 

@@ -42,9 +42,9 @@ SURFACE = {
     "clipbench.data.text": "decoded lines",
     "clipbench.data": "Captions Expressions Note Objects Sample Split",
     "clipbench.records": (
-        "Env Noted ProtocolUsed Record ResolvedCards Skipped Stored Timing by_class each environment file_name filed "
-        "load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json utc_now "
-        "write write_pictures"
+        "Env Noted ProtocolUsed Record ResolvedCards Seen Skipped Stored Timing by_class each environment file_name "
+        "filed load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json "
+        "utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
     "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",
@@ -55,6 +55,7 @@ SURFACE = {
         "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
     ),
     "clipbench.standing": "Gone Judge Reason lacking",
+    "clipbench.exposure": "Exposure exposure unknown_images",
 }
 LIGHT = (
     "clipbench",

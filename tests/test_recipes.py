@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from small import one_thread, picture
@@ -14,7 +15,8 @@ from clipbench.cards import AdamW, MocoV2, Sgd
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
 from clipbench.data.training import open_pairs
-from clipbench.pretrain.loop import pretrain
+from clipbench.exposure import exposure
+from clipbench.pretrain.loop import model_card, pretrain
 
 __all__ = ["one_thread"]
 #: recipe → peak rate, decay, start of the warm-up, scale of crops, ImageNet zero-shot: configs and README of DeCLIP
@@ -106,3 +108,29 @@ def test_quick_forms_train(name: str, catalog: Catalog, tmp_path: Path) -> None:
     assert len(lines) == 2
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert (out / "card.yaml").exists()
+
+
+def test_what_a_run_says_that_it_was_trained_on(catalog: Catalog) -> None:
+    """Each source once, whatever its texts, and what its towers' weights had seen."""
+    start = SimpleNamespace(config=SimpleNamespace(canonical=dict), described=str)
+
+    def said(name: str, **how: Any) -> list[str]:
+        recipe = catalog.recipe(name, **how).card
+        return [one.described for one in model_card(recipe, name, 9, cast(Any, start), "ab" * 32).trained_on]
+
+    assert said("lite-minilm") == [
+        "imagenet train", "tiny-imagenet train", "flickr8k-1000 train", "coco-363-captions train"
+    ]  # fmt: skip
+    assert said("clip-lite-digits") == ["digits train", "digits-scenes train"]
+    assert said("clip-lite-coco") == ["coco train2017"]
+    assert said("clip-yfcc15m-vitb32") == ["yfcc15m"]
+    quick = catalog.recipe("clip-yfcc15m-vitb32", quick=True).card
+    found = exposure(
+        [one.trained_on for one in quick.data], catalog.dataset("flickr8k-1000"), "held-out", catalog
+    )
+    assert [one.text for one in found.seen] == [
+        "flickr8k-1000 train: 200 of 200 images"
+    ]  # a folder without parts
+    shipped = {name: catalog.model(name).card.trained_on for name in ("lite-minilm", "digits-clip-lite")}
+    assert [one.described for one in shipped["lite-minilm"]] == said("lite-minilm")
+    assert [one.described for one in shipped["digits-clip-lite"]] == said("clip-lite-digits")

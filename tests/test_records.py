@@ -94,6 +94,7 @@ def test_the_file_holds_exactly_the_documented_keys(tmp_path: Path) -> None:
         *(
             "skipped",
             "notes",
+            "seen",
             "precision",
             "device",
             "env",

@@ -39,7 +39,7 @@ from clipbench.pretrain.optimisers import OptimiserState
 from clipbench.pretrain.pairs import PairsState
 
 # Keys of a recipe that describe a run and change nothing in it.
-_PROSE = {"title", "command", "cost", "target", "quick"}
+_PROSE = {"title", "command", "cost", "target", "quick", "trained_on"}
 # What torch and zipfile raise for a file that is broken.
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 _CHECKPOINT = "checkpoint 1"

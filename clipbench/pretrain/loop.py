@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from clipbench.cards import ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
+from clipbench.cards import Images, ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
 from clipbench.cores import cores
 from clipbench.data import Split
 from clipbench.data.lazy import LazySplit
@@ -313,11 +313,17 @@ def model_card(
         weights=Weights(file="model.safetensors", sha256=sha256),
         training_data="; ".join(dict.fromkeys(data.described for data in recipe.data)),
         training_pairs_m=images / 1e6,
+        trained_on=_unique([*recipe.trained_on, *(data.trained_on for data in recipe.data)]),
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
         f"{averaged}seed {recipe.seed}. {start.described()}{chosen}"
         f"Again with: {recipe.command}",
     )
+
+
+def _unique(given: Sequence[Images]) -> tuple[Images, ...]:
+    """Each once, in order: a split may serve a recipe twice, with other texts."""
+    return tuple(one for i, one in enumerate(given) if one not in given[:i])
 
 
 def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.DualAdapter:

@@ -38,7 +38,8 @@ class Row(NamedTuple):
     `difference_points` is ours minus theirs in percentage points; `verdict` on it is "reproduced" (at most
     `REPRODUCED` points apart), "within interval" (theirs lies in our 95 % interval) or "off". `version` is clipbench's,
     `commit` that of its checkout. `kept_off` has the kinds of reasons why the record may not stand on the leaderboard
-    ("limited, dirty"), empty where it may, and `why` says them whole (`clipbench.standing`).
+    ("limited, dirty"), empty where it may, and `why` says them whole (`clipbench.standing`). `seen` says which
+    images of the split the model was trained on.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Row(NamedTuple):
     limit: int | None = None
     partial: bool = False
     skipped: int = 0
+    seen: str = ""
     dirty: bool | None = None
     commit: str | None = None
     version: str | None = None
@@ -195,6 +197,7 @@ def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]
         "limit": record.limit,
         "partial": lacking(record) is not None,
         "skipped": len(record.skipped),
+        "seen": _seen(record, against),
         "dirty": record.env.dirty,
         "commit": record.env.commit,
         "version": record.env.packages.get("clipbench"),
@@ -207,6 +210,12 @@ def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]
         "why": "; ".join(reason.text for reason in against),
     }
     return [Row(**whole, **_scored(record, metric, published)) for metric in metrics]
+
+
+def _seen(record: Record, against: Sequence[Reason]) -> str:
+    """What the judge says, who knows today's cards; without one, what the record says."""
+    judged = [reason.text for reason in against if reason.kind == "seen"]
+    return "; ".join(judged or [one.text for one in record.seen]).removeprefix("trained on ")
 
 
 def _scored(record: Record, metric: str, published: Sequence[Reported]) -> dict[str, Any]:

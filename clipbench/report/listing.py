@@ -121,6 +121,9 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
     Raises:
         CardError: nothing has.
     """
+    from rich.console import Group
+    from rich.text import Text
+
     if name.endswith(".json") and Path(name).is_file():
         record = records.read(Path(name))
         return record.canonical(), report.record_table(record)
@@ -132,7 +135,12 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
         )
     if name in catalog.recipe_files:
         entry = catalog.recipe(name)
-        return entry.card.canonical(), _card(name, entry.card.canonical(), entry.path)
+        value, view = entry.card.canonical(), _card(name, entry.card.canonical(), entry.path)
+        if name not in catalog.model_files:
+            return value, view
+        card = catalog.model(name).card  # what the recipe made is of the same name
+        both = Group(_model(name, card, catalog.model_files[name]), Text(), view)
+        return {"model": card.canonical(), "recipe": value}, both
     if name in catalog.dataset_files:
         dataset = catalog.dataset(name)
         return dataset.card.canonical(), _card(name, dataset.card.canonical(), dataset.path)

@@ -47,6 +47,7 @@ _LEGEND: Final = {
     "L": "limited: a sample of the split, not all of it",
     "P": "partial: this copy of the data has fewer images than the split has",
     "D": "dirty: made with uncommitted changes to clipbench",
+    "T": "trained on: the model has seen images of this split",
     "S": "some images could not be read and were skipped",
     "E": "edited by hand: what is written is not what was measured",
     "U": "unsealed: without a digest nothing tells an edit from a measurement",
@@ -108,12 +109,13 @@ def _difference(row: Row) -> str:
 
 def _marks(row: Row) -> str:
     kept_off = row.kept_off
-    if not (kept_off or row.limit or row.partial or row.dirty or row.skipped):
+    if not (kept_off or row.limit or row.partial or row.dirty or row.skipped or row.seen):
         return ""
     held = {
         "L": row.limit is not None,
         "P": row.partial,
         "D": bool(row.dirty),
+        "T": bool(row.seen),
         "S": row.skipped > 0,
         "E": "edited" in kept_off,
         "U": "unsealed" in kept_off,
@@ -360,9 +362,10 @@ def record_table(record: Record) -> RenderableType:
 
 
 def _remarks(record: Record) -> list[str]:
-    """What a reader of the numbers must know: notes on the data; of a probe its λ, an edge, what did not converge."""
+    """What a reader of the numbers must know: what the model has seen, notes on the data, how a probe was chosen."""
     evidence: Any = record.evidence
-    said = [_noted(note) for note in record.notes]
+    said = [f"trained on {one.text}" for one in record.seen]
+    said += [_noted(note) for note in record.notes]
     if same := evidence.get("same_prompts"):
         named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
         said.append(

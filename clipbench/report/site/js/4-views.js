@@ -53,7 +53,9 @@ async function modelView(model) {
   const titles = [el("h1", { tabindex: "-1" }, model.id), el("p", { class: "lead" }, card.title ?? "")];
   const about = facts([
     ["Family", model.group], ["Training pairs", model.pairs === null ? null : pairsText(model.pairs)],
-    ["Training data", card.training_data], ["Paper", card.paper && linked(card.paper)], ["Licence", card.licence],
+    ["Training data", card.training_data],
+    ["Trained on", card.trained_on?.map((one) => [one.dataset ?? one.name, one.split].filter(Boolean).join(" ")).join(", ")],
+    ["Paper", card.paper && linked(card.paper)], ["Licence", card.licence],
     ["Weights", Object.entries(card.weights ?? {}).filter(([, v]) => v).map(([k, v]) => `${k}: ${v}`).join("; ")],
     ["Links", card.links?.length ? card.links.flatMap((link) => [...linked(link), " "]) : null], ["Notes", card.notes && linked(card.notes)],
   ]);
