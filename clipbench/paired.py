@@ -160,7 +160,7 @@ def of_scores(first: Score, second: Score) -> Difference:
 
     >>> found = of_scores(Score(0.5, (0.4, 0.6), 100, None), Score(0.8, (0.7, 0.9), 100, None))
     >>> round(found.value, 3), round(found.p, 6), found.method
-    (0.3, 3.3e-05, 'intervals, not paired')
+    (0.3, 3.2e-05, 'intervals, not paired')
     """
     error = math.hypot(*(high - low for low, high in (first.ci95, second.ci95))) / (2 * _Z)
     value = second.value - first.value
