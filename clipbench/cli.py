@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,12 @@ _catalogs: list[Catalog] = []
 
 def main() -> None:
     """Entry point: errors that the user can mend are printed and exit with 2; bugs keep their traceback."""
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # names of others may hold what this terminal, or no UTF-8, can say
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             app()
@@ -647,8 +654,11 @@ def gate_command(
     if junit is not None:
         write_own(junit, gate.junit(found), gate.JUNIT_MARK, force=force)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(text)
+        try:
+            with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError as error:  # the verdict counts, not where else it is told
+            _stderr(_plain(f"the summary cannot be written to {summary}: {error.strerror}"))
     if as_json:
         print(json_text([check.as_json() for check in found]))
     else:

@@ -157,5 +157,5 @@ def _records(name: str, results: Path) -> Path | Mapping[str, Stored]:
         return {s.record.task: s for s in records.each(results) if s.record.model == name}
     if Path(name).is_dir():
         return Path(name)
-    models = {path.parent.name for path in records.paths(results)} if results.is_dir() else set()
+    models = {one.record.model for one in records.each(results)} if results.is_dir() else set()
     raise DataError(f"{unknown('model', name, models)} (records of {results}); nor is it a folder of records")

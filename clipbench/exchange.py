@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.escape import csv_row, json_text
+from clipbench.parsing import MOST_JSON, Unreadable, file_bytes, json_value
 from clipbench.records import Record
 from clipbench.report.frame import Row, metrics_of
 
@@ -131,15 +131,20 @@ def read(path: Path) -> list[Foreign]:
             raise DataError(f"{path} has no .json or .csv", hint="name the files that clip_benchmark wrote")
         return [one for file in files for one in read(file)]
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = file_bytes(path, MOST_JSON).decode("utf-8")
+    except (Unreadable, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if path.suffix == ".csv":
-        return [_row(row, path, line) for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)]
+        try:
+            return [
+                _row(row, path, line) for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)
+            ]
+        except csv.Error as error:
+            raise DataError(f"{path} cannot be read as CSV: {error}") from None
     try:
-        value = json.loads(text)  # takes the bare NaN that they write
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: {error.msg}") from None
+        value = json_value(text, nan=True)  # they write it bare
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from None
     return [_parsed(value, str(path))]
 
 
@@ -152,6 +157,13 @@ def _row(row: dict[str, str], path: Path, line: int) -> Foreign:
     return _parsed({**{k: row.get(k) for k in _KEYS}, "metrics": metrics}, f"{path}:{line}")
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
 def _parsed(value: Any, where: str) -> Foreign:
     fields = value if isinstance(value, dict) else {}
     missing = [key for key in _KEYS[:4] if not isinstance(fields.get(key), str)]
@@ -162,7 +174,7 @@ def _parsed(value: Any, where: str) -> Foreign:
             hint="its files have dataset, model, pretrained, task and metrics",
         )
     metrics = {
-        k: float(v) for k, v in value["metrics"].items() if isinstance(v, int | float) and math.isfinite(v)
+        k: float(v) for k, v in value["metrics"].items() if isinstance(v, int | float) and _is_finite(v)
     }
     dataset, model, pretrained, task = (value[k] for k in _KEYS[:4])
     return Foreign(dataset, model, pretrained, task, metrics, value.get("language") or "en")

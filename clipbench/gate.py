@@ -81,7 +81,7 @@ def gate(
     Raises:
         DataError: a folder is missing or the baseline is empty, or a model is in neither.
     """
-    old, new = (_by_name(folder) for folder in (baseline, candidate))
+    old, new = _by_name(baseline, "--baseline"), _by_name(candidate, "--candidate")
     if not old:
         raise DataError(
             f"the baseline {baseline} has no records",
@@ -141,7 +141,12 @@ def change(comparison: Comparison) -> float:
 _Records = dict[tuple[str, str], Stored]
 
 
-def _by_name(folder: Path) -> _Records:
+def _by_name(folder: Path, option: str) -> _Records:
+    if not folder.is_dir():
+        raise DataError(
+            f"no results folder at {folder}",
+            hint=f"name the folder of records with {option}; clipbench eval --results DIR makes one",
+        )
     return {(stored.record.model, stored.record.task): stored for stored in records.load_all(folder)}
 
 

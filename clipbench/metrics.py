@@ -586,7 +586,7 @@ def _finite(scores: Floats) -> None:
     if bad:
         raise DataError(
             f"{bad:,} of {scores.size:,} scores are not finite (half-precision overflow, or broken weights)",
-            hint="try again with: --precision fp32",
+            hint="the checkpoint may be damaged; where the precision was bf16 or fp16, use --precision fp32",
         )
 
 

@@ -46,6 +46,7 @@ from clipbench import outputs
 from clipbench.cache import write_atomic
 from clipbench.cards import Reported, Strict, Tuple, finite
 from clipbench.errors import DataError, StorageError
+from clipbench.parsing import MOST_JSON, Unreadable, file_bytes, json_value
 from clipbench.stats import Score
 
 SCHEMA_VERSION: Final = 3
@@ -419,7 +420,10 @@ def _seal(content: bytes, digest: str | None) -> Seal:
     hashed.update(tail)
     if hashed.hexdigest() == digest:
         return "whole"
-    bare = _text(json.loads(content) | {"digest": None})
+    try:
+        bare = _text(json_value(content) | {"digest": None})
+    except ValueError:  # a number beyond all floats, which `write` never leaves
+        return "broken"
     return "whole" if hashlib.sha256(bare.encode()).hexdigest() == digest else "broken"
 
 
@@ -450,9 +454,9 @@ def load(path: Path) -> Stored:
         DataError: as `read`.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        content = file_bytes(path, MOST_JSON)
+    except Unreadable as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
     try:
         record = Record.model_validate_json(content)
     except ValidationError as error:
@@ -488,10 +492,12 @@ _UPGRADES: Final[dict[int, Callable[[Json], Json]]] = {1: _from_1, 2: _from_2}
 def _upgraded(text: str) -> str | None:
     """The text of a record of a past schema version, brought to the present one; None for any other text."""
     try:
-        value: JsonValue = json.loads(text)
-    except json.JSONDecodeError:
+        value: JsonValue = json_value(text)
+    except ValueError:
         return None
-    if not isinstance(value, dict) or value.get("schema_version") not in _UPGRADES:
+    if not isinstance(value, dict) or type(value.get("schema_version")) is not int:
+        return None
+    if value["schema_version"] not in _UPGRADES:
         return None
     while isinstance(version := value["schema_version"], int) and version in _UPGRADES:
         value = _UPGRADES[version](value)
@@ -500,14 +506,15 @@ def _upgraded(text: str) -> str | None:
 
 def _explained(path: Path, text: str, error: ValidationError) -> DataError:
     try:
-        value: JsonValue = json.loads(text)
-    except json.JSONDecodeError as syntax:
-        return _broken(path, f"line {syntax.lineno}: {syntax.msg}")
+        value: JsonValue = json_value(text)
+    except ValueError as syntax:
+        return _broken(path, str(syntax))
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
+        found = json.dumps(version)
+        found = found if len(found) <= 40 else f"{found[:37]}..."
         return DataError(
-            f"{path}: schema_version is {json.dumps(version)}; this clipbench reads {min(_UPGRADES)} to "
-            f"{SCHEMA_VERSION}",
+            f"{path}: schema_version is {found}; this clipbench reads {min(_UPGRADES)} to {SCHEMA_VERSION}",
             hint="upgrade clipbench if the record is newer; move the file away if it is no record",
         )
     problems = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]

@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 from test_fetch import DATA, Files, at, resolved
 
-from clipbench import web
 from clipbench.cache import cache_root
-from clipbench.cards import ShardPairs
+from clipbench.cards import ShardPairs, Weights
 from clipbench.data.shards import RemoteShards
 from clipbench.errors import DataError, WeightsError
 from clipbench.models.fetch import place
@@ -161,8 +160,8 @@ def leading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Leading]:
             ("127.0.0.1", address[1]) if address[0] == names["public.test"] else address, *more, **named
         )
 
-    monkeypatch.setattr(web.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(web.socket, "create_connection", to_the_server)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "create_connection", to_the_server)
     made = Leading()
     yield made
     made.server.shutdown()
@@ -213,7 +212,7 @@ def test_weights_and_shards_are_not_led_inwards(leading: Leading, monkeypatch: p
     leading.to = f"http://127.0.0.1:{leading.port}/end"
     address = f"http://public.test:{leading.port}/a.pt"
     with pytest.raises(WeightsError, match=r"public\.test leads to 127\.0\.0\.1, which is on this machine"):
-        resolved(test_fetch.Weights(url=address, link_source="x"))
+        resolved(Weights(url=address, link_source="x"))
     source = ShardPairs.model_validate(
         {
             "kind": "webdataset",

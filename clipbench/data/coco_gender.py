@@ -29,6 +29,7 @@ from clipbench.data import Objects
 from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
 from clipbench.errors import ClipbenchError, DataError
+from clipbench.parsing import json_value
 
 _MAP = "object_id.map"
 _GENDERS = ("man", "woman")  # the places of the pickles' gender vectors
@@ -102,8 +103,8 @@ def _images(names: list[str], file: Path, root: Path) -> list[Path]:
 def _read(file: Path) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
     """Names of the objects, and of each image: its plain name, its gender, its objects."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        found = json_value(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}", hint="write the file again") from None
     lists = [found.get(key) if isinstance(found, dict) else None for key in ("objects", "images")]
     if not all(isinstance(found, list) and found for found in lists):

@@ -7,7 +7,6 @@ DeCLIP's YFCC15M: keys `caption` and `filename`.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from clipbench.cards import TablePairs, YfccPairs, fingerprint
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.digests import Digests, digests
 from clipbench.errors import DataError, unknown
+from clipbench.parsing import json_value
 
 _BLOCK = 65_536  # rows of the index that are gathered as Python objects
 _LOOKED_FOR = 10_000  # image files whose presence is checked, spread over all rows
@@ -230,7 +230,7 @@ class _JsonLines(_Rows):
             for number, line in enumerate(file, 1):
                 if line.strip():
                     try:
-                        found = json.loads(line)
+                        found = json_value(line)
                     except ValueError as error:
                         raise DataError(f"{self.file}:{number}: cannot be read as JSON: {error}") from None
                     caption = found.get("caption") if isinstance(found, dict) else None
@@ -243,5 +243,5 @@ class _JsonLines(_Rows):
                 place += len(line)
 
     def parse(self, row: bytes) -> tuple[str, str]:
-        found = json.loads(row)
+        found = json_value(row)
         return found["filename"], found["caption"]

@@ -9,7 +9,6 @@ import contextlib
 import http.client
 import io
 import itertools
-import json
 import re
 import tarfile
 import time
@@ -30,6 +29,7 @@ from clipbench.data.rows import listing
 from clipbench.data.text import lines
 from clipbench.digests import Digests, digests
 from clipbench.errors import DataError
+from clipbench.parsing import json_value
 from clipbench.web import Refused, open_address
 
 #: a range of numbers in a name; leading zeros stay
@@ -58,7 +58,7 @@ def captions(data: bytes, suffix: str, wanted: ShardPairs) -> list[str]:
     """The captions in the bytes of a `.txt` or `.json` file, as the source wants them; none that is empty."""
     if suffix == ".json":
         with contextlib.suppress(ValueError):
-            found = json.loads(data)
+            found = json_value(data)
             found = found.get("caption") if isinstance(found, dict) else None
             return [plain] if isinstance(found, str) and (plain := plain_caption(found, wanted)) else []
         return []
