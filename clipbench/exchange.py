@@ -144,7 +144,8 @@ def read(path: Path) -> list[Foreign]:
     try:
         value = json_value(text, nan=True)  # they write it bare
     except ValueError as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from None
+        problem, _, place = str(error).partition(" at line ")
+        raise DataError(f"{path}:{place.partition(' ')[0]}: {problem}") from None
     return [_parsed(value, str(path))]
 
 
