@@ -508,7 +508,8 @@ def _explained(path: Path, text: str, error: ValidationError) -> DataError:
     try:
         value: JsonValue = json_value(text)
     except ValueError as syntax:
-        return _broken(path, str(syntax))
+        problem, _, place = str(syntax).partition(" at line ")
+        return _broken(path, f"line {place.partition(' ')[0]}: {problem}")
     version = value.get("schema_version") if isinstance(value, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
         found = json.dumps(version)
