@@ -492,7 +492,7 @@ _UPGRADES: Final[dict[int, Callable[[Json], Json]]] = {1: _from_1, 2: _from_2}
 def _upgraded(text: str) -> str | None:
     """The text of a record of a past schema version, brought to the present one; None for any other text."""
     try:
-        value: JsonValue = json_value(text)
+        value: JsonValue = json_value(text, nan=True)  # to be named by its key
     except ValueError:
         return None
     if not isinstance(value, dict) or type(value.get("schema_version")) is not int:
@@ -506,7 +506,7 @@ def _upgraded(text: str) -> str | None:
 
 def _explained(path: Path, text: str, error: ValidationError) -> DataError:
     try:
-        value: JsonValue = json_value(text)
+        value: JsonValue = json_value(text, nan=True)  # to be named by its key
     except ValueError as syntax:
         problem, _, place = str(syntax).partition(" at line ")
         return _broken(path, f"line {place.partition(' ')[0]}: {problem}")

@@ -136,7 +136,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_terminal_and_any_name_can_be_printed(tmp_path: Path, encoding: str) -> None:
     cards = small.write_task(tmp_path / "cards", "animals", title="動物 – ♞")
-    arguments = {
+    arguments: dict[str, list[Any]] = {
         "tables": ["list", "tasks", "--cards", cards],
         "json": ["list", "tasks", "--cards", cards, "--json"],
         "names": ["eval", "--model", b"m\xff.pt", "--task", "animals-zs", "--cards", cards],
