@@ -170,7 +170,8 @@ class Catalog:
             from clipbench.models import clip
 
             make = clip.ad_hoc if name.startswith(clip.PREFIX) else clip.on_the_hub
-            return models.LoadedModel(name, make(name), Path.cwd())
+            made = make(name)
+            return models.LoadedModel(name, made, Path.cwd(), detected=made.notes is not None)
         path = self.model_files.get(name)
         self._passed_over(name)
         file = name.endswith(CHECKPOINTS) or exists(expanded(name))

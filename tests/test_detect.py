@@ -35,6 +35,8 @@ def architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(configs, "small-vit", CONFIG)
     monkeypatch.setitem(configs, "small-vit-quickgelu", CONFIG | {"quick_gelu": True})
     monkeypatch.setitem(configs, "small-rn", CONFIG | {"vision_cfg": test_declip.RN})
+    pretrained = open_clip.pretrained
+    monkeypatch.setitem(pretrained._PRETRAINED, "small-rn", {"some": pretrained._slpcfg()})
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,7 @@ def test_openais_own_file_is_told_by_what_it_holds_beside_the_weights(arch: str,
     found = Catalog().model(str(tmp_path / "mine.pt"))
     assert found.detected
     assert found.card.config == {"arch": arch, "quick_gelu": True}
+    assert found.card.preprocess.resize == "shortest"  # OpenAI's, whatever tags the architecture has
     assert found.card.notes == (
         f"detected: CLIP, {arch}: OpenAI's own archive (context_length, input_resolution, vocab_size)"
     )
@@ -90,7 +93,12 @@ def test_open_clips_checkpoints_in_every_wrapping(wrap: Callable[[State], Any], 
     torch.save(wrap(build("small-rn").state_dict()), tmp_path / "epoch_3.pt")
     found = detect.ad_hoc(str(tmp_path / "epoch_3.pt"))
     assert found.card.config == {"arch": "small-rn", "quick_gelu": False}
-    assert found.card.notes == "detected: CLIP, small-rn: its sizes fit no other"
+    notes = found.card.notes or ""
+    assert notes.startswith(
+        "detected: CLIP, small-rn: its sizes fit no other; images: {size: 224, resize: squash, "
+    )
+    assert notes.endswith(": as of all published tags of small-rn (some)")
+    assert found.card.preprocess.resize == "squash"
     models.load(found)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from clipbench import models
 from clipbench.cards import ModelCard, Preprocess, Weights
+from clipbench.catalog import Catalog
 from clipbench.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import LoadedModel, clip
@@ -535,7 +536,14 @@ def test_ad_hoc_tag_takes_everything_from_open_clip() -> None:
     assert (squashed.resize, squashed.mean) == ("squash", (0.5, 0.5, 0.5))
 
 
-@pytest.mark.usefixtures("without_gradients")
+@pytest.fixture
+def tagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tiny-vit has a pretrained tag, which says how images are prepared."""
+    pretrained = open_clip.pretrained
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny-vit", {"some": pretrained._pcfg()})
+
+
+@pytest.mark.usefixtures("without_gradients", "tagged")
 def test_ad_hoc_file_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("tiny-vit")
     torch.save(model.state_dict(), tmp_path / "mine.pt")
@@ -564,9 +572,76 @@ def test_ad_hoc_specs_that_are_wrong(spec: str, message: str) -> None:
 
 
 def test_ad_hoc_file_that_is_missing(tmp_path: Path) -> None:
-    made = clip.ad_hoc(f"open_clip:tiny-vit@{tmp_path}/gone.pt")
     with pytest.raises(WeightsError, match=r"no checkpoint at .*gone\.pt"):
-        models.load(LoadedModel("x", made, tmp_path))
+        clip.ad_hoc(f"open_clip:tiny-vit@{tmp_path}/gone.pt")
+
+
+@pytest.mark.parametrize("arch", open_clip.list_models())
+def test_a_file_is_prepared_as_every_published_tag_or_a_card_is_asked_for(arch: str, tmp_path: Path) -> None:
+    path = tmp_path / "my run.pt"
+    path.write_bytes(b"weights")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    ways = [clip.ad_hoc(f"open_clip:{arch}@{tag}").preprocess for tag in tags]
+    if ways and all(way == ways[0] for way in ways):
+        made = Catalog().model(f"open_clip:{arch}@{path}")
+        assert made.card.preprocess == ways[0]
+        assert made.detected  # so that its notes are printed
+        assert f"as of all published tags of {arch} ({tags[0]}" in (made.card.notes or "")
+        quick = [bool(open_clip.get_pretrained_cfg(arch, tag).get("quick_gelu")) for tag in tags]
+        if any(own != made.card.config["quick_gelu"] for own in quick):
+            assert "GELU, as open_clip's" in (made.card.notes or "")
+        return
+    with pytest.raises(CardError) as caught:
+        clip.ad_hoc(f"open_clip:{arch}@{path}")
+    for tag in tags[:3]:
+        assert tag in caught.value.message
+    assert len(tags) or "has no pretrained tag" in caught.value.message
+    text = (caught.value.hint or "").partition("\n")[2]
+    (tmp_path / "mine.yaml").write_text(text)
+    card = Catalog().model(str(tmp_path / "mine.yaml")).card
+    assert card.weights.file == str(path)
+    assert card.config["arch"] == arch
+    assert not ways or card.preprocess in ways
+
+
+def test_disagreeing_tags_are_no_matter_for_a_file_that_is_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"weights")
+    described = open_clip.get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k")
+    monkeypatch.setattr(clip, "_known_files", lambda: {sha256_file(path)[:8]: ("ViT-L-14@a_tag", described)})
+    made = clip.ad_hoc(f"open_clip:ViT-L-14@{path}")
+    assert made.preprocess.mean == (0.5, 0.5, 0.5)
+    assert "the file's hash is that of ViT-L-14@a_tag" in (made.notes or "")
+
+
+def test_an_archive_of_openais_form_is_not_loaded_with_gelu(tmp_path: Path) -> None:
+    numbers = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
+    torch.save(build("tiny-vit").state_dict() | numbers, tmp_path / "model.pt")
+    model = LoadedModel("mine", card("tiny-vit", file="model.pt"), tmp_path)
+    with pytest.raises(CardError, match="an archive of OpenAI's own form, was trained with quick_gelu true"):
+        models.load(model)
+
+
+def test_another_size_of_images_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = build("tiny-vit").state_dict()
+    grid = state["visual.positional_embedding"]
+    state["visual.positional_embedding"] = torch.zeros(37, grid.shape[1])
+    torch.save(state, tmp_path / "model.pt")
+    model = LoadedModel("mine", card("tiny-vit", file="model.pt"), tmp_path)
+    with pytest.raises(
+        WeightsError, match=r"trained on images of \d+ px, tiny-vit takes 32 px; .*\n.*hf-hub"
+    ):
+        models.load(model)
+    configs = open_clip.factory._MODEL_CONFIGS
+    patch = configs["tiny-vit"]["vision_cfg"]["patch_size"]
+    larger = configs["tiny-vit"] | {
+        "vision_cfg": configs["tiny-vit"]["vision_cfg"] | {"image_size": 6 * patch}
+    }
+    monkeypatch.setitem(configs, "tiny-vit-large", larger)
+    with pytest.raises(WeightsError, match=r"name the architecture of that size: tiny-vit-large"):
+        models.load(model)
 
 
 def test_tag_without_network_says_how_to_bring_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ Compared = Literal["joint", "tokens"]
 class LoadedModel:
     """A model card, its id, and the folder that its relative paths start from.
 
-    `detected` says that the card was made from a checkpoint file alone; its notes say why so.
+    `detected` says that the card was made here, for weights that do not say all of it; its notes say why so.
     """
 
     id: str

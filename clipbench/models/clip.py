@@ -69,8 +69,11 @@ def load(model: LoadedModel) -> Adapter:
         known = _known_files().get(digest[:8])
         if known:
             _agree(model.id, config, known[1], f"this file ({known[0]})")
-    module = _build(config)
     state = read_state_dict(path)
+    if set(state) >= _NOT_WEIGHTS:
+        _agree(model.id, config, {"quick_gelu": True}, "this file, an archive of OpenAI's own form,")
+    _check_side(config.arch, state, path)
+    module = _build(config)
     # [1] in some training code, [] in others
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
@@ -99,7 +102,8 @@ def ad_hoc(spec: str) -> ModelCard:
     """The card of `open_clip:<arch>@<tag-or-path>`: preprocessing and QuickGELU as open_clip states them.
 
     Raises:
-        CardError: malformed, or an unknown architecture or tag.
+        CardError: malformed, or an unknown architecture or tag; of a file, see `of_file`.
+        WeightsError: there is no such file.
     """
     arch, _, source = spec.removeprefix(PREFIX).partition("@")
     if not arch or not source:
@@ -107,28 +111,120 @@ def ad_hoc(spec: str) -> ModelCard:
             f'"{spec}" names no weights',
             hint=f"write {PREFIX}<arch>@<tag or path>, for example {PREFIX}RN50@openai",
         )
-    import open_clip
-
     known_arch(arch)
     path = expanded(source)
-    looks_like_a_file = (
-        path.exists() or "/" in source or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}
-    )
-    if looks_like_a_file:
-        described: dict[str, Any] = {}
-        quick_gelu = bool(open_clip.get_model_config(arch).get("quick_gelu", False))
-        weights = Weights(file=str(path.resolve()))
-    else:
-        described = _tag_config(arch, source)
-        quick_gelu = bool(described.get("quick_gelu", False))
-        weights = Weights(open_clip=source)
+    if path.exists() or "/" in source or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}:
+        return of_file(arch, path)
+    described = _tag_config(arch, source)
     return ModelCard(
-        title=f"open_clip {arch}, {path.name if looks_like_a_file else source}",
+        title=f"open_clip {arch}, {source}",
+        family="clip",
+        config={"arch": arch, "quick_gelu": bool(described.get("quick_gelu", False))},
+        preprocess=_preprocess(arch, described),
+        weights=Weights(open_clip=source),
+    )
+
+
+def of_file(arch: str, path: Path, described: dict[str, Any] | None = None) -> ModelCard:
+    """The card of a checkpoint file of open_clip's `arch`; its notes say what was taken for granted.
+
+    Images are prepared as all published tags of the architecture prepare them, or as `described` says: the settings of
+    a tag, where the file is known. QuickGELU cannot be seen in weights: the architecture's name decides, as in
+    open_clip.
+
+    Raises:
+        CardError: the tags disagree, or there is none: with the choices, and the card to write.
+        WeightsError: there is no such file.
+    """
+    import open_clip
+
+    file = path.resolve()
+    if not file.is_file():
+        raise WeightsError(f"no checkpoint at {file}", hint="put the file there, or correct its path")
+    quick_gelu = bool(open_clip.get_model_config(arch).get("quick_gelu", False))
+    if described is None:
+        preprocess, why = _agreed(arch, file, quick_gelu)
+    else:
+        preprocess, why = _preprocess(arch, described), "the file is known"
+    return ModelCard(
+        title=f"open_clip {arch}, {path.name}",
         family="clip",
         config={"arch": arch, "quick_gelu": quick_gelu},
-        preprocess=_preprocess(arch, described),
-        weights=weights,
+        preprocess=preprocess,
+        weights=Weights(file=str(file)),
+        notes=f"images: {_prepared(preprocess)}: {why}{_activation(arch, quick_gelu)}",
     )
+
+
+def published(arch: str) -> dict[Preprocess, list[str]]:
+    """open_clip's pretrained tags of `arch`, by how they prepare images."""
+    import open_clip
+
+    ways: dict[Preprocess, list[str]] = {}
+    for tag in open_clip.list_pretrained_tags_by_model(arch):
+        ways.setdefault(_preprocess(arch, _tag_config(arch, tag)), []).append(tag)
+    return ways
+
+
+def _agreed(arch: str, file: Path, quick_gelu: bool) -> tuple[Preprocess, str]:
+    """How images of a checkpoint file are prepared, and why so. Raises as `of_file`."""
+    ways = published(arch)
+    if len(ways) == 1:
+        ((preprocess, tags),) = ways.items()
+        return preprocess, f"as of all published tags of {arch} ({_few(tags)})"
+    if known := _known_files().get(sha256_file(file)[:8]):
+        return _preprocess(arch, known[1]), f"the file's hash is that of {known[0]}"
+    if ways:
+        choices = "".join(f"\n  {_prepared(way)}: {_few(tags)}" for way, tags in ways.items())
+        problem = f"the published tags of {arch} disagree, and its hash is none of theirs:{choices}"
+    else:
+        problem = f"open_clip has no pretrained tag of {arch}, which would tell"
+    likely = max(ways, key=lambda way: len(ways[way]), default=_preprocess(arch, {}))
+    whose = f"as of {_few(ways[likely])}" if ways else "open_clip's defaults, in training too"
+    text = (
+        f"title: {json.dumps(f'{arch}, {file.name}')}\n"
+        "family: clip\n"
+        f"config: {json.dumps({'arch': arch, 'quick_gelu': quick_gelu})}\n"
+        f"preprocess: {_prepared(likely)}  # {whose}\n"
+        f"weights: {json.dumps({'file': str(file)}, ensure_ascii=False)}\n"
+    )
+    raise CardError(
+        f"{file} does not say how images are prepared for it: {problem}",
+        hint=f"write a card with what it was trained with, and give it with --model mine.yaml:\n{text}",
+    )
+
+
+def _prepared(preprocess: Preprocess) -> str:
+    """What tags say about images, as on a card."""
+    names = ("size", "resize", "interpolation", "mean", "std")
+    values = {name: value for name, value in preprocess.canonical().items() if name in names}
+    return (
+        "{" + ", ".join(f"{name}: {json.dumps(value).strip(chr(34))}" for name, value in values.items()) + "}"
+    )
+
+
+def _activation(arch: str, quick_gelu: bool) -> str:
+    """What is to be said of the activation of a file of `arch`; nothing where open_clip knows but one."""
+    import open_clip
+
+    twin = f"{arch}-quickgelu"
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    quick = [tag for tag in tags if _tag_config(arch, tag).get("quick_gelu")]
+    has_twin = twin in open_clip.list_models()
+    if quick_gelu:
+        return f"; QuickGELU, as open_clip's {arch} has it"
+    if not quick and not has_twin:
+        return ""
+    trained = f", as its tags {_few(quick)} were," if quick else ""
+    other = f"name {twin}" if has_twin else "write a card with quick_gelu: true"
+    return (
+        f"; GELU, as open_clip's {arch} has it, since a file does not tell: if it was trained with QuickGELU{trained} "
+        f"{other}, or it loses points"
+    )
+
+
+def _few(tags: Sequence[str]) -> str:
+    return ", ".join(tags[:3]) + (f" and {len(tags) - 3} more" if len(tags) > 3 else "")
 
 
 class ClipAdapter(Adapter):
@@ -143,7 +239,14 @@ class ClipAdapter(Adapter):
         self.weights_sha256 = weights_sha256
         scale = getattr(module, "logit_scale", None)
         self.logit_scale = 1.0 if scale is None else float(scale.exp().reshape(()))  # an image tower alone
-        self._tokenizer = open_clip.get_tokenizer(arch)
+        try:
+            self._tokenizer = open_clip.get_tokenizer(arch)
+        except (OSError, ValueError, RuntimeError) as error:  # of transformers' own kinds
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise WeightsError(
+                f"the tokenizer of {arch} cannot be had ({first[0][:160]})",
+                hint="with network, run this again: it is fetched once, and the hub client's cache keeps it",
+            ) from None
         self.context_length = int(self._tokenizer.context_length)
 
     def image_tower(self, space: str) -> nn.Module:
@@ -196,12 +299,16 @@ def on_the_hub(spec: str) -> ModelCard:
     remember("weights", f"{spec}/{path.name}", sha256_file(path), what="sha256 of the settings")
     settings = open_clip.get_model_config(spec)
     described = dict(json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {}))
+    unsaid = [name for name in ("mean", "std", "interpolation", "resize_mode") if name not in described]
     return ModelCard(
         title=repo,
         family="clip",
         config={"arch": spec, "quick_gelu": bool(settings.get("quick_gelu", False))},
         preprocess=_preprocess(spec, described),
         weights=Weights(hf=f"{repo}/{weights}"),
+        notes=f"its settings do not say {', '.join(unsaid)}: open_clip's defaults were taken"
+        if unsaid
+        else None,
     )
 
 
@@ -219,8 +326,8 @@ def _hub_weights(repo: str) -> str:
     return str(HF_SAFE_WEIGHTS_NAME)
 
 
-def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str] | None:
-    """What a state dict of OpenAI's layout is, and why; None for files of other layouts.
+def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str, dict[str, Any] | None] | None:
+    """What a state dict of OpenAI's layout is, why, and its tag's settings where known; None for other layouts.
 
     Raises:
         WeightsError: several architectures fit, or the activation cannot be known: naming the commands to choose from.
@@ -238,20 +345,19 @@ def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str] 
     known = _known_files().get(sha256_file(path)[:8])
     if known:
         arch = known[0].partition("@")[0]
-        return Config(
-            arch=arch, quick_gelu=bool(known[1].get("quick_gelu"))
-        ), f"its hash is that of {known[0]}"
+        config = Config(arch=arch, quick_gelu=bool(known[1].get("quick_gelu")))
+        return config, f"its hash is that of {known[0]}", known[1]
     if len(archs) == 1 and set(state) >= _NOT_WEIGHTS:
-        return Config(
-            arch=archs[0], quick_gelu=True
-        ), f"OpenAI's own archive ({', '.join(sorted(_NOT_WEIGHTS))})"
+        config = Config(arch=archs[0], quick_gelu=True)
+        return config, f"OpenAI's own archive ({', '.join(sorted(_NOT_WEIGHTS))})", {}
     import open_clip
 
     every = set(open_clip.list_models())
     choices = [name for arch in archs for name in (arch, f"{arch}-quickgelu") if name in every]
     if len(choices) == 1:
         settings = open_clip.get_model_config(choices[0])
-        return Config(arch=choices[0], quick_gelu=bool(settings.get("quick_gelu"))), "its sizes fit no other"
+        config = Config(arch=choices[0], quick_gelu=bool(settings.get("quick_gelu")))
+        return config, "its sizes fit no other", None
     raise WeightsError(
         f"{path} is a CLIP checkpoint that fits {', '.join(choices)}: the file does not say which, and the wrong "
         "one loads without a complaint and loses points",
@@ -313,6 +419,22 @@ def _config_sizes(arch: str) -> tuple[object, ...] | None:
         text["layers"],
         text.get("context_length", 77),
     )
+
+
+def _check_side(arch: str, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise WeightsError where a file differs from its architecture in the size of images alone."""
+    found, wanted = _sizes(state), _config_sizes(arch)
+    if found is None or wanted is None or found[3] == wanted[3]:
+        return
+    if (*found[:3], *found[4:]) == (*wanted[:3], *wanted[4:]):
+        others = matching_archs(state)
+        raise WeightsError(
+            f"{path} was trained on images of {found[3]} px, {arch} takes {wanted[3]} px; position embeddings are not "
+            "resized",
+            hint=f"name the architecture of that size: {', '.join(others)}"
+            if others
+            else "open_clip has none; a repository in its form for the hub (hf-hub:<owner>/<repo>) says the size",
+        )
 
 
 def _joint(arch: str) -> tuple[int, int]:

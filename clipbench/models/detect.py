@@ -58,9 +58,10 @@ def _clip(path: Path, state: State) -> ModelCard | None:
     found = clip.detect(path, state)
     if found is None:
         return None
-    config, why = found
-    card = clip.ad_hoc(f"{clip.PREFIX}{config.arch}@{path}")
-    settings = {"config": config.canonical(), "notes": f"detected: CLIP, {config.arch}: {why}"}
+    config, why, described = found
+    card = clip.of_file(config.arch, path, described)
+    notes = f"detected: CLIP, {config.arch}: {why}" + ("" if described is not None else f"; {card.notes}")
+    settings = {"config": config.canonical(), "notes": notes}
     return card.model_copy(update=settings)
 
 
