@@ -66,7 +66,7 @@ def measure(
         checkpoint = Path(folder) / "random.pt"
         torch.manual_seed(0)
         torch.save(clip.random_model(arch).state_dict(), checkpoint)
-        model = LoadedModel(arch, clip.ad_hoc(f"{clip.PREFIX}{arch}@{checkpoint}"), Path(folder))
+        model = LoadedModel(arch, clip.of_file(arch, checkpoint, {}), Path(folder))
         bench = _Bench(model, runtime, Path(folder), progress)
         tower = bench.encoder.tower("joint", 1_000_000)  # as for a long run
         tensors = bench.preload(split)
