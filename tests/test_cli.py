@@ -681,7 +681,7 @@ def test_a_checkpoint_of_another_architecture(run: Run, place: Place) -> None:
         in said
     )
     mended(
-        done._replace(err=error), f"{path} does not fit the architecture: missing", "name the architecture"
+        replace(done, err=error), f"{path} does not fit the architecture: missing", "name the architecture"
     )
 
 
