@@ -49,6 +49,14 @@ SHAPES = {
 }
 
 
+def test_a_format_that_this_pillow_lacks_is_named() -> None:
+    samples = [Sample("a", b"\0\0\0\x1cftypheic" + bytes(40)), Sample("b", b"RIFF\0\0\0\0WEBP")]
+    (batch,) = decode_stream(iter(samples), SMALL, sizes=2, workers=0, overlap=False, on_bad_image="skip")
+    assert [bad.reason.partition(" (")[0] for bad in batch.bad] == [
+        "it is damaged HEIC, or this Pillow", "it is damaged WebP, or this Pillow"
+    ]  # fmt: skip
+
+
 def test_formats_and_suffixes_are_pillows_own() -> None:
     known = Image.registered_extensions()  # which loads all formats, too
     assert set(IMAGE_FORMATS) <= set(Image.OPEN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import shutil
@@ -277,10 +278,46 @@ def test_samples_without_a_caption_or_an_image_are_counted_and_named(tmp_path: P
     ]
 
 
+def test_keys_with_dots_second_images_and_files_that_lie_apart(
+    tmp_path: Path, server: tuple[str, list[str]]
+) -> None:
+    address, _ = server
+    image = picture(0)
+    write_shard(
+        tmp_path / "served" / "a.tar",
+        [
+            ("img.0", {"png": image, "mask.png": picture(9), "txt": b"dots"}),
+            ("1", {"PNG": picture(1)}),
+            ("2", {"png": image, "jpg": image, "txt": b"two images"}),
+            ("3", {"png": image, "txt": b"a"}),
+            ("3", {"txt": b"b"}),
+            ("4", {"jfif": picture(4), "txt": b"four"}),
+            ("1", {"txt": b"apart"}),
+            ("._5", {"png": b"mac"}),
+        ],
+    )
+    wanted = [("a/img.0", image, ["dots"]), ("a/1", picture(1), ["apart"]), ("a/4", picture(4), ["four"])]
+    left_out = [
+        "2 samples with two images, or with a file twice: a/2, a/3",
+        "1 images beside a sample's own: a/img.0.mask.png",
+    ]
+    split = opened(tmp_path / "served", kind="webdataset")
+    assert pairs(split) == wanted
+    assert [str(part) for part in split.left_out] == left_out
+    stream = opened(tmp_path, kind="webdataset", shards=[f"{address}/a.tar"], rows=3)
+    assert isinstance(stream, RemoteShards)
+    (window,) = stream.windows([0])
+    assert [(sample.id, sample.image, texts) for sample, texts in window] == wanted
+    assert [str(part) for part in stream.left_out if part.count] == left_out
+
+
 def test_shards_that_are_no_whole_tar_files(tmp_path: Path) -> None:
     whole = write_shards(tmp_path / "w", 1, 4) / "00000.tar"
     for name, content in {
         "cut": whole.read_bytes()[:2000],
+        "cut between members": whole.read_bytes()[: 2 * 512 + -(-len(picture(0)) // 512) * 512],
+        "two": whole.read_bytes() * 2,
+        "gz": gzip.compress(whole.read_bytes()),
         "text": b"<html>gone</html>" * 100,
         "zeros": bytes(10240),
     }.items():
@@ -288,7 +325,7 @@ def test_shards_that_are_no_whole_tar_files(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "00000.tar").write_bytes(content)
         text = message(folder, kind="webdataset")
-        wanted = "holds no pair" if name == "zeros" else "is no whole tar file"
+        wanted = {"zeros": "holds no pair", "gz": "is compressed"}.get(name, "is no whole tar file")
         assert wanted in text, name
         assert "00000.tar" in text or "*.tar" in text
 

@@ -153,6 +153,8 @@ class CaptionFile(FileLayout):
     out by oversight; all other images beside those with captions are counted in a note.
     """
 
+    name_in_fingerprint = "CaptionFile"
+
     def __init__(
         self,
         root: Path,

@@ -67,6 +67,8 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
 class _Instances(FileLayout):
     """One annotation file; its images lie in the first of `folders` that holds the first of them."""
 
+    name_in_fingerprint = "_Instances"
+
     def __init__(self, file: Path, root: Path, folders: list[Path]) -> None:
         found = read_lists(file, _READ, "COCO instances")
         self._ids = [image["file_name"] for image in found["images"]]

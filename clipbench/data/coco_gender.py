@@ -62,6 +62,8 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
 class _Annotated(FileLayout):
     """One annotation file, and its images wherever in `root` they lie, with names of 2014 or of 2017."""
 
+    name_in_fingerprint = "_Annotated"
+
     def __init__(self, file: Path, root: Path) -> None:
         names, images = _read(file)
         self._ids, self._genders = [name for name, _, _ in images], [gender for _, gender, _ in images]

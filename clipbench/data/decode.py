@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -91,6 +92,17 @@ _MOST_BYTES: Final = 2 << 30  # of a file
 _MOST_TIFF_PARTS: Final = 1 << 17
 _TIFF_PLACES: Final = (273, 279, 324, 325)  # tags of the places and lengths of strips and tiles
 _OPENING: Final = threading.Lock()
+
+#: how files of formats begin that no Pillow reads, or not each
+_LACKING = (
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (8, b"WEBP", "WebP"),
+)
 
 OnBadImage = Literal["stop", "skip"]
 #: of the images of one message, by their place in it: (index, reason) of those that failed, (index, kind) of remarks
@@ -552,6 +564,9 @@ def _reason(error: BaseException, data: bytes) -> str:
     if not data:
         return "there are no bytes"
     if isinstance(error, UnidentifiedImageError):  # its own text holds a memory address
+        kind = next((name for place, mark, name in _LACKING if data.startswith(mark, place)), None)
+        if kind:
+            return f"it is damaged {kind}, or this Pillow ({PIL.__version__}) reads no {kind}"
         return f"not an image in any known format ({len(data):,} bytes)"
     return str(error) or type(error).__name__
 

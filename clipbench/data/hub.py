@@ -10,29 +10,25 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cache import cache_root, read_checked, recall, remember, write_atomic, write_checked
+from clipbench.cache import cache_root, read_checked, recall, remember, write_checked
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Note, Sample, Split, labels, repeats
-from clipbench.data.decode import IMAGE_SUFFIXES
-from clipbench.data.layout import FileLayout, Layout, first_line
+from clipbench.data.image_folder import ImageFolder
+from clipbench.data.layout import FileLayout, Layout, is_junk, printable
 from clipbench.data.parquet import Parquet
-from clipbench.data.text import decoded, lines
+from clipbench.data.tars import TAR_SUFFIXES
+from clipbench.data.webdataset import CLASS_NAMES, SHARDS, WebDataset, check_shards
 from clipbench.digests import digests, sha256_file
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.parsing import expanded
 
-#: how files with labels end in WebDataset tars
-_LABELS = {"cls": "class number", "npy": "0/1 a class"}
-_CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's WebDataset layout
 _HUB_TIMEOUT_S = 20
 _LISTING = "hub listing 1"
 
@@ -110,9 +106,21 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
         DataError: missing folder or split, unreadable layout, or labels that disagree with the card.
         CardError: the card has no such split.
     """
+    if role not in dataset.card.splits:
+        raise CardError(unknown(f"split of {dataset.id}", role, dataset.card.splits))
+    split = _opened(dataset, role, paths, pairs)
+    rows = dataset.card.splits[role].rows
+    if rows is not None and len(split) != rows:
+        where = split.where if isinstance(split, TableSplit) else f"{dataset.id}, {role}"
+        raise DataError(
+            f"{where} has {len(split):,} samples, the card says {rows:,}",
+            hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
+        )
+    return split
+
+
+def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
     card = dataset.card
-    if role not in card.splits:
-        raise CardError(unknown(f"split of {dataset.id}", role, card.splits))
     if card.splits[role].part is not None:
         return _part(dataset, role, paths, pairs)
     local = paths.find(dataset.id, card)
@@ -146,9 +154,7 @@ def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) ->
         raise DataError(
             f"{dataset.id}: the {role} split holds none of the {len(whole):,} samples of the whole"
         )
-    split = Subset(whole, np.array(rows), role)
-    _check_rows(dataset, role, split, f"{dataset.id}, {role}")
-    return split
+    return Subset(whole, np.array(rows), role)
 
 
 # ----------------------------------------------------------------- the split
@@ -162,8 +168,8 @@ class TableSplit(Split):
     ) -> None:
         self.dataset, self.role = dataset.id, role
         self.classes = dataset.card.classes
-        self._source = source
-        self.ids, raw = _index(source, content)
+        self._source, self.where = source, source.where
+        self.ids, raw = source.table(content)
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
         named = dataset.card.columns.image_id
@@ -174,7 +180,7 @@ class TableSplit(Split):
         ):
             folded = repeats.fold(source, content, named, self.ids, raw)
             if folded != content:
-                content, (self.ids, raw) = folded, _index(source, folded)
+                content, (self.ids, raw) = folded, source.table(folded)
         self.fingerprint = content
         notes: tuple[Note, ...] = ()
         if dataset.card.kind == "captions":
@@ -204,99 +210,6 @@ class TableSplit(Split):
                     return
 
 
-class _Folder(FileLayout):
-    """One folder a class."""
-
-    def __init__(self, root: Path) -> None:
-        self.names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        images = [
-            path
-            for name in self.names
-            for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        super().__init__(root, images)
-
-    def index(self) -> Iterator[tuple[str, Any]]:
-        assert self.names is not None
-        number = {name: i for i, name in enumerate(self.names)}
-        for path in self._images:
-            relative = path.relative_to(self.root)
-            yield relative.as_posix(), number[relative.parts[0]]
-
-
-class _WebDataset(Layout):
-    def __init__(self, files: list[Path], root: Path, where: Path | str, kind: str) -> None:
-        self._files = files
-        self.where = str(where)
-        ends = {"txt": "captions, one a line"} if kind == "captions" else _LABELS
-        names = root / _CLASS_NAMES
-        if names.is_file():
-            self.names = [line.strip() for line in lines(decoded(names)) if line.strip()]
-        with self._readable():
-            features = self._open().features or {}
-        self._image = next((c for c in features if f".{c}" in IMAGE_SUFFIXES), "")
-        self._label = next((c for c in ends if c in features), "")
-        if not self._image or not self._label:
-            raise DataError(
-                f"{where}: samples hold {', '.join(sorted(features)) or 'nothing'}; expected an image "
-                f"(jpg, png, webp) with a {' or '.join(f'.{end} ({what})' for end, what in ends.items())} beside it"
-            )
-
-    def _open(self) -> Any:
-        from datasets import load_dataset
-
-        files = {"split": [str(path) for path in self._files]}
-        return load_dataset("webdataset", data_files=files, split="split", streaming=True)
-
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """Every sample with its image as encoded bytes."""
-        from datasets import Image
-
-        with self._readable():
-            yield from self._open().cast_column(self._image, Image(decode=False))
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # tarfile, numpy and datasets raise many kinds for broken files
-            raise DataError(
-                f"{self.where} cannot be read as WebDataset: {first_line(error)}",
-                hint="fetch or write the tar files again",
-            ) from error
-
-    def index(self) -> Iterator[tuple[str, Any]]:
-        for record in self._records():
-            yield f"{Path(record['__url__']).stem}/{record['__key__']}", record[self._label]
-
-    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        for row, record in enumerate(self._records()):
-            yield row, (record[self._image] or {}).get("bytes") or b""
-
-
-def _index(source: Layout, content: str) -> tuple[list[str], list[Any]]:
-    """Ids and raw labels. Reading them may mean reading every image (tar files), so they are kept."""
-    import io
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not isinstance(source, _WebDataset):
-        rows = list(source.index())
-        return [i for i, _ in rows], [label for _, label in rows]
-    path = cache_root() / "splits" / f"{content}.parquet"
-    if path.is_file():
-        table = pq.read_table(path)
-    else:
-        rows = list(source.index())
-        table = pa.table({"id": [i for i, _ in rows], "label": [np.asarray(v).tolist() for _, v in rows]})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        write_atomic(path, buffer.getvalue())
-    return table["id"].to_pylist(), table["label"].to_pylist()
-
-
 # ---------------------------------------------------------------- local copies
 
 
@@ -308,20 +221,25 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
     listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
         content = _content(dataset, listed, listed.root, listed.files, paths)
-        split = TableSplit(dataset, role, listed, content)
-        _check_rows(dataset, role, split, listed.where)  # such a copy says itself what belongs to the split
-        return split
+        return TableSplit(dataset, role, listed, content)
     spec = dataset.card.splits[role]
-    tars = _find(root, spec, role, "*.tar")
-    tables = _find(root, spec, role, "*.parquet")
+    tars = _find(root, spec, role, *TAR_SUFFIXES)
+    tables = _find(root, spec, role, ".parquet")
     source: Layout
     if dataset.card.kind == "expressions":
         tars = []
         if not tables:
             raise refer.nothing_there(dataset, role, root)
+    if tars and tables:
+        raise DataError(
+            f"{dataset.id}: {root} holds the {role} split twice: {tars[0].name} and {tables[0].name}",
+            hint="keep the one that is meant",
+        )
+    folder = _folder(root, spec, role)
     if tars:
-        _check_shards(root / _named(root, spec, role) / "nshards.txt", len(tars))
-        source, files = _WebDataset(tars, root, tars[0].parent, dataset.card.kind), tars
+        if folder is not None:
+            check_shards(folder / SHARDS, len(tars))
+        source, files = WebDataset(tars, root, tars[0].parent, dataset.card.kind), tars
     elif tables:
         source = _parquet(tables, dataset.card, root)
         files = source.files
@@ -333,11 +251,10 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
             "(CLIP_benchmark's WebDataset layout)",
         )
     else:
-        folder = root / _named(root, spec, role)
-        source = _Folder(folder if folder.is_dir() else root)
+        source = ImageFolder(folder or root)
         files = source.files
         others = {name for r, s in dataset.card.splits.items() for name in (r, s.name)}
-        if not files or (not folder.is_dir() and others.issuperset(source.names or ())):
+        if not files or (folder is None and others.issuperset(source.names or ())):
             several = dataset.card.kind == "multi-label"
             raise DataError(
                 f"{dataset.id}: no {role} data in {root} (it holds {_listing(root)})",
@@ -364,11 +281,21 @@ def _parquet(files: list[Path], card: TaskCard, root: Path, where: str | None = 
 def _content(
     dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path], paths: DataPaths
 ) -> str:
-    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them."""
-    layout = source.name_in_fingerprint or type(source).__name__
-    return fingerprint(
-        {"layout": layout, "files": _hashed(source, root, files, paths)} | _columns(dataset.card)
-    )
+    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them.
+
+    Raises:
+        DataError: the name of a file cannot be written.
+    """
+    for file in files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"the name of {printable(str(file))} is no UTF-8, so that no record can hold it",
+                hint="rename it; convmv renames whole folders",
+            ) from None
+    hashed = _hashed(source, root, files, paths)
+    return fingerprint({"layout": source.name_in_fingerprint, "files": hashed} | _columns(dataset.card))
 
 
 def _hashed(source: Layout, root: Path, files: list[Path], paths: DataPaths) -> list[tuple[str, str]]:
@@ -384,30 +311,27 @@ def _columns(card: TaskCard) -> dict[str, str]:
     return columns | {"captions": card.columns.caption} if card.kind == "captions" else columns
 
 
-def _check_rows(dataset: Entry[TaskCard], role: str, split: Split, where: str) -> None:
-    rows = dataset.card.splits[role].rows
-    if rows is not None and len(split) != rows:
+def _folder(root: Path, spec: SplitSpec, role: str) -> Path | None:
+    """The folder of the split, if there is one: by the card's name for it, or its role."""
+    found = (folder_named(root, name) for name in split_names(spec, role))
+    return next((folder for folder in found if folder), None)
+
+
+def folder_named(root: Path, name: str) -> Path | None:
+    """The folder `name` in `root`, if there is one; it may differ in case.
+
+    Raises:
+        DataError: there are several.
+    """
+    if not root.is_dir():
+        return None
+    found = sorted(p for p in root.iterdir() if p.name.casefold() == name.casefold() and p.is_dir())
+    if len(found) > 1:
         raise DataError(
-            f"{where} has {len(split):,} samples, the card says {rows:,}",
-            hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
+            f"{root} holds {' and '.join(p.name for p in found)}, which differ in case alone",
+            hint="rename the one that is not meant",
         )
-
-
-def _check_shards(file: Path, tars: int) -> None:
-    """CLIP_benchmark's nshards.txt, where there is one, tells whether the copy is whole."""
-    if not file.is_file():
-        return
-    text = file.read_text(encoding="utf-8", errors="replace").strip()
-    if text != str(tars):
-        raise DataError(
-            f"{file} says {text[:40]!r} tar files, {tars} are there",
-            hint="fetch the missing ones, or correct the number in that file",
-        )
-
-
-def _named(root: Path, spec: SplitSpec, role: str) -> str:
-    """Folder of the split: the card's name for it, or its role."""
-    return next((name for name in split_names(spec, role) if (root / name).is_dir()), spec.name)
+    return found[0] if found else None
 
 
 def split_names(spec: SplitSpec, role: str) -> list[str]:
@@ -418,24 +342,34 @@ def split_names(spec: SplitSpec, role: str) -> list[str]:
     return [spec.name] if spec.name.startswith(role) else [spec.name, role]
 
 
-def _find(root: Path, spec: SplitSpec, role: str, pattern: str) -> list[Path]:
-    """Files of the split that match `pattern`: in a folder of its name, or with names that start with it."""
+def _find(root: Path, spec: SplitSpec, role: str, *suffixes: str) -> list[Path]:
+    """Files of the split that end so: in a folder of its name, or with names that start with it.
+
+    Raises:
+        DataError: one is a link that leads nowhere.
+    """
     for name in split_names(spec, role):
-        found = [*(root / name).glob(pattern)]
-        for folder in (root, root / "data"):
-            found += [
-                p
-                for p in folder.glob(pattern)
-                if re.match(rf"{re.escape(name)}\b|{re.escape(name)}[-_.]", p.name)
-            ]
+        begins = re.compile(rf"{re.escape(name)}(\b|[-_.])")
+        own = folder_named(root, name)
+        found = [
+            path
+            for folder in (own, root, root / "data")
+            if folder is not None and folder.is_dir()
+            for path in folder.iterdir()
+            if path.name.lower().endswith(suffixes) and (folder == own or begins.match(path.name))
+            if not is_junk(path.name) and not path.is_dir()
+        ]
+        for path in found:
+            if not path.is_file():
+                raise DataError(f"{path} is a link that leads nowhere", hint="fetch what it leads to")
         if found:
-            return sorted(found, key=lambda p: natural(p.name))
+            return sorted(found, key=lambda path: natural(path.name))
     return []
 
 
 def natural(name: str) -> list[str | int]:
     """Sorting key that puts 2.tar before 10.tar."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 # ------------------------------------------------------------------------ hub
@@ -468,7 +402,7 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> 
     if kinds == {".parquet"}:
         opened = _parquet(files, dataset.card, folder, where)
     elif kinds == {".tar"} and dataset.card.kind != "expressions":
-        opened = _WebDataset(files, folder, where, dataset.card.kind)
+        opened = WebDataset(files, folder, where, dataset.card.kind)
     else:
         raise DataError(
             f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
@@ -488,9 +422,7 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> 
         | _columns(dataset.card)
         | ({"images": _hashed(opened, folder, linked, paths)} if linked else {})
     )
-    split = TableSplit(dataset, role, opened, content, pairs=pairs)
-    _check_rows(dataset, role, split, where)
-    return split
+    return TableSplit(dataset, role, opened, content, pairs=pairs)
 
 
 def _verified(files: list[Path]) -> tuple[Note, ...]:
@@ -545,7 +477,7 @@ def _hub_files(hub: str, config: str | None, split: str, commit: str) -> tuple[P
     paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=commit)) for name in names]
     write_checked(kept, json.dumps(names).encode(), _LISTING)
     folder = paths[0].parents[names[0].count("/")]
-    return folder, [path for path in paths if path.name != _CLASS_NAMES]
+    return folder, [path for path in paths if path.name != CLASS_NAMES]
 
 
 def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[str]:
@@ -566,6 +498,6 @@ def _hub_listing(hub: str, config: str | None, split: str, commit: str) -> list[
             raise DataError(unknown(f"split of {hub}", split, [str(name) for name in files]))
         names = [str(file).rpartition(f"@{commit}/")[2] for file in files[split]]
     names.sort(key=natural)
-    if all(name.endswith(".tar") for name in names) and _CLASS_NAMES in there:
-        names.append(_CLASS_NAMES)
+    if all(name.endswith(".tar") for name in names) and CLASS_NAMES in there:
+        names.append(CLASS_NAMES)
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ class Layout(ABC):
     """One split in one layout: an index pass (ids and raw labels) and an image pass."""
 
     where: str
-    #: its name in fingerprints, where that is not the class's
-    name_in_fingerprint: str | None = None
+    #: what fingerprints call it, whatever becomes of the class's own name
+    name_in_fingerprint: str
     #: the data's own label names by label number, where it has them
     names: list[str] | None = None
     #: what the images show beside what their labels say, where the data has it
@@ -35,6 +36,11 @@ class Layout(ABC):
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         """(row, encoded image), ascending, of at least `rows`."""
 
+    def table(self, content: str) -> tuple[list[str], list[Any]]:
+        """Ids and raw labels of all samples. What takes long to read may be kept under `content`, the fingerprint."""
+        pairs = list(self.index())
+        return [name for name, _ in pairs], [label for _, label in pairs]
+
 
 class FileLayout(Layout):
     """Samples that are one image file each, below `root`.
@@ -42,13 +48,19 @@ class FileLayout(Layout):
     `files` are all files that decide the split: those that its labels are read from, and its images, in order.
 
     Raises:
-        DataError: an image is not there.
+        DataError: an image is not there, or listed twice.
     """
 
     def __init__(self, root: Path, images: list[Path], annotations: Sequence[Path] = ()) -> None:
         self.root, self.where = root, str(root)
         self.files = [*annotations, *images]
         self._images = images
+        if len(set(images)) < len(images):
+            path, times = Counter(images).most_common(1)[0]
+            raise DataError(
+                f"{path} is listed {times} times among the split's {len(images):,} images",
+                hint="list every image once",
+            )
         lost = [path for path in images if not path.is_file()]
         if lost:
             raise DataError(
@@ -63,6 +75,30 @@ class FileLayout(Layout):
                 yield row, path.read_bytes()
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+#: folders and files that systems and programs leave among data
+_JUNK = frozenset(
+    {"__MACOSX", "PaxHeaders", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+    | {"Thumbs.db", "thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "pax_global_header"}
+)
+
+
+def is_junk(path: str) -> bool:
+    """Whether a path's parts, separated by /, hold one that is hidden, or that a system or a program left there.
+
+    >>> [is_junk(path) for path in ("a/._b.png", "__MACOSX/b.png", "./a/b.png", "PaxHeaders.12/b.png")]
+    [True, True, False, True]
+    """
+    return any(
+        part in _JUNK or part.startswith("PaxHeaders.") or (part.startswith(".") and part not in (".", ".."))
+        for part in path.split("/")
+    )
+
+
+def printable(name: str) -> str:
+    """The name of a file, its bytes that are no UTF-8 escaped: they fit neither into a record nor on a screen."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def first_line(error: Exception) -> str:

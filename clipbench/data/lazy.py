@@ -27,7 +27,7 @@ from clipbench.digests import Digests
 from clipbench.errors import DataError
 
 #: names that are kept of pairs that were left out
-_NAMED = 20
+NAMED = 20
 _INDEX, _STORY = "index of pairs 1", "pairs left out 1"
 
 
@@ -46,7 +46,7 @@ class LeftOut:
 
     def add(self, name: str) -> None:
         self.count += 1
-        if len(self.names) < _NAMED:
+        if len(self.names) < NAMED:
             self.names += (name,)
 
     def __str__(self) -> str:

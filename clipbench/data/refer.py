@@ -141,6 +141,8 @@ def nothing_there(dataset: Entry[TaskCard], role: str, root: Path) -> DataError:
 class _Listed(FileLayout):
     """Image files, and what was read of them: file name → expressions."""
 
+    name_in_fingerprint = "_Listed"
+
     def __init__(
         self, root: Path, annotations: list[Path], found: dict[str, list[Expression]], folders: Sequence[str]
     ) -> None:

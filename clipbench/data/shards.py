@@ -8,24 +8,23 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import itertools
 import re
-import tarfile
 import time
 import urllib.error
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import IO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipbench.cards import ShardPairs, fingerprint
 from clipbench.data import Sample
-from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.hub import natural
-from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
+from clipbench.data.lazy import NAMED, Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.data.rows import listing
+from clipbench.data.tars import BROKEN, Member, compression, gather, members, split_name, whole
 from clipbench.data.text import lines
 from clipbench.digests import Digests, digests
 from clipbench.errors import DataError
@@ -36,8 +35,8 @@ from clipbench.web import Refused, open_address
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _ATTEMPTS = 4
 _TIMEOUT_S = 60
-_File = TypeVar("_File")
-_BROKEN = (tarfile.TarError, http.client.HTTPException, OSError, EOFError)
+#: how files with captions end; the first that is there counts
+_TEXTS = (".txt", ".json")
 
 
 def expand(pattern: str) -> list[str]:
@@ -66,11 +65,54 @@ def captions(data: bytes, suffix: str, wanted: ShardPairs) -> list[str]:
     return [plain for line in found if (plain := plain_caption(line, wanted))]
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """What the files of a pair have in common, and the ending that tells them apart (from the first dot)."""
-    path = PurePosixPath(name)
-    stem, dot, ending = path.name.partition(".")
-    return str(path.with_name(stem)) if stem else name, f"{dot}{ending}".lower()
+def _left_out() -> tuple[LeftOut, ...]:
+    """What the files of shards that make no pair lack, or have too much of; so far there are none."""
+    return (
+        LeftOut("samples without an image"),
+        LeftOut("samples without a caption"),
+        LeftOut("samples with two images, or with a file twice"),
+        LeftOut("images beside a sample's own"),
+    )
+
+
+def _pairs(
+    file: IO[bytes],
+    data: NDArray[np.uint8] | bytes,
+    where: Path | str,
+    wanted: ShardPairs,
+    left_out: Sequence[LeftOut],
+) -> Iterator[tuple[str, Member, Member, str, list[str]]]:
+    """Name, image, text, the text's ending, and the captions in it, of each pair in a shard, in order.
+
+    Args:
+        file, data: the shard, to be read from its start and by places.
+        where: it is, for messages.
+        left_out: is added to, one of each kind of `_left_out`.
+
+    Raises:
+        DataError, tars.BROKEN: as `tars.members`.
+    """
+    bare, empty, twice, beside = left_out
+    shard = PurePosixPath(where).stem
+    files = list(members(file, where))
+    found = gather([member.name for member in files], _TEXTS)
+    for group in sorted([*found.samples, *found.untold], key=lambda group: group.image or 0):
+        assert group.image is not None
+        name = f"{shard}/{group.key.removeprefix('./')}"
+        ending = next((end for end in _TEXTS if end in group.texts), None)
+        text = files[group.texts[ending]] if ending else None
+        if ending and text:
+            texts = captions(bytes(data[text.place : text.place + text.size]), ending, wanted)
+            if texts:
+                yield name, files[group.image], text, ending, texts
+                continue
+        empty.add(name)
+    for group in found.bare:
+        bare.add(f"{shard}/{group.key.removeprefix('./')}")
+    for key in dict.fromkeys(split_name(files[i].name, _TEXTS)[0] for _, i in found.twice):
+        twice.add(f"{shard}/{key}")
+    for i in found.beside:
+        beside.add(f"{shard}/{files[i].name}")
 
 
 class LocalShards(LazySplit):
@@ -93,6 +135,7 @@ class LocalShards(LazySplit):
             ],
             "root": str(root.resolve()),
             "clean": wanted.clean,
+            "rules": 2,  # of which files make a pair
         }
         what = f"{wanted.name}: {', '.join(wanted.shards)} in {root}"
         index = kept_index(key, self._index, what)
@@ -113,7 +156,8 @@ class LocalShards(LazySplit):
     def name(self, row: int) -> str:
         shard, header, *_ = self._places[row].tolist()
         name = bytes(self._bytes[shard][header : header + 100]).partition(b"\0")[0]
-        return f"{self._files[shard].stem}/{_parts(name.decode(errors='replace'))[0]}"
+        key, _ = split_name(name.decode(errors="replace"), _TEXTS)
+        return f"{self._files[shard].stem}/{key.removeprefix('./')}"
 
     def image(self, row: int) -> bytes:
         shard, _, place, size, *_ = self._places[row].tolist()
@@ -128,42 +172,25 @@ class LocalShards(LazySplit):
         return digests(self._root, self._files, again=self._verify)
 
     def _index(self) -> Built:
-        bare, empty = LeftOut("samples without an image"), LeftOut("samples without a caption")
+        left_out = _left_out()
 
         def blocks() -> Iterator[list[tuple[int, ...]]]:
             for shard, file in enumerate(self._files):
-                yield list(self._pairs(shard, file, bare, empty))
+                yield list(self._shard(shard, file, left_out))
 
-        return blocks(), (bare, empty)
+        return blocks(), left_out
 
-    def _pairs(self, shard: int, file: Path, bare: LeftOut, empty: LeftOut) -> Iterator[tuple[int, ...]]:
+    def _shard(self, shard: int, path: Path, left_out: Sequence[LeftOut]) -> Iterator[tuple[int, ...]]:
         """Shard, header, image's place and size, text's place and size, and whether that is JSON."""
-        data = mapped(file)
-        try:
-            with tarfile.open(file, "r:") as tar:
-                members = ((*_parts(m.name), m) for m in tar if m.isfile())
-                for key, image, text, suffix in _samples(members):
-                    name = f"{file.stem}/{key}"
-                    for member in (image, text):
-                        if member and member.offset_data + member.size > len(data):
-                            raise tarfile.ReadError("unexpected end of data")
-                    if image is None:
-                        bare.add(name)
-                        continue
-                    place, size = (text.offset_data, text.size) if text else (0, 0)
-                    if text is None or not captions(bytes(data[place : place + size]), suffix, self._wanted):
-                        empty.add(name)
-                        continue
-                    # The block before the data is the header that has the name, or the end of it.
-                    yield (
-                        shard, image.offset_data - 512, image.offset_data, image.size, place, size,
-                        int(suffix == ".json"),
-                    )  # fmt: skip
-        except _BROKEN as error:
-            raise DataError(
-                f"{file} is no whole tar file: {error}",
-                hint="fetch it again; tar files are read uncompressed",
-            ) from None
+        data = mapped(path)
+        if compression(bytes(data[:6])):
+            raise DataError(f"{path} is compressed", hint="decompress it: pairs are read at scattered places")
+        with whole(path), path.open("rb") as file:
+            for _, image, text, ending, _ in _pairs(file, data, path, self._wanted, left_out):
+                # The block before the data is the header that has the name, or the end of it.
+                yield (
+                    shard, image.place - 512, image.place, image.size, text.place, text.size, int(ending == ".json"),
+                )  # fmt: skip
 
 
 def _local_files(wanted: ShardPairs, root: Path) -> list[Path]:
@@ -178,17 +205,6 @@ def _local_files(wanted: ShardPairs, root: Path) -> list[Path]:
                 )
             files |= dict.fromkeys(found)
     return list(files)
-
-
-def _samples(
-    files: Iterable[tuple[str, str, _File]],
-) -> Iterator[tuple[str, _File | None, _File | None, str]]:
-    """Files (key, ending, file) by their key: each key with its image, its text, and the text's ending."""
-    for key, group in itertools.groupby(files, key=lambda part: part[0]):
-        ends = {ending: file for _, ending, file in group}
-        image = next((ends[e] for e in ends if e in IMAGE_SUFFIXES), None)
-        suffix = next((e for e in (".txt", ".json") if e in ends), "")
-        yield key, image, ends.get(suffix) if suffix else None, suffix
 
 
 class RemoteShards:
@@ -206,7 +222,7 @@ class RemoteShards:
         self.wanted = wanted
         self.addresses = [address for pattern in wanted.shards for address in expand(pattern)]
         self.fingerprint = fingerprint({"addresses": self.addresses, "clean": wanted.clean})
-        self.left_out = (LeftOut("samples without an image"), LeftOut("samples without a caption"))
+        self.left_out = _left_out()
         self._counted: set[int] = set()
 
     def __len__(self) -> int:
@@ -245,8 +261,12 @@ class RemoteShards:
             try:
                 with open_address(address, timeout=_TIMEOUT_S) as answer:
                     data = answer.read()  # at once: only so is a connection noticed that ends too early
-                pairs, bare, empty = self._pairs(data, PurePosixPath(address).stem)
-            except _BROKEN as error:
+                found = _pairs(io.BytesIO(data), data, address, self.wanted, left_out := _left_out())
+                pairs = [
+                    (Sample(name, data[image.place : image.place + image.size]), texts)
+                    for name, image, _, _, texts in found
+                ]
+            except (*BROKEN, http.client.HTTPException) as error:
                 gone = isinstance(error, Refused)
                 if isinstance(error, urllib.error.HTTPError):
                     error.close()
@@ -261,24 +281,8 @@ class RemoteShards:
                 continue
             if number not in self._counted:
                 self._counted.add(number)
-                for part, names in zip(self.left_out, (bare, empty), strict=True):
-                    for name in names:
-                        part.add(name)
+                for part, more in zip(self.left_out, left_out, strict=True):
+                    part.count += more.count
+                    part.names = (part.names + more.names)[:NAMED]
             return pairs
         raise AssertionError
-
-    def _pairs(self, data: bytes, shard: str) -> tuple[list[tuple[Sample, list[str]]], list[str], list[str]]:
-        """The pairs of one shard, and the names of samples without an image and without a caption."""
-        pairs: list[tuple[Sample, list[str]]] = []
-        bare, empty = [], []
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            files = ((*_parts(m.name), tar.extractfile(m).read()) for m in tar if m.isfile())  # type: ignore[union-attr]
-            for key, image, text, suffix in _samples(files):
-                texts = [] if text is None else captions(text, suffix, self.wanted)
-                if image is None:
-                    bare.append(f"{shard}/{key}")
-                elif not texts:
-                    empty.append(f"{shard}/{key}")
-                else:
-                    pairs.append((Sample(f"{shard}/{key}", image), texts))
-        return pairs, bare, empty

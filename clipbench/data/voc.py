@@ -98,6 +98,8 @@ def _no_split(dataset: Entry[TaskCard], role: str, main: Path) -> DataError:
 class _ClassFiles(FileLayout):
     """Labels from `<class>_<split>.txt`. `ids_file`, where it is there, must list the same images."""
 
+    name_in_fingerprint = "_ClassFiles"
+
     def __init__(self, folder: Path, files: dict[str, Path], ids_file: Path | None) -> None:
         self.names = list(files)
         columns = {path: _listed(path, 2) for path in files.values()}
@@ -122,6 +124,8 @@ class _ClassFiles(FileLayout):
 
 class _Boxes(FileLayout):
     """Labels from `Annotations/<id>.xml`, in the order of the card's classes."""
+
+    name_in_fingerprint = "_Boxes"
 
     def __init__(
         self, dataset: Entry[TaskCard], folder: Path, ids: list[str], ids_file: Path | None = None
