@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint check parity clean
+.PHONY: all setup demo test lint check torture parity clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -29,6 +29,9 @@ lint: setup
 check: setup
 	$(BIN)/clipbench check
 	$(BIN)/clipbench report --check
+
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
 
 parity: setup
 	$(BIN)/python -m clipbench.bench.parity
