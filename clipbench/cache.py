@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -65,11 +65,22 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, *data: bytes) -> None:
-    """Write `data`, one after the other, to `path` so that a reader sees the old file or the new one, whole.
+def write_atomic(path: Path, *data: bytes | memoryview) -> None:
+    """Write `data`, one piece behind the other, to `path` so that a reader sees the old file or the new one, whole.
 
     Raises:
         StorageError: the folder cannot be written or the disk is full.
+    """
+    with _part(path, data) as part:
+        part.replace(path)
+
+
+@contextlib.contextmanager
+def _part(path: Path, data: Iterable[bytes | memoryview]) -> Iterator[Path]:
+    """`data` in a file of this process beside `path`, on the disk; afterwards it is gone, or has another name.
+
+    Raises:
+        StorageError: also for what goes wrong while it is there.
     """
     part = part_of(path)
     try:
@@ -77,13 +88,14 @@ def write_atomic(path: Path, *data: bytes) -> None:
             file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        yield part
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise StorageError(
             f"cannot write {path}: {error.strerror}", hint="free some space or choose another folder"
         ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def part_of(path: Path) -> Path:
@@ -133,9 +145,30 @@ def write_checked(path: Path, data: bytes, kind: str) -> None:
     Raises:
         StorageError: the folder cannot be written or the disk is full.
     """
+    write_atomic(path, _checked(data, kind))
+
+
+def create_checked(path: Path, data: bytes, kind: str) -> None:
+    """As `write_checked`, unless there is such a file: of several who write at once, one wins and no other's is seen.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full.
+    """
+    content = _checked(data, kind)
+    with _part(path, (content,)) as part:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            with contextlib.suppress(FileExistsError), path.open("xb") as file:
+                file.write(content)
+
+
+def _checked(data: bytes, kind: str) -> bytes:
     digest = _begun(kind)
     digest.update(data)
-    write_atomic(path, data, _seal(digest))
+    return data + _seal(digest)
 
 
 def read_checked(path: Path, kind: str) -> bytes | None:

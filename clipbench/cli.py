@@ -141,6 +141,12 @@ def evaluate_command(
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     workers: Workers = "auto",
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="No trial of plans: on one machine the same options give the same record."
+        ),
+    ] = False,
     on_bad_image: Annotated[
         str,
         typer.Option("--on-bad-image", help="stop, or skip: count and name images that cannot be decoded."),
@@ -185,7 +191,13 @@ def evaluate_command(
     from clipbench.evaluate import Options, evaluate
 
     options = Options(
-        runtime=_runtime(device, precision, _auto("--batch-size", batch_size), _auto("--workers", workers)),
+        runtime=_runtime(
+            device,
+            precision,
+            _auto("--batch-size", batch_size),
+            _auto("--workers", workers),
+            deterministic=deterministic,
+        ),
         data=paths,
         limit=limit,
         seed=seed,
@@ -992,12 +1004,16 @@ def _known_data(given: list[str] | None, catalog: Catalog, more: Sequence[str] =
 
 
 def _runtime(
-    device: str, precision: str, batch_size: int | None = None, workers: int | None = None
+    device: str,
+    precision: str,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    deterministic: bool = False,
 ) -> Runtime:
     """The runtime of this process, which on a CPU keeps the memory that it frees."""
     from clipbench.execution import Runtime, keep_freed_memory
 
-    runtime = Runtime.choose(device, precision, batch_size, workers)
+    runtime = Runtime.choose(device, precision, batch_size, workers, deterministic)
     if runtime.on_cpu:
         keep_freed_memory()
     return runtime

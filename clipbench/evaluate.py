@@ -10,18 +10,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from pydantic import JsonValue
 
 from clipbench import models, records
 from clipbench.cards import LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.data import Note, Split
-from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
+from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.labels import without_samples
 from clipbench.errors import DataError, NotApplicable
 from clipbench.execution import Runtime
 from clipbench.exposure import Exposure, exposure
 from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
+from clipbench.store import among, repeated
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,13 @@ def evaluate(
     Raises:
         ClipbenchError: anything else that the user can mend; what was finished before stays.
     """
-    catalog = catalog or Catalog()
+    with options.runtime.reproducible():
+        yield from _evaluated(model_cards, tasks, options, catalog or Catalog())
+
+
+def _evaluated(
+    model_cards: Sequence[models.LoadedModel], tasks: Sequence[Task], options: Options, catalog: Catalog
+) -> Iterator[Result]:
     encoders = []
     load_s = []
     for model in model_cards:
@@ -198,6 +206,7 @@ def _outcome(
     needs = _able(encoder, task)
     _encode([encoder], task, splits)
     inside = replace(encoder.counts)
+    encoder.text_plans.clear()
     start = time.perf_counter()
     outcome = task.protocol.run(task.dataset.card, splits, encoder, task.params, options.seed)
     encoding = encoder.counts.images_s - inside.images_s + encoder.counts.texts_s - inside.texts_s
@@ -211,6 +220,7 @@ def _outcome(
     )
     measured, trained_on = splits[protocol.split], encoder.model.card.trained_on
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
+    repeats = _repeats(encoder, splits, needs, protocol.split)
     skipped = {i: r for role, space in needs for i, r in encoder.bad_images(splits[role], space).items()}
     record = records.Record(
         model=encoder.model.id,
@@ -229,6 +239,8 @@ def _outcome(
                 *split.notes,
                 *(without_samples(split) if set(task.protocol.KINDS) & {*LABELLED} else ()),
                 *(_unknown(known) if role == protocol.split else ()),
+                *_remarks(encoder, splits, needs, role),
+                *repeats.get(role, ()),
             )
         ),
         seen=known.seen,
@@ -251,10 +263,7 @@ def _outcome(
             images_encoded=encoded,
             texts_encoded=counts.texts_encoded - before.texts_encoded,
         ),
-        encoder={
-            "plans": {space: encoder.plan(splits[role], space) for role, space in needs},
-            **({} if max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
-        },
+        encoder=_encoded(encoder, splits, needs),
         evidence=outcome.evidence,
         cards=records.ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
         created=records.utc_now(),
@@ -266,6 +275,62 @@ def _unknown(known: Exposure) -> list[Note]:
     """That the model's card names training data of which there is no card, so that what they share is not known."""
     text = "sets of training data have no card here, so whether they hold images of this split is not known"
     return [Note.of("unknown-training-data", text, known.unknown)] if known.unknown else []
+
+
+def _encoded(
+    encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]]
+) -> records.Json:
+    """How the towers were run whose features were read, for the record."""
+    images: dict[str, JsonValue] = {
+        f"{role}:{space}": encoder.plan(splits[role], space) for role, space in needs
+    }
+    texts: dict[str, JsonValue] = {
+        f"text:{space}": ", ".join(sorted(plans)) for space, plans in sorted(encoder.text_plans.items())
+    }
+    devices = {device for role, space in needs for device in encoder.devices(splits[role], space)}
+    found: records.Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
+    if max_pixels() != MAX_PIXELS:
+        found["max_pixels"] = max_pixels()
+    if encoder.runtime.deterministic:
+        found |= {"deterministic": True, "fixed": dict[str, JsonValue](encoder.runtime.fixed)}
+    return found
+
+
+def _remarks(
+    encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]], role: str
+) -> list[Note]:
+    """What must be said of how images of a split were decoded."""
+    of_kind: dict[str, dict[str, None]] = {}
+    for own, space in needs:
+        if own == role:
+            for name, kind in encoder.remarks(splits[role], space):
+                of_kind.setdefault(kind, {})[name] = None
+    return [Note.of(kind, REMARKS.get(kind, kind), list(names)) for kind, names in of_kind.items()]
+
+
+def _repeats(
+    encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]], scored: str
+) -> dict[str, list[Note]]:
+    """Split → notes on images, byte for byte: of the split `scored`, that are there twice, or also in what is fitted on."""
+    seen = {}
+    for role, space in needs:
+        digests = encoder.digests(splits[role], space)
+        if digests is not None:
+            bad = encoder.bad_images(splits[role], space)
+            rows = np.array([i for i, name in enumerate(splits[role].ids) if name not in bad], dtype=np.int64)
+            seen[role] = rows, digests[rows]
+    if scored not in seen:
+        return {}
+    rows, digests = seen.pop(scored)
+    names = np.array(splits[scored].ids, dtype=object)[rows]
+    notes = []
+    if seen and (again := among(digests, np.concatenate([others for _, others in seen.values()]))).any():
+        text = f"images are also in {', '.join(seen)}, byte for byte: the probe is scored on what it was fitted on"
+        notes.append(Note.of("test-in-training", text, names[again].tolist()))
+    if (again := repeated(digests)).any():
+        text = "images are those of an earlier sample, byte for byte: they count more than once"
+        notes.append(Note.of("repeated-images", text, names[again].tolist()))
+    return {scored: notes}
 
 
 def _pictures(

@@ -9,23 +9,29 @@ A plan says how a module is laid out and called:
 
 Which is fastest differs by architecture and machine, so long work starts with a short trial whose winner is
 remembered. A plan that moves a feature by more than the precision's own error is not taken.
+
+So two runs may differ in the last digits: a trial on a busy machine may have another winner, and what a batch holds,
+how many threads there are, and the processor move them too. A deterministic run has no trial, runs `plain`, and names
+all of these (`Runtime.fixed`); on the same machine, with the same options, it gives the same bits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import json
 import logging
+import os
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from clipbench.cache import cache_root, write_atomic
+from clipbench.cache import cache_root, read_checked, write_checked
 from clipbench.cards import fingerprint
 from clipbench.errors import ClipbenchError
 
@@ -43,16 +49,18 @@ _TRIAL_ROWS = 16
 _TRIAL_WORTH_S = 20.0  # estimated work below which no trial is run
 _COMPILE_WORTH_S = 300.0  # estimated work below which compilation cannot pay for itself
 _FP32_TOLERANCE = 1e-5  # largest relative error of a feature row between fp32 plans
+_REMEMBERED: Final = "clipbench plan 1"
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how precisely towers run."""
+    """Where and how precisely towers run; `deterministic`: so that two runs on one machine give the same bits."""
 
     device: str
     precision: Precision
     batch_size: int | None = None
     workers: int | None = None
+    deterministic: bool = False
 
     @classmethod
     def choose(
@@ -61,6 +69,7 @@ class Runtime:
         precision: str = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
+        deterministic: bool = False,
     ) -> Runtime:
         """Resolve `auto`: the first GPU if there is one; bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.
 
@@ -95,7 +104,7 @@ class Runtime:
             raise ClipbenchError(f"--batch-size must be 1 to {MAX_BATCH} (found {batch_size})")
         if workers is not None and workers < 0:
             raise ClipbenchError(f"--workers must be 0 or more (found {workers})")
-        return cls(device, precision, batch_size, workers)  # type: ignore[arg-type]
+        return cls(device, precision, batch_size, workers, deterministic)  # type: ignore[arg-type]
 
     @property
     def on_cpu(self) -> bool:
@@ -107,6 +116,42 @@ class Runtime:
         import torch
 
         return _processor() if self.on_cpu else torch.cuda.get_device_name(self.device)
+
+    @property
+    def fixed(self) -> dict[str, str | int | None]:
+        """All that moves the bits of a feature beside its key, where the plan is `plain`."""
+        import torch
+
+        return {
+            "device": self.device_name,
+            "capability": torch.backends.cpu.get_cpu_capability() if self.on_cpu else None,
+            "threads": torch.get_num_threads(),
+            "batch_size": self.batch_size,
+            "torch": torch.__version__,
+        }
+
+    @contextlib.contextmanager
+    def reproducible(self) -> Iterator[None]:
+        """Have torch take deterministic algorithms, where this is deterministic and as long as it lasts.
+
+        Where an operation has none, torch says so in a warning.
+        """
+        import torch
+
+        if not self.deterministic:
+            yield
+            return
+        if not self.on_cpu:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+        before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
     def dtype(self) -> torch.dtype:
         import torch
@@ -127,6 +172,10 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):  # not glibc
         return False
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+#: what it raises to lay a tower out by a plan that this build of torch, or this machine, does not have
+_UNABLE: Final = (RuntimeError, AttributeError, ImportError, OSError)
 
 
 class Tower:
@@ -165,12 +214,17 @@ def fastest(
     `example(n)` makes a batch of n rows on the device. `vary` says that batches differ in shape (text), where
     compilation would start over for each.
 
-    The winner of a trial is remembered for this architecture, precision, machine and torch version.
+    The winner of a trial is remembered for this architecture, precision, machine and torch version. A deterministic
+    runtime has no trial: `plain`.
     """
+    if runtime.deterministic:
+        return Tower(module, runtime)
     key = _signature(module, runtime, example(1))
-    path = cache_root() / "plans" / f"{key}.json"
-    if path.is_file():
-        return Tower(module, runtime, json.loads(path.read_text())["plan"])
+    path = cache_root() / "plans-2" / f"{key}.json"
+    remembered = read_checked(path, _REMEMBERED)
+    if remembered is not None:
+        with contextlib.suppress(*_UNABLE):  # what ran here once, and no longer does, is tried again
+            return Tower(module, runtime, json.loads(remembered)["plan"])
     tower = Tower(module, runtime)
     if rows < 4 * _TRIAL_ROWS or _time(tower, example(2), repeats=1)[0] * rows / 2 < _TRIAL_WORTH_S:
         return tower
@@ -185,7 +239,7 @@ def fastest(
         try:
             other = Tower(module, runtime, plan)
             other_seconds, features = _time(other, batch)
-        except (RuntimeError, AttributeError, ImportError, OSError) as error:
+        except _UNABLE as error:
             if isinstance(error, _out_of_memory()):
                 raise
             continue  # a plan that this build of torch, or this machine, does not have
@@ -194,7 +248,30 @@ def fastest(
         trials[plan] = round(other_seconds, 4)
         if other_seconds < 0.98 * seconds:
             tower, seconds = other, other_seconds
-    write_atomic(path, json.dumps({"plan": tower.plan, "trial_s": trials}).encode())
+    write_checked(path, json.dumps({"plan": tower.plan, "trial_s": trials}).encode(), _REMEMBERED)
+    return tower
+
+
+def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, where: object) -> Tower:
+    """`module` under `plan`, with which `where` was begun; tried on `batch`.
+
+    Raises:
+        ClipbenchError: this machine, or this version of clipbench, cannot run it.
+    """
+    try:
+        if plan not in get_args(Plan):
+            raise ImportError(f"it knows {', '.join(get_args(Plan))}")
+        tower = Tower(module, runtime, plan)  # type: ignore[arg-type]
+        if plan != "plain":
+            tower(batch)
+    except _UNABLE as error:
+        if isinstance(error, _out_of_memory()):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ClipbenchError(
+            f"the features in {where} were begun under the plan {plan}, which cannot be run here: {reason}",
+            hint="go on where they were begun; or delete that folder to encode them anew, all under one plan",
+        ) from None
     return tower
 
 

@@ -1,19 +1,21 @@
-"""Features: encoded once, kept content-addressed on disk, memory-mapped, resumable shard by shard.
+"""Features: encoded once, kept content-addressed in the feature store, resumable shard by shard.
 
 A feature file's key is the hash of everything that can change a row of it. Rows are float32, in the split's
 order; a row of NaN stands for an image that could not be decoded.
+
+In a deterministic run the key also names what can move the last digits (`Runtime.fixed`), so that such a run never
+meets rows of another.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 import sys
 import tempfile
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench import models
-from clipbench.cache import cache_root, locked, make_folder, write_atomic
+from clipbench.cache import cache_root, make_folder
 from clipbench.cards import Preprocess, fingerprint
 from clipbench.cores import cores
 from clipbench.data import Sample, Split
@@ -38,109 +40,20 @@ from clipbench.data.decode import (
     max_pixels,
     normalise,
 )
-from clipbench.errors import ClipbenchError, DataError, NotApplicable, StorageError
-from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest
+from clipbench.errors import ClipbenchError, DataError, NotApplicable
+from clipbench.execution import MAX_BATCH, Runtime, Tower, fastest, under
 from clipbench.protocols import HEAT
+from clipbench.store import DIGEST_BYTES, FOLDER, FeatureFile, Features, digest
 
 if TYPE_CHECKING:
     import torch
     from rich.progress import Progress, TaskID
+    from torch import nn
 
     from clipbench.heatmaps import Heat, HeatMaps
 
-SHARD_ROWS = MAX_BATCH
 _TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
 _PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
-
-
-class FeatureFile:
-    """float32 [rows, D] on disk: `features.f32`, and `done` with one byte a finished shard.
-
-    Safe for two processes at once: whoever writes holds the lock, the other waits and then finds it done.
-    A killed process loses at most the shard it was writing.
-    """
-
-    def __init__(self, key: dict[str, Any], rows: int, root: Path) -> None:
-        self.rows = rows
-        self.shards = -(-rows // SHARD_ROWS)
-        self._key = key
-        self.folder = root / fingerprint(key)
-
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        return locked(self.folder / "lock")
-
-    def missing(self) -> list[int]:
-        """Shards not yet written."""
-        try:
-            done = (self.folder / "done").read_bytes()
-        except FileNotFoundError:
-            return list(range(self.shards))
-        return [s for s in range(self.shards) if s >= len(done) or done[s] != 1]
-
-    def complete(self) -> bool:
-        return self.rows > 0 and not self.missing()
-
-    def shard_rows(self, shard: int) -> NDArray[np.int64]:
-        """Row numbers of a shard."""
-        return np.arange(shard * SHARD_ROWS, min((shard + 1) * SHARD_ROWS, self.rows))
-
-    def write(self, shard: int, features: NDArray[np.float32], bad: Sequence[Bad], plan: str) -> None:
-        """Write one shard [its rows, D], then mark it done. `plan` is how the tower ran.
-
-        Raises:
-            StorageError: the disk is full or the folder cannot be written; finished shards stay.
-        """
-        make_folder(self.folder)
-        width = features.shape[1]
-        meta = self.folder / "meta.json"
-        if not meta.exists():
-            described = {"dim": width, "rows": self.rows, "plan": plan, "key": self._key}
-            write_atomic(meta, json.dumps(described, indent=1).encode())
-        if bad:
-            named = self.bad() | {b.id: b.reason for b in bad}
-            write_atomic(self.folder / "bad.json", json.dumps(named, indent=1).encode())
-        try:
-            data = np.ascontiguousarray(features, dtype=np.float32).tobytes()
-            _write_at(self.folder / "features.f32", data, shard * SHARD_ROWS * width * 4)
-            _write_at(self.folder / "done", b"\1", shard)
-        except OSError as error:
-            raise StorageError(
-                f"cannot write features to {self.folder}: {error.strerror} "
-                f"({self.rows * width * 4 / 2**20:.1f} MiB are needed in all)",
-                hint="free some space or set CLIPBENCH_CACHE to another folder, then run the same command: "
-                "finished shards are kept",
-            ) from None
-
-    def read(self) -> NDArray[np.float32]:
-        """All rows, memory-mapped read-only."""
-        return np.memmap(
-            self.folder / "features.f32", np.float32, "r", shape=(self.rows, int(self.meta()["dim"]))
-        )
-
-    def meta(self) -> dict[str, Any]:
-        """What `meta.json` says: dim, rows, plan, key."""
-        meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text())
-        return meta
-
-    def bad(self) -> dict[str, str]:
-        """id → reason of the images that could not be decoded."""
-        try:
-            bad: dict[str, str] = json.loads((self.folder / "bad.json").read_text())
-        except FileNotFoundError:
-            return {}
-        return bad
-
-
-def _write_at(path: Path, data: bytes, offset: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(handle, view, offset)
-            view, offset = view[written:], offset + written
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Subset(Split):
@@ -182,8 +95,10 @@ class ModelEncoder:
     runtime: Runtime
     on_bad_image: OnBadImage = "stop"
     progress: bool = True
-    root: Path = field(default_factory=lambda: cache_root() / "features")
+    root: Path = field(default_factory=lambda: cache_root() / FOLDER)
     counts: Counts = field(default_factory=Counts)
+    #: feature space → plans of the texts' features that were read; whoever wants to know clears it before
+    text_plans: dict[str, set[str]] = field(default_factory=dict)
     _end_of_crops: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -206,8 +121,8 @@ class ModelEncoder:
     def token_width(self) -> int | None:
         return self.adapter.token_width
 
-    def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
-        """Features [n, D] of `split`, memory-mapped; `joint` rows, and each token of `tokens`, have unit length.
+    def images(self, split: Split, space: str = "joint") -> Features:
+        """Features [n, D] of `split`; `joint` rows, and each token of `tokens`, have unit length.
 
         Raises:
             DataError: an image that cannot be decoded (unless such images are skipped).
@@ -215,9 +130,9 @@ class ModelEncoder:
         """
         self.require(space)
         if isinstance(split, Subset) and self.has(split, space):
-            whole = self.file(split.whole, space)
+            whole, rows = self._source(split, space)
             self._refuse_bad(whole, split.ids)
-            return np.ascontiguousarray(whole.read()[split.rows])
+            return whole.read()[rows]
         encode_images([self], split, space)
         return self.file(split, space).read()
 
@@ -246,12 +161,26 @@ class ModelEncoder:
         """id → reason of the skipped images of `split`."""
         if space == HEAT:
             return self.bad_heat.get(split.fingerprint, {})
-        bad = self.file(split, space).bad()
-        if isinstance(split, Subset) and not bad:
-            bad = self.file(split.whole, space).bad()
+        bad = self._source(split, space)[0].bad()
         return {i: bad[i] for i in split.ids if i in bad} if bad else {}
 
-    def texts(self, texts: list[str], space: str = "joint") -> NDArray[np.float32]:
+    def remarks(self, split: Split, space: str) -> list[tuple[str, str]]:
+        """(id, kind) of the images of `split` of which something must be said (see `data.decode.REMARKS`)."""
+        if space == HEAT:
+            return sorted(self.heat_remarks.get(split.fingerprint, ()))
+        found = self._source(split, space)[0].remarks()
+        own = set(split.ids) if found else set()
+        return [(i, kind) for i, kind in found if i in own]
+
+    def digests(self, split: Split, space: str) -> NDArray[np.void] | None:
+        """What tells the bytes of one image from those of all others, 16 bytes [n]; None where nobody noted it."""
+        if space == HEAT:
+            return None
+        source, rows = self._source(split, space)
+        found = source.digests()
+        return None if found is None else found[rows]
+
+    def texts(self, texts: list[str], space: str = "joint") -> Features:
         """Features [len(texts), D] in the order given; `joint` rows, and each token of `tokens`, have unit length.
 
         Raises:
@@ -259,26 +188,28 @@ class ModelEncoder:
         """
         self.adapter.require_text(space)
         unique = list(dict.fromkeys(texts))
-        file = FeatureFile(self._key(f"text:{space}", fingerprint(unique)), len(unique), self.root)
+        key = self._whole_key(f"text:{space}", fingerprint(unique))
+        file = FeatureFile(key, len(unique), self.root)
         if not file.complete():
             with file.lock():
                 if not file.complete():
                     self._encode_texts(file, unique, space)
         number = {text: i for i, text in enumerate(unique)}
         rows = file.read()
+        self.text_plans.setdefault(space, set()).add(str(file.plan()))
         return rows if len(unique) == len(texts) else rows[[number[t] for t in texts]]
 
-    def crops(self, split: Split, space: str, seed: int, epoch: int) -> NDArray[np.float32]:
+    def crops(self, split: Split, space: str, seed: int, epoch: int) -> Features:
         """Features [n, D] of new random crops and flips of the images; valid until the next call.
 
-        They are memory-mapped below the cache like any features, and not kept.
+        They lie below the cache like any features, and are not kept.
         """
         how = Crops(**dict(self.adapter.preprocess), seed=seed, epoch=epoch)
         folder = tempfile.mkdtemp(prefix="crops-", dir=make_folder(self.root))
         if self._end_of_crops is not None:
             self._end_of_crops()
         self._end_of_crops = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        key = self._key(space, split.fingerprint) | {"preprocess": how.canonical()}
+        key = self._whole_key(space, split.fingerprint) | {"preprocess": how.canonical()}
         file = FeatureFile(key, len(split), Path(folder))
         shards = file.missing()
         _encode_shards([self], [file], {0: set(shards)}, shards, split, space, how)
@@ -293,19 +224,59 @@ class ModelEncoder:
 
     def file(self, split: Split, space: str) -> FeatureFile:
         """Where the image features of `split` are kept."""
-        return FeatureFile(self._key(space, split.fingerprint), len(split), self.root)
+        file = FeatureFile(self._whole_key(space, split.fingerprint), len(split), self.root)
+        return self._files.setdefault(file.folder, file)  # that which has been checked
 
-    def tower(self, space: str, rows: int) -> Tower:
-        """The image tower, laid out for `rows` images."""
+    def tower(self, space: str, rows: int, file: FeatureFile | None = None) -> Tower:
+        """The image tower, laid out for `rows` images; or under the plan of `file`, which it fixes if it is new."""
         space = _sized(space)[0]
-        if space not in self._towers:
-            preprocess = self.adapter.preprocess
-            shape = (preprocess.channels, preprocess.side, preprocess.side)
-            module = self.adapter.image_tower(space).to(self.runtime.device)
-            self._towers[space] = fastest(
-                module, self.runtime, lambda n: _noise((n, *shape), self.runtime), rows
+        preprocess = self.adapter.preprocess
+        shape = (preprocess.channels, preprocess.side, preprocess.side)
+        return self._laid_out(
+            space,
+            lambda: self.adapter.image_tower(space),
+            lambda n: _noise((n, *shape), self.runtime),
+            rows,
+            file,
+        )
+
+    def text_tower(
+        self, texts: Sequence[str], space: str = "joint", file: FeatureFile | None = None
+    ) -> Tower:
+        """The text tower, laid out for `texts`; or under the plan of `file`, as `tower`."""
+
+        def example(n: int) -> torch.Tensor:
+            ids, lengths = self.adapter.tokenize([max(texts, key=len)])
+            return ids[:, : int(lengths[0])].to(self.runtime.device).repeat(n, 1)
+
+        return self._laid_out(
+            f"text:{space}", lambda: self.adapter.text_tower(space), example, len(texts), file
+        )
+
+    def _laid_out(
+        self,
+        space: str,
+        module: Callable[[], nn.Module],
+        example: Callable[[int], torch.Tensor],
+        rows: int,
+        file: FeatureFile | None,
+    ) -> Tower:
+        """A tower under the plan of `file`; without one under the plan that was the fastest when it was first asked."""
+        plan = None if file is None else file.plan()
+        if plan is None:
+            if space not in self._fastest:
+                vary = space.startswith("text:")
+                chosen = fastest(module().to(self.runtime.device), self.runtime, example, rows, vary=vary)
+                self._fastest[space] = chosen.plan
+                self._towers[space, chosen.plan] = chosen
+            plan = self._fastest[space] if file is None else file.begin(self._fastest[space])
+        if (space, plan) not in self._towers:
+            assert file is not None
+            batch = example(batch_rows(self.runtime) if plan == "compiled" else 1)
+            self._towers[space, plan] = under(
+                module().to(self.runtime.device), self.runtime, plan, batch, file.folder
             )
-        return self._towers[space]
+        return self._towers[space, plan]
 
     def heat(
         self,
@@ -353,37 +324,57 @@ class ModelEncoder:
         return {}
 
     @cached_property
-    def _towers(self) -> dict[str, Tower]:
+    def heat_remarks(self) -> dict[str, set[tuple[str, str]]]:
+        """Fingerprint of a split → what must be said of its images, as `remarks`."""
         return {}
 
     @cached_property
-    def _text_towers(self) -> dict[str, Tower]:
+    def _files(self) -> dict[Path, FeatureFile]:
         return {}
 
-    def text_tower(self, texts: Sequence[str], space: str = "joint") -> Tower:
-        """The text tower, laid out for `texts`."""
-        if space not in self._text_towers:
-            longest = max(texts, key=len)
-            ids, lengths = self.adapter.tokenize([longest])
-            example = ids[:, : int(lengths[0])].to(self.runtime.device)
-            module = self.adapter.text_tower(space).to(self.runtime.device)
-            self._text_towers[space] = fastest(
-                module, self.runtime, lambda n: example.repeat(n, 1), len(texts), vary=True
-            )
-        return self._text_towers[space]
+    @cached_property
+    def _fastest(self) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def _towers(self) -> dict[tuple[str, str], Tower]:
+        return {}
 
     def has(self, split: Split, space: str) -> bool:
-        """Whether the features of a `--limit` sample can be taken from those of its whole split, or none are needed."""
+        """Whether the features of a `--limit` sample can be taken from those of its whole split, or none are needed.
+
+        A whole that was there until some of it was found damaged is mended first: the sample's rows stay what they
+        were. In a deterministic run a sample has its own rows, whatever was encoded before.
+        """
         if space == HEAT:
             return True
-        return isinstance(split, Subset) and self.file(split.whole, space).complete()
+        if not isinstance(split, Subset) or self.runtime.deterministic:
+            return False
+        whole = self.file(split.whole, space)
+        missing = set(whole.missing())
+        if missing and missing <= whole.dropped:
+            encode_images([self], split.whole, space)
+            return True
+        return whole.rows > 0 and not missing
 
     def plan(self, split: Split, space: str) -> str:
         """How the tower ran that encoded `split`."""
-        if space == HEAT:
-            return "plain, fp32"
-        source = split.whole if isinstance(split, Subset) and self.has(split, space) else split
-        return str(self.file(source, space).meta()["plan"])
+        return "plain, fp32" if space == HEAT else str(self._source(split, space)[0].plan())
+
+    def devices(self, split: Split, space: str) -> list[str]:
+        """Where the tower ran that encoded `split`."""
+        return [self.runtime.device_name] if space == HEAT else self._source(split, space)[0].devices()
+
+    def _source(self, split: Split, space: str) -> tuple[FeatureFile, NDArray[np.int64] | slice]:
+        """The file that has the rows of `split`, its own or that of its whole; and where they are there."""
+        if isinstance(split, Subset) and self.has(split, space):
+            return self.file(split.whole, space), split.rows
+        return self.file(split, space), slice(None)
+
+    def _whole_key(self, space: str, content: str) -> dict[str, Any]:
+        """Everything that can change a feature; in a deterministic run also by its last digits."""
+        key = self._key(space, content)
+        return key | {"deterministic": self.runtime.fixed} if self.runtime.deterministic else key
 
     def _key(self, space: str, content: str) -> dict[str, Any]:
         """Everything that can change a feature."""
@@ -416,19 +407,24 @@ class ModelEncoder:
         """Encode the shards that are missing, several at once, so that a killed run resumes."""
         start = time.perf_counter()
         missing = file.missing()
-        tower = self.text_tower(texts, space)
-        todo = sum(len(file.shard_rows(shard)) for shard in missing)
+        tower = self.text_tower(texts, space, file)
+        # Groups are always the same, so that a text shares its batch with the same others whatever is there already.
+        groups = [
+            range(first, min(first + _TEXT_SHARDS, file.shards))
+            for first in sorted({shard - shard % _TEXT_SHARDS for shard in missing})
+        ]
+        rows = [np.concatenate([file.shard_rows(shard) for shard in group]) for group in groups]
+        todo = sum(map(len, rows))
         with progress_bar("texts", len(texts), self.progress) as (bar, task):
             bar.advance(task, len(texts) - todo)
-            for first in range(0, len(missing), _TEXT_SHARDS):
-                shards = missing[first : first + _TEXT_SHARDS]
-                rows = [int(row) for shard in shards for row in file.shard_rows(shard)]
+            for group, own in zip(groups, rows, strict=True):
                 features = self._encode_sorted(
-                    tower, [texts[row] for row in rows], space, lambda n: bar.advance(task, n)
+                    tower, [texts[row] for row in own.tolist()], space, lambda n: bar.advance(task, n)
                 )
-                for shard in shards:
+                for shard in group:
                     part, features = np.split(features, [len(file.shard_rows(shard))])
-                    file.write(shard, part, (), tower.plan)
+                    if shard in missing:
+                        file.write(shard, part, device=self.runtime.device_name)
         self.counts.texts_encoded += todo
         self.counts.texts_s += time.perf_counter() - start
 
@@ -527,13 +523,23 @@ def _through_head(encoder: ModelEncoder, split: Split, space: str) -> bool:
         missing = file.missing()
         if missing:
             rows = base.images(split, wanted)
-            named = [Bad(i, reason) for i, reason in base.bad_images(split, wanted).items()]
+            file.begin(base.plan(split, wanted))
+            bad, remarks = base.bad_images(split, wanted), base.remarks(split, wanted)
+            digests = base.digests(split, wanted)
             head = head.to("cpu")
             for shard in missing:
+                own = file.shard_rows(shard)
                 with torch.no_grad():
-                    made = head(torch.from_numpy(np.array(rows[file.shard_rows(shard)])))
-                features = unit(made, encoder._unit(space)).numpy()
-                file.write(shard, features, named, base.plan(split, wanted))
+                    made = head(torch.from_numpy(np.array(rows[own])))
+                ids = [split.ids[row] for row in own.tolist()]
+                file.write(
+                    shard,
+                    unit(made, encoder._unit(space)).numpy(),
+                    device=encoder.runtime.device_name,
+                    bad={row: Bad(i, bad[i]) for row, i in enumerate(ids) if i in bad},
+                    remarks=[remark for remark in remarks if remark[0] in set(ids)],
+                    digests=None if digests is None else digests[own],
+                )
     for name in ("images_encoded", "images_s", "decode_wait_s", "write_s"):
         setattr(encoder.counts, name, getattr(encoder.counts, name) + getattr(base.counts, name))
     encoder._refuse_bad(file, split.ids)
@@ -564,9 +570,13 @@ def _encode_shards(
     rows = np.concatenate([files[0].shard_rows(s) for s in shards])
     size = batch_rows(runtime)
     sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
-    towers = [e.tower(space, len(rows)) if todo[i] else None for i, e in enumerate(encoders)]
+    towers = [
+        e.tower(space, len(rows), file) if todo[i] else None
+        for i, (e, file) in enumerate(zip(encoders, files, strict=True))
+    ]
+    digests: deque[bytes] = deque()
     stream = decode_stream(
-        split.samples(rows),
+        _digested(split.samples(rows), digests),
         preprocess,
         sizes=sizes,
         workers=first.decoders(len(rows)),
@@ -580,12 +590,17 @@ def _encode_shards(
         bar.advance(task, len(split) - len(rows))
         for shard in shards:
             parts: list[list[NDArray[np.float32]]] = [[] for _ in encoders]
-            bad: list[Bad] = []
+            bad: dict[int, Bad] = {}
+            remarks: list[tuple[str, str]] = []
+            count = 0
             for _ in _pieces(files[0].shard_rows(shard), size):
                 waiting = time.perf_counter()
                 batch = next(stream)
                 waited += time.perf_counter() - waiting
-                bad += batch.bad
+                gone = np.flatnonzero(~batch.good) + count
+                bad |= zip(gone.tolist(), batch.bad, strict=True)
+                remarks += batch.remarks
+                count += len(batch.images)
                 images = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
                 for i, tower in enumerate(towers):
                     if tower is not None and shard in todo[i]:
@@ -596,15 +611,30 @@ def _encode_shards(
                         parts[i].append(features)
                 bar.advance(task, len(batch.images))
             writing = time.perf_counter()
-            for i, (file, tower) in enumerate(zip(files, towers, strict=True)):
-                if tower is not None and shard in todo[i]:
-                    file.write(shard, np.concatenate(parts[i]), bad, tower.plan)
+            seen = np.frombuffer(b"".join(digests.popleft() for _ in range(count)), f"V{DIGEST_BYTES}")
+            for i, file in enumerate(files):
+                if shard in todo[i]:
+                    file.write(
+                        shard,
+                        np.concatenate(parts[i]),
+                        device=runtime.device_name,
+                        bad=bad,
+                        remarks=remarks,
+                        digests=seen,
+                    )
             wrote += time.perf_counter() - writing
     seconds = time.perf_counter() - start
     for encoder in encoders:
         encoder.counts.images_s += seconds
         encoder.counts.decode_wait_s += waited
         encoder.counts.write_s += wrote
+
+
+def _digested(samples: Iterator[Sample], found: deque[bytes]) -> Iterator[Sample]:
+    """`samples`, the digest of each image put into `found`."""
+    for sample in samples:
+        found.append(digest(sample.image))
+        yield sample
 
 
 def _rows(tower: Tower, images: torch.Tensor, piece: int | None) -> NDArray[np.float32]:
@@ -619,6 +649,12 @@ def _rows(tower: Tower, images: torch.Tensor, piece: int | None) -> NDArray[np.f
     except torch.cuda.OutOfMemoryError:
         if count == 1:
             raise
+        if tower.runtime.deterministic:
+            raise ClipbenchError(
+                f"{count} images at once do not fit the memory of {tower.runtime.device_name}; a deterministic run "
+                "cannot take fewer as it likes",
+                hint="give a smaller --batch-size",
+            ) from None
         torch.cuda.empty_cache()
         half = count // 2
         return np.concatenate([_rows(tower, images[:half], piece), _rows(tower, images[half:count], piece)])

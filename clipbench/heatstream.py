@@ -18,6 +18,7 @@ from clipbench.data.decode import BAD_IMAGE, decode_stream, normalise, open_imag
 from clipbench.data.images import frames
 from clipbench.features import not_finite
 from clipbench.heatmaps import Heat, HeatMaps
+from clipbench.store import Features
 
 if TYPE_CHECKING:
     from clipbench.features import ModelEncoder
@@ -57,6 +58,7 @@ def heats(
         on_bad_image=encoder.on_bad_image,
     )
     bad = encoder.bad_heat.setdefault(split.fingerprint, {})
+    remarks = encoder.heat_remarks.setdefault(split.fingerprint, set())
     with (
         encoder.tracked(f"{split.dataset} {split.role}", len(rows)) as advance,
         contextlib.closing(stream),
@@ -65,6 +67,7 @@ def heats(
             start = time.perf_counter()
             batch = next(stream)
             bad.update({b.id: b.reason for b in batch.bad})
+            remarks.update(batch.remarks)
             numbers = np.flatnonzero(np.isin(image, part[batch.good]))
             place = np.searchsorted(part, image[numbers])
             prepared = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
@@ -95,7 +98,7 @@ def _pairs(
     maps: HeatMaps,
     images: torch.Tensor,
     place: NDArray[np.int64],
-    features: NDArray[np.float32],
+    features: Features,
     text_rows: NDArray[np.int64],
 ) -> tuple[torch.Tensor, NDArray[np.float32]]:
     """Maps [P, h, w] and scores [P] of the pairs of image `place[p]` and text `text_rows[p]`.

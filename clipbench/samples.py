@@ -11,15 +11,19 @@ from clipbench.data import Split
 from clipbench.errors import DataError
 from clipbench.protocols import Encoder
 from clipbench.selection import Selection
+from clipbench.store import Features, Matrix
 
 
-def decoded(split: Split, features: NDArray[np.float32]) -> NDArray[np.int64]:
+def decoded(split: Split, features: Features) -> NDArray[np.int64]:
     """Rows of `features` [n, D] that are no rows of NaN, which stand for images that could not be decoded.
+
+    The store has no other rows of NaN, and the record names these images (`skipped`).
 
     Raises:
         DataError: there are none.
     """
-    rows = np.flatnonzero(np.isfinite(features[:, 0]))
+    finite = features.finite() if isinstance(features, Matrix) else np.isfinite(features[:, 0])
+    rows = np.flatnonzero(finite)
     if not len(rows):
         raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
     return rows

@@ -1,4 +1,4 @@
-"""Chosen rows of feature matrices, read when asked for: a hold-out or a union never copies a memory-mapped file."""
+"""Chosen rows of feature matrices, read when asked for: a hold-out or a union never copies a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Part = tuple[NDArray[np.float32], NDArray[np.int64]]
+from clipbench.store import Features
+
+Part = tuple[Features, NDArray[np.int64]]
 
 
 class Selection:

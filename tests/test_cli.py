@@ -645,10 +645,11 @@ def test_skipped_images_are_counted_and_named_and_never_replaced(
 def feature_rows(cache: Path) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
     """Every feature file's rows."""
     found = []
-    for meta in sorted(cache.glob("features/*/meta.json")):
-        shape = json.loads(meta.read_text())
-        rows = np.fromfile(meta.with_name("features.f32"), np.float32)
-        found.append(rows.reshape(shape["rows"], shape["dim"]))
+    for shard in sorted(cache.glob("features-2/*/00000.shard")):
+        content = shard.read_bytes()
+        header = json.loads(content[16 : 16 + int.from_bytes(content[8:12], "little")])
+        shape = header["rows"], header["dim"]
+        found.append(np.frombuffer(content[-shape[0] * shape[1] * 4 :], np.float32).reshape(shape))
     return found
 
 
@@ -802,7 +803,7 @@ def test_a_disk_that_is_really_full(
 ) -> None:
     monkeypatch.setenv("CLIPBENCH_CACHE", str(tiny_disk))
     digits = ("eval", "--model", "digits-clip-lite", "--task", "digits-zs")
-    mended(run(*digits), "cannot write features to", "No space left on device")
+    mended(run(*digits), ".shard: No space left on device (all features of this split need 0.")
     with pytest.raises(OSError, match="No space left"), (tiny_disk / "rest").open("wb") as file:
         file.write(bytes(100_000))
     mended(run(*place.eval()), "cannot be kept in", "files.sqlite", "free some space")

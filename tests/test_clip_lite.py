@@ -257,7 +257,7 @@ def test_batches_cut_at_their_longest_text_give_the_same_features(independent: I
 def test_the_encoder_gives_unit_rows_of_cleaned_captions(independent: Independent) -> None:
     model = LoadedModel("small", card(), independent.folder)
     encoder = ModelEncoder(model, Runtime.choose("cpu"), progress=False)
-    rows = torch.from_numpy(encoder.texts(["A PHOTO of a cat!!", "the-dog: it's a café."]).copy())
+    rows = torch.from_numpy(np.asarray(encoder.texts(["A PHOTO of a cat!!", "the-dog: it's a café."])))
     with torch.no_grad():
         close(rows, independent.texts(["a photo of a cat", "the dog its a cafe"]))
         official_script = load(independent, clean_captions=False)
@@ -288,7 +288,7 @@ def test_images_go_through_the_cards_preprocessing(independent: Independent) -> 
     images = torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1) / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():
-        close(torch.from_numpy(encoder.images(split).copy()), independent.image((images - mean) / std))
+        close(torch.from_numpy(np.asarray(encoder.images(split))), independent.image((images - mean) / std))
 
 
 def test_nothing_stays_on_the_meta_device(independent: Independent) -> None:

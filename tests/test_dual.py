@@ -662,7 +662,8 @@ def test_efficientnet_lite0_recognises_imagenet(shared_data: Path) -> None:
     model = catalog.model("efficientnet-lite0")
     torch.set_num_threads(cores())  # no small tower
     keep_freed_memory()
-    features = ModelEncoder(model, Runtime.choose("cpu"), progress=False).images(split, "backbone")
+    encoder = ModelEncoder(model, Runtime.choose("cpu"), progress=False)
+    features = np.asarray(encoder.images(split, "backbone"))
     path, _ = resolve_source(model.card.weights, owner="test", folder=Path())
     published = read_state_dict(path)
     logits = features @ published["_fc.weight"].numpy().T + published["_fc.bias"].numpy()

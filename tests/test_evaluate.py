@@ -26,8 +26,9 @@ from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, Result, evaluate, limited
 from clipbench.execution import Runtime
-from clipbench.features import SHARD_ROWS, ModelEncoder, Subset
+from clipbench.features import ModelEncoder, Subset
 from clipbench.models import dual
+from clipbench.store import FOLDER, SHARD_ROWS
 
 one_thread = small.one_thread
 FP32 = Runtime("cpu", "fp32", workers=0)
@@ -104,7 +105,9 @@ def test_digits_end_to_end_gives_a_complete_record(tmp_path: Path) -> None:
         "weights": card.weights.sha256,
         "split:test": split.fingerprint,
     }
-    assert record.encoder == {"plans": {"joint": "plain"}}
+    assert record.encoder == {
+        "plans": {"test:joint": "plain", "text:joint": "plain"}, "devices": [record.device]
+    }  # fmt: skip
     assert record.cards.model == card.canonical()
     assert record.cards.task["classes"] == [str(digit) for digit in range(10)]
 
@@ -181,11 +184,11 @@ def decode_calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def feature_files(cache: Path) -> dict[str, str]:
-    """Folder → sha256 of its features."""
+    """Shard, or plan → sha256 of its file."""
     return {
         name: digest
-        for name, digest in small.digest(cache / "features").items()
-        if name.endswith(("features.f32", "done"))
+        for name, digest in small.digest(cache / FOLDER).items()
+        if name.endswith((".shard", "plan.json"))
     }
 
 
@@ -400,7 +403,7 @@ def start(many: Path, cache: Path, results: Path) -> subprocess.Popen[bytes]:
 
 def marks(cache: Path) -> int:
     """Finished shards of the one feature file that there is."""
-    return sum(path.read_bytes().count(1) for path in cache.glob("features/*/done"))
+    return len(list(cache.glob(f"{FOLDER}/*/*.shard")))
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_record(

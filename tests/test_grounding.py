@@ -313,7 +313,7 @@ def test_scores_inside_are_cosines_of_the_ordinary_features(tmp_path: Path) -> N
     # what is cached, and what would be encoded anew, is as before
     other = ModelEncoder(encoder.model, encoder.runtime, progress=False, root=tmp_path / "other")
     other.adapter = encoder.adapter
-    np.testing.assert_array_equal(other.images(split), before)
+    np.testing.assert_array_equal(np.asarray(other.images(split)), before)
 
 
 def test_a_record_of_grounding(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_record_of_grounding(tmp_path: Path) -> None:
     assert first.record.evidence["heat_maps"] == "Grad-CAM on 0.blocks"
     assert first.record.timing.images_encoded == 20
     assert first.record.timing.encode_images_s > 0
-    assert first.record.encoder == {"plans": {"heat": "plain, fp32"}}
+    assert first.record.encoder["plans"] == {"test:heat": "plain, fp32", "text:joint": "plain"}
     few = measure(tmp_path, limit=5)[0].record
     assert few is not None
     assert few.limit == 5

@@ -248,8 +248,8 @@ def test_a_stream_of_filips_maps_has_its_scores(tmp_path: Path) -> None:
     texts, image = ["a cat", "snow", "a cat", "a dog on a chair"], np.array([0, 0, 1, 2])
     heats = list(encoder.heat(split, texts, image, whole=False))
     scores = np.concatenate([h.scores for h in heats])
-    tokens = encoder.texts(texts, "tokens").reshape(4, -1, 256)
-    every = similarity(encoder.images(split, "tokens"), tokens)
+    tokens = np.asarray(encoder.texts(texts, "tokens")).reshape(4, -1, 256)
+    every = similarity(np.asarray(encoder.images(split, "tokens")), tokens)
     np.testing.assert_allclose(scores, every[image, np.arange(4)], atol=1e-5)
     assert [h.texts.tolist() for h in heats] == [[0, 1], [2], [3]]
     assert heats[0].large(1).shape == (40, 60)

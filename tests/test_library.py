@@ -54,7 +54,9 @@ def test_features_are_those_of_evaluation(tmp_path: Path) -> None:
     assert model.logit_scale == encoder.logit_scale
     assert model.card.title == "Small 0"
     similarity = model.similarity(images, model.encode_texts(TEXTS))
-    np.testing.assert_allclose(similarity, encoder.images(split) @ encoder.texts(TEXTS).T, atol=1e-5)
+    np.testing.assert_allclose(
+        similarity, np.asarray(encoder.images(split)) @ np.asarray(encoder.texts(TEXTS)).T, atol=1e-5
+    )
 
 
 def test_images_may_be_paths_opened_or_preprocessed(files: list[Path], tmp_path: Path) -> None:

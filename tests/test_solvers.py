@@ -458,7 +458,7 @@ def test_the_path_equals_scikit_learn_on_real_features(shared_data: Path, tmp_pa
     torch.set_num_threads(cores())  # no small tower
     encoder = ModelEncoder(model, Runtime.choose("cpu"), progress=False, root=tmp_path)
     splits = [limited(open_split(entry, role, paths), n, 0) for role, n in (("train", 160), ("test", 60))]
-    train, test = (encoder.images(split, "backbone").astype(np.float64) for split in splits)
+    train, test = (np.asarray(encoder.images(split, "backbone"), dtype=np.float64) for split in splits)
     torch.set_num_threads(1)
     columns = np.linspace(0, train.shape[1] - 1, 48).astype(int)
     train, test, targets = train[:, columns], test[:, columns], splits[0].labels.astype(np.int64)

@@ -250,7 +250,7 @@ def test_retrieval_by_class_is_what_counting_says(tmp_path: Path) -> None:
     card = catalog.dataset("digits").card
     template = card.templates["simple"]
     assert isinstance(template, tuple)
-    texts = encoder.texts([template[0].replace("{c}", name) for name in card.classes])
+    texts = np.asarray(encoder.texts([template[0].replace("{c}", name) for name in card.classes]))
     images = encoder.images(split)
     rng = np.random.default_rng(0)
     drawn = [rng.permutation(np.flatnonzero(split.labels == c)) for c in range(10)]

@@ -142,7 +142,7 @@ def test_size_of_a_space_overrides_the_models_own(tmp_path: Path, pictures: tupl
     encoder = ModelEncoder(
         catalog.model(str(small.write_run(tmp_path / "run"))), options.runtime, progress=False
     )
-    own, same, larger = (encoder.images(split, f"backbone{size}") for size in ("", "@8", "@12"))
+    own, same, larger = (np.asarray(encoder.images(split, f"backbone{size}")) for size in ("", "@8", "@12"))
     np.testing.assert_array_equal(own, same)
     assert not np.allclose(own, larger)
     assert encoder.preprocess("backbone@12").size == 12

@@ -267,7 +267,7 @@ def encoder_of(tmp_path: Path, **sizes: int) -> ModelEncoder:
 def test_a_prompt_is_encoded_once_and_rows_come_in_the_order_asked(tmp_path: Path) -> None:
     encoder = encoder_of(tmp_path)
     asked = ["a dog", "a longer text", "a dog", "b", "a longer text"]
-    rows = encoder.texts(asked)
+    rows = np.asarray(encoder.texts(asked))
     assert encoder.counts.texts_encoded == 3
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     for text, row in zip(asked, rows, strict=True):

@@ -195,7 +195,7 @@ class _Bench:
 
         def cut() -> NDArray[np.float32]:
             encoder.root = self._folder / str(next(self._number))
-            return encoder.texts(texts)
+            return np.asarray(encoder.texts(texts))
 
         def full() -> NDArray[np.float32]:
             rows: NDArray[np.float32] = torch.cat([unit(tower(batch)).cpu() for batch in batches]).numpy()

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipbench.cards import Frozen, RecipeModel, Weights
@@ -21,6 +20,7 @@ from clipbench.data.lazy import LazySplit
 from clipbench.errors import CardError, nearest
 from clipbench.models import LoadedModel, dual
 from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, TextTower
+from clipbench.store import Features
 
 if TYPE_CHECKING:
     from clipbench.execution import Runtime
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clipbench.pretrain.pairs import Source
 
 _SPACE = "backbone"
+_HELD_BYTES = 2**30  # of frozen features: larger ones are read from the store at every step
 
 
 class GivenImages(ImageTower):
@@ -45,7 +46,7 @@ class GivenImages(ImageTower):
 class GivenTexts(TextTower):
     """Stands for a frozen text tower: a text's tokens are its feature, float [B, features]."""
 
-    def __init__(self, features: int, encode: Callable[[list[str]], NDArray[np.float32]]) -> None:
+    def __init__(self, features: int, encode: Callable[[list[str]], Features]) -> None:
         super().__init__()
         self.features = self.context_length = features
         self._encode = encode
@@ -61,10 +62,11 @@ class GivenTexts(TextTower):
 
 
 class Kept:
-    """Features of the images of several splits, one after the other, each split's memory-mapped."""
+    """Features of the images of several splits, one after the other: in memory where there is room for all of them."""
 
-    def __init__(self, parts: Sequence[NDArray[np.float32]]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Sequence[Features]) -> None:
+        held = sum(len(part) * part.shape[1] * 4 for part in parts) <= _HELD_BYTES
+        self._parts = [np.asarray(part) for part in parts] if held else parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def take(self, chosen: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clipbench.heatmaps import Heat
     from clipbench.models import Compared
     from clipbench.stats import Score
+    from clipbench.store import Features
 
 
 #: what stands for a feature space in `needs` where heat maps are read
@@ -75,7 +76,7 @@ class Encoder(Protocol):
         """Length of one token's feature in `tokens`; None without that space."""
         ...
 
-    def images(self, split: Split, space: str = "joint") -> NDArray[np.float32]:
+    def images(self, split: Split, space: str = "joint") -> Features:
         """Features [n, D] of a split; memory-mapped; `joint` rows have unit length.
 
         A row of `tokens` is T unit tokens, one behind the other: D = T × token_width. `<space>@<size>`: the short
@@ -83,7 +84,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def crops(self, split: Split, space: str, seed: int, epoch: int) -> NDArray[np.float32]:
+    def crops(self, split: Split, space: str, seed: int, epoch: int) -> Features:
         """Features [n, D] of new random crops and flips of the images; valid until the next call."""
         ...
 
@@ -91,7 +92,7 @@ class Encoder(Protocol):
         """A progress bar of `total` steps; what it gives is called with the steps that were done."""
         ...
 
-    def texts(self, texts: list[str], space: str = "joint") -> NDArray[np.float32]:
+    def texts(self, texts: list[str], space: str = "joint") -> Features:
         """Features [len(texts), D] in the order given, as of images (duplicates are encoded once)."""
         ...
 

@@ -121,13 +121,13 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     rows = decoded(split, found)
     groups = split.labels[rows].astype(np.int64)
     _enough(split, groups, params)
-    pairs = encoder.texts([word for pair in params.pairs for word in pair], "joint")
+    pairs = np.asarray(encoder.texts([word for pair in params.pairs for word in pair], "joint"))
     direction = concept_direction(np.stack([pairs[::2], pairs[1::2]], axis=1))
     before = np.asarray(found[rows])
     removed = remove_concept(before, direction)
     length = np.linalg.norm(removed, axis=1, keepdims=True)
     images: Images = {"before": before, "after": removed / np.maximum(length, np.float32(1e-12))}
-    queries = encoder.texts(list(params.queries), "joint")
+    queries = np.asarray(encoder.texts(list(params.queries), "joint"))
     ranked = {stage: Rankings(similarity(images[stage], queries)) for stage in _STAGES}
     members = membership(groups, 2)
     top = {stage: ranked[stage].top_means(params.top, members) for stage in _STAGES}

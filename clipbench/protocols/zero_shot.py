@@ -15,6 +15,7 @@ from clipbench.errors import unknown
 from clipbench.protocols import Encoder, Outcome
 from clipbench.samples import decoded
 from clipbench.scoring import similarity
+from clipbench.store import Features
 
 ID = "zs"
 VERSION = 1
@@ -122,7 +123,7 @@ def classifier(card: TaskCard, templates: str, encoder: Encoder) -> NDArray[np.f
 
 
 def _single_label(
-    images: NDArray[np.float32],
+    images: Features,
     rows: NDArray[np.int64],
     ids: NDArray[np.object_],
     split: Split,
@@ -137,7 +138,7 @@ def _single_label(
 
 
 def _multi_label(
-    images: NDArray[np.float32],
+    images: Features,
     rows: NDArray[np.int64],
     ids: NDArray[np.object_],
     split: Split,

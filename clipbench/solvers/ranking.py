@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from clipbench.scoring import late_interactions
 from clipbench.selection import forget
+from clipbench.store import Features
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,8 @@ class Ranks:
 
 
 def rank(
-    images: Floats,
-    texts: Floats,
+    images: Features,
+    texts: Features,
     owner: Ints,
     *,
     top: int = 10,
@@ -236,7 +237,7 @@ class _Engine(ABC):
     """Scores of blocks, and the few questions that are asked of them. What lies beyond the data is −∞."""
 
     def __init__(
-        self, images: Floats, texts: Floats, sides: tuple[int, int], token_width: int | None, device: str
+        self, images: Features, texts: Features, sides: tuple[int, int], token_width: int | None, device: str
     ) -> None:
         import torch
 
@@ -277,17 +278,19 @@ class _Engine(ABC):
         """Make the features of a block ready; how many rows it has."""
         import torch
 
-        rows = self._features[axis][self.rows(axis, number)]
+        place = self.rows(axis, number)
+        count: int = place.stop - place.start
         if self._held[axis] != number:
+            rows = self._features[axis][place]
             with warnings.catch_warnings():
                 warnings.filterwarnings(
                     "ignore", message=".*not writable"
                 )  # memory-mapped, and only read here
-                self._padded[axis][: len(rows)] = torch.from_numpy(rows)
+                self._padded[axis][:count] = torch.from_numpy(rows)
             forget(self._features[axis])
-            self._padded[axis][len(rows) :] = 0
+            self._padded[axis][count:] = 0
             self._held[axis] = number
-        return len(rows)
+        return count
 
     @abstractmethod
     def scores(self, i: int, j: int) -> tuple[Any, Any]:
