@@ -311,7 +311,7 @@ def _remarks(
 def _repeats(
     encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]], scored: str
 ) -> dict[str, list[Note]]:
-    """Split → notes on images, byte for byte: of the split `scored`, that are there twice, or also in what is fitted on."""
+    """Split → notes on images of the split `scored` that are there twice, byte for byte, or also in training."""
     seen = {}
     for role, space in needs:
         digests = encoder.digests(splits[role], space)

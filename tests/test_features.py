@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def zero(path: Path) -> None:
     path.write_bytes(content[:start] + bytes(640) + content[start + 640 :])
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "header": lambda path: flip(path, 60),
     "checksum": lambda path: flip(path, layout(path.read_bytes())[0]),
     "first row": lambda path: flip(path, layout(path.read_bytes())[1]),
@@ -264,7 +264,7 @@ def test_remarks_on_images_stand_in_the_record_of_a_cached_run_too(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(decode.REMARKS, "turned", "images turned as their EXIF says")
-    stream = features.decode_stream
+    stream = decode.decode_stream
     entry = Catalog([place / "cards"]).dataset("animals")
     ids = open_split(entry, "test", DataPaths({"animals": place / "data"}, ())).ids
 

@@ -117,6 +117,7 @@ LIGHT = (
     "clipbench.solvers.ranking",
     "clipbench.standing",
     "clipbench.stats",
+    "clipbench.store",
 )
 
 

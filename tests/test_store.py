@@ -56,7 +56,7 @@ def test_rows_come_out_as_they_went_in(tmp_path: Path, rows: Rows) -> None:
     file = again(tmp_path)
     assert file.complete()
     matrix = file.read()
-    assert (matrix.shape, matrix.dtype, len(matrix)) == (rows.shape, np.float32, ROWS)
+    assert (matrix.shape, matrix.dtype, len(matrix)) == (rows.shape, rows.dtype, ROWS)
     places: list[Any] = [
         slice(None), slice(500, 520), slice(-3, None), slice(5, 5), slice(0, ROWS, 7), slice(None, None, -200),
         np.arange(ROWS), np.array([0]), [ROWS - 1, 0, 511, 512, 512, -1], np.array([], dtype=np.int64),
@@ -87,7 +87,7 @@ def test_scattered_rows_are_read_one_by_one_where_that_is_less(
 # ------------------------------------------------------------------- what is damaged
 
 
-def layout(content: bytes) -> tuple[int, int]:
+def layout(content: bytes | bytearray) -> tuple[int, int]:
     """Where the header's checksum begins, and where the rows do."""
     end = 16 + int.from_bytes(content[8:12], "little") + int.from_bytes(content[12:16], "little")
     return end, end + 16
