@@ -173,13 +173,13 @@ def test_tasks_of_one_call_share_their_features() -> None:
 def decode_calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What `decode` is given from now on."""
     seen: list[bytes] = []
-    original = decode.decode
+    original = decode._decode
 
-    def counted(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
+    def counted(data: bytes, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         seen.append(data)
         return original(data, preprocess)
 
-    monkeypatch.setattr(decode, "decode", counted)
+    monkeypatch.setattr(decode, "_decode", counted)
     return seen
 
 
