@@ -734,6 +734,35 @@ def bench_encode_command(
     _print(measured, view, as_json)
 
 
+@bench.command("cached")
+def bench_cached_command(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose features are cached.")
+    ] = "digits-clip-lite",
+    task: Annotated[
+        list[str] | None, typer.Option("--task", "-t", help="Task ids. [default: digits-zs, digits-lp]")
+    ] = None,
+    data: Data = None,
+    cards: Cards = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Random features that are read.")] = 50_000,
+    columns: Annotated[int, typer.Option("--columns", min=1, help="Their length.")] = 512,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """What checking cached features costs: against reading them, and of a run in which nothing is encoded."""
+    from clipbench.bench.cached import measure, view
+    from clipbench.data.hub import DataPaths
+    from clipbench.evaluate import Options
+
+    catalog = _catalog(cards)
+    options = Options(
+        runtime=_runtime(device, precision), data=DataPaths.parse(_known_data(data, catalog)), progress=False
+    )
+    tasks = catalog.tasks(_names("--task", task or ["digits-zs", "digits-lp"]))
+    _print(measure(catalog.model(model), tasks, options, rows, columns), view, as_json)
+
+
 @bench.command("probe")
 def bench_probe_command(
     model: Annotated[

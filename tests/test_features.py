@@ -313,3 +313,22 @@ def test_images_that_are_tested_and_trained_on_are_counted(tmp_path: Path) -> No
     assert (probe["repeated-images"].count, probe["test-in-training"].count) == (1, 2)
     assert "also in train, byte for byte" in probe["test-in-training"].text
     assert len(probe["test-in-training"].examples) == 2
+
+
+def test_what_checks_cost_is_measured(place: Path) -> None:
+    from rich.console import Console
+
+    from clipbench.bench import cached
+    from clipbench.evaluate import Options
+
+    catalog = Catalog([place / "cards"])
+    options = Options(runtime=FP32, data=DataPaths({"animals": place / "data"}, ()), progress=False)
+    found = cached.measure(
+        catalog.model(str(place / "run")), catalog.tasks(["animals-zs"]), options, rows=1_000, columns=16
+    )
+    assert set(found["ratios"]) == {"checked_over_unchecked", "checks_of_run"}
+    assert 0 < found["ratios"]["checks_of_run"] < 1
+    assert found["mib"] == 0.1
+    console = Console(width=80, record=True)
+    console.print(cached.view(found))
+    assert "checks_of_run" in console.export_text()
