@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def view(found: dict[str, Any]) -> RenderableType:
 def _timed() -> Iterator[list[float]]:
     """Seconds that feature files spend on finding their shards and checking them, meanwhile."""
     spent = [0.0]
-    missing: Callable[[FeatureFile], list[int]] = FeatureFile.missing
+    missing = FeatureFile.missing
 
     def timed(file: FeatureFile) -> list[int]:
         start = time.perf_counter()
@@ -91,8 +92,5 @@ def _timed() -> Iterator[list[float]]:
         spent[0] += time.perf_counter() - start
         return found
 
-    FeatureFile.missing = timed  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(FeatureFile, "missing", timed):
         yield spent
-    finally:
-        FeatureFile.missing = missing  # type: ignore[method-assign]
