@@ -117,9 +117,11 @@ def test_folder_of_the_split_in_other_case(tmp_path: Path, name: str) -> None:
 
 def test_counts_of_the_card_hold_for_every_layout(tmp_path: Path) -> None:
     root = write_images(tmp_path, 10)
-    assert len(opened(root, splits={"test": {"name": "test", "rows": 10}})) == 10
-    text = message(root, splits={"test": {"name": "test", "rows": 11}})
-    assert f"{root / 'test'} has 10 samples, the card says 11" in text
+    whole, part, double = ({"test": {"name": "test", "rows": rows}} for rows in (10, 13, 9))
+    assert opened(root, splits=whole).notes == ()
+    text = "samples of the split are not in this copy: it has 10, the card says 13"
+    assert opened(root, splits=part).notes == (Note("missing-samples", text, 3),)
+    assert f"{root / 'test'} has 10 samples, the card says 9" in message(root, splits=double)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

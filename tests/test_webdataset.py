@@ -371,8 +371,11 @@ def test_counts_that_the_copy_and_the_card_say_are_held(tmp_path: Path) -> None:
     assert "nshards.txt says '2' tar files, 1 are there" in message(root)
     (root / "test" / "nshards.txt").write_text("1\n")
     assert len(opened(root, splits={"test": {"name": "test", "rows": 6}})) == 6
-    text = message(root, splits={"test": {"name": "test", "rows": 7}})
-    assert f"{root / 'test'} has 6 samples, the card says 7" in text
+    text = "samples of the split are not in this copy: it has 6, the card says 7"
+    assert opened(root, splits={"test": {"name": "test", "rows": 7}}).notes == (
+        Note("missing-samples", text, 1),
+    )
+    assert "has 6 samples, the card says 5" in message(root, splits={"test": {"name": "test", "rows": 5}})
 
 
 def test_a_kept_index_that_is_damaged_is_made_anew(

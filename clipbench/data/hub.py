@@ -110,7 +110,10 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
         raise CardError(unknown(f"split of {dataset.id}", role, dataset.card.splits))
     split = _opened(dataset, role, paths, pairs)
     rows = dataset.card.splits[role].rows
-    if rows is not None and len(split) != rows:
+    if rows is not None and len(split) < rows and isinstance(split, TableSplit) and split.in_part:
+        text = f"samples of the split are not in this copy: it has {len(split):,}, the card says {rows:,}"
+        split.notes += (Note("missing-samples", text, rows - len(split)),)
+    elif rows is not None and len(split) != rows:
         where = split.where if isinstance(split, TableSplit) else f"{dataset.id}, {role}"
         raise DataError(
             f"{where} has {len(split):,} samples, the card says {rows:,}",
@@ -164,11 +167,20 @@ class TableSplit(Split):
     """A split in one of the layouts. `rows` of raw labels are mapped to the card's classes at opening."""
 
     def __init__(
-        self, dataset: Entry[TaskCard], role: str, source: Layout, content: str, *, pairs: bool = False
+        self,
+        dataset: Entry[TaskCard],
+        role: str,
+        source: Layout,
+        content: str,
+        *,
+        pairs: bool = False,
+        in_part: bool = False,
     ) -> None:
         self.dataset, self.role = dataset.id, role
         self.classes = dataset.card.classes
         self._source, self.where = source, source.where
+        #: whether it may hold a part of the split, as a copy may that has no list of what belongs to it
+        self.in_part = in_part
         self.ids, raw = source.table(content)
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
@@ -262,7 +274,8 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
                 "(CLIP_benchmark's WebDataset layout)"
                 + (", or a VOCdevkit, or COCO's annotations/instances_*.json" if several else ""),
             )
-    return TableSplit(dataset, role, source, _content(dataset, source, root, files, paths), pairs=pairs)
+    content = _content(dataset, source, root, files, paths)
+    return TableSplit(dataset, role, source, content, pairs=pairs, in_part=True)
 
 
 def _listing(root: Path) -> str:
