@@ -28,7 +28,7 @@ from PIL import Image
 
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Split, captions, coco, coco_gender, refer, voc
+from clipbench.data import Split, archives, captions, coco, coco_gender, refer, voc
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.layout import FileLayout, Layout
 from clipbench.errors import CardError, ClipbenchError, DataError
@@ -902,9 +902,11 @@ def layouts_below(kind: Any) -> Iterator[type[Layout]]:
 
 def test_layouts_keep_their_names_in_fingerprints() -> None:
     # Another name would make every feature that was encoded so far be encoded again.
-    assert all((captions, coco, coco_gender, refer, voc))  # modules that define layouts
+    assert all((archives, captions, coco, coco_gender, refer, voc))  # modules that define layouts
     found = {cls.__name__: cls.name_in_fingerprint for cls in layouts_below(Layout) if cls is not FileLayout}
     assert found == {
+        "Batches": "CIFAR",
+        "_Archived": "archive",
         "Parquet": "_Parquet",
         "Rows": "Rows",
         "WebDataset": "_WebDataset",

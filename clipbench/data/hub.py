@@ -226,10 +226,10 @@ class TableSplit(Split):
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pairs: bool) -> Split:
-    from clipbench.data import captions, coco, coco_gender, refer, voc  # which build on this module
+    from clipbench.data import archives, captions, coco, coco_gender, refer, voc  # which build on this module
 
     own = {"captions": (captions,), "expressions": (refer,)}
-    modules = own.get(dataset.card.kind, (coco_gender, voc, coco))
+    modules = own.get(dataset.card.kind, (coco_gender, voc, coco, archives))
     listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
         content = _content(dataset, listed, listed.root, listed.files, paths)

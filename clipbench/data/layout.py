@@ -46,12 +46,20 @@ class FileLayout(Layout):
     """Samples that are one image file each, below `root`.
 
     `files` are all files that decide the split: those that its labels are read from, and its images, in order.
+    `hint` says what to do where an image is missing.
 
     Raises:
         DataError: an image is not there, or listed twice.
     """
 
-    def __init__(self, root: Path, images: list[Path], annotations: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        images: list[Path],
+        annotations: Sequence[Path] = (),
+        *,
+        hint: str = "images and annotations often come in archives of their own: unpack both into the same folder",
+    ) -> None:
         self.root, self.where = root, str(root)
         self.files = [*annotations, *images]
         self._images = images
@@ -65,7 +73,7 @@ class FileLayout(Layout):
         if lost:
             raise DataError(
                 f"{lost[0]} is not there; {len(lost):,} of the {len(images):,} images that the split lists are missing",
-                hint="images and annotations often come in archives of their own: unpack both into the same folder",
+                hint=hint,
             )
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
