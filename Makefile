@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint check torture parity clean
+.PHONY: all setup demo test lint check torture parity coverage clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -32,6 +32,9 @@ check: setup
 
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py
+# how often the intervals hold the truth, with more trials than the tests have; minutes
+coverage: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/covering.py
 
 parity: setup
 	$(BIN)/python -m clipbench.bench.parity

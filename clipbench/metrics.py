@@ -247,7 +247,7 @@ def curve(ranked: Ranking, weights: NDArray[np.int32]) -> tuple[NDArray[np.int32
 
 
 def curve_average_precision(
-    true: NDArray[np.int32], seen: NDArray[np.int32], kind: APKind
+    true: NDArray[np.int32], seen: NDArray[np.int32], kind: APKind, *, expected: bool = False
 ) -> NDArray[np.float64]:
     """Average precision of each weighting: float64 [B], NaN where it holds no positive.
 
@@ -257,16 +257,25 @@ def curve_average_precision(
             recalls 0, 0.1, …, 1 of the best precision at that recall or above (VOC2007, Everingham et al.,
             IJCV 2010). `envelope` is the area with each precision raised to the best at that recall or above
             (VOC since 2010, and VISSL's SVM evaluation).
+        expected: estimate the average precision of all images there are instead of measuring these. The i-th best of
+            P positives then marks the recall i / (P + 1), as it does on average, not i / P: precision among these
+            images is too high, since every positive counts itself.
 
     >>> true, seen = np.array([[1], [2]], dtype=np.int32), np.array([[2], [3]], dtype=np.int32)
     >>> curve_average_precision(true, seen, "area").round(4).tolist()
     [0.5833]
+    >>> curve_average_precision(true, seen, "area", expected=True).round(4).tolist()  # (2/5 + 4/7) / 2
+    [0.4857]
     """
     if not true.size:
         return np.full(true.shape[1], np.nan)
     precision = np.zeros(true.shape)
-    np.divide(true, seen, out=precision, where=seen > 0)
     positives = true[-1]
+    if expected:
+        marked = true * (positives / (positives + 1.0))
+        np.divide(marked, marked + (seen - true), out=precision, where=seen > 0)
+    else:
+        np.divide(true, seen, out=precision, where=seen > 0)
     average = np.full(positives.shape, np.nan)
     if kind == "envelope":
         precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]

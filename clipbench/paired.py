@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Final
 
@@ -132,25 +132,28 @@ def of_average_precision(
     kind: APKind,
     difficult: Difficult,
     seed: int,
+    count: int = stats.RESAMPLES,
 ) -> Difference:
     """The difference of two mean average precisions over the same images; the same resamples of images for both.
 
-    Its standard error is that of the paired bootstrap, p is normal.
+    As of one score (`stats.mean_average_precision_scores`), the interval is about all images there are; its standard
+    error is that of the paired bootstrap, p is normal.
 
     Args:
         first, second: scores, float32 [N, C].
         labels: uint8 [N, C], as `metrics.mean_average_precision`.
+        count: of resamples.
     """
-    values, draws = [], []
-    for scores in (first, second):
-        value, drawn = stats.mean_average_precision_draws(scores, labels, seed, difficult, kind)
-        values.append(value)
-        draws.append(drawn)
-    found = draws[1] - draws[0]
-    value = values[1] - values[0]
-    low, high = stats.percentile(found)
-    error = float(np.nanstd(found, ddof=1))
-    return _normal(value, (min(low, value), max(high, value)), error, "paired bootstrap", len(labels))
+    one, other = (
+        stats.mean_average_precision_draws(scores, labels, seed, difficult, [kind], count)[kind]
+        for scores in (first, second)
+    )
+    found = replace(
+        one, value=other.value - one.value, about=other.about - one.about, draws=other.draws - one.draws
+    )
+    error, value, centre = found.error, found.value, found.centre
+    ci95 = min(centre - _Z * error, value), max(centre + _Z * error, value)
+    return _normal(value, ci95, error, "paired bootstrap", len(labels), centre)
 
 
 def of_scores(first: Score, second: Score) -> Difference:
@@ -168,11 +171,15 @@ def of_scores(first: Score, second: Score) -> Difference:
     return _normal(value, ci95, error, "intervals, not paired", min(first.n, second.n))
 
 
-def _normal(value: float, ci95: Interval, error: float, method: str, n: int) -> Difference:
+def _normal(
+    value: float, ci95: Interval, error: float, method: str, n: int, centre: float | None = None
+) -> Difference:
+    """A difference whose p is that of a normal variable about `centre` (None: the value)."""
+    centre = value if centre is None else centre
     if error == 0:
         less, more = (1.0 if value >= 0 else 0.0), (1.0 if value <= 0 else 0.0)
     else:
-        less, more = _NORMAL.cdf(value / error), _NORMAL.cdf(-value / error)
+        less, more = _NORMAL.cdf(centre / error), _NORMAL.cdf(-centre / error)
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
 
 

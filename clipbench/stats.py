@@ -306,6 +306,7 @@ def mean_average_precision_scores(
     seed: int,
     difficult: Difficult = "ignore",
     kinds: Sequence[APKind] = ("area", "11pt"),
+    count: int = RESAMPLES,
 ) -> dict[str, Score]:
     """`map_area`, `map_11pt` and `map_envelope`, as asked for, with intervals from the same resamples of images.
 
@@ -313,7 +314,15 @@ def mean_average_precision_scores(
     drops out of that resample's mean. Chance is what equal scores for all images get: the mean share of
     positives.
 
-    Args: as `metrics.mean_average_precision`.
+    The interval is about the mean average precision of all images that the test set was drawn from, over the classes
+    that have a positive here. That is smaller than what a test set shows, by much where classes have few positives, so
+    the interval is centred lower, at `APDraws.centre`, and as wide as `APDraws.error` on the logit scale, which
+    keeps it within 0 and 1; it always holds the value. Of `11pt` it is about the mean over test sets of this size:
+    the last of its 11 precisions is the one at the very last positive, which falls with the number of images and has
+    no value of its own. Where no draw differs, as when every ranking is perfect, it is Wilson's, each image with a
+    positive counting as one sample.
+
+    Args: as `metrics.mean_average_precision`; count: of resamples.
 
     Raises:
         DataError: a score is not finite, or no class has a positive.
@@ -325,52 +334,127 @@ def mean_average_precision_scores(
     (1.0, 0.6667)
     """
     n = scores.shape[0]
-    ranked = list(metrics.rankings(scores, labels, difficult))
-    value = _map_of_weightings(ranked, np.ones((n, 1), dtype=np.int32), kinds)
-    if any(np.isnan(found[0]) for found in value.values()):
+    draws = mean_average_precision_draws(scores, labels, seed, difficult, kinds, count)
+    if any(math.isnan(found.value) for found in draws.values()):
         raise DataError(
             f"no class has a positive among these {n:,} images, so mean average precision is not defined",
             hint="score more images: raise --limit, or leave it out",
         )
-    draws = [_map_of_weightings(ranked, weights, kinds) for weights in _weight_chunks(n, seed)]
     chance = _mean_prevalence(labels, difficult)
+    shown = int(metrics.positives(labels, difficult)[0].any(axis=1).sum())
     return {
-        f"map_{kind}": Score(
-            float(found[0]), percentile(np.concatenate([draw[kind] for draw in draws])), n, chance
-        )
-        for kind, found in value.items()
+        f"map_{kind}": Score(found.value, _map_interval(found, n, shown), n, chance)
+        for kind, found in draws.items()
     }
 
 
+def _map_interval(found: APDraws, n: int, shown: int) -> Interval:
+    """The interval of a mean average precision over `n` images, `shown` of which have a positive."""
+    if np.nanmax(found.draws) - np.nanmin(found.draws) < 1e-12:
+        return wilson(found.value * shown, shown)
+    centre = min(max(found.centre, 1 / (2 * n)), 1 - 1 / (2 * n))
+    low, high = _on_logit_scale(centre, found.error)
+    return min(low, found.value), max(high, found.value)
+
+
+def _on_logit_scale(value: float, error: float) -> Interval:
+    """95 % interval of a share, 0 < value < 1, with this standard error: symmetric in ln(p / (1 − p)).
+
+    >>> [round(end, 4) for end in _on_logit_scale(0.9, 0.05)]
+    [0.7518, 0.9639]
+    """
+    at, half = math.log(value / (1 - value)), _Z * error / (value * (1 - value))
+    return 1 / (1 + math.exp(min(half - at, 700.0))), 1 / (1 + math.exp(-at - half))
+
+
+@dataclass(frozen=True)
+class APDraws:
+    """A mean average precision and how it varies between resamples of images.
+
+    Attributes:
+        value: as measured on these images.
+        about: what the draws are draws of: of `area` and `envelope` the average precision expected of all images
+            there are (`metrics.curve_average_precision`), of `11pt` the value.
+        draws: float64 [count], NaN where nothing is positive.
+        population: whether the interval is about all images there are, not about test sets of this size.
+        positives: of a class, the harmonic mean over classes.
+    """
+
+    value: float
+    about: float
+    draws: NDArray[np.float64]
+    population: bool
+    positives: float
+
+    @property
+    def centre(self) -> float:
+        """`about`, less what resampling adds to it once more: the bootstrap's estimate of what it is too high by."""
+        return 2 * self.about - float(np.nanmean(self.draws)) if self.population else self.about
+
+    @property
+    def error(self) -> float:
+        """Root of the mean square of the draws about `about`: their spread and what is not known of the bias.
+
+        Resampling P positives understates the variance by (P − 1) / P, which is scaled back.
+        """
+        scale = self.positives / (self.positives - 1) if self.positives > 2 else 2.0
+        return math.sqrt(scale * float(np.nanmean((self.draws - self.about) ** 2)))
+
+
 def mean_average_precision_draws(
-    scores: Floats, labels: NDArray[np.uint8], seed: int, difficult: Difficult, kind: APKind
-) -> tuple[float, NDArray[np.float64]]:
-    """Mean average precision of one kind, and its bootstrap draws (float64 [RESAMPLES]); equal seeds draw equal images.
+    scores: Floats,
+    labels: NDArray[np.uint8],
+    seed: int,
+    difficult: Difficult,
+    kinds: Sequence[APKind],
+    count: int = RESAMPLES,
+) -> dict[APKind, APDraws]:
+    """Mean average precisions and their bootstrap draws; equal seeds draw equal images.
 
     Args: as `mean_average_precision_scores`.
 
     >>> labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.uint8)
     >>> scores = np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
-    >>> mean_average_precision_draws(scores, labels, 0, "ignore", "area")[0]
+    >>> mean_average_precision_draws(scores, labels, 0, "ignore", ["area"])["area"].value
     1.0
     """
+    n = len(scores)
     ranked = list(metrics.rankings(scores, labels, difficult))
-    value = _map_of_weightings(ranked, np.ones((len(scores), 1), dtype=np.int32), (kind,))[kind][0]
-    draws = [
-        _map_of_weightings(ranked, weights, (kind,))[kind] for weights in _weight_chunks(len(scores), seed)
-    ]
-    return float(value), np.concatenate(draws)
+    counts = [one.hits.size for one in ranked if one.hits.size]
+    positives = len(counts) / sum(1 / found for found in counts) if counts else 0.0
+    whole = np.ones((n, 1), dtype=np.int32)
+    value = _map_of_weightings(ranked, whole, kinds, expected=False)
+    about = _map_of_weightings(ranked, whole, kinds)
+    parts = [_map_of_weightings(ranked, weights, kinds) for weights in _weight_chunks(n, seed, count)]
+    return {
+        kind: APDraws(
+            float(value[kind][0]),
+            float(about[kind][0]),
+            np.concatenate([part[kind] for part in parts]),
+            kind != "11pt",
+            positives,
+        )
+        for kind in kinds
+    }
 
 
 def _map_of_weightings(
-    ranked: list[metrics.Ranking], weights: NDArray[np.int32], kinds: Sequence[APKind]
+    ranked: list[metrics.Ranking],
+    weights: NDArray[np.int32],
+    kinds: Sequence[APKind],
+    *,
+    expected: bool = True,
 ) -> dict[APKind, NDArray[np.float64]]:
-    """mAP of these kinds for weightings int32 [N, B]: float64 [B], NaN where nothing is positive."""
+    """mAP of these kinds for weightings int32 [N, B]: float64 [B], NaN where nothing is positive.
+
+    With `expected`, of all images there are, but for `11pt`.
+    """
     found: dict[APKind, list[NDArray[np.float64]]] = {kind: [] for kind in kinds}
     for one in ranked:
         true, seen = metrics.curve(one, weights)
         for kind in kinds:
-            found[kind].append(metrics.curve_average_precision(true, seen, kind))
+            more = expected and kind != "11pt"
+            found[kind].append(metrics.curve_average_precision(true, seen, kind, expected=more))
     return {kind: _mean_known(np.array(classes)) for kind, classes in found.items()}
 
 
@@ -381,9 +465,9 @@ def _mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def _weight_chunks(n: int, seed: int) -> Iterator[NDArray[np.int32]]:
+def _weight_chunks(n: int, seed: int, count: int) -> Iterator[NDArray[np.int32]]:
     """`resamples` as counts of each sample, int32 [n, up to _CHUNK]."""
-    counts = (np.bincount(drawn, minlength=n) for drawn in resamples(n, seed))
+    counts = (np.bincount(drawn, minlength=n) for drawn in resamples(n, seed, count))
     while chunk := list(islice(counts, _CHUNK)):
         yield np.stack(chunk, axis=1).astype(np.int32)
 

@@ -160,13 +160,33 @@ def test_map_scores_are_the_metrics_values(difficult: metrics.Difficult) -> None
         assert score.n == 150
 
 
-def test_map_interval_equals_recomputing_the_metric_on_resampled_rows() -> None:
+def test_map_draws_equal_recomputing_the_metric_on_resampled_rows() -> None:
     scores, labels = _multilabel(60, 3, 2)
-    found = stats.mean_average_precision_scores(scores, labels, seed=5)["map_area"]
+    found = stats.mean_average_precision_draws(scores, labels, 5, "ignore", ["11pt"], count=50)["11pt"]
     plain = stats.bootstrap(
-        60, lambda drawn: metrics.mean_average_precision(scores[drawn], labels[drawn], "area"), seed=5
+        60,
+        lambda drawn: metrics.mean_average_precision(scores[drawn], labels[drawn], "11pt"),
+        seed=5,
+        count=50,
     )
-    assert found.ci95 == pytest.approx(stats.percentile(plain))
+    assert found.draws == pytest.approx(plain)
+    assert (found.centre, found.about) == (found.value, found.value)
+
+
+def test_map_intervals_are_centred_below_the_value_and_hold_it() -> None:
+    scores, labels = _multilabel(100, 20, 3)
+    found = stats.mean_average_precision_draws(scores, labels, 0, "ignore", ["area"])["area"]
+    assert found.value > found.about > found.centre
+    low, high = stats.mean_average_precision_scores(scores, labels, 0)["map_area"].ci95
+    assert low < found.centre < found.value < high
+    assert (low + high) / 2 < found.value
+
+
+def test_the_interval_of_a_perfect_ranking_is_wilsons_of_the_images_that_show_something() -> None:
+    labels = np.zeros((50, 2), dtype=np.uint8)
+    labels[:10, 0] = labels[5:20, 1] = 1
+    for score in stats.mean_average_precision_scores(labels.astype(float), labels, seed=0).values():
+        assert (score.value, score.ci95) == (1.0, stats.wilson(20, 20))
 
 
 def test_map_chance_is_what_equal_scores_get() -> None:

@@ -26,7 +26,7 @@ from clipbench.scoring import similarity
 from clipbench.stats import Score
 
 ID = "bias"
-VERSION = 1
+VERSION = 2
 KINDS = ("objects",)
 TEXT = True
 VARIANTS: dict[str, dict[str, object]] = {}

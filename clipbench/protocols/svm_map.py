@@ -15,7 +15,7 @@ from clipbench.protocols import Encoder, Outcome
 from clipbench.samples import Samples
 
 ID = "svm"
-VERSION = 1
+VERSION = 2
 KINDS = ("multi-label",)
 TEXT = False
 VARIANTS: dict[str, dict[str, object]] = {"clip-lite": {"resize": 224}, "as-trained": {"resize": None}}

@@ -18,7 +18,7 @@ from clipbench.scoring import similarity
 from clipbench.store import Features
 
 ID = "zs"
-VERSION = 1
+VERSION = 2
 KINDS = LABELLED
 TEXT = True
 VARIANTS: dict[str, dict[str, object]] = {}

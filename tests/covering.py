@@ -1,0 +1,130 @@
+"""How often intervals hold the truth: simulations that the tests run small and `make coverage` runs large.
+
+Each takes the number of trials and a seed, and gives the share of 95 % intervals that held what is known to be true.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench import metrics, paired, stats
+from clipbench.metrics import APKind
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Multi-label test sets: each class with its share of positives and how far apart they score, drawn from ranges."""
+
+    n: int
+    classes: int
+    positives: tuple[float, float]
+    apart: tuple[float, float]
+
+    def drawn(self, rng: np.random.Generator, n: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Scores and labels of n images, [n, classes]."""
+        parts = np.random.default_rng(self.classes)
+        share, apart = (parts.uniform(*bounds, self.classes) for bounds in (self.positives, self.apart))
+        labels = (rng.random((n, self.classes)) < share).astype(np.uint8)
+        return (rng.normal(size=labels.shape) + apart * labels).astype(np.float32), labels
+
+    @cache  # noqa: B019  few, for the whole run
+    def truth(self, kind: APKind) -> NDArray[np.float64]:
+        """Each class's average precision: of all images there are, or (11pt) the mean over sets of n images."""
+        rng = np.random.default_rng(99)
+        if kind != "11pt":
+            return metrics.per_class_average_precision(*self.drawn(rng, 200_000), kind)
+        rounds = max(50, min(1_000, 200_000 // self.n))
+        found: NDArray[np.float64] = np.nanmean(
+            [metrics.per_class_average_precision(*self.drawn(rng, self.n), kind) for _ in range(rounds)],
+            axis=0,
+        )
+        return found
+
+
+RARE: Final = Sets(100, 20, (0.02, 0.3), (1.5, 1.5))
+FEW_CLASSES: Final = Sets(100, 6, (0.05, 0.3), (1.0, 3.0))
+EASY: Final = Sets(100, 6, (0.05, 0.3), (3.0, 5.0))
+HARD: Final = Sets(100, 6, (0.05, 0.3), (0.0, 0.5))
+COCO: Final = Sets(363, 80, (0.005, 0.1), (1.0, 2.5))
+VOC: Final = Sets(4_952, 20, (0.02, 0.3), (1.5, 2.5))
+
+
+def average_precision(sets: Sets, kind: APKind, trials: int, seed: int, count: int = 100) -> float:
+    """Of the mean average precision of one kind, from `count` resamples."""
+    rng = np.random.default_rng(seed)
+    covered = 0
+    for trial in range(trials):
+        scores, labels = sets.drawn(rng, sets.n)
+        truth = float(sets.truth(kind)[labels.any(axis=0)].mean())
+        found = stats.mean_average_precision_scores(scores, labels, trial, kinds=(kind,), count=count)
+        low, high = found[f"map_{kind}"].ci95
+        covered += low <= truth <= high
+    return covered / trials
+
+
+def paired_average_precision(
+    sets: Sets, lift: float, trials: int, seed: int, count: int = 100
+) -> tuple[float, float]:
+    """Of the difference of two models, the second's positives being `lift` further apart; and how often p < 0.05."""
+    rng = np.random.default_rng(seed)
+
+    def both(n: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]:
+        first, labels = sets.drawn(rng, n)
+        second = first + lift * labels + rng.normal(scale=0.5, size=labels.shape)
+        return (
+            (first + rng.normal(scale=0.5, size=labels.shape)).astype(np.float32),
+            second.astype(np.float32),
+            labels,
+        )
+
+    one, other, labels = both(200_000)
+    truth = metrics.per_class_average_precision(other, labels, "area") - metrics.per_class_average_precision(
+        one, labels, "area"
+    )
+    covered = told = 0
+    for trial in range(trials):
+        one, other, labels = both(sets.n)
+        found = paired.of_average_precision(one, other, labels, "area", "ignore", trial, count)
+        covered += found.ci95[0] <= (truth[labels.any(axis=0)].mean() if lift else 0) <= found.ci95[1]
+        told += found.p < 0.05
+    return covered / trials, told / trials
+
+
+def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
+    """Name, simulation, and how many trials of 1,000 it gets (large sets are slow)."""
+    kinds: tuple[APKind, ...] = ("area", "11pt", "envelope")
+    for kind in kinds:
+        for name in ("RARE", "FEW_CLASSES", "EASY", "HARD", "COCO", "VOC"):
+            sets: Sets = globals()[name]
+            share = 1_000 if sets.n == 100 else 500 if sets.n < 1_000 else 200
+            label = f"map_{kind}, {name.lower()}: n = {sets.n:,}, {sets.classes} classes"
+            yield label, partial(average_precision, sets, kind), share
+    yield "difference of two map_area, few_classes", _difference, 1_000
+
+
+def _difference(trials: int, seed: int) -> float:
+    return paired_average_precision(FEW_CLASSES, 0.5, trials, seed)[0]
+
+
+def main() -> None:
+    """Print the coverage of every simulation."""
+    scale = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    for name, simulation, trials in _all():
+        start, trials = time.perf_counter(), max(1, round(scale * trials))
+        share = simulation(trials, 1)
+        print(
+            f"{100 * share:5.1f} %  {name} ({trials:,} trials, {time.perf_counter() - start:.0f} s)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

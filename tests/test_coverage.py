@@ -1,0 +1,30 @@
+"""Intervals hold what they are about as often as they say, in simulations whose truth is known."""
+
+from __future__ import annotations
+
+import covering
+import pytest
+from covering import EASY, FEW_CLASSES, HARD, RARE, Sets
+
+from clipbench.metrics import APKind
+
+
+@pytest.mark.parametrize("sets", [FEW_CLASSES, EASY, HARD, RARE], ids=["few", "easy", "hard", "rare"])
+def test_intervals_of_average_precision_cover_that_of_all_images(sets: Sets) -> None:
+    assert covering.average_precision(sets, "area", trials=500, seed=1, count=60) >= 0.92
+
+
+@pytest.mark.parametrize("kind", ["11pt", "envelope"])
+def test_intervals_of_interpolated_precision_cover_what_they_are_about(kind: APKind) -> None:
+    assert covering.average_precision(FEW_CLASSES, kind, trials=500, seed=1, count=60) >= 0.92
+
+
+def test_a_difference_of_average_precisions_is_covered_and_equal_models_are_told_apart_at_most_alpha() -> (
+    None
+):
+    covered, told = covering.paired_average_precision(FEW_CLASSES, 0.5, trials=800, seed=1)
+    assert covered >= 0.92
+    assert told > 0.5
+    covered, told = covering.paired_average_precision(FEW_CLASSES, 0.0, trials=500, seed=2)
+    assert covered >= 0.92
+    assert 0.01 <= told <= 0.07  # alpha, give or take what 500 trials show
