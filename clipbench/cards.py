@@ -263,12 +263,30 @@ class ModelCard(Strict):
 # ----------------------------------------------------------------- task cards
 
 
+class Archive(Strict):
+    """The authors' own files of a data set: what is to be unpacked into one folder.
+
+    `folder` is what they unpack to, by which a copy among others is found.
+    """
+
+    files: Tuple[str]
+    folder: str | None = None
+
+
+#: what a source may lack beside splits
+DIFFICULT_MARKS = "difficult"
+
+
 class Source(Strict):
     """Where a data set comes from: exactly one of `hub`, `builtin`, `path`, `local`.
 
     `hub` is a Hugging Face data set id; `revision` only where a source gives it, otherwise the resolved
     commit is recorded at first use and checked afterwards. `path` is relative to the card's folder.
     `local: true` means that there is no public copy: the data is always given with `--data`.
+
+    `lacks` says what the hub copy does not have: a split's role, or `difficult` (the marks of objects that are
+    difficult to see), and what it has instead. `archive` names the files that have it all. Both say where data can be
+    had and not what is measured: they are no part of fingerprints.
     """
 
     hub: str | None = None
@@ -277,6 +295,13 @@ class Source(Strict):
     builtin: str | None = None
     path: str | None = None
     local: Literal[True] | None = None
+    archive: Archive | None = None
+    lacks: dict[str, str] = {}
+
+    @model_serializer(mode="wrap")
+    def _what_is_measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if k not in ("archive", "lacks")}
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
@@ -284,6 +309,8 @@ class Source(Strict):
         given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(kinds)} (found {', '.join(given) or 'none'})")
+        if self.lacks and self.hub is None:
+            raise ValueError("lacks goes with hub: it says what the copy there does not have")
         return self
 
 
@@ -377,11 +404,15 @@ class TaskCard(Strict):
 
     `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
     `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
+
+    `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
     """
 
     title: str
     description: str | None = None
     homepage: str | None = None
+    licence: str | None = None
+    terms: str | None = None
     source: Source
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
@@ -430,6 +461,24 @@ class TaskCard(Strict):
                     role,
                 )
         return self
+
+    @model_validator(mode="after")
+    def _lacks_what_it_could_have(self) -> TaskCard:
+        for what in self.source.lacks:
+            if what not in self.splits and what != DIFFICULT_MARKS:
+                raise Misplaced(
+                    f'lacks: "{what}" is no split of this card (it has {", ".join(self.splits)}), '
+                    f'nor "{DIFFICULT_MARKS}"',
+                    "source",
+                    "lacks",
+                    what,
+                )
+        return self
+
+    @property
+    def terms_of_use(self) -> dict[str, str | None]:
+        """Licence and terms; a licence that the card does not give is unknown."""
+        return {"licence": self.licence or "unknown", "terms": self.terms}
 
     @field_validator("classes")
     @classmethod
@@ -485,7 +534,11 @@ class TaskCard(Strict):
         """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
         unset, later = (("other_labels", "error"), ("boxes", None)), ("also", "images_of")
-        return {k: v for k, v in fields.items() if (k, v) not in unset and (k not in later or v)}
+        return {
+            k: v
+            for k, v in fields.items()
+            if (k, v) not in unset and (k not in later or v) and k not in ("licence", "terms")
+        }
 
 
 def _check_templates(name: str, templates: tuple[str, ...]) -> None:

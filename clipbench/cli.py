@@ -387,6 +387,9 @@ def study_command(
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help="models, tasks, suites or recipes.")],
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="Its tasks alone, and where the data of each comes from.")
+    ] = None,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
@@ -395,10 +398,14 @@ def list_command(
 
     if kind not in listing.KINDS:
         raise ClipbenchError(unknown("kind", kind, listing.KINDS))
+    if suite is not None and kind != "tasks":
+        raise ClipbenchError("--suite goes with list tasks")
     catalog = _catalog(cards)
-    rows = listing.KINDS[kind](catalog)
+    rows = listing.tasks(catalog, suite) if suite is not None else listing.KINDS[kind](catalog)
     if as_json:
         print(json_text(rows))
+    elif suite is not None:
+        _stdout(listing.table([{key: row[key] for key in ("id", "metric", "data")} for row in rows]))
     else:
         _stdout(listing.table(listing.with_variants(rows) if kind == "tasks" else rows))
 

@@ -13,11 +13,11 @@ import numpy as np
 from pydantic import JsonValue
 
 from clipbench import models, records
-from clipbench.cards import LABELLED, fingerprint
+from clipbench.cards import DIFFICULT_MARKS, LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.data import Note, Split
 from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.hub import DataPaths, open_split, refuse_lacking
 from clipbench.data.labels import without_samples
 from clipbench.errors import DataError, NotApplicable
 from clipbench.execution import Runtime
@@ -158,7 +158,11 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
 def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) -> dict[str, Split]:
     """The splits that the task needs, by role; `opened` keeps them for the tasks that follow."""
     splits = {}
-    for role in sorted({role for role, _ in task.protocol.needs(task.params, "joint")}):
+    roles = sorted({role for role, _ in task.protocol.needs(task.params, "joint")})
+    marks = [DIFFICULT_MARKS] if getattr(task.params, DIFFICULT_MARKS, None) == "ignore" else []
+    for what in (*roles, *marks):  # before one of them is fetched
+        refuse_lacking(task.dataset, what, options.data)
+    for role in roles:
         name = (task.dataset.id, role)
         if name not in opened:
             opened[name] = limited(open_split(task.dataset, role, options.data), options.limit, options.seed)

@@ -150,6 +150,13 @@ def test_caltech_draws_thirty_a_class_and_tests_on_the_rest(tmp_path: Path) -> N
     assert {note.kind for note in test.notes} == {"drawn-split", "ignored-files"}
 
 
+def test_caltech_has_no_list_so_a_copy_with_fewer_images_is_noted(tmp_path: Path) -> None:
+    entry = of_card("caltech101", splits=BOTH | {"test": {"name": "test", "rows": 7}})
+    archived.caltech(tmp_path, ["ant", "bass"], 33)
+    (note,) = [n for n in opened(entry, "test", tmp_path).notes if n.kind == "missing-samples"]
+    assert note.count == 1
+
+
 def test_caltech_with_too_few_images_of_a_class_is_an_error(tmp_path: Path) -> None:
     entry = of_card("caltech101")
     archived.caltech(tmp_path, ["ant", "bass"], 30)

@@ -293,7 +293,9 @@ def _caltech(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | No
     text = f"images of a split that is ours: {CALTECH_TRAINING} of each class, drawn with seed 0, are for training"
     notes += (*whole.notes, Note("drawn-split", text, len(chosen)))
     ids, labels = [image for image, _ in chosen], [label for _, label in chosen]
-    return _noted(_Archived(base, ids, labels, (), "101_ObjectCategories.tar.gz", whole.names), notes)
+    made = _Archived(base, ids, labels, (), "101_ObjectCategories.tar.gz", whole.names)
+    made.in_part = True
+    return _noted(made, notes)
 
 
 def _drawn(image: str) -> bytes:

@@ -69,12 +69,14 @@ class DataPaths:
         return cls(named, tuple(roots), verify)
 
     def find(self, dataset: str, card: TaskCard) -> Path | None:
-        """The local copy of `dataset`, by its id or by its hub name, or None."""
+        """The local copy of `dataset`, by its id, its hub name or the folder that its archive makes, or None."""
         if dataset in self.named:
             return self.named[dataset]
         names = [dataset]
         if card.source.hub:
             names += [card.source.hub, card.source.hub.rpartition("/")[2]]
+        if card.source.archive and card.source.archive.folder:
+            names.append(card.source.archive.folder)
         for root in self.roots:
             if root.absolute().name in names:
                 return root
@@ -142,8 +144,27 @@ def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) 
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
     if card.source.hub is not None:
+        refuse_lacking(dataset, role, paths)
         return _hub(dataset, role, paths, pairs)
     raise paths.private(dataset.id)
+
+
+def refuse_lacking(dataset: Entry[TaskCard], what: str, paths: DataPaths) -> None:
+    """Say before anything is fetched that the hub copy, with no other one at hand, has no `what` (see `Source.lacks`).
+
+    Raises:
+        DataError: it has none.
+    """
+    source = dataset.card.source
+    if what not in source.lacks or paths.find(dataset.id, dataset.card) is not None:
+        return
+    files = ", ".join(source.archive.files) if source.archive else "the original archive"
+    named = f"no {what} split" if what in dataset.card.splits else f"no marks of {what} objects"
+    raise DataError(
+        f"{dataset.id}: {source.hub} has {named} of this card: {source.lacks[what]}"
+        + paths.without(dataset.id),
+        hint=f"unpack {files} into one folder, and give that: --data {dataset.id}=<folder>",
+    )
 
 
 def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
@@ -233,7 +254,7 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
     listed = next(filter(None, (module.layout(dataset, role, root) for module in modules)), None)
     if listed is not None:
         content = _content(dataset, listed, listed.root, listed.files, paths)
-        return TableSplit(dataset, role, listed, content)
+        return TableSplit(dataset, role, listed, content, in_part=listed.in_part)
     spec = dataset.card.splits[role]
     tars = _find(root, spec, role, *TAR_SUFFIXES)
     tables = _find(root, spec, role, ".parquet")

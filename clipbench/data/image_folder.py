@@ -26,6 +26,7 @@ class ImageFolder(FileLayout):
     """
 
     name_in_fingerprint = "_Folder"
+    in_part = True
 
     def __init__(self, root: Path) -> None:
         self._ignored: list[str] = []

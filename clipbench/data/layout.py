@@ -21,6 +21,8 @@ class Layout(ABC):
     where: str
     #: what fingerprints call it, whatever becomes of the class's own name
     name_in_fingerprint: str
+    #: whether it may hold a part of the split: nothing in it lists what belongs there
+    in_part: bool = False
     #: the data's own label names by label number, where it has them
     names: list[str] | None = None
     #: what the images show beside what their labels say, where the data has it

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipbench import records
-from clipbench.cards import ModelCard, Reported
-from clipbench.catalog import CHECKPOINTS, Catalog
+from clipbench.cards import DIFFICULT_MARKS, ModelCard, Reported, TaskCard
+from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
 from clipbench.escape import visible
 from clipbench.report import table as report
@@ -30,17 +30,46 @@ def models(catalog: Catalog) -> list[dict[str, Any]]:
     return rows
 
 
-def tasks(catalog: Catalog) -> list[dict[str, Any]]:
-    """One row a task, variants included."""
+def tasks(catalog: Catalog, suite: str | None = None) -> list[dict[str, Any]]:
+    """One row a task, variants included; of a suite, those in it.
+
+    Raises:
+        CardError: there is no such suite.
+    """
+    if suite is not None and suite not in catalog.suites:
+        raise CardError(unknown("suite", suite, catalog.suites, listing="clipbench list suites"))
+    of = catalog.tasks([suite]) if suite else [catalog.task(name) for name in catalog.task_ids()]
     rows = []
-    for name in catalog.task_ids():
-        task = catalog.task(name)
+    for task in of:
         card = task.dataset.card
-        primary = getattr(task.params, "primary", None)
+        revision = card.source.revision or ("unknown" if card.source.hub else None)
         rows.append(
-            {"id": name, "metric": primary, "classes": len(card.classes) or None, "title": card.title}
+            {
+                "id": task.id,
+                "metric": getattr(task.params, "primary", None),
+                "classes": len(card.classes) or None,
+                "title": card.title,
+                "data": data_of(task),
+                "revision": revision,
+                **card.terms_of_use,
+            }
         )
     return rows
+
+
+def data_of(task: Task) -> str:
+    """Where the data of a task comes from: the hub, this package, or the user (`--data`), who unpacks these files."""
+    source = task.dataset.card.source
+    needed = {role for role, _ in task.protocol.needs(task.params, "joint")}
+    if getattr(task.params, DIFFICULT_MARKS, None) == "ignore":
+        needed.add(DIFFICULT_MARKS)
+    if source.builtin:
+        return "comes with clipbench"
+    if source.path:
+        return str(source.path)
+    if source.hub and not needed & source.lacks.keys():
+        return source.hub
+    return "--data" + (f": {', '.join(source.archive.files)}" if source.archive else "")
 
 
 def with_variants(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -143,7 +172,8 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
         return {"model": card.canonical(), "recipe": value}, both
     if name in catalog.dataset_files:
         dataset = catalog.dataset(name)
-        return dataset.card.canonical(), _card(name, dataset.card.canonical(), dataset.path)
+        value = _resolved(dataset.card)
+        return value, _card(name, value, dataset.path)
     if name in catalog.task_ids():
         task = catalog.task(name)
         value = {
@@ -153,7 +183,8 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
                 "version": task.protocol.VERSION,
                 "params": task.params.canonical(),
             },
-            "dataset": task.dataset.card.canonical(),
+            "data": data_of(task),
+            "dataset": _resolved(task.dataset.card),
         }
         return value, _card(name, value, task.dataset.path)
     if name in catalog.model_files or "/" in name or ":" in name or name.endswith(CHECKPOINTS):
@@ -167,6 +198,15 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
         *catalog.recipe_files,
     ]
     raise CardError(unknown("id", name, known, listing="clipbench list models|tasks|suites|recipes"))
+
+
+def _resolved(card: TaskCard) -> dict[str, Any]:
+    """A task card with what is no part of its fingerprint: terms of use, and where data can be had."""
+    value = card.canonical()
+    title = {key: value.pop(key) for key in ("title", "description", "homepage")}
+    archive = card.source.archive
+    value["source"] |= {"archive": archive.canonical() if archive else None, "lacks": card.source.lacks}
+    return title | card.terms_of_use | value
 
 
 def _card(name: str, value: dict[str, Any], path: Path | None) -> RenderableType:
