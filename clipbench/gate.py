@@ -21,6 +21,7 @@ from clipbench.compare import Comparison
 from clipbench.errors import DataError, unknown
 from clipbench.escape import visible
 from clipbench.records import Record, Stored
+from clipbench.report import numbers
 from clipbench.report.comparison import p_value
 from clipbench.report.frame import less_is_better
 from clipbench.report.table import DASH, markdown_table
@@ -134,7 +135,7 @@ def _below(p: float) -> str:
 def change(comparison: Comparison) -> float:
     """How much better the candidate is, in percentage points (of ranks: places)."""
     assert comparison.difference is not None
-    scale = 1 if comparison.metric.endswith("_rank") else 100
+    scale = 1 if numbers.is_rank(comparison.metric) else 100
     return scale * comparison.difference * (-1 if less_is_better(comparison.metric) else 1)
 
 
@@ -195,7 +196,7 @@ def summary(found: Sequence[Check], max_drop: float, alpha: float) -> str:
         [marks[c.outcome], c.model, c.task, *_numbers(c), c.why]
         for c in sorted(found, key=lambda c: c.outcome != "fail")
     ]
-    headings = ["", "model", "task", "metric", "baseline", "candidate", "change [95 %]", "p of a drop", "why"]
+    headings = ["", "model", "task", "metric", "baseline", "candidate", "change (95 %)", "p of a drop", "why"]
     return (
         f"### clipbench gate: {verdict}\n\n"
         + markdown_table(headings, "llllrrrrl", rows)
@@ -208,13 +209,11 @@ def _numbers(check: Check) -> list[str]:
     c = check.comparison
     if c is None or c.first is None or c.second is None or c.ci95 is None or c.difference is None:
         return [DASH] * 5
-    scale = 1 if c.metric.endswith("_rank") else 100
-    low, high = (scale * end for end in c.ci95)
     return [
         c.metric,
-        f"{scale * c.first:.2f}",
-        f"{scale * c.second:.2f}",
-        f"{scale * c.difference:+.2f} [{low:+.2f}, {high:+.2f}]",
+        numbers.number(c.first, c.metric),
+        numbers.number(c.second, c.metric),
+        f"{numbers.number(c.difference, c.metric, '+')} ({numbers.ends(*c.ci95, c.metric, '+')})",
         DASH if check.p is None else p_value(check.p),
     ]
 

@@ -267,7 +267,7 @@ def test_the_command_for_ci(tmp_path: Path) -> None:
     done = _run(*at, GITHUB_STEP_SUMMARY=str(step))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("### clipbench gate: 1 of 2 checks failed")
-    assert "| ❌ | m | animals-zs | acc1 | 100.00 | 96.00 | -4.00 [" in done.stdout
+    assert "| ❌ | m | animals-zs | acc1 | 100.00 | 96.00 | -4.00 (" in done.stdout
     assert step.read_text() == "before\n" + done.stdout
     tree = ElementTree.parse(junit).getroot()
     assert (tree.get("tests"), tree.get("failures"), tree.get("skipped")) == ("2", "1", "1")

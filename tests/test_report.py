@@ -209,6 +209,39 @@ def test_the_terminal_table_reads_at_80_columns() -> None:
     assert "L limited" in text
 
 
+def test_a_skewed_interval_or_one_at_a_bound_is_written_by_its_ends_in_every_table() -> None:
+    """Half of the width would promise what is not so: 0.00 ±4.82."""
+    scores = {
+        "a-zs": Score(0.0, (0.0, 0.0964), 36, 0.5),
+        "b-zs": Score(0.9778, (0.9568, 0.9887), 360, 0.1),
+        "c-zs": Score(0.5, (0.4, 0.6), 100, 0.1),
+    }
+    given = [make_record(task=task, primary="acc1", scores={"acc1": one}) for task, one in scores.items()]
+    section = _section(given, list(scores), "own")
+    shown = ("0.00 (0.00 … 9.64)", "97.78 (95.68 … 98.87)", "50.00 ±10.00")
+    for text in (
+        table.terminal([section]),
+        table.markdown([section]),
+        table.latex([section]).replace(r"\,$\pm$\,", " ±"),
+    ):
+        assert all(cell in text for cell in shown), text
+        assert "±4.82" not in text
+    assert "0.00 … 9.64" in _printed(table.record_table(given[0]))
+
+
+def test_the_ends_stand_below_the_value_where_a_line_would_be_too_long() -> None:
+    long = make_record(
+        task="imagenet-1k-sample-zs@best7-and-more",
+        primary="mean_per_class_recall",
+        scores={"mean_per_class_recall": Score(0.9778, (0.9568, 0.9887), 360, 0.1)},
+    )
+    text = table.terminal([_section([long])])
+    assert max(map(len, text.splitlines())) <= 80
+    first, second = text.splitlines()[3:5]
+    assert first.split()[-2:] == ["97.78", "360"]
+    assert second.split()[-3:] == ["(95.68", "…", "98.87)"]
+
+
 def test_names_are_never_read_as_markup() -> None:
     odd = make_record(model="[red]a|b_%[/red]")
     assert "[red]a|b_%[/red]" in table.terminal([_section([odd])])
@@ -249,7 +282,7 @@ def test_a_mean_says_what_it_covers_and_only_whole_ones_are_ranked() -> None:
     assert [model for model, _ in section.ranked] == ["high", "low", "some"]
     mean = section.mean("high")
     assert mean is not None
-    assert (mean.value, mean.half) == pytest.approx((0.7, 0.025))
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.7, 0.675, 0.725))
     assert (mean.covers, mean.of, mean.whole) == (2, 2, True)
     some = section.mean("some")
     assert some is not None
@@ -344,7 +377,7 @@ def test_200_models_by_60_tasks_in_three_seconds(tmp_path: Path) -> None:
     start = os.times().children_user
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = os.times().children_user - start  # of this process alone: others may compute beside it
-    assert done.stdout.count("97.78 ±1.60") == 12_000
+    assert done.stdout.count("(95.68 … 98.87)") == 12_000
     assert "edited" not in done.stdout
     print(f"report of 12,000 records: {seconds:.1f} s")
     assert seconds < 9  # 3 s on an idle core, which a busy one is not

@@ -23,12 +23,13 @@ MARK: Final = b"by `clipbench report --write`"
 class Mean:
     """The mean of a model's primary scores in a suite.
 
-    `value` is a fraction of 1; `half` is half the width of its 95 % interval, the test sets being independent;
+    `value` is a fraction of 1; `low` and `high` are the ends of its 95 % interval, the test sets being independent;
     `covers` of the `of` tasks are in it.
     """
 
     value: float
-    half: float
+    low: float
+    high: float
     covers: int
     of: int
 
@@ -81,7 +82,8 @@ class Section:
         if self.suite is None or not values or of < 2:
             return None
         k = len(values)
-        return Mean(math.fsum(values) / k, math.hypot(*halves) / k, k, of)
+        value, half = math.fsum(values) / k, math.hypot(*halves) / k
+        return Mean(value, max(0.0, value - half), min(1.0, value + half), k, of)
 
     @cached_property
     def ranked(self) -> list[tuple[str, Mean | None]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from clipbench.compare import Comparison
 from clipbench.escape import visible
+from clipbench.report import numbers
 from clipbench.report.table import DASH, aligned
 
 
@@ -46,14 +47,12 @@ def _cells(one: Comparison) -> list[str]:
     metric = one.metric.replace("_", " ")
     if one.first is None or one.second is None or one.difference is None or one.ci95 is None:
         return [metric, DASH, DASH, DASH, DASH, DASH, f"not comparable: {one.reason}"]
-    scale, places = (1, 1) if one.metric.endswith("_rank") else (100, 2)
-    low, high = (scale * end for end in one.ci95)
     return [
         metric,
-        f"{scale * one.first:.{places}f}",
-        f"{scale * one.second:.{places}f}",
-        f"{scale * one.difference:+.{places}f}",
-        f"{low:+.{places}f} … {high:+.{places}f}",
+        numbers.number(one.first, one.metric),
+        numbers.number(one.second, one.metric),
+        numbers.number(one.difference, one.metric, "+"),
+        numbers.ends(*one.ci95, one.metric, "+"),
         DASH if one.p_adjusted is None else p_value(one.p_adjusted),
         one.verdict,
     ]

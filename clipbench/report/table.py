@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,7 @@ from clipbench import escape
 from clipbench.data import Note
 from clipbench.escape import visible
 from clipbench.records import Noted, Record, Stored
-from clipbench.report import frame
+from clipbench.report import frame, numbers
 from clipbench.report.frame import Row
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _VERDICT_LEGEND: Final = {
 _MEANS: Final = (
     "mean: plain mean of k of the n tasks; only means of all n compare, and only they are ranked",
 )
+_WIDTH: Final = 80  # of a terminal
 _METRIC_WIDTH: Final = 14  # a long metric reads well over two lines
 _LEGEND: Final = {
     _SECONDARY: "reported number from a secondary source",
@@ -59,24 +61,18 @@ _LEGEND: Final = {
 # ---------------------------------------------------------------------- cells
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f}"
-
-
-def _rank(rank: float) -> str:
-    return f"{rank:,.1f}"
-
-
 def _value(row: Row) -> str:
+    """The value and its interval (`numbers.interval`), with a blank between."""
     if row.value is None:
         return DASH
-    shown = _rank if row.metric is not None and row.metric.endswith("_rank") else _percent
-    half = "" if row.low is None or row.high is None else f" ±{shown((row.high - row.low) / 2)}"
-    return f"{shown(row.value)}{half}"
+    shown = numbers.number(row.value, row.metric)
+    if row.low is None or row.high is None:
+        return shown
+    return f"{shown} {numbers.interval(row.value, row.low, row.high, row.metric)}"
 
 
-def _with_half(value: float, half: float) -> str:
-    return f"{_percent(value)} ±{_percent(half)}"
+def _mean_value(mean: Mean) -> str:
+    return f"{numbers.number(mean.value, None)} {numbers.interval(mean.value, mean.low, mean.high, None)}"
 
 
 def _source_mark(row: Row) -> str:
@@ -164,7 +160,15 @@ def _heading(section: Section) -> str:
 
 
 def _listing(section: Section) -> str:
-    """One section: models, and below each its tasks and their mean."""
+    """One section: models, and below each its tasks and their mean.
+
+    Where a line would be too long, the ends of intervals stand below the values.
+    """
+    wide = _listed(section, below=False)
+    return wide if max(map(len, wide.splitlines())) <= _WIDTH else _listed(section, below=True)
+
+
+def _listed(section: Section, *, below: bool) -> str:
     reported = any(row.reported_percent is not None for row in section.rows)
     marked = any(_marks(row) for row in section.rows)
     headings = ["model / task", "metric", "value %", *(["reported", "Δ"] if reported else []), "n"]
@@ -179,13 +183,22 @@ def _listing(section: Section) -> str:
             beside = [_reported_cell(row), _difference(row)] if reported else []
             n = DASH if row.n is None else f"{row.n:,}"
             metric, *more = _wrapped(row.metric or DASH)
-            lines.append([f"  {task}", metric, _value(row), *beside, n, _marks(row)])
-            lines += [["", part] for part in more]
+            value, *ends = _parted(_value(row), below)
+            lines.append([f"  {task}", metric, value, *beside, n, _marks(row)])
+            lines += [["", *pair] for pair in zip_longest(more, ends, fillvalue="")]
         if mean is not None:
             covered = f"  mean of {mean.covers}" + ("" if mean.whole else f" of {mean.of}")
-            lines.append([covered, "", _with_half(mean.value, mean.half)])
+            lines += [
+                [covered if i == 0 else "", "", part]
+                for i, part in enumerate(_parted(_mean_value(mean), below))
+            ]
     columns = [*headings, ""] if marked else headings
     return aligned(columns, [line[: len(columns)] for line in lines], left={0, 1, len(headings)})
+
+
+def _parted(value: str, below: bool) -> list[str]:
+    """A value, and what goes below it."""
+    return value.split(" ", 1) if below and "(" in value else [value]
 
 
 def aligned(headings: Sequence[str], lines: Sequence[Sequence[str]], left: set[int]) -> str:
@@ -266,7 +279,7 @@ def _marked(row: Row) -> str:
 def _mean_cell(mean: Mean | None) -> str:
     if mean is None:
         return DASH
-    return f"{_with_half(mean.value, mean.half)} ({mean.covers} of {mean.of})"
+    return f"{_mean_value(mean)} ({mean.covers} of {mean.of})"
 
 
 def markdown_table(headings: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
@@ -348,12 +361,11 @@ def record_table(record: Record) -> RenderableType:
     table = _rich_table(["metric", "value %", "95 % interval", "chance", "n"], left=())
     for metric in frame.metrics_of(record):
         score = record.scores[metric]
-        shown = _rank if metric.endswith("_rank") else _percent
         table.add_row(
             Text(metric, style="bold" if metric == record.primary else ""),
-            shown(score.value),
-            f"{shown(score.ci95[0])} … {shown(score.ci95[1])}",
-            DASH if score.chance is None else shown(score.chance),
+            numbers.number(score.value, metric),
+            numbers.ends(*score.ci95, metric),
+            DASH if score.chance is None else numbers.number(score.chance, metric),
             f"{score.n:,}",
         )
     title = Text(f"{record.model} on {record.task}", style="bold")

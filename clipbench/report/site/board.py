@@ -9,6 +9,7 @@ from typing import Any
 
 from clipbench.catalog import Catalog
 from clipbench.records import Record, Stored
+from clipbench.report import numbers
 from clipbench.report.frame import Row, rows
 from clipbench.standing import Judge
 
@@ -40,10 +41,10 @@ def judge(found: Sequence[Stored], catalog: Catalog) -> list[Judged]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One score as it is printed, in per cent; `half` is half the width of its 95 % interval."""
+    """One score as it is printed, and its interval."""
 
     value: str
-    half: str
+    interval: str
 
 
 @dataclass(frozen=True)
@@ -121,4 +122,6 @@ def _cell(row: Row) -> Cell:
     assert row.value is not None
     assert row.low is not None
     assert row.high is not None
-    return Cell(f"{100 * row.value:.2f}", f"{50 * (row.high - row.low):.2f}")
+    return Cell(
+        numbers.number(row.value, row.metric), numbers.interval(row.value, row.low, row.high, row.metric)
+    )
