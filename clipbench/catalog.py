@@ -22,8 +22,9 @@ from pydantic import BaseModel
 from clipbench import models, protocols
 from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, TaskCard, parse
 from clipbench.errors import CardError, unknown
+from clipbench.escape import hidden, visible
 from clipbench.overrides import changed, parse_assignments
-from clipbench.parsing import control, exists, expanded, shown
+from clipbench.parsing import exists, expanded
 
 Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
@@ -161,9 +162,9 @@ class Catalog:
             CardError: nothing has this name, or its card is wrong.
             WeightsError: a checkpoint file that no family, or more than one, can be told from.
         """
-        if (sign := control(name)) is not None:
+        if (sign := hidden(name)) is not None:
             raise CardError(
-                f"the model {shown(name)} has {sign} in its name, which no id may have",
+                f"the model {visible(name)} has {sign} in its name, which no id may have",
                 hint="rename the file, or give it by a link with a plain name",
             )
         if name.startswith(("open_clip:", "hf-hub:")):
@@ -291,9 +292,9 @@ class Catalog:
         for folder in reversed(self._folders(kind)):
             for path in sorted(folder.glob("*.y*ml")):
                 try:
-                    if sign := control(path.name):
+                    if sign := hidden(path.name):
                         raise CardError(
-                            f"{shown(str(path))}: a card's file name, which is its id, has no {sign}",
+                            f"{visible(str(path))}: a card's file name, which is its id, has no {sign}",
                             hint="rename it",
                         )
                     if folder.name != kind and self._kind(path) != kind:
@@ -336,7 +337,7 @@ class Catalog:
 
     def _unknown(self, what: str, name: str, known: Iterable[str], listing: str) -> CardError:
         """The error for a name that no card has."""
-        also = f"; passed over, being wrong: {', '.join(shown(str(path)) for path in self.problems)}"
+        also = f"; passed over, being wrong: {', '.join(visible(str(path)) for path in self.problems)}"
         return CardError(unknown(what, name, known, listing=listing) + (also if self.problems else ""))
 
     def _parse(self, model: type[Card], path: Path, known: dict[str, Path]) -> Card:

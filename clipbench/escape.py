@@ -40,6 +40,16 @@ def visible(text: str, *, lines: bool = False) -> str:
     return (_IN_LINES if lines else _ANY).sub(_escaped, text)
 
 
+def hidden(text: str) -> str | None:
+    r"""The first character of `text` that `visible` escapes, as it does; None where there is none: a name is sound.
+
+    >>> hidden("résumé 日本"), hidden("a\nb")
+    (None, '\\n')
+    """
+    found = _ANY.search(text)
+    return None if found is None else _escaped(found)
+
+
 def _escaped(found: re.Match[str]) -> str:
     character, code = found[0], ord(found[0])
     if character in _SHORT:

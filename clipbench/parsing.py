@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from pathlib import Path
 from typing import Any, Final
@@ -33,11 +32,6 @@ _KINDS: Final = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Controls, ends of lines, signs that turn the direction of writing, and halves of characters, as which Python shows
-# the bytes of file names that are no UTF-8.
-_CONTROL: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
 _Safe: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times faster
 BOOLEANS: Final = "YAML reads a bare yes, no, on, off, true, false as a boolean"
 
@@ -216,22 +210,3 @@ def json_value(text: str | bytes, *, nan: bool = False) -> Any:
         ValueError: it is no JSON, nested deeper than 200 levels, or holds a number of thousands of digits.
     """
     return from_json(text, allow_inf_nan=nan)
-
-
-def control(text: str) -> str | None:
-    r"""The first character of `text` that no name may hold, as people can read it, or None.
-
-    >>> control("résumé 日本"), control("a\nb"), control("a\u202eb")
-    (None, '\\n', '\\u202e')
-    """
-    found = _CONTROL.search(text)
-    return None if found is None else found[0].encode("unicode_escape").decode()
-
-
-def shown(text: str) -> str:
-    r"""`text` with such characters escaped, for messages.
-
-    >>> shown("a\nb\x1b[31m")
-    'a\\nb\\x1b[31m'
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -25,6 +25,7 @@ from clipbench.data.image_folder import ImageFolder
 from clipbench.data.layout import FileLayout, first_line, printable
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError
+from clipbench.parsing import exists
 
 #: images of each class that Caltech-101's training split draws: its authors name none
 CALTECH_TRAINING: Final = 30
@@ -164,11 +165,11 @@ def _sun(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     places = [folder for top in (own, root) for folder in (top, top / "Partitions")]
 
     def in_one(file: str) -> Path:
-        return next((place / file for place in places if (place / file).is_file()), root / file)
+        return next((place / file for place in places if exists(place / file)), root / file)
 
     files = [in_one({"train": "Training_01.txt", "test": "Testing_01.txt"}[name]) for name in asked]
     listed = [(file, line.lstrip("/")) for file in files for line in _lines(file, unpack)]
-    base = own if own.is_dir() and not (root / listed[0][1]).is_file() else root
+    base = own if own.is_dir() and not exists(root / listed[0][1]) else root
     named = in_one("ClassName.txt")
     classes = [name.strip("/") for name in _lines(named, unpack)]
     labels = [_place(classes, line.rpartition("/")[0], file, named) for file, line in listed]

@@ -24,6 +24,7 @@ from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
 from clipbench.data.text import lines
 from clipbench.errors import DataError
+from clipbench.parsing import exists
 
 _COCO: Lists = {"images": {"id": ID, "file_name": (str,)}, "annotations": {"image_id": ID, "caption": (str,)}}
 _KARPATHY: Lists = {"images": {"split": (str,), "filename": (str,), "sentences": (list,)}}
@@ -246,6 +247,6 @@ def _of_splits(names: list[str]) -> set[str]:
 def _table(file: Path, root: Path, names: list[str], columns: Columns) -> CaptionFile:
     folders = [*(root / n for n in names), *(root / n for n in _FOLDERS), root]
     table = tables.read(
-        file, columns, _of_splits(names), lambda name: any((folder / name).is_file() for folder in folders)
+        file, columns, _of_splits(names), lambda name: any(exists(folder / name) for folder in folders)
     )
     return CaptionFile(root, file, table.captions, folders, table.others, table.notes)

@@ -23,6 +23,7 @@ from clipbench.data import Note
 from clipbench.data.hub import split_names
 from clipbench.data.layout import FileLayout
 from clipbench.errors import DataError
+from clipbench.parsing import exists
 
 #: lists of a file → keys of their entries → types
 Lists = Mapping[str, Mapping[str, tuple[type, ...]]]
@@ -104,11 +105,11 @@ def listed_images(names: list[str], file: Path, folders: list[Path]) -> tuple[li
         path = PurePosixPath(name)
         if not name or path.is_absolute() or ".." in path.parts:
             raise DataError(f"{file}: the file_name {name!r} leads out of the folder of images")
-    holding = next((folder for folder in folders if names and (folder / names[0]).is_file()), None)
+    holding = next((folder for folder in folders if names and exists(folder / names[0])), None)
     if holding is not None or not names:
         return [holding / name for name in names] if holding else [], ()
     last = [_last_part(name) for name in names]
-    holding = next((folder for folder in folders if last[0] and (folder / last[0]).is_file()), None)
+    holding = next((folder for folder in folders if last[0] and exists(folder / last[0])), None)
     if holding is None:
         raise DataError(
             f"no image {names[0]}, which {file} lists, in {', '.join(map(str, folders))}",

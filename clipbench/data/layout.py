@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clipbench.data import Note, Objects
 from clipbench.errors import DataError
+from clipbench.parsing import exists
 
 
 class Layout(ABC):
@@ -71,7 +72,7 @@ class FileLayout(Layout):
                 f"{path} is listed {times} times among the split's {len(images):,} images",
                 hint="list every image once",
             )
-        lost = [path for path in images if not path.is_file()]
+        lost = [path for path in images if not exists(path)]
         if lost:
             raise DataError(
                 f"{lost[0]} is not there; {len(lost):,} of the {len(images):,} images that the split lists are missing",

@@ -21,6 +21,7 @@ from clipbench.data import Note
 from clipbench.data.layout import Layout, first_line
 from clipbench.data.text import lines
 from clipbench.errors import DataError
+from clipbench.parsing import exists
 
 _READ_ROWS = 256  # rows of a parquet file held at once
 _READ_BYTES = 1 << 20  # and what is read ahead of them
@@ -290,9 +291,9 @@ class Parquet(Layout):
         found = {text: self._absolute(path, text, folders) for text in texts}
         relative = next((text for text, place in found.items() if place is None), None)
         # All lie in one folder: the first that holds the first of them.
-        holding = [folder for folder in folders if relative and _is_file(folder / relative)]
+        holding = [folder for folder in folders if relative and exists(folder / relative)]
         places = {text: place or (holding or folders)[0] / text for text, place in found.items()}
-        lost = [text for text, place in places.items() if not _is_file(place)]
+        lost = [text for text, place in places.items() if not exists(place)]
         if lost:
             raise DataError(
                 f"{path}: the column {self._image!r} names {len(texts):,} image files, of which {len(lost):,} are not "
@@ -386,13 +387,6 @@ def _holds_images(kind: Any) -> bool:
             and path in (None, "texts", "nothing")
         )
     return kind in ("bytes", "texts", "nothing")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # no file has such a name
-        return False
 
 
 def _path_of(cell: Any, *, beside: bool = False) -> str | None:

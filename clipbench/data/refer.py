@@ -37,6 +37,7 @@ from clipbench.data.images import frames
 from clipbench.data.layout import FileLayout, Layout
 from clipbench.data.parquet import Parquet
 from clipbench.errors import DataError
+from clipbench.parsing import exists
 
 #: (id, text, box as x0, y0, x1, y1)
 Expression = tuple[str, Any, Any]
@@ -167,7 +168,7 @@ def _plain_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | None:
     if dataset.card.alone:
         names.append("referring_expressions.json")
     places = [folder / name for folder in (root, root / "annotations") for name in names]
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in places if exists(path)), None)
 
 
 def _plain(file: Path) -> dict[str, list[Expression]]:
@@ -383,7 +384,7 @@ def _sizes(source: Layout, count: int) -> list[Size | None]:
 def _detection_files(root: Path) -> list[Path]:
     names = ("detections.json", "dets.json")
     places = [folder / name for name in names for folder in (root, root / "annotations")]
-    return [path for path in places if path.is_file()][:1]
+    return [path for path in places if exists(path)][:1]
 
 
 def _detections(root: Path | None) -> Boxes | None:

@@ -18,7 +18,7 @@ from clipbench.cards import TablePairs, YfccPairs, fingerprint
 from clipbench.data.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.digests import Digests, digests
 from clipbench.errors import DataError, unknown
-from clipbench.parsing import json_value
+from clipbench.parsing import exists, json_value
 
 _BLOCK = 65_536  # rows of the index that are gathered as Python objects
 _LOOKED_FOR = 10_000  # image files whose presence is checked, spread over all rows
@@ -74,7 +74,7 @@ class RowSplit(LazySplit):
 
     def content(self) -> Digests:
         names = dict.fromkeys(map(self.name, range(len(self))))
-        there = [path for name in names if (path := self._images / name).is_file()]
+        there = [path for name in names if exists(path := self._images / name)]
         return digests(self._images, there, again=self._verify)
 
     def _row(self, row: int) -> tuple[str, str]:
@@ -106,7 +106,7 @@ class RowSplit(LazySplit):
         """The sizes (bytes) of images that are looked for; None for one that is not there."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), _LOOKED_FOR)).astype(np.int64))
         names = list(map(self.name, rows.tolist()))
-        sizes = [path.stat().st_size if (path := self._images / name).is_file() else None for name in names]
+        sizes = [path.stat().st_size if exists(path := self._images / name) else None for name in names]
         lost = [name for name, size in zip(names, sizes, strict=True) if size is None]
         if len(lost) == len(rows) or (lost and self._wanted.on_bad_image == "stop"):
             raise DataError(

@@ -25,6 +25,7 @@ from clipbench.data.layout import FileLayout
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError, nearest
 from clipbench.metrics import DIFFICULT
+from clipbench.parsing import exists
 
 #: the second word of a line in <class>_<split>.txt → label
 _LABELS = {"1": 1, "0": DIFFICULT, "-1": 0}
@@ -132,7 +133,7 @@ class _Boxes(FileLayout):
     ) -> None:
         self._dataset, self._ids = dataset, ids
         self._files = [folder / "Annotations" / f"{i}.xml" for i in ids]
-        lost = [path for path in self._files if not path.is_file()]
+        lost = [path for path in self._files if not exists(path)]
         if lost:
             raise DataError(
                 f"{dataset.id}: neither class files in ImageSets/Main nor {lost[0]} say what the image shows; "
