@@ -428,7 +428,7 @@ def run_folders(root: Path) -> Target:
     with RunFolder(path, recipe) as folder:
         folder.begin("data")
         for step in (1, 2):
-            folder.log({"step": step, "loss": 1.0 / step})  # type: ignore[typeddict-item]
+            folder.log({"step": step, "loss": 1.0 / step})
         folder.save(whole | {"optimiser": {}, "scaler": {}, "pairs": {}})
     files = {
         file.name: file.read_bytes() for file in path.iterdir() if file.is_file() and file.name != ".lock"
