@@ -20,7 +20,17 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from clipbench import models, protocols
-from clipbench.cards import Document, ModelCard, Recipe, Strict, Suite, Suites, TaskCard, parse
+from clipbench.cards import (
+    DIFFICULT_MARKS,
+    Document,
+    ModelCard,
+    Recipe,
+    Strict,
+    Suite,
+    Suites,
+    TaskCard,
+    parse,
+)
 from clipbench.errors import CardError, unknown
 from clipbench.escape import hidden, visible
 from clipbench.overrides import changed, parse_assignments
@@ -49,6 +59,17 @@ class Task:
     dataset: Entry[TaskCard]
     protocol: ModuleType
     params: Strict
+
+    @property
+    def roles(self) -> list[str]:
+        """The splits that it reads, by role."""
+        return sorted({role for role, _ in self.protocol.needs(self.params, "joint")})
+
+    @property
+    def marks(self) -> list[str]:
+        """What else the labels must have: the marks of difficult objects, where they are not to count as present."""
+        wanted = getattr(self.params, DIFFICULT_MARKS, None) in ("ignore", "negative")
+        return [DIFFICULT_MARKS] if wanted else []
 
 
 @dataclass
@@ -252,7 +273,7 @@ class Catalog:
         if card.best is None:
             return
         task = tasks[card.best.task]
-        roles = {role for role, _ in task.protocol.needs(task.params, "joint")}
+        roles = set(task.roles)
         if "test" in roles:
             raise CardError(
                 f"{document.path}:{document.line(('best', 'task'))}: best.task {task.id} measures a test split, by "

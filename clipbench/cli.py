@@ -968,8 +968,41 @@ def _agreed(source: Path, names: list[str]) -> bool:
 
 # ----------------------------------------------------------------------- data
 
-data_app = typer.Typer(help="Turn annotations into files that are read.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Check copies of data sets, and turn annotations into files that are read.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
+
+
+@data_app.command("check")
+def data_check_command(
+    name: Annotated[str, typer.Argument(help="A data set, task or suite id.")],
+    data: Data = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Decode every image, not a sample of each split.")
+    ] = False,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Open every split of data sets and hold counts, classes and images against the cards; exit code 2 if one is wrong.
+
+    Nothing is fetched: give your copies with --data.
+    """
+    from dataclasses import asdict
+
+    from clipbench.data.hub import DataPaths
+    from clipbench.survey import survey, text
+
+    catalog = _catalog(cards)
+    own = [i for i in catalog.task_ids() if i.partition("@")[0].rpartition("-")[0] == name]
+    tasks = catalog.tasks(own or [name])
+    found = survey(tasks, DataPaths.parse(_known_data(data, catalog)), every=every)
+    if as_json:
+        print(json_text(asdict(found)))
+    else:
+        sys.stdout.write(visible(text(found), lines=True))
+    if not found.well:
+        raise typer.Exit(2)
 
 
 @data_app.command("convert-coco-gender")

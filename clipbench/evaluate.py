@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from clipbench import models, records
-from clipbench.cards import DIFFICULT_MARKS, LABELLED, fingerprint
+from clipbench.cards import LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.data import Note, Split
 from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
@@ -158,11 +158,9 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
 def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) -> dict[str, Split]:
     """The splits that the task needs, by role; `opened` keeps them for the tasks that follow."""
     splits = {}
-    roles = sorted({role for role, _ in task.protocol.needs(task.params, "joint")})
-    marks = [DIFFICULT_MARKS] if getattr(task.params, DIFFICULT_MARKS, None) == "ignore" else []
-    for what in (*roles, *marks):  # before one of them is fetched
+    for what in (*task.roles, *task.marks):  # before one of them is fetched
         refuse_lacking(task.dataset, what, options.data)
-    for role in roles:
+    for role in task.roles:
         name = (task.dataset.id, role)
         if name not in opened:
             opened[name] = limited(open_split(task.dataset, role, options.data), options.limit, options.seed)

@@ -56,6 +56,7 @@ SURFACE = {
     "clipbench.report.table": (
         "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
     ),
+    "clipbench.survey": "Checked Survey survey text",
     "clipbench.standing": "Gone Judge Reason lacking",
     "clipbench.exposure": "Exposure exposure unknown_images",
 }

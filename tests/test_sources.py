@@ -162,3 +162,93 @@ def test_a_folder_of_data_sets_is_searched_for_what_archives_unpack_to(tmp_path:
 def test_no_shipped_card_sends_a_probe_away() -> None:
     for file in (Path(__file__).parents[1] / "tasks").glob("*.yaml"):
         assert "not for a probe" not in " ".join(file.read_text(encoding="utf-8").split())
+
+
+# ----------------------------------------------------------------------- data check
+
+
+@pytest.fixture
+def dtd(tmp_path: Path) -> tuple[Path, Path]:
+    """A card of three of DTD's textures with counts, and a copy of the archive that fits it."""
+    shipped = Catalog().dataset("dtd").card
+    splits = {"train": {"name": "train", "rows": 9}, "test": {"name": "test", "rows": 6}}
+    card = {"base": "dtd", "classes": shipped.classes[:3], "splits": splits}
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "dtd-few.yaml").write_text(json.dumps(card))
+    archived.dtd(tmp_path / "data", shipped.classes[:3], 2, 2)
+    return tmp_path / "cards", tmp_path / "data"
+
+
+def test_data_check_says_that_a_whole_copy_is_well(run: Run, dtd: tuple[Path, Path]) -> None:
+    cards, data = dtd
+    code, out, _ = run("data", "check", "dtd-few", "--cards", cards, "--data", f"dtd-few={data}")
+    assert code == 0, out
+    assert [line.split() for line in out.splitlines()[2:4]] == [
+        ["dtd-few", "train", "9", "9", "3", "9", "well"],
+        ["dtd-few", "test", "6", "6", "3", "6", "well"],
+    ]
+    assert "dtd-few train: 2 of the authors' lists make up the training split (train, val)" in out
+    assert "can run: dtd-few-zs, dtd-few-zs@simple, dtd-few-lp" in out
+    assert "cannot run" not in out
+
+
+def test_data_check_names_images_that_cannot_be_decoded_and_missing_lists(
+    run: Run, dtd: tuple[Path, Path]
+) -> None:
+    cards, data = dtd
+    listed = (data / "dtd" / "labels" / "train1.txt").read_text().split()
+    (data / "dtd" / "images" / listed[1]).write_bytes(b"<html>")
+    (data / "dtd" / "labels" / "test1.txt").unlink()
+    given = ("data", "check", "dtd-few", "--cards", cards, "--data", f"dtd-few={data}")
+    code, out, _ = run(*given, "--all")
+    assert code == 2
+    assert "dtd-few train: 1 of 9 images cannot be decoded (images/blotchy/" in out
+    assert "✗ dtd-few test: there is no " in out
+    assert "unpack that again" in out
+    assert "can run: nothing" in out
+    assert "✗ cannot run: dtd-few-zs: test: there is no" in out
+    code, out, _ = run(*given, "--json")
+    found = json.loads(out)
+    assert (code, found["splits"][0]["samples"], found["splits"][1]["samples"]) == (2, 9, None)
+
+
+def test_data_check_holds_counts_and_classes_against_the_card(run: Run, tmp_path: Path) -> None:
+    cards = small.write_task(tmp_path / "cards", splits={"test": {"name": "test", "rows": 9}})
+    data = small.write_images(tmp_path / "data", 6, names=small.CLASSES[:4])
+    code, out, _ = run("data", "check", "animals", "--cards", cards, "--data", f"animals={data}")
+    assert code == 2
+    assert "✗ animals test: 6 samples, the card says 9" in out
+    assert "✗ animals test: 1 of the 5 classes without any sample (pig)" in out
+    assert "can run: animals-zs, animals-zs@simple" in out
+
+
+@pytest.mark.usefixtures("no_network")
+def test_data_check_fetches_nothing(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("data", "check", "declip-11", "--data", tmp_path)
+    assert code == 2
+    assert "no copy of pets, cifar10, " in " ".join(err.split())
+    code, out, _ = run("data", "check", "digits")
+    assert code == 0
+    assert ["digits", "train", "1,437", "1,437", "10", "32", "well"] in [
+        line.split() for line in out.splitlines()
+    ]
+
+
+def test_data_check_says_which_tasks_a_copy_without_difficult_marks_can_run(run: Run, tmp_path: Path) -> None:
+    marks = {
+        "zs": {"primary": "map_area", "difficult": "ignore", "variants": {"all": {"difficult": "positive"}}}
+    }
+    cards = small.write_task(tmp_path / "cards", kind="multi-label", protocols=marks, classes=["cat", "dog"])
+    lists = tmp_path / "VOC2007" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (tmp_path / "VOC2007" / "JPEGImages").mkdir()
+    for name, values in (("cat", (1, -1)), ("dog", (-1, 1))):
+        (lists / f"{name}_test.txt").write_text("".join(f"00000{i} {v}\n" for i, v in enumerate(values)))
+    for number in (0, 1):
+        (tmp_path / "VOC2007" / "JPEGImages" / f"00000{number}.jpg").write_bytes(small.picture(number))
+    code, out, _ = run(
+        "data", "check", "animals", "--cards", cards, "--data", f"animals={tmp_path / 'VOC2007'}"
+    )
+    assert code == 2
+    assert "can run: animals-zs@all\n" in out
+    assert "✗ cannot run: animals-zs: animals: this copy of the data does not mark difficult objects" in out

@@ -560,6 +560,15 @@ def decode_into(target: NDArray[np.uint8], images: list[bytes], preprocess: Prep
     return failed, remarks
 
 
+def problem(data: bytes) -> str | None:
+    """Why an encoded image cannot be decoded; None where it can."""
+    try:
+        standard(open_image(data), "as-stored")[0].load()
+    except BAD_IMAGE as error:
+        return _reason(error, data)
+    return None
+
+
 def _reason(error: BaseException, data: bytes) -> str:
     if not data:
         return "there are no bytes"

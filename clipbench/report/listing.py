@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipbench import records
-from clipbench.cards import DIFFICULT_MARKS, ModelCard, Reported, TaskCard
+from clipbench.cards import ModelCard, Reported, TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
 from clipbench.escape import visible
@@ -60,14 +60,11 @@ def tasks(catalog: Catalog, suite: str | None = None) -> list[dict[str, Any]]:
 def data_of(task: Task) -> str:
     """Where the data of a task comes from: the hub, this package, or the user (`--data`), who unpacks these files."""
     source = task.dataset.card.source
-    needed = {role for role, _ in task.protocol.needs(task.params, "joint")}
-    if getattr(task.params, DIFFICULT_MARKS, None) == "ignore":
-        needed.add(DIFFICULT_MARKS)
     if source.builtin:
         return "comes with clipbench"
     if source.path:
         return str(source.path)
-    if source.hub and not needed & source.lacks.keys():
+    if source.hub and source.lacks.keys().isdisjoint([*task.roles, *task.marks]):
         return source.hub
     return "--data" + (f": {', '.join(source.archive.files)}" if source.archive else "")
 
