@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from clipbench.cache import cache_root, read_checked, write_checked
 from clipbench.cards import fingerprint
-from clipbench.errors import ClipbenchError
+from clipbench.errors import ClipbenchError, NotApplicable
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +197,13 @@ class Tower:
             torch.no_grad(),
             torch.autocast(self.runtime.device.split(":")[0], self.runtime.dtype(), enabled=lower),
         ):
-            features: torch.Tensor = self._module(batch)
+            features = self._module(batch)
+        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(batch):
+            found = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise NotApplicable(
+                f"a tower of this model gives {found} for {len(batch)} inputs, not one row for each, so that it "
+                "cannot be measured"
+            )
         return features.float()
 
 

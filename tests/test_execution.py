@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from clipbench import execution
-from clipbench.errors import ClipbenchError
+from clipbench.errors import ClipbenchError, NotApplicable
 from clipbench.execution import Plan, Runtime, Tower, fastest
 
 CPU = Runtime("cpu", "fp32")
@@ -182,3 +182,20 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
 
 def test_auto_on_a_cpu_is_fp32() -> None:
     assert Runtime.choose("cpu").precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("gives", "found"),
+    [
+        (lambda batch: (batch, batch), "tuple"),
+        (lambda batch: batch, r"\[2, 3, 4, 4\]"),
+        (lambda batch: batch[:1, :, 0, 0], "1, 3"),
+    ],
+)
+def test_a_tower_that_gives_no_rows_is_named(gives: Any, found: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, batch: torch.Tensor) -> Any:
+            return gives(batch)
+
+    with pytest.raises(NotApplicable, match=found):
+        Tower(Odd(), Runtime("cpu", "fp32"))(torch.zeros(2, 3, 4, 4))

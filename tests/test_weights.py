@@ -676,3 +676,11 @@ def test_first_use_of_a_tag_is_recorded_and_checked_ever_after(
         ClipbenchError, match=f"sha256 of the weights of tiny-vit@some_tag has changed: {first}"
     ):
         models.load(model)
+
+
+def test_models_for_images_that_are_not_square_are_refused() -> None:
+    from clipbench.models import clip
+
+    assert clip._preprocess("ViT-B-32", {"size": [3, 224, 224]}).size == 224
+    with pytest.raises(CardError, match="takes images of 224 × 320 px; only square images are supported"):
+        clip._preprocess("ViT-B-32", {"size": [224, 320]})

@@ -502,7 +502,13 @@ def _preprocess(arch: str, described: dict[str, Any]) -> Preprocess:
     import open_clip
 
     size = described.get("size") or open_clip.get_model_config(arch)["vision_cfg"].get("image_size", 224)
-    side = int(size[-1] if isinstance(size, list | tuple) else size)
+    sides = list(size)[-2:] if isinstance(size, list | tuple) else [size]
+    if len(set(sides)) > 1:
+        raise CardError(
+            f"{arch} takes images of {' × '.join(map(str, sides))} px; only square images are supported",
+            hint="choose a model for square images",
+        )
+    side = int(sides[-1])
     mode = described.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
         raise CardError(
