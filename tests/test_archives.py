@@ -44,7 +44,8 @@ def underscored(name: str) -> str:
 def of_card(dataset: str, **changes: Any) -> Entry[TaskCard]:
     """The shipped card, without the counts of the whole set."""
     found = Catalog().dataset(dataset)
-    card = TaskCard.model_validate(found.card.model_dump() | {"splits": BOTH} | changes)
+    source = {"source": found.card.source} if "source" not in changes else {}
+    card = TaskCard.model_validate(found.card.model_dump() | {"splits": BOTH} | source | changes)
     return Entry(dataset, card, found.path)
 
 
@@ -219,6 +220,14 @@ def test_a_flat_validation_folder_without_its_devkit_says_what_to_unpack(tmp_pat
     assert error.value.hint == f"unpack ILSVRC2012_devkit_t12.tar.gz into {tmp_path}"
 
 
+def test_a_number_of_what_is_above_the_classes_is_an_error(tmp_path: Path) -> None:
+    archived.imagenet(tmp_path, WNIDS)
+    truth = tmp_path / "ILSVRC2012_devkit_t12" / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    truth.write_text(truth.read_text().replace("3\n", "5\n", 1))
+    with pytest.raises(DataError, match=r"ground_truth\.txt:\d: '5' is no class of meta\.mat \(1 to 4\)"):
+        opened(of_card("imagenet"), "test", tmp_path)
+
+
 def test_imagenets_training_archives_that_are_not_unpacked_are_no_webdataset(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "n01440764.tar").write_bytes(b"")
@@ -338,6 +347,31 @@ def test_a_list_that_is_missing_is_named_with_what_holds_it(dataset: str, tmp_pa
     assert error.value.message.startswith("there is no ")
     assert Path(file).name in error.value.message
     assert unpack in str(error.value.hint)
+
+
+@pytest.mark.parametrize("folder", ["", "dtd"])
+def test_images_without_lists_and_archives_that_are_packed_are_no_image_folder(
+    folder: str, tmp_path: Path
+) -> None:
+    entry = of_card("dtd")
+    archived.dtd(tmp_path, entry.card.classes, 1, 1)
+    root = tmp_path / folder
+    shutil.rmtree(tmp_path / "dtd" / "labels")
+    if folder:
+        with pytest.raises(DataError, match="it holds images/, and no list that says what belongs") as error:
+            opened(entry, "train", root)
+        assert error.value.hint == "unpack all of dtd-r1.0.1.tar.gz into one folder"
+    (root / "dtd-r1.0.1.tar.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no train data in \S+: dtd-r1\.0\.1\.tar\.gz is not unpacked\n"):
+        opened(entry, "train", root)
+
+
+def test_every_part_of_an_archive_that_is_packed_is_named(tmp_path: Path) -> None:
+    for name in ("images.tar.gz", "annotations.tar.gz"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"images\.tar\.gz is not unpacked, nor are 1 others") as error:
+        opened(of_card("pets"), "test", tmp_path)
+    assert error.value.hint == f"unpack images.tar.gz, annotations.tar.gz into {tmp_path}"
 
 
 @pytest.mark.parametrize("dataset", [name for name in SETS if not name.startswith("cifar")])

@@ -37,7 +37,7 @@ SURFACE = {
     "clipbench.protocols": "Encoder HeatEncoder Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
     "clipbench.concepts": "concept_direction remove_concept",
-    "clipbench.data.archives": "layout",
+    "clipbench.data.archives": "layout refuse_unfinished",
     "clipbench.data.cifar": "Batches Form",
     "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
     "clipbench.data.tables": "Table read tells_splits",

@@ -34,6 +34,20 @@ _VALIDATION: Final = frozenset({"val", "valid", "validation"})
 _WNID: Final = re.compile(r"n\d{8}")
 _FLAT: Final = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
+#: folders of archives, which are no classes
+_PARTS: Final = (
+    "images",
+    "jpg",
+    "annotations",
+    "labels",
+    "meta",
+    "imdb",
+    "devkit",
+    "cars_test",
+    "car_ims",
+    "data",
+)
+
 Reader = Callable[[Entry[TaskCard], str, Path], FileLayout | None]
 
 
@@ -49,6 +63,37 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
         return None
     found = (read(dataset, role, root) for read in _READERS)
     return next((one for one in found if one is not None), None)
+
+
+def refuse_unfinished(dataset: Entry[TaskCard], role: str, root: Path) -> None:
+    """Name archives of the card that lie in `root` as they were fetched, and images without the lists of splits.
+
+    An image folder would be read from it otherwise, whose classes are "images" and the like.
+
+    Raises:
+        DataError: there are such.
+    """
+    archive = dataset.card.source.archive
+    if archive is None:
+        return
+    tops = [root, *([root / archive.folder] if archive.folder else [])]
+    packed = [top / name for top in tops for name in archive.files if (top / name).is_file()]
+    if packed:
+        raise DataError(
+            f"{dataset.id}: no {role} data in {root}: {packed[0].name} is not unpacked"
+            + (f", nor are {len(packed) - 1} others" if packed[1:] else ""),
+            hint=f"unpack {', '.join(path.name for path in packed)} into {packed[0].parent}",
+        )
+    parts = [top / name for top in tops for name in _PARTS if (top / name).is_dir()]
+    if parts and not {part.name for part in parts} & {
+        *dataset.card.classes,
+        *(dataset.card.label_names or ()),
+    }:
+        raise DataError(
+            f"{dataset.id}: no {role} data in {root}: it holds {parts[0].name}/, and no list that says what belongs to "
+            "a split",
+            hint=f"unpack all of {', '.join(archive.files)} into one folder",
+        )
 
 
 class _Archived(FileLayout):

@@ -284,6 +284,8 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
             "(CLIP_benchmark's WebDataset layout)",
         )
     else:
+        if folder is None:
+            archives.refuse_unfinished(dataset, role, root)
         source = ImageFolder(folder or root)
         files = source.files
         others = {name for r, s in dataset.card.splits.items() for name in (r, s.name)}
