@@ -635,6 +635,12 @@ def gate_command(
     max_drop: Annotated[
         float, typer.Option("--max-drop", min=0, help="Percentage points that a score may fall.")
     ] = 0.5,
+    max_mean_drop: Annotated[
+        float,
+        typer.Option(
+            "--max-mean-drop", min=0, help="Percentage points that the mean over a model's tasks may fall."
+        ),
+    ] = 0.1,
     alpha: Annotated[
         float,
         typer.Option("--alpha", min=0, max=1, help="How often equal models may fail, all tasks together."),
@@ -665,11 +671,12 @@ def gate_command(
         candidate,
         Judge(catalog),
         max_drop=max_drop,
+        max_mean_drop=max_mean_drop,
         alpha=alpha,
         require=[task.id for task in catalog.tasks(_names("--require", require))] if require else None,
         models=_names("--model", model) if model else None,
     )
-    text = gate.summary(found, max_drop, alpha)
+    text = gate.summary(found, max_drop, max_mean_drop, alpha)
     if junit is not None:
         write_own(junit, gate.junit(found), gate.JUNIT_MARK, force=force)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):

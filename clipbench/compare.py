@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from clipbench import paired, pairing, records
 from clipbench.errors import DataError, unknown
+from clipbench.jointly import Contributions
 from clipbench.records import Stored
 from clipbench.report.frame import less_is_better
 from clipbench.stats import Interval
 
 Verdict = Literal["better", "worse", "not distinguishable", "not comparable"]
 ALPHA: Final = 0.05
+#: what stands for the task where means over tasks are compared
+MEAN: Final = "mean"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Comparison:
         left_out: samples that only one of them has.
         classes: (class, first, second), where they differ most first.
         only_first, only_second: ids of samples that one gets right, or more of, and the other does not.
+        contributions: what each image adds to the difference, for means over tasks.
     """
 
     task: str
@@ -53,10 +58,17 @@ class Comparison:
     classes: tuple[tuple[str, float, float], ...] = ()
     only_first: tuple[str, ...] = ()
     only_second: tuple[str, ...] = ()
+    contributions: Contributions | None = field(default=None, repr=False)
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is of means over tasks."""
+        return self.task == MEAN
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON types, by field name."""
-        return {**vars(self), "classes": [list(c) for c in self.classes]}
+        fields = {name: value for name, value in vars(self).items() if name != "contributions"}
+        return fields | {"classes": [list(c) for c in self.classes]}
 
 
 def compare(
@@ -132,14 +144,59 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
         classes=tuple(c for c in classes if c[1] != c[2])[:top],
         only_first=tuple(name for gain, name in gains if gain < 0)[:top],
         only_second=tuple(name for gain, name in reversed(gains) if gain > 0)[:top],
+        contributions=pair.contributions,
     )
 
 
+def means(found: Sequence[Comparison]) -> list[Comparison]:
+    """The mean difference over the tasks of each pair of models, where there are two tasks or more.
+
+    Over tasks whose metric is a share of 1 that more of is better, and that could be compared sample by sample; tasks
+    that share images are taken together (`paired.of_contributions`).
+    """
+    made = []
+    for pair in dict.fromkeys((one.model, one.other) for one in found):
+        parts, first, second = [], [], []
+        for one in found:
+            fits = (one.model, one.other) == pair and not one.is_mean and not less_is_better(one.metric)
+            if fits and one.contributions is not None and one.first is not None and one.second is not None:
+                parts.append(one.contributions)
+                first.append(one.first)
+                second.append(one.second)
+        if len(parts) < 2:
+            continue
+        mean = paired.of_contributions(parts, seed=0)
+        made.append(
+            Comparison(
+                MEAN,
+                *pair,
+                f"mean of {len(parts)} tasks",
+                "not distinguishable",
+                first=math.fsum(first) / len(first),
+                second=math.fsum(second) / len(second),
+                difference=mean.value,
+                ci95=mean.ci95,
+                p=mean.p,
+                p_worse=mean.p_less,
+                method=mean.method,
+                n=mean.n,
+            )
+        )
+    return made
+
+
+def adjusted(p: Sequence[float], means: Sequence[bool]) -> list[float]:
+    """P values adjusted for their number (`paired.holm`); those of means may use up half of alpha together."""
+    count = sum(means)
+    return paired.holm(p, [max(1.0, (len(p) - count) / count) if mean else 1.0 for mean in means])
+
+
 def judged(found: Sequence[Comparison], alpha: float) -> list[Comparison]:
-    """The same with p values adjusted for their number, and verdicts."""
-    p = paired.holm([c.p for c in found if c.p is not None])
-    adjusted = iter(p)
-    return [c if c.p is None else _judged(c, next(adjusted), alpha) for c in found]
+    """The same, and means over tasks (`means`), with p values adjusted for their number, and verdicts."""
+    every = [*found, *means(found)]
+    told = [c for c in every if c.p is not None]
+    p = iter(adjusted([c.p for c in told if c.p is not None], [c.is_mean for c in told]))
+    return [c if c.p is None else _judged(c, next(p), alpha) for c in every]
 
 
 def _judged(one: Comparison, adjusted: float, alpha: float) -> Comparison:

@@ -1,7 +1,8 @@
 """A gate for merges: new records against a baseline, failing on a real drop and on what cannot be judged.
 
-A drop is real when it is larger than allowed and distinguishable from noise: the one-sided paired test of each task,
-adjusted for how many tasks there are (Holm), so that equal models fail at most `alpha` of the time, all tasks together.
+A drop is real when it is larger than allowed and distinguishable from noise: the one-sided paired test of each task
+and of the mean over a model's tasks, which sees small drops on all of them, adjusted for how many there are (Holm; the
+means may use up half of alpha), so that equal models fail at most `alpha` of the time, all together.
 A record that is missing, limited, partial, stale, edited or unsealed, or measured otherwise than the baseline's, fails
 too, since it says nothing. The baseline need not be current: its model may be the one that is being replaced. Where a
 model was trained on images that it is measured on, that is said, and fails only where the baseline's was not: then
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 from xml.etree import ElementTree
 
-from clipbench import compare, paired, records
+from clipbench import compare, records
 from clipbench.compare import Comparison
 from clipbench.errors import DataError, unknown
 from clipbench.escape import visible
@@ -28,6 +29,8 @@ from clipbench.report.table import DASH, markdown_table
 from clipbench.standing import Judge
 
 MAX_DROP: Final = 0.5
+#: what a mean over tasks may fall by: so little on every task passes a task's own allowance
+MAX_MEAN_DROP: Final = 0.1
 #: what stands in the JUnit XML of every gate
 JUNIT_MARK: Final = b'name="clipbench gate"'
 #: reasons of `clipbench.standing` that fail a baseline's record, and a candidate's
@@ -67,6 +70,7 @@ def gate(
     judge: Judge,
     *,
     max_drop: float = MAX_DROP,
+    max_mean_drop: float = MAX_MEAN_DROP,
     alpha: float = compare.ALPHA,
     require: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
@@ -75,6 +79,7 @@ def gate(
 
     Args:
         max_drop: percentage points (of ranks: places) that a score may fall.
+        max_mean_drop: percentage points that the mean over a model's tasks may fall.
         alpha: how often equal models may fail, all tasks together.
         require: the tasks that every model must have in both folders; None: those that the baseline has.
         models: these only; None: all that the baseline has.
@@ -101,13 +106,21 @@ def gate(
     for model, task in new:
         if (model, task) not in old and (models is None or model in models) and require is None:
             found.append(Check(model, task, "new", "not in the baseline"))
-    return decided(found, max_drop, alpha)
+    return decided(found, max_drop, max_mean_drop, alpha)
 
 
-def decided(found: Sequence[Check], max_drop: float, alpha: float) -> list[Check]:
-    """The same, with the drops judged of those that were compared."""
-    adjusted = iter(paired.holm([p for c in found if (p := _p_worse(c)) is not None]))
-    return [c if _p_worse(c) is None else _decided(c, next(adjusted), max_drop, alpha) for c in found]
+def decided(found: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> list[Check]:
+    """The same and a check of each model's mean over tasks, with the drops judged of those that were compared."""
+    means = compare.means([check.comparison for check in found if check.comparison is not None])
+    every = [*found, *(Check(mean.model, compare.MEAN, "pass", comparison=mean) for mean in means)]
+    told = [(p, check.task == compare.MEAN) for check in every if (p := _p_worse(check)) is not None]
+    adjusted = iter(compare.adjusted([p for p, _ in told], [mean for _, mean in told]))
+    return [
+        check
+        if _p_worse(check) is None
+        else _decided(check, next(adjusted), max_mean_drop if check.task == compare.MEAN else max_drop, alpha)
+        for check in every
+    ]
 
 
 def _p_worse(check: Check) -> float | None:
@@ -187,7 +200,7 @@ def _seen_before(baseline: Record, candidate: Record) -> bool:
 # --------------------------------------------------------------------- reports
 
 
-def summary(found: Sequence[Check], max_drop: float, alpha: float) -> str:
+def summary(found: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> str:
     """What a person reads beside a merge, as GitHub markdown."""
     failed = [check for check in found if check.outcome == "fail"]
     verdict = f"{len(failed)} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed"
@@ -200,8 +213,8 @@ def summary(found: Sequence[Check], max_drop: float, alpha: float) -> str:
     return (
         f"### clipbench gate: {verdict}\n\n"
         + markdown_table(headings, "llllrrrrl", rows)
-        + f"\nA drop of more than {max_drop:g} points fails where its p, adjusted for the number of tasks, is below "
-        f"{alpha:g}.\n"
+        + f"\nA drop of more than {max_drop:g} points, of a mean over tasks {max_mean_drop:g}, fails where its p, "
+        f"adjusted for the number of checks, is below {alpha:g}.\n"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench import stats
+from clipbench.jointly import Contributions, summed
 from clipbench.metrics import APKind, Difficult
 from clipbench.stats import Interval, Score
 
@@ -183,17 +184,49 @@ def _normal(
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
 
 
-def holm(p: Sequence[float]) -> list[float]:
+def of_contributions(parts: Sequence[Contributions], seed: int) -> Difference:
+    """The mean of the differences of several tasks; images that tasks share count once, with all that they add.
+
+    Under no difference either model could have been either on each image, in all of its tasks at once, so the test is
+    that of `of_means` on what each image adds. The interval is normal.
+
+    >>> part = Contributions("a", ["x", "y", "z"], np.array([0.1, 0.1, 0.1]))
+    >>> found = of_contributions([part, part], seed=0)  # two tasks of the same three images
+    >>> round(found.value, 3), found.p_more, found.n
+    (0.3, 0.125, 3)
+    """
+    values, error = summed(parts)
+    values, error = values / len(parts), error / len(parts)
+    less, more, method = sign_flip(values * values.size, seed)
+    value = float(values.sum())
+    if any(part.more for part in parts):  # what does not come from images has no signs to flip
+        method = "normal"
+        less, more = (
+            _NORMAL.cdf(side * value / error) if error else float(side * value >= 0) for side in (1, -1)
+        )
+    ci95 = value - _Z * error, value + _Z * error
+    method = method.replace("McNemar", "sign test")
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, values.size)
+
+
+def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
     """P values adjusted for how many there are (Holm 1979, Scandinavian Journal of Statistics 6:65–70).
 
     Calling all those below alpha different is wrong anywhere at most alpha of the time.
 
+    Args:
+        weights: how much of alpha each may use up, as shares of their sum (Holm's section 4); None: equal ones.
+
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
+    >>> holm([0.02, 0.04, 0.03], weights=[2, 1, 1])
+    [0.04, 0.06, 0.06]
     """
-    order = sorted(range(len(p)), key=lambda i: p[i])
+    weights = [1.0] * len(p) if weights is None else weights
+    order = sorted(range(len(p)), key=lambda i: p[i] / weights[i])
     adjusted, largest = [0.0] * len(p), 0.0
     for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - place) * p[i]))
+        left = sum(weights[j] for j in order[place:])
+        largest = max(largest, min(1.0, left * p[i] / weights[i]))
         adjusted[i] = largest
     return adjusted

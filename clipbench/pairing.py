@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clipbench import metrics, paired, records
 from clipbench.errors import DataError
+from clipbench.jointly import Contributions
 from clipbench.metrics import APKind, Difficult
 from clipbench.paired import Difference
 from clipbench.records import Record, Stored
@@ -31,6 +32,7 @@ class Pair:
         gains: float64 [n], how much more the second has of each; None where a sample has no share of the metric.
         classes: class → (first, second): values of classes, where the record has them.
         left_out: samples that only one of them has.
+        contributions: what each image adds to the difference; None where the metric is no sum over images.
     """
 
     difference: Difference
@@ -38,6 +40,7 @@ class Pair:
     gains: Doubles | None
     classes: dict[str, tuple[float, float]]
     left_out: int = 0
+    contributions: Contributions | None = None
 
 
 def mismatch(first: Record, second: Record) -> str | None:
@@ -70,6 +73,7 @@ def pair(first: Stored, second: Stored) -> Pair:
     params = first.record.protocol.params
     classes = _classes(first.record, second.record)
     seed = first.record.seed
+    images = images_of(first.record)
     if metric in _KINDS and "score" in a:
         found = paired.of_average_precision(
             np.array(a["score"], dtype=np.float32),
@@ -79,14 +83,48 @@ def pair(first: Stored, second: Stored) -> Pair:
             _difficult(params.get("difficult")),
             seed,
         )
-        return Pair(found, ids, None, classes, left_out)
+        added = [_precision_contributed(metric, table, params) for table in (a, b)]
+        return Pair(found, ids, None, classes, left_out, Contributions(images, ids, added[1] - added[0]))
     shares = [_shares(metric, table, params) for table in (a, b)]
     if shares[0] is None or shares[1] is None:
         scores = (stored.record.scores[metric] for stored in (first, second))
         return Pair(paired.of_scores(*scores), ids, None, classes, left_out)
     groups = a.get("image", ids)
     names, one, two = _grouped(groups, shares[0], shares[1])
-    return Pair(paired.of_means(one, two, seed), names, two - one, classes, left_out)
+    contributions = Contributions(images, names, (two - one) / len(names))
+    return Pair(paired.of_means(one, two, seed), names, two - one, classes, left_out, contributions)
+
+
+def images_of(record: Record) -> str:
+    """A name for the set of images that were measured on: equal for tasks that share it (the split's fingerprint)."""
+    params = record.protocol.params
+    role = params.get("test", params.get("split", "test"))
+    return record.fingerprints.get(f"split:{role}", f"{record.model} {record.task}")
+
+
+def contributions(stored: Stored) -> Contributions | None:
+    """What each image adds to the primary score; None where that is no sum over images.
+
+    Raises:
+        DataError: the per-sample file is missing, or not the one that was written with the record.
+    """
+    record, table = stored.record, _table(stored)
+    metric, params, images = record.primary, record.protocol.params, images_of(record)
+    if metric in _KINDS and "score" in table:
+        return Contributions(images, table["id"], _precision_contributed(metric, table, params))
+    shares = _shares(metric, table, params)
+    if shares is None or not shares.size:
+        return None
+    names, grouped, _ = _grouped(table.get("image", table["id"]), shares, shares)
+    return Contributions(images, names, grouped / len(names))
+
+
+def _precision_contributed(metric: str, table: Columns, params: dict[str, Any]) -> Doubles:
+    """The same part of a mean average precision for each image, and how it hangs on the image: float64 [n]."""
+    scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
+    kind, difficult = _KINDS[metric], _difficult(params.get("difficult"))
+    value = metrics.mean_average_precision(scores, target, kind, difficult)
+    return metrics.mean_average_precision_influence(scores, target, kind, difficult) + value / len(target)
 
 
 def recomputed(stored: Stored) -> float | None:

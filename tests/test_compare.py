@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from test_records import make_record
 
-from clipbench import compare, outcomes, pairing, records
+from clipbench import compare, jointly, metrics, outcomes, pairing, records, stats
 from clipbench.cache import write_atomic
 from clipbench.errors import DataError
 from clipbench.records import Stored
@@ -161,10 +161,50 @@ def test_p_values_are_adjusted_for_the_number_of_tasks(tmp_path: Path) -> None:
     for task in ("a-zs", "b-zs"):
         write_model(tmp_path, "a", right, task=task)
         write_model(tmp_path, "b", less if task == "a-zs" else right, task=task)
-    alone, _ = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    alone, _, _mean = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (alone.p, alone.p_adjusted, alone.verdict) == (0.03125, 0.0625, "not distinguishable")
     (only,) = compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)
     assert (only.p_adjusted, only.verdict) == (0.03125, "worse")
+
+
+def test_the_mean_over_tasks_takes_the_images_that_they_share_together(tmp_path: Path) -> None:
+    right, less = np.ones(60, dtype=bool), np.ones(60, dtype=bool)
+    less[:5] = False  # 5 of 60, in both tasks the same images
+    for task, images in (("a-zs", "00"), ("b-zs", "00"), ("c-zs", "11")):
+        own: dict[str, Any] = {"task": task, "fingerprints": {"split:test": images}}
+        write_model(tmp_path, "a", right, **own)
+        write_model(tmp_path, "b", less if task != "c-zs" else right, **own)
+    *tasks, mean = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert [c.p for c in tasks] == [0.0625, 0.0625, 1]
+    assert (mean.task, mean.metric, mean.model, mean.other) == ("mean", "mean of 3 tasks", "a", "b")
+    assert mean.second == pytest.approx((2 * 55 / 60 + 1) / 3)
+    assert mean.difference == pytest.approx(-10 / 180)
+    assert mean.p == 0.0625  # of five images; of ten it would be 0.002
+    *_, mean = compare.compare("a", "b", tmp_path, ["a-zs", "c-zs"], 0.05, 5)
+    assert (mean.metric, mean.p, mean.n) == ("mean of 2 tasks", 0.0625, 120)
+    assert [c.task for c in compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)] == ["a-zs"]
+    assert "contributions" not in mean.as_json()
+
+
+def test_average_precision_is_in_the_mean_by_how_it_hangs_on_each_image() -> None:
+    """The standard error of contributions is that of the bootstrap."""
+    labels, found = np.zeros((300, 3), dtype=np.uint8), []
+    rng = np.random.default_rng(0)
+    labels[rng.random(labels.shape) < 0.3] = 1
+    for lift in (1.0, 1.5):
+        scores = (rng.normal(size=labels.shape) + lift * labels).astype(np.float32)
+        table = {"score": list(scores), "target": list(labels)}
+        added = pairing._precision_contributed("map_area", table, {})
+        assert added.sum() == pytest.approx(metrics.mean_average_precision(scores, labels, "area"))
+        draws = np.array(
+            [
+                metrics.mean_average_precision(scores[drawn], labels[drawn], "area")
+                for drawn in stats.resamples(300, 0, 300)
+            ]
+        )
+        found.append((jointly.summed([jointly.Contributions("x", range(300), added)])[1], draws.std()))
+    for error, spread in found:
+        assert error == pytest.approx(spread, rel=0.15)
 
 
 def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_junit(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_gates_summary(name: str) -> None:
-    text = gate.summary([gate.Check(name, "t", "fail", name)], 0.5, 0.05)
+    text = gate.summary([gate.Check(name, "t", "fail", name)], 0.5, 0.1, 0.05)
     inline = [t for t in MarkdownIt("commonmark").enable("table").parse(text) if t.type == "inline"]
     cells = ["".join(child.content for child in token.children or ()) for token in inline]
     assert cells.count(escape.visible(name).strip()) == 2

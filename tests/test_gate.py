@@ -21,6 +21,7 @@ from clipbench.catalog import Catalog
 from clipbench.compare import Comparison
 from clipbench.errors import DataError
 from clipbench.gate import Check
+from clipbench.jointly import Contributions
 from clipbench.records import Stored, samples_path
 from clipbench.standing import Judge
 
@@ -30,21 +31,30 @@ ROOT = Path(__file__).parents[1]
 # ------------------------------------------------------------------ error rates
 
 
-def _check(first: np.ndarray, second: np.ndarray) -> Check:
+def _check(first: np.ndarray, second: np.ndarray, task: str = "a-zs", images: str = "") -> Check:
+    """A comparison of one task; `images` names the set that it shares with others (of its own where empty)."""
     d = second.astype(float) - first.astype(float)
     worse, _, _ = paired.sign_flip(d, 0)  # of_means without its interval
     compared = Comparison(
-        "a-zs", "m", "m", "acc1", "not distinguishable", difference=float(d.mean()), p_worse=worse
-    )
-    return Check("m", "a-zs", "pass", comparison=compared)
+        task, "m", "m", "acc1", "not distinguishable", first=float(first.mean()), second=float(second.mean()),
+        difference=float(d.mean()), ci95=(-1, 1), p_worse=worse,
+        contributions=Contributions(images or task, [str(k) for k in range(len(d))], d / len(d)),
+    )  # fmt: skip
+    return Check("m", task, "pass", comparison=compared)
 
 
-def _simulated(rng: np.random.Generator, n: int, share: float, lost: float, gained: float) -> Check:
+def _simulated(
+    rng: np.random.Generator, n: int, share: float, lost: float, gained: float, task: str = "a-zs"
+) -> Check:
     """A model that is right with probability `share`, and another that loses and gains these shares of samples."""
     first = rng.random(n) < share
     draws = rng.random(n)
     second = np.where(first, draws >= lost / share, draws < gained / (1 - share))
-    return _check(first, second)
+    return _check(first, second, task)
+
+
+def _decided(checks: list[Check], drop: float = 0.0, mean_drop: float = 0.0) -> list[Check]:
+    return gate.decided(checks, max_drop=drop, max_mean_drop=mean_drop, alpha=0.05)
 
 
 @pytest.mark.parametrize("tasks", [1, 4])
@@ -53,8 +63,10 @@ def test_equal_models_fail_at_most_alpha_of_the_time(n: int, tasks: int) -> None
     rng = np.random.default_rng(7)
     alarms = 0
     for _ in range(1_000):
-        checks = [_simulated(rng, n, 0.7, 0.06, 0.06) for _ in range(tasks)]
-        alarms += any(c.outcome == "fail" for c in gate.decided(checks, max_drop=0.0, alpha=0.05))
+        checks = [_simulated(rng, n, 0.7, 0.06, 0.06, f"{task}-zs") for task in range(tasks)]
+        decided = _decided(checks)
+        assert len(decided) == tasks + (tasks > 1)  # the mean beside them
+        alarms += any(c.outcome == "fail" for c in decided)
     assert 0.005 <= alarms / 1_000 <= 0.05  # at most alpha, and not for want of ever failing
 
 
@@ -68,7 +80,7 @@ def test_equal_models_with_graded_outcomes_fail_at_most_alpha_of_the_time(
         both = rng.integers(0, 3, size=(3, 300)) / 2  # as of recalls over several k
         same = rng.random((2, 300)) < 0.8
         check = _check(np.where(same[0], both[0], both[1]), np.where(same[1], both[0], both[2]))
-        alarms += gate.decided([check], max_drop=0.0, alpha=0.05)[0].outcome == "fail"
+        alarms += _decided([check])[0].outcome == "fail"
     assert 0.02 <= alarms / 1_000 <= 0.06  # of random signs: alpha, give or take what 1,000 rounds show
 
 
@@ -77,24 +89,65 @@ def test_a_true_drop_of_two_points_is_found() -> None:
     found = 0
     for _ in range(200):
         checks = [_simulated(rng, 10_000, 0.7, 0.06, 0.04)]  # one sample in ten differs, two points net
-        found += gate.decided(checks, max_drop=0.5, alpha=0.05)[0].outcome == "fail"
+        found += _decided(checks, 0.5)[0].outcome == "fail"
     assert found / 200 >= 0.95
 
 
 def test_a_real_drop_within_what_is_allowed_passes() -> None:
     rng = np.random.default_rng(9)
     checks = [_simulated(rng, 50_000, 0.7, 0.02, 0.016)]
-    (strict,) = gate.decided(checks, max_drop=0.0, alpha=0.05)
-    (found,) = gate.decided(checks, max_drop=1.0, alpha=0.05)
+    (strict,) = _decided(checks)
+    (found,) = _decided(checks, 1.0)
     assert (strict.outcome, found.outcome) == ("fail", "pass")
 
 
 def test_a_large_drop_that_noise_may_explain_passes_and_says_so() -> None:
     first, second = np.ones(20), np.ones(20)
     second[:3] = 0
-    (found,) = gate.decided([_check(first, second)], max_drop=0.5, alpha=0.05)
+    (found,) = _decided([_check(first, second)], 0.5)
     assert found.outcome == "pass"
     assert found.why == "dropped by 15.00, which noise may explain (p = 0.125)"
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["the same images", "other images"])
+def test_the_mean_of_equal_models_fails_at_most_alpha_of_the_time_whether_tasks_share_images(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five tasks of one set of images, such as prompt variants, are no five independent sets."""
+    monkeypatch.setattr(paired, "FLIPS", 999)
+    rng = np.random.default_rng(3)
+    alarms = wrong = 0
+    for _ in range(1_000):
+        both = rng.random((2, 400)) < 0.7
+        keep = rng.random(400) < 0.9
+        first, second = both[0], np.where(keep, both[0], both[1])
+        checks = []
+        for task in range(5):
+            noise = rng.random((2, 400)) < 0.02  # the variants agree but for a few
+            checks.append(_check(first ^ noise[0], second ^ noise[1], f"{task}-zs", "one" if shared else ""))
+        found = _decided(checks)[-1]
+        assert found.task == "mean"
+        alarms += found.outcome == "fail"
+        wrong += found.comparison is not None and (found.comparison.p_worse or 0) < 0.05
+    if shared:
+        assert 0.005 <= alarms / 1_000 <= 0.05
+        assert 0.03 <= wrong / 1_000 <= 0.07
+    else:
+        assert wrong / 1_000 > 0.1
+
+
+def test_half_a_point_on_every_task_is_found_which_no_task_shows() -> None:
+    rng = np.random.default_rng(5)
+    means = singles = 0
+    for _ in range(50):
+        checks = [_simulated(rng, 2_000, 0.7, 0.03, 0.025, f"{task}-zs") for task in range(20)]
+        *tasks, mean = _decided(checks, gate.MAX_DROP, gate.MAX_MEAN_DROP)
+        singles += any(c.outcome == "fail" for c in tasks)
+        means += mean.outcome == "fail"
+    assert means >= 45
+    assert singles <= 25  # in a round of 20
+    assert mean.why.startswith("dropped by 0.")
+    assert "more than 0.1 allowed" in mean.why
 
 
 # --------------------------------------------------------------------- records
@@ -186,6 +239,29 @@ def test_what_is_missing_fails_and_what_is_new_does_not(tmp_path: Path) -> None:
         ("m", "c-zs"): ("new", "not in the baseline"),
         ("gone", "animals-zs"): ("fail", f"missing: {new} has no record"),
     }
+
+
+def test_small_drops_on_every_task_fail_by_their_mean(tmp_path: Path) -> None:
+    right = np.ones(2_000, dtype=bool)
+    for task in range(6):
+        own: dict[str, Any] = {"task": f"{task}-zs", "fingerprints": {"split:test": f"{task}"}}
+        write_model(tmp_path / "old", "m", right, **own)
+        less = right.copy()
+        less[:8] = False  # 0.4 points
+        write_model(tmp_path / "new", "m", less, **own)
+    found = _gate(tmp_path / "old", tmp_path / "new")
+    assert [c.task for c in found if c.outcome == "fail"] == ["mean"]
+    assert found[-1].why == "dropped by 0.40, more than 0.1 allowed and more than noise (p <0.001)"
+    assert "| ❌ | m | mean | mean of 6 tasks | 100.00 | 99.60 | -0.40 (" in gate.summary(
+        found, 0.5, 0.1, 0.05
+    )
+    assert all(c.outcome == "pass" for c in _gate(tmp_path / "old", tmp_path / "new", max_mean_drop=0.5))
+
+
+def test_the_named_tasks_alone_are_required(tmp_path: Path) -> None:
+    old, new, _ = _records(tmp_path)
+    write_model(old, "m", np.ones(9, dtype=bool), task="b-zs")
+    write_model(new, "m", np.ones(9, dtype=bool), task="c-zs")
     only = _gate(old, new, models=["m"], require=["animals-zs", "c-zs"])
     assert [(c.task, c.outcome, c.why) for c in only] == [
         ("animals-zs", "pass", ""),
@@ -222,8 +298,8 @@ def test_images_that_both_were_trained_on_are_named_and_fail_nothing(tmp_path: P
     old, new = tmp_path / "old", tmp_path / "new"
     (found,) = _gate(old, new)
     assert (found.outcome, found.why) == ("pass", "trained on animals train: 300 of 400 images")
-    assert "| ✅ | m | animals-zs |" in gate.summary([found], 0.5, 0.05)
-    assert found.why in gate.summary([found], 0.5, 0.05)
+    assert "| ✅ | m | animals-zs |" in gate.summary([found], 0.5, 0.1, 0.05)
+    assert found.why in gate.summary([found], 0.5, 0.1, 0.05)
     right[:20] = False
     write_model(new, "m", right, seen=SEEN, fingerprints={"split:test": "00", "weights": "b"})
     (found,) = _gate(old, new)

@@ -49,8 +49,8 @@ SURFACE = {
         "utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
-    "clipbench.paired": "Difference holm of_average_precision of_means of_scores sign_flip",
-    "clipbench.compare": "Comparison compare judged matched of",
+    "clipbench.paired": "Difference holm of_average_precision of_contributions of_means of_scores sign_flip",
+    "clipbench.compare": "Comparison adjusted compare judged matched means of",
     "clipbench.report.board": "Mean Section check leaderboard sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
@@ -89,6 +89,7 @@ LIGHT = (
     "clipbench.features",
     "clipbench.gate",
     "clipbench.groups",
+    "clipbench.jointly",
     "clipbench.loggers",
     "clipbench.library",
     "clipbench.metrics",

@@ -15,6 +15,7 @@ def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> 
 
     Values and differences are in percent, ranks as they are.
     """
+    means = any(c.is_mean for c in found)
     models = len({(c.model, c.other) for c in found}) > 1 or found[0].model == found[0].other
     headings = ["task", "metric", first, second, "difference", "95 % interval", "p", f"{second} is"]
     rows = [[f"{c.model} {c.task}" if models else c.task, *_cells(c)] for c in found]
@@ -22,6 +23,7 @@ def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> 
     notes = [
         f"difference: {second} − {first}, in points; p: two-sided, adjusted for {_count(found)} (Holm)",
         f"better or worse: p below {alpha:g}; the interval is of one comparison alone",
+        *(["mean: images that tasks share count once; it may use up half of what p allows"] if means else []),
         *sorted({f"{c.task}: {c.method}" for c in found if c.method}),
         *(
             f"{c.task}: {c.left_out:,} samples that only one of them has were left out"
