@@ -278,11 +278,12 @@ DIFFICULT_MARKS = "difficult"
 
 
 class Source(Strict):
-    """Where a data set comes from: exactly one of `hub`, `builtin`, `path`, `local`.
+    """Where a data set comes from: exactly one of `hub`, `torchvision`, `builtin`, `path`, `local`.
 
     `hub` is a Hugging Face data set id; `revision` only where a source gives it, otherwise the resolved
     commit is recorded at first use and checked afterwards. `path` is relative to the card's folder.
-    `local: true` means that there is no public copy: the data is always given with `--data`.
+    `local: true` means that there is no public copy: the data is always given with `--data`. `torchvision` is the
+    name of a class there that downloads the authors' archive and knows its md5 sum.
 
     `lacks` says what the hub copy does not have: a split's role, or `difficult` (the marks of objects that are
     difficult to see), and what it has instead. `archive` names the files that have it all. Both say where data can be
@@ -295,17 +296,24 @@ class Source(Strict):
     builtin: str | None = None
     path: str | None = None
     local: Literal[True] | None = None
+    torchvision: (
+        Literal["CIFAR10", "CIFAR100", "Caltech101", "DTD", "Flowers102", "Food101", "OxfordIIITPet"] | None
+    ) = None
     archive: Archive | None = None
     lacks: dict[str, str] = {}
 
     @model_serializer(mode="wrap")
     def _what_is_measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if k not in ("archive", "lacks")}
+        return {
+            k: v
+            for k, v in fields.items()
+            if k not in ("archive", "lacks") and (k, v) != ("torchvision", None)
+        }
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
-        kinds = ("hub", "builtin", "path", "local")
+        kinds = ("hub", "torchvision", "builtin", "path", "local")
         given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(kinds)} (found {', '.join(given) or 'none'})")

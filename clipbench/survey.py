@@ -78,8 +78,9 @@ def survey(tasks: Sequence[Task], paths: DataPaths, *, every: bool = False) -> S
     found = Survey()
     for dataset in {task.dataset.id: task.dataset for task in tasks}.values():
         source = dataset.card.source
-        if source.hub and paths.find(dataset.id, dataset.card) is None:
-            found.elsewhere[dataset.id] = source.hub
+        public = source.hub or (source.torchvision and f"torchvision's {source.torchvision}")
+        if public and paths.find(dataset.id, dataset.card) is None:
+            found.elsewhere[dataset.id] = public
             continue
         opened: dict[str, Split] = {}
         failed: dict[str, str] = {}
@@ -158,7 +159,9 @@ def text(found: Survey) -> str:
     for one in found.splits:
         parts += [f"✗ {one.data} {one.role}: {problem}\n" for problem in one.problems]
         parts += [f"  {one.data} {one.role}: {note}\n" for note in one.notes]
-    parts += [f"  {name}: no copy at hand; eval fetches {hub}\n" for name, hub in found.elsewhere.items()]
+    parts += [
+        f"  {name}: no copy at hand; eval fetches {public}\n" for name, public in found.elsewhere.items()
+    ]
     runs = [name for name, why in found.tasks.items() if not why]
     wrapped = TextWrapper(80, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
     parts.append(wrapped.fill(f"can run: {', '.join(runs) or 'nothing'}") + "\n")

@@ -158,7 +158,7 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             "builtin: digits",
             "builtin: digits\n  revison: abc",
             'unknown key "source.revison"; did you mean "revision"? '
-            "(allowed: hub, config, revision, builtin, path, local, archive, lacks)",
+            "(allowed: hub, config, revision, builtin, path, local, torchvision, archive, lacks)",
         ),
         (
             ModelCard,
@@ -445,7 +445,7 @@ def test_a_recipe_that_contradicts_itself_points_to_the_value(path: Path) -> Non
         (
             "builtin: digits",
             "builtin: digits\n  hub: a/b",
-            "2: source: give exactly one of hub, builtin, path, local (found hub, builtin)",
+            "2: source: give exactly one of hub, torchvision, builtin, path, local (found hub, builtin)",
         ),
     ],
 )

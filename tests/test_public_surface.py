@@ -39,6 +39,7 @@ SURFACE = {
     "clipbench.concepts": "concept_direction remove_concept",
     "clipbench.data.archives": "layout refuse_unfinished",
     "clipbench.data.cifar": "Batches Form",
+    "clipbench.data.fetched": "archive_of",
     "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
     "clipbench.data.tables": "Table read tells_splits",
     "clipbench.data.text": "decoded lines",

@@ -13,7 +13,7 @@ import pytest
 import small
 
 from clipbench import cli
-from clipbench.cards import TaskCard, fingerprint
+from clipbench.cards import Source, TaskCard, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data import hub
 from clipbench.data.hub import DataPaths, open_split
@@ -157,6 +157,62 @@ def test_a_folder_of_data_sets_is_searched_for_what_archives_unpack_to(tmp_path:
     archived.food(tmp_path, [name.replace(" ", "_") for name in dataset.card.classes], 1, 1)
     with pytest.raises(DataError, match=r"food-101 has 101 samples, the card says 25,250"):
         open_split(dataset, "test", DataPaths({}, (tmp_path,)))
+
+
+@pytest.fixture
+def from_torchvision(
+    tmp_path: Path, isolated_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], int]:
+    """torchvision's DTD, whose download writes a small copy; how often it did. The first one fails at its end."""
+    from torchvision import datasets
+
+    names = Catalog().dataset("dtd").card.classes
+    downloads = []
+
+    def download(root: str, download: bool) -> None:
+        downloads.append(root)
+        assert download
+        archived.dtd(Path(root) / "dtd", names, 1, 1)  # as torchvision: dtd/dtd
+        if len(downloads) == 1:
+            raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr(datasets, "DTD", download)
+    card = {"base": "dtd", "source": {"torchvision": "DTD"}}
+    card["splits"] = {"train": {"name": "train", "rows": 94}, "test": {"name": "test", "rows": 47}}
+    (tmp_path / "textures.yaml").write_text(json.dumps(card))
+    return lambda: len(downloads)
+
+
+def test_torchvision_downloads_once_and_anew_after_a_failure(
+    from_torchvision: Callable[[], int], tmp_path: Path
+) -> None:
+    catalog = Catalog([tmp_path])
+    dataset = catalog.dataset("textures")
+    with pytest.raises(DataError, match=r"torchvision cannot download DTD: File not found or corrupted\."):
+        open_split(dataset, "train", DataPaths({}, ()))
+    splits = {role: open_split(dataset, role, DataPaths({}, ())) for role in ("train", "test")}
+    assert from_torchvision() == 2
+    assert splits["train"].ids[0].startswith("images/banded/")
+    own = open_split(dataset, "test", DataPaths({"textures": archived_copy(tmp_path)}, ()))
+    assert own.fingerprint == splits["test"].fingerprint
+    rows = {row["id"]: row["data"] for row in listing.tasks(catalog) if row["id"].startswith("textures-")}
+    assert set(rows.values()) == {"torchvision's DTD"}
+
+
+def archived_copy(folder: Path) -> Path:
+    archived.dtd(folder / "copy", Catalog().dataset("dtd").card.classes, 1, 1)
+    return folder / "copy" / "dtd"
+
+
+def test_torchvision_has_these_classes() -> None:
+    from typing import get_args
+
+    from torchvision import datasets
+
+    field = Source.model_fields["torchvision"].annotation
+    names = [name for part in get_args(field) for name in get_args(part)]
+    assert "DTD" in names
+    assert all(hasattr(datasets, name) for name in names)
 
 
 def test_no_shipped_card_sends_a_probe_away() -> None:

@@ -20,6 +20,7 @@ from clipbench.cache import cache_root, read_checked, recall, remember, write_ch
 from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data import Note, Sample, Split, labels, repeats
+from clipbench.data.fetched import archive_of
 from clipbench.data.image_folder import ImageFolder
 from clipbench.data.layout import FileLayout, Layout, is_junk, printable
 from clipbench.data.parquet import Parquet
@@ -143,6 +144,8 @@ def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) 
         if card.source.builtin not in BUILTINS:
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
+    if card.source.torchvision is not None:
+        return _local(dataset, role, archive_of(card.source.torchvision, dataset.id), paths, pairs)
     if card.source.hub is not None:
         refuse_lacking(dataset, role, paths)
         return _hub(dataset, role, paths, pairs)

@@ -64,6 +64,8 @@ def data_of(task: Task) -> str:
         return "comes with clipbench"
     if source.path:
         return str(source.path)
+    if source.torchvision:
+        return f"torchvision's {source.torchvision}"
     if source.hub and source.lacks.keys().isdisjoint([*task.roles, *task.marks]):
         return source.hub
     return "--data" + (f": {', '.join(source.archive.files)}" if source.archive else "")
