@@ -96,10 +96,10 @@ def pair(first: Stored, second: Stored) -> Pair:
 
 
 def images_of(record: Record) -> str:
-    """A name for the set of images that were measured on: equal for tasks that share it (the split's fingerprint)."""
+    """A name for the set of images that were measured on, equal for tasks that share it: the split's fingerprint."""
     params = record.protocol.params
     role = params.get("test", params.get("split", "test"))
-    return record.fingerprints.get(f"split:{role}", f"{record.model} {record.task}")
+    return record.fingerprints.get(f"split:{role}", f"{record.task} of {record.model}")
 
 
 def contributions(stored: Stored) -> Contributions | None:

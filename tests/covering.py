@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench import metrics, paired, stats
+from clipbench.jointly import Contributions, summed
 from clipbench.metrics import APKind
 
 
@@ -98,6 +99,23 @@ def paired_average_precision(
     return covered / trials, told / trials
 
 
+def suite_mean(shared: int, trials: int, seed: int) -> float:
+    """Of the mean of `shared` tasks that are right on nearly the same ones of 300 images, and of one on others."""
+    rng = np.random.default_rng(seed)
+    covered = 0
+    for _ in range(trials):
+        easy = rng.random(300)
+        parts = []
+        for _ in range(shared):
+            right = (easy < 0.7) ^ (rng.random(300) < 0.05)
+            parts.append(Contributions("one", range(300), right / 300))
+        parts.append(Contributions("other", range(300), (rng.random(300) < 0.6) / 300))
+        values, error = summed(parts)
+        truth = shared * (0.7 * 0.95 + 0.3 * 0.05) + 0.6
+        covered += abs(values.sum() - truth) <= 1.96 * error
+    return covered / trials
+
+
 def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
     """Name, simulation, and how many trials of 1,000 it gets (large sets are slow)."""
     kinds: tuple[APKind, ...] = ("area", "11pt", "envelope")
@@ -107,6 +125,7 @@ def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
             share = 1_000 if sets.n == 100 else 500 if sets.n < 1_000 else 200
             label = f"map_{kind}, {name.lower()}: n = {sets.n:,}, {sets.classes} classes"
             yield label, partial(average_precision, sets, kind), share
+    yield "mean of a suite, 5 tasks of the same images", partial(suite_mean, 5), 2_000
     yield "difference of two map_area, few_classes", _difference, 1_000
 
 

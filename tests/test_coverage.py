@@ -28,3 +28,7 @@ def test_a_difference_of_average_precisions_is_covered_and_equal_models_are_told
     covered, told = covering.paired_average_precision(FEW_CLASSES, 0.0, trials=500, seed=2)
     assert covered >= 0.92
     assert 0.01 <= told <= 0.07  # alpha, give or take what 500 trials show
+
+
+def test_a_mean_over_tasks_that_share_images_is_covered() -> None:
+    assert 0.92 <= covering.suite_mean(5, trials=1_000, seed=1) <= 0.98  # as if independent: about 0.65

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console, RenderableType
+from test_compare import write_model
 from test_records import REPORTED, SAMPLES, make_record
 
 from clipbench import records
@@ -341,6 +343,30 @@ def test_a_stale_leaderboard_is_found_with_the_line_and_the_way_out(tmp_path: Pa
     records.write(better, SAMPLES, tmp_path)
     with pytest.raises(DataError, match=r"LEADERBOARD.md:10 is not what(.|\n)*75.00(.|\n)*--write"):
         board.check(tmp_path, board.leaderboard(frame.read(tmp_path, catalog), catalog))
+
+
+def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) -> None:
+    """Two tasks that are right on the same images are one task; on other images they are two."""
+    right = np.random.default_rng(0).random(400) < 0.7
+
+    def width(folder: str) -> float:
+        rows = [row for row in frame.rows(records.load_all(tmp_path / folder)) if row.primary]
+        found = Section("own", "Own", ("a-zs", "b-zs"), tuple(rows)).mean("m")
+        assert found is not None
+        return found.high - found.low
+
+    for folder, second, images in (("same", right, "00"), ("others", right, "11"), ("against", ~right, "00")):
+        for task, own, split in (("a-zs", right, "00"), ("b-zs", second, images)):
+            made: dict[str, Any] = {"task": task, "fingerprints": {"split:test": split}}
+            write_model(tmp_path / folder, "m", own, **made)
+
+    low, high = records.load(tmp_path / "same" / "m" / "a-zs.json").record.scores["acc1"].ci95
+    assert width("same") == pytest.approx(high - low, rel=0.01)
+    assert width("others") == pytest.approx((high - low) / 2**0.5, rel=1e-9)
+    assert width("against") < 1e-9  # wrong where the other is right
+    samples = records.samples_path(tmp_path / "against" / "m" / "a-zs.json")
+    samples.unlink()  # then nothing tells how they go together
+    assert width("against") == pytest.approx(high - low)
 
 
 def _write_many(root: Path, models: int, tasks: Sequence[str]) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Final
 
+from clipbench import pairing, records
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
+from clipbench.jointly import summed
 from clipbench.report import table
 from clipbench.report.frame import Row, less_is_better
 
+_Z: Final = NormalDist().inv_cdf(0.975)
 LEADERBOARD: Final = "LEADERBOARD.md"
 #: what stands in every one of them
 MARK: Final = b"by `clipbench report --write`"
@@ -23,8 +28,8 @@ MARK: Final = b"by `clipbench report --write`"
 class Mean:
     """The mean of a model's primary scores in a suite.
 
-    `value` is a fraction of 1; `low` and `high` are the ends of its 95 % interval, the test sets being independent;
-    `covers` of the `of` tasks are in it.
+    `value` is a fraction of 1; `low` and `high` are the ends of its 95 % interval, in which tasks of the same images
+    are taken together; `covers` of the `of` tasks are in it.
     """
 
     value: float
@@ -73,16 +78,16 @@ class Section:
     def mean(self, model: str) -> Mean | None:
         """The mean of a model's scores; None where tasks share no suite or none has a share of 1 to average."""
         rows = [row for task, row in self.cells[model].items() if task not in self._no_share]
-        halves, values = [], []
+        values, by_images = [], dict[str, list[Row]]()
         for row in rows:
             if row.value is not None and row.low is not None and row.high is not None:
                 values.append(row.value)
-                halves.append((row.high - row.low) / 2)
+                by_images.setdefault(row.images or row.task, []).append(row)
         of = len([task for task in self.tasks if task not in self._no_share])
         if self.suite is None or not values or of < 2:
             return None
         k = len(values)
-        value, half = math.fsum(values) / k, math.hypot(*halves) / k
+        value, half = math.fsum(values) / k, math.hypot(*map(_half_of_sum, by_images.values())) / k
         return Mean(value, max(0.0, value - half), min(1.0, value + half), k, of)
 
     @cached_property
@@ -96,6 +101,32 @@ class Section:
             return not whole, -mean.value if mean is not None and whole else 0.0, model
 
         return sorted(found, key=place)
+
+
+def _half_of_sum(rows: Sequence[Row]) -> float:
+    """Half the width of the 95 % interval of the sum of scores on the same images.
+
+    From what each image adds to all of them. Where that cannot be had (no per-sample file, or one that is not the
+    record's, or a metric that is no sum over images), the scores count as if they rose and fell together wholly, which
+    is too careful.
+    """
+    halves = [(row.high - row.low) / 2 for row in rows if row.low is not None and row.high is not None]
+    if len(rows) == 1:
+        return halves[0]
+    parts = []
+    for path in (Path(row.path or "") for row in rows):
+        part = None
+        if records.samples_path(path).is_file():
+            with suppress(DataError):
+                part = pairing.contributions(records.load(path))
+        if part is None:
+            return math.fsum(halves)
+        parts.append(part)
+    # No narrower than the intervals of the scores, which know more: of captions, of classes, of draws.
+    scale = max(
+        1.0, math.hypot(*halves) / (_Z * math.hypot(*(summed([part])[1] for part in parts)) or math.inf)
+    )
+    return scale * _Z * summed(parts)[1]
 
 
 def sections(every: Iterable[Row], catalog: Catalog, suite: str | None = None) -> list[Section]:

@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
-from clipbench import records
+from clipbench import pairing, records
 from clipbench.cards import Confidence, Reported
 from clipbench.catalog import Catalog
 from clipbench.cores import cores
@@ -39,7 +39,7 @@ class Row(NamedTuple):
     `REPRODUCED` points apart), "within interval" (theirs lies in our 95 % interval) or "off". `version` is clipbench's,
     `commit` that of its checkout. `kept_off` has the kinds of reasons why the record may not stand on the leaderboard
     ("limited, dirty"), empty where it may, and `why` says them whole (`clipbench.standing`). `seen` says which
-    images of the split the model was trained on.
+    images of the split the model was trained on. Tasks with the same `images` were measured on the same ones.
     """
 
     model: str
@@ -73,6 +73,7 @@ class Row(NamedTuple):
     seed: int | None = None
     created: str | None = None
     path: str | None = None
+    images: str | None = None
     kept_off: str = ""
     why: str = ""
 
@@ -206,6 +207,7 @@ def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]
         "seed": record.seed,
         "created": record.created,
         "path": stored.path.as_posix(),
+        "images": pairing.images_of(record),
         "kept_off": ", ".join(reason.kind for reason in against),
         "why": "; ".join(reason.text for reason in against),
     }

@@ -20,6 +20,8 @@ from typing import Any, Final
 
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
 from clipbench.records import Record
+from clipbench.report import numbers
+from clipbench.report.board import sections
 from clipbench.report.frame import Row, less_is_better
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
@@ -71,7 +73,7 @@ def gather(judged: Sequence[Judged], catalog: Catalog) -> Content:
     index = {
         "models": [_headline(own[0].record) for own in of_model.values()],
         "tasks": [_task_headline(own) for own in of_task.values()],
-        "suites": _suites(catalog, number),
+        "suites": _suites(catalog, number, [j.primary for j in judged if j.stands]),
         "scores": [
             [place[j.record.model], number[j.record.task], *_numbers(j.primary)] for j in judged if j.stands
         ],
@@ -106,13 +108,20 @@ def _task_headline(own: Sequence[Judged]) -> Json:
     }
 
 
-def _suites(catalog: Catalog, number: dict[str, int]) -> list[Json]:
-    """The suites of which a task has a record: all its tasks, by number, None for those without."""
+def _suites(catalog: Catalog, number: dict[str, int], standing: Sequence[Row]) -> list[Json]:
+    """The suites of which a task has a record: all its tasks, by number, None for those without; and by model the
+    interval of the mean over all of them."""
     found = []
     for name, suite in sorted(catalog.suites.items()):
         tasks = [number.get(task.id) for task in catalog.tasks([name])]
         if any(task is not None for task in tasks):
-            found.append({"id": name, "title": suite.title, "tasks": tasks})
+            (section,) = sections(standing, catalog, name)
+            means = {
+                model: numbers.interval(mean.value, mean.low, mean.high, None)
+                for model, mean in section.ranked
+                if mean is not None and mean.whole
+            }
+            found.append({"id": name, "title": suite.title, "tasks": tasks, "means": means})
     return found
 
 

@@ -108,6 +108,11 @@ const board = (() => {
       r.mean = whole ? of.reduce((sum, i) => sum + r.values[i], 0) / of.length : NaN;
       r.cells[MEAN].hidden = !whole;
       r.cells[MEAN].textContent = Number.isNaN(r.mean) ? DASH : r.mean.toFixed(2);
+      if (!whole || !suite.means[r.model.id]) continue;
+      const interval = document.createElement("i");
+      interval.textContent = suite.means[r.model.id];
+      interval.hidden = !shows.checked;
+      r.cells[MEAN].append(interval);
     }
   }
 
@@ -128,6 +133,7 @@ const board = (() => {
   const halves = rows.flatMap((r) => r.cells.map((cell) => [cell, cell.querySelector("i")])).filter(([, half]) => half);
   function intervals() {
     for (const [cell, half] of halves) shows.checked ? cell.append(half) : half.remove();
+    for (const r of rows) r.cells[MEAN].querySelector("i")?.toggleAttribute("hidden", !shows.checked);
     shell.classList.toggle("bare", !shows.checked);
   }
 
