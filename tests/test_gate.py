@@ -150,6 +150,21 @@ def test_half_a_point_on_every_task_is_found_which_no_task_shows() -> None:
     assert "more than 0.1 allowed" in mean.why
 
 
+def _dropped(by: float, p: float, metric: str = "acc1") -> Check:
+    compared = Comparison("a-zs", "m", "m", metric, "worse", difference=-by, p_worse=p)
+    return Check("m", "a-zs", "pass", comparison=compared)
+
+
+def test_a_drop_of_just_what_is_allowed_passes_and_one_of_more_fails() -> None:
+    outcomes = [gate.decided([_dropped(by, 0.001)], 25, 25, 0.05)[0].outcome for by in (0.25, 0.2578125)]
+    assert outcomes == ["pass", "fail"]
+
+
+def test_a_p_of_just_alpha_passes_and_one_below_it_fails() -> None:
+    outcomes = [gate.decided([_dropped(0.5, p)], 25, 25, 0.125)[0].outcome for p in (0.125, 0.124)]
+    assert outcomes == ["pass", "fail"]
+
+
 # --------------------------------------------------------------------- records
 
 

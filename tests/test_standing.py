@@ -12,7 +12,7 @@ import pytest
 from test_records import make_record
 
 import clipbench
-from clipbench import records
+from clipbench import records, standing
 from clipbench.cards import fingerprint
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
 from clipbench.check import check
@@ -20,6 +20,7 @@ from clipbench.errors import CardError, DataError
 from clipbench.records import Column, Record
 from clipbench.report import frame
 from clipbench.standing import Judge
+from clipbench.stats import Score
 
 MODEL: dict[str, Any] = {
     "title": "Own",
@@ -103,6 +104,19 @@ def test_each_fault_is_a_reason_of_its_own(cards: Path, tmp_path: Path) -> None:
     fewer = make_record().scores["acc1"]
     short = _current(cards, scores={"acc1": type(fewer)(0.5, (0.4, 0.6), 100, 0.5)})
     assert _reasons(short, cards, tmp_path) == {"partial": "partial: 100 of the split's 360 samples"}
+
+
+@pytest.mark.parametrize(("rows", "partial"), [(360, True), (359, False), (358, False)])
+def test_samples_that_were_skipped_and_named_are_not_lacking(
+    rows: int, partial: bool, cards: Path, tmp_path: Path
+) -> None:
+    _change(cards / "tasks/animals.yaml", splits={"test": {"name": "test", "rows": rows}})
+    # 349 were scored and 10 could not be read: of 359
+    scores = {"acc1": Score(0.75, (0.7, 0.8), 349, 0.5)}
+    record = _current(cards, scores=scores, skipped=[{"id": "x", "reason": "truncated"}] * 10)
+    assert standing.lacking(record) == (rows if partial else None)
+    said = {"partial": f"partial: 349 of the split's {rows} samples"} if partial else {}
+    assert _reasons(record, cards, tmp_path) == said
 
 
 def test_a_score_changed_by_hand_and_a_record_without_a_seal_are_named(cards: Path, tmp_path: Path) -> None:

@@ -60,6 +60,15 @@ def test_a_score_must_be_finite(bad: float) -> None:
         Score(0.5, (1.0, 0.0), 3, None)
 
 
+def test_hits_in_groups_count_as_many_samples_as_their_sums_show() -> None:
+    hits, group = np.array([1.0, 1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 1, 1, 2])
+    # About the mean of 0.6 the groups' sums are 0.8, -1.2 and 0.4: their squares 2.24, × 3/2 / 5² = 0.1344.
+    effective = 0.6 * 0.4 / 0.1344
+    score = stats.grouped_share_score(hits, group, chance=0.2)
+    assert (score.value, score.n, score.chance) == (0.6, 5, 0.2)
+    assert score.ci95 == pytest.approx(stats.wilson(0.6 * effective, effective))
+
+
 # ------------------------------------------------------------------ bootstrap
 
 
