@@ -36,6 +36,15 @@ def contains(box: Box, pixel: tuple[int, int]) -> bool:
     return bool(box[0] <= x <= box[2] and box[1] <= y <= box[3])
 
 
+def centre(heat: Map) -> tuple[int, int]:
+    """Pixel (x, y) that holds the middle of a map [H, W]; where the middle is an edge, the one right of it or below.
+
+    >>> centre(np.zeros((4, 5), dtype=np.float32))
+    (2, 2)
+    """
+    return heat.shape[1] // 2, heat.shape[0] // 2
+
+
 def energy(heat: Map, box: Box) -> float:
     """Share of a map's sum (map [H, W], at least 0) that lies on the pixels of `box`; 0 for a map of zeros.
 

@@ -17,6 +17,7 @@ import test_dual
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 from test_linear_probe import FakeEncoder
 
@@ -33,7 +34,7 @@ from clipbench.features import ModelEncoder
 from clipbench.heatmaps import Heat, of_tower
 from clipbench.models.weights import read_state_dict, resolve_source
 from clipbench.protocols.grounding import Params, check, run
-from clipbench.report import overlays
+from clipbench.report import frame, overlays, table
 
 one_thread = small.one_thread
 CARD = TaskCard.model_validate(
@@ -121,6 +122,7 @@ def test_worked_out_by_hand() -> None:
         "image": ["0.jpg", "0.jpg", "2.jpg"],
         "expression": ["thing 0", "thing 1", "thing 2"],
         "hit": [False, True, True],  # a map of zeros points at the first pixel
+        "centre_hit": [False, True, False],  # of a map of 10 × 8 pixels the middle is in pixel (5, 4)
         "energy": [0.25, 1.0, 0.0],
         "x": [5, 9, 0],
         "y": [5, 7, 0],
@@ -132,7 +134,32 @@ def test_worked_out_by_hand() -> None:
     assert heat.value == pytest.approx(1.25 / 3)
     assert heat.chance == point.chance
     assert "acc@iou0.5" not in outcome.scores
+    centre = outcome.evidence.pop("centre_baseline")
     assert outcome.evidence == {"heat_maps": "given", "images": 2, "maps_of_zeros": 1}
+    assert (centre["value"], centre["above"]) == pytest.approx((1 / 3, 1 / 3))
+    assert centre["above_ci95"] == [
+        0,
+        1,
+    ]  # an image where both fare alike, and one where only the model is right
+
+
+def test_pointing_at_the_middle_is_the_baseline_and_no_score() -> None:
+    """Of 40 images 30 have their object in the middle; the model finds those and 5 of the others."""
+    middle, corner = [2, 2, 8, 7], [0, 0, 2, 2]
+    split = Given(list(range(40)), [middle] * 30 + [corner] * 10)
+    always = run(CARD, {"test": split}, Maps(spots(*[(5, 4)] * 40)), Params(), seed=0)
+    assert always.scores["pointing_game"].value == 0.75
+    assert always.evidence["centre_baseline"] == {"value": 0.75, "above": 0.0, "above_ci95": None}
+    better = run(
+        CARD, {"test": split}, Maps(spots(*[(5, 4)] * 30, *[(1, 1)] * 5, *[(9, 7)] * 5)), Params(), seed=0
+    )
+    centre = better.evidence["centre_baseline"]
+    assert better.scores["pointing_game"].value == 0.875
+    assert (centre["value"], centre["above"]) == (0.75, 0.125)
+    low, high = centre["above_ci95"]
+    spread = math.sqrt(0.125 * 0.875 / 40)
+    assert (low, high) == pytest.approx((0.125 - 1.96 * spread, 0.125 + 1.96 * spread), abs=0.03)
+    assert "centre" not in " ".join(better.scores)
 
 
 def test_maps_of_noise_score_chance() -> None:
@@ -331,6 +358,15 @@ def test_a_record_of_grounding(tmp_path: Path) -> None:
         "primary": "pointing_game", "split": "test", "view": "whole", "block": None,
     }  # fmt: skip
     assert first.record.evidence["heat_maps"] == "Grad-CAM on 0.blocks"
+    centre = float(np.asarray(first.samples["centre_hit"]).mean())
+    assert centre > 0
+    row, other = frame.rows([records.Stored(Path(), first.record, "whole")])
+    assert (row.metric, row.centre_baseline) == ("pointing_game", centre)
+    assert other.centre_baseline is None
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table.record_table(first.record))
+    shown = console.export_text()
+    assert f"always pointing at the image's middle gets {100 * centre:.2f}; the pointing game is " in shown
     assert first.record.timing.images_encoded == 20
     assert first.record.timing.encode_images_s > 0
     assert first.record.encoder["plans"] == {"test:heat": "plain, fp32", "text:joint": "plain"}

@@ -49,7 +49,7 @@ SURFACE = {
         "filed load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json "
         "utc_now write write_pictures"
     ),
-    "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
+    "clipbench.report.frame": "Row centre_baseline less_is_better metrics_of of_tasks read results rows",
     "clipbench.paired": "Difference holm of_average_precision of_contributions of_means of_scores sign_flip",
     "clipbench.compare": "Comparison adjusted compare judged matched means of",
     "clipbench.report.board": "Mean Section check leaderboard sections",

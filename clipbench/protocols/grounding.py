@@ -63,6 +63,7 @@ class Found:
         described: how maps were made.
         point: the pixel (x, y) that it points at.
         hit: whether that is in the true box.
+        centre: whether the image's middle is in the true box.
         energy: share of the heat in the true box.
         chance: share of the image that the true box is.
         overlap: IoU of the candidate box with the most heat, None without candidates.
@@ -76,6 +77,7 @@ class Found:
     described: str
     point: tuple[int, int]
     hit: bool
+    centre: bool
     energy: float
     chance: float
     overlap: float | None
@@ -92,6 +94,10 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
     candidate box with the largest Σ heat / area^0.5 has an IoU of 0.5 at least with the true box (ALBEF); an image
     without candidates is a miss. Chance is what a map of noise gets: the mean share of the image that the boxes are;
     the mean share of candidates that would do. A map of zeros points at the first pixel; the evidence counts them.
+
+    Chance is a low bar, since what people photograph and speak of is in the middle: `centre_baseline` in the evidence
+    says what always pointing at the image's middle scores, and how far above it the pointing game is, with a 95 %
+    interval of that difference over the same resampled images.
 
     Raises:
         DataError: `acc@iou0.5` is the primary metric and no boxes came with the data; or no image could be decoded.
@@ -110,6 +116,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
     images = expressions.image[numbers]
     chance = float(np.mean([found.chance for found in rows]))
     hits = np.array([found.hit for found in rows])
+    at_centre = np.array([found.centre for found in rows])
     energies = np.array([found.energy for found in rows], dtype=np.float64)
     points = np.array([found.point for found in rows])
     scores = {
@@ -121,6 +128,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
         "image": np.array(split.ids, dtype=object)[images],
         "expression": np.array([expressions.texts[n] for n in numbers], dtype=object),
         "hit": hits,
+        "centre_hit": at_centre,
         "energy": energies,
         "x": points[:, 0],
         "y": points[:, 1],
@@ -129,6 +137,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
         "heat_maps": rows[0].described,
         "images": len(np.unique(images)),
         "maps_of_zeros": sum(found.empty for found in rows),
+        "centre_baseline": _beside_centre(hits, at_centre, images, seed),
     }
     if expressions.candidates is not None:
         overlap = np.array([found.overlap or 0.0 for found in rows])
@@ -186,6 +195,16 @@ def _expressions(split: Split) -> Expressions:
     return split.expressions
 
 
+def _beside_centre(
+    hits: NDArray[np.bool_], centre: NDArray[np.bool_], images: NDArray[np.int64], seed: int
+) -> dict[str, object]:
+    """The share of boxes that hold the image's middle, and what the pointing game has above it."""
+    above = hits.astype(np.float64) - centre
+    draws = stats.clustered_draws(above, images, seed)
+    interval = list(stats.percentile(draws)) if np.ptp(draws) > 1e-12 else None  # None: images do not differ
+    return {"value": float(centre.mean()), "above": float(above.mean()), "above_ci95": interval}
+
+
 def _look(
     expressions: Expressions, split: Split, encoder: HeatEncoder, params: Params
 ) -> Iterator[tuple[Found, NDArray[np.float32]]]:
@@ -215,6 +234,7 @@ def _look(
                 heat.described,
                 point,
                 boxes.contains(box, point),
+                boxes.contains(box, boxes.centre(large)),
                 boxes.energy(large, box),
                 boxes.share(box, large.shape[1], large.shape[0]),
                 overlap,

@@ -34,7 +34,8 @@ _LESS: Final = ("ece", "gap_before", "gap_after", "maxskew@")
 class Row(NamedTuple):
     """One score of one record, or (`metric` None) a task of the suite that the model has no record of.
 
-    `value`, the interval and `chance` are fractions of 1, or ranks; `reported_percent` is as printed by its source and
+    `value`, the interval and `chance` are fractions of 1, or ranks; `centre_baseline` is what the pointing game gives
+    to always pointing at the image's middle; `reported_percent` is as printed by its source and
     `difference_points` is ours minus theirs in percentage points; `verdict` on it is "reproduced" (at most
     `REPRODUCED` points apart), "within interval" (theirs lies in our 95 % interval) or "off". `version` is clipbench's,
     `commit` that of its checkout. `kept_off` has the kinds of reasons why the record may not stand on the leaderboard
@@ -56,6 +57,7 @@ class Row(NamedTuple):
     high: float | None = None
     n: int | None = None
     chance: float | None = None
+    centre_baseline: float | None = None
     reported_percent: float | None = None
     reported_confidence: str | None = None
     reported_source: str | None = None
@@ -180,6 +182,19 @@ def less_is_better(metric: str) -> bool:
     return metric.endswith("_rank") or metric.startswith(_LESS)
 
 
+def centre_baseline(record: Record) -> tuple[float, float, tuple[float, float] | None] | None:
+    """Of a record of grounding: what the image's middle scores, how far above it the model is, and that one's interval.
+
+    None for other records, those made before it was measured, and evidence that is not as we write it.
+    """
+    match record.evidence.get("centre_baseline"):
+        case {"value": float(value), "above": float(above), "above_ci95": [float(low), float(high)]}:
+            return value, above, (low, high)
+        case {"value": float(value), "above": float(above), "above_ci95": None}:
+            return value, above, None
+    return None
+
+
 def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]:
     """One for each score of a record, the primary one first, or that one alone."""
     record = stored.record
@@ -231,6 +246,9 @@ def _scored(record: Record, metric: str, published: Sequence[Reported]) -> dict[
         "high": score.ci95[1],
         "n": score.n,
         "chance": score.chance,
+        "centre_baseline": centre[0]
+        if metric == "pointing_game" and (centre := centre_baseline(record))
+        else None,
     }
     fitting = [r for r in published if (r.task, r.metric) == (record.task, metric)]
     if fitting:

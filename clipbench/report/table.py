@@ -383,6 +383,8 @@ def _remarks(record: Record) -> list[str]:
         said.append(
             f"{sum(map(len, same)):,} classes have the same prompts as another, so no model tells them apart: {named}"
         )
+    if centre := frame.centre_baseline(record):
+        said.append(_beside_centre(*centre))
     if "lambda" in evidence.get("chosen", {}):
         chosen, validation = evidence["chosen"], evidence["validation"]
         said.append(
@@ -398,6 +400,21 @@ def _remarks(record: Record) -> list[str]:
     if evidence.get("not_converged"):
         said.append(f"not converged: {'; '.join(map(_fit, evidence['not_converged']))}")
     return said
+
+
+def _beside_centre(value: float, above: float, ci95: tuple[float, float] | None) -> str:
+    """What no model is: the baseline of grounding, and the pointing game beside it.
+
+    >>> _beside_centre(0.25, 0.125, (-0.01, 0.26))
+    "always pointing at the image's middle gets 25.00; the pointing game is +12.50 from that (95 % -1.00 … +26.00)"
+    """
+    interval = (
+        "no interval: images do not differ" if ci95 is None else f"95 % {numbers.ends(*ci95, None, '+')}"
+    )
+    return (
+        f"always pointing at the image's middle gets {numbers.number(value, None)}; the pointing game is "
+        f"{numbers.number(above, None, '+')} from that ({interval})"
+    )
 
 
 def _noted(note: Noted) -> str:
