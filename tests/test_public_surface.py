@@ -41,6 +41,7 @@ SURFACE = {
     "clipbench.data.cifar": "Batches Form",
     "clipbench.data.fetched": "archive_of",
     "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
+    "clipbench.data.matlab": "read",
     "clipbench.data.tables": "Table read tells_splits",
     "clipbench.data.text": "decoded lines",
     "clipbench.data": "Captions Expressions Note Objects Sample Split",

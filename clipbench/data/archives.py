@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-import numpy as np
-
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Note, cifar
+from clipbench.data import Note, cifar, matlab
 from clipbench.data.hub import split_names
 from clipbench.data.image_folder import ImageFolder
 from clipbench.data.layout import FileLayout, first_line, printable
@@ -238,9 +236,9 @@ def _flowers(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | No
     keys = [{"train": "trnid", "val": "valid", "test": "tstid"}[name] for name in asked]
     found, labels = _mat(sets, unpack, *keys), _mat(of, unpack, "labels")
     with _form(sets):
-        numbers = [int(n) for key in keys for n in np.atleast_1d(found[key])]
+        numbers = [_number([n]) for key in keys for n in found[key]]
     with _form(of):
-        every = [int(n) for n in np.atleast_1d(labels["labels"])]
+        every = [_number([n]) for n in labels["labels"]]
     outside = [n for n in numbers if not 1 <= n <= len(every)]
     if outside:
         raise DataError(
@@ -266,9 +264,12 @@ def _cars(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
         unpack = "car_ims.tgz"
         found = _mat(older, unpack, "annotations", "class_names")
         with _form(older):
-            rows = np.atleast_1d(found["annotations"])
-            names = [str(name) for name in np.atleast_1d(found["class_names"])]
-            listed = [(str(r["relative_im_path"]), int(r["class"]) - 1, bool(r["test"])) for r in rows]
+            rows = found["annotations"]
+            names = [_string(name) for name in found["class_names"]]
+            listed = [
+                (_string(r["relative_im_path"]), _number(r["class"]) - 1, bool(_number(r["test"])))
+                for r in rows
+            ]
         chosen = [(image, label) for image, label, test in listed if ("test" if test else "train") in asked]
         annotations = [older]
     else:
@@ -276,15 +277,15 @@ def _cars(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
         meta = base / "devkit" / "cars_meta.mat"
         described = _mat(meta, unpack, "class_names")
         with _form(meta):
-            names = [str(name) for name in np.atleast_1d(described["class_names"])]
+            names = [_string(name) for name in described["class_names"]]
         annotations, chosen = [meta], []
         for name in asked:
             file = _cars_annotations(base, name, unpack)
             annotations.append(file)
             found = _mat(file, unpack, "annotations")
             with _form(file):
-                for row in np.atleast_1d(found["annotations"]):
-                    chosen.append((f"cars_{name}/{row['fname']}", int(row["class"]) - 1))
+                for row in found["annotations"]:
+                    chosen.append((f"cars_{name}/{_string(row['fname'])}", _number(row["class"]) - 1))
     images, labels = [image for image, _ in chosen], [label for _, label in chosen]
     return _noted(_Archived(base, images, labels, annotations, unpack, names), notes)
 
@@ -442,8 +443,8 @@ def _synsets(file: Path) -> dict[str, str]:
     found = _mat(file, "ILSVRC2012_devkit_t12.tar.gz", "synsets")
     with _form(file):
         rows = [
-            (int(r["ILSVRC2012_ID"]), str(r["WNID"]), int(r["num_children"]))
-            for r in np.atleast_1d(found["synsets"])
+            (_number(r["ILSVRC2012_ID"]), _string(r["WNID"]), _number(r["num_children"]))
+            for r in found["synsets"]
         ]
     return {str(number): wnid for number, wnid, children in rows if children == 0}
 
@@ -533,25 +534,22 @@ def _place(names: list[str], name: str, file: Path, of: Path) -> int:
 
 
 def _mat(file: Path, unpack: str, *names: str) -> dict[str, Any]:
-    """Variables of a Matlab file. Nothing that such a file can hold is run.
+    """Variables of a Matlab file (see `matlab.read`)."""
+    return matlab.read(_there(file, unpack), names)
 
-    Raises:
-        DataError: it is missing, cannot be read, or lacks one of them.
-    """
-    from scipy.io import loadmat
 
-    try:
-        found: dict[str, Any] = loadmat(_there(file, unpack), squeeze_me=True, variable_names=names)
-    except DataError:
-        raise
-    except Exception as error:  # scipy raises nearly anything on a damaged file
-        raise DataError(
-            f"{file} cannot be read as a Matlab file: {first_line(error)}", hint=f"fetch it again: {unpack}"
-        ) from None
-    lost = [name for name in names if name not in found]
-    if lost:
-        raise DataError(f"{file} holds no variable {lost[0]}", hint=f"fetch it again: {unpack}")
-    return found
+def _number(value: Any) -> int:
+    """The one whole number that an array of Matlab's holds."""
+    (number,) = value
+    if int(number) != number:
+        raise ValueError(f"{number} is no whole number")
+    return int(number)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is expected, found {type(value).__name__}")
+    return value
 
 
 @contextlib.contextmanager
