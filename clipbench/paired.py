@@ -1,6 +1,7 @@
 """Two models on the same samples: paired tests and intervals of the difference, exact where that can be.
 
-All of it is about which samples the test set happened to hold; it says nothing of training seeds.
+All of it is about which samples the test set happened to hold, of few-shot probes also which shots were drawn; it says
+nothing of training seeds.
 """
 
 from __future__ import annotations
@@ -182,6 +183,44 @@ def _normal(
     else:
         less, more = _NORMAL.cdf(centre / error), _NORMAL.cdf(-centre / error)
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
+
+
+def of_draws(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, same: bool
+) -> tuple[Difference, float]:
+    """The difference of two means over draws (of shots) and samples, and the variance that comes from the draws.
+
+    Both which shots were drawn and which samples there are may have been others: t, as `stats.of_draws`.
+
+    Args:
+        first, second: what each sample adds in each draw, float64 [R, N] and [S, N].
+        same: both had the same shots in each draw (then R = S), so that draws are paired.
+
+    >>> found, _ = of_draws(np.zeros((3, 4)), np.full((3, 4), 0.5) + np.array([[-0.1], [0.0], [0.1]]), same=True)
+    >>> round(found.value, 3), round(found.p, 3), found.method
+    (0.5, 0.013, 't over draws and samples')
+    """
+    from scipy.stats import t
+
+    gains = second.mean(axis=0) - first.mean(axis=0)
+    n = gains.size
+    error = float(gains.std()) / math.sqrt(max(n - 1, 1))
+    one, other = first.mean(axis=1), second.mean(axis=1)
+    value = float(gains.mean())
+    parts = [other - one] if same else [one, other]
+    told = [part for part in parts if part.size > 1]
+    between = sum(float(np.var(part, ddof=1)) / part.size for part in told)
+    total = between + error**2
+    if total == 0:
+        return _normal(value, (value, value), 0.0, "no spread", n), 0.0
+    square = sum((float(np.var(part, ddof=1)) / part.size) ** 2 / (part.size - 1) for part in told)
+    freedom = total**2 / (square + error**4 / max(n - 1, 1))
+    spread = math.sqrt(total)
+    half = float(t.ppf(0.975, freedom)) * spread
+    less, more = float(t.cdf(value / spread, freedom)), float(t.sf(value / spread, freedom))
+    ci95 = value - half, value + half
+    method = "t over draws and samples"
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n), between
 
 
 def of_contributions(parts: Sequence[Contributions], seed: int) -> Difference:

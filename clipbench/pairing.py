@@ -89,6 +89,13 @@ def pair(first: Stored, second: Stored) -> Pair:
     if shares[0] is None or shares[1] is None:
         scores = (stored.record.scores[metric] for stored in (first, second))
         return Pair(paired.of_scores(*scores), ids, None, classes, left_out)
+    drawn = [_draws(metric, table, params) for table in (a, b)]
+    if len(drawn[0]) > 1 or len(drawn[1]) > 1:
+        same = first.record.seed == second.record.seed and len(drawn[0]) == len(drawn[1])
+        found, between = paired.of_draws(*map(np.stack, drawn), same=same)
+        gains = shares[1] - shares[0]
+        contributions = Contributions(images, ids, gains / len(ids), between)
+        return Pair(found, ids, gains, classes, left_out, contributions)
     groups = a.get("image", ids)
     names, one, two = _grouped(groups, shares[0], shares[1])
     contributions = Contributions(images, names, (two - one) / len(names))
@@ -115,8 +122,18 @@ def contributions(stored: Stored) -> Contributions | None:
     shares = _shares(metric, table, params)
     if shares is None or not shares.size:
         return None
+    draws = [float(one.mean()) for one in _draws(metric, table, params)]
+    more = float(np.var(draws, ddof=1)) / len(draws) if len(draws) > 1 else 0.0
     names, grouped, _ = _grouped(table.get("image", table["id"]), shares, shares)
-    return Contributions(images, names, grouped / len(names))
+    return Contributions(images, names, grouped / len(names), more)
+
+
+def _draws(metric: str, table: Columns, params: dict[str, Any]) -> list[Doubles]:
+    """What each sample adds to the metric in each draw of shots; nothing where there are no draws."""
+    names = [name for name in table if name.startswith("rank_")]
+    rest = {name: column for name, column in table.items() if name not in names}
+    found = (_shares(metric, rest | {name: table[name]}, params) for name in names)
+    return [share for share in found if share is not None]
 
 
 def _precision_contributed(metric: str, table: Columns, params: dict[str, Any]) -> Doubles:

@@ -1,7 +1,8 @@
 """Scores with their uncertainty: 95 % intervals for every metric, the same for the same seed.
 
 Wilson's interval for proportions; a bootstrap of 1,000 seeded resamples for the rest. The interval is about
-which samples the test set happened to hold; it says nothing of training seeds.
+which samples the test set happened to hold, of few-shot probes also which shots were drawn; it says nothing of
+training seeds.
 """
 
 from __future__ import annotations
@@ -168,6 +169,34 @@ def of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
     return mean, (mean - half, mean + half)
+
+
+def of_draws(values: Sequence[float], error: float, n: int) -> tuple[float, float]:
+    """How uncertain the mean of `values` is, of draws (of shots) that are all measured on the same images.
+
+    Returns half the width of its 95 % interval, and the degrees of freedom: Student's t at Welch's degrees for the sum
+    of two variances, of which draws and of which images there are (Satterthwaite 1946, Biometrics Bulletin 2:110). A
+    single draw says nothing of others, so that only the images count.
+
+    Args:
+        values: R ≥ 1 of them, one a draw.
+        error: standard error of their mean where the images alone vary.
+        n: images.
+
+    >>> half, freedom = of_draws([0.5, 0.6, 0.7], 0.0, 100)
+    >>> round(half, 3), freedom  # as `of_seeds`
+    (0.248, 2.0)
+    """
+    from scipy.stats import t
+
+    count = len(values)
+    between = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
+    total = between + error**2
+    if total == 0:
+        return 0.0, math.inf
+    parts = between**2 / max(count - 1, 1) + error**4 / max(n - 1, 1)
+    freedom = total**2 / parts
+    return float(t.ppf(0.975, freedom)) * math.sqrt(total), freedom
 
 
 # --------------------------------------------------------------------- scores

@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from clipbench import metrics, paired, stats
 from clipbench.jointly import Contributions, summed
@@ -116,6 +117,42 @@ def suite_mean(shared: int, trials: int, seed: int) -> float:
     return covered / trials
 
 
+def few_shots(draws: int, trials: int, seed: int, *, images_alone: bool = False) -> float:
+    """Of the mean accuracy over draws of shots, whose own accuracies have a standard deviation of 5.4 points."""
+    rng = np.random.default_rng(seed)
+    covered = 0
+    for _ in range(trials):
+        right = _right(rng, rng.normal(0.6, 0.054, draws), rng.normal(size=360))
+        hits = right.mean(axis=0)
+        error = float(hits.std()) / 359**0.5
+        half, _ = stats.of_draws([0.6] * draws if images_alone else right.mean(axis=1).tolist(), error, 360)
+        covered += abs(hits.mean() - 0.6) <= half
+    return covered / trials
+
+
+def _right(
+    rng: np.random.Generator, accuracy: NDArray[np.float64], images: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Which images each draw is right on, [draws, n]: some images are harder than others, for all draws."""
+    cut: NDArray[np.float64] = norm.ppf(accuracy)
+    return (images + rng.normal(size=(len(accuracy), len(images)))) / 2**0.5 < cut[:, None]
+
+
+def few_shots_of_two(draws: int, trials: int, seed: int, *, same: bool) -> tuple[float, float]:
+    """Of the difference of two equal models over draws, with the same shots or others; and how often p < 0.05."""
+    rng = np.random.default_rng(seed)
+    covered = told = 0
+    for _ in range(trials):
+        images, accuracy = rng.normal(size=360), rng.normal(0.6, 0.054, (2, draws))
+        own = rng.normal(0, 0.02, (2, draws))  # what a draw does to one model alone
+        of = [np.clip(accuracy[0 if same else side] + own[side], 0.01, 0.99) for side in (0, 1)]
+        first, second = (_right(rng, one, images).astype(np.float64) for one in of)
+        found, _ = paired.of_draws(first, second, same=same)
+        covered += found.ci95[0] <= 0 <= found.ci95[1]
+        told += found.p < 0.05
+    return covered / trials, told / trials
+
+
 def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
     """Name, simulation, and how many trials of 1,000 it gets (large sets are slow)."""
     kinds: tuple[APKind, ...] = ("area", "11pt", "envelope")
@@ -125,6 +162,8 @@ def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
             share = 1_000 if sets.n == 100 else 500 if sets.n < 1_000 else 200
             label = f"map_{kind}, {name.lower()}: n = {sets.n:,}, {sets.classes} classes"
             yield label, partial(average_precision, sets, kind), share
+    yield "few shots, 5 draws", partial(few_shots, 5), 2_000
+    yield "few shots, 3 draws", partial(few_shots, 3), 2_000
     yield "mean of a suite, 5 tasks of the same images", partial(suite_mean, 5), 2_000
     yield "difference of two map_area, few_classes", _difference, 1_000
 

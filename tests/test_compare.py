@@ -207,6 +207,31 @@ def test_average_precision_is_in_the_mean_by_how_it_hangs_on_each_image() -> Non
         assert error == pytest.approx(spread, rel=0.15)
 
 
+def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def of_draws(root: Path, model: str, shares: list[float]) -> None:
+        ranks = [np.where(rng.random(900) < share, 0, 1) for share in shares]
+        own: dict[str, Any] = {"task": "a-lp@1-shot", "fingerprints": {"split:test": "00"}, "model": model}
+        score = Score(float(np.mean([r == 0 for r in ranks])), (0, 1), 900, 0.1)
+        record = make_record(**own, primary="acc1", scores={"acc1": score})
+        columns = {f"rank_{i}": rank for i, rank in enumerate(ranks)}
+        ids = np.array([str(i) for i in range(900)], dtype=object)
+        records.write(record, {"id": ids, "target": np.arange(900) % 5} | columns, root)
+
+    of_draws(tmp_path, "a", [0.5, 0.5, 0.5])
+    of_draws(tmp_path, "b", [0.48, 0.58, 0.68])  # by the images alone p would be below 1e-6
+    of_draws(tmp_path, "c", [0.7, 0.72, 0.74])
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    assert found.difference == pytest.approx(0.08, abs=0.03)
+    assert (found.method, found.verdict) == ("t over draws and samples", "not distinguishable")
+    (found,) = compare.compare("a", "c", tmp_path, None, 0.05, 5)
+    assert (found.verdict, found.n) == ("better", 900)
+    part = pairing.contributions(records.load(records.path_of("b", "a-lp@1-shot", tmp_path)))
+    assert part is not None
+    assert part.more == pytest.approx(0.1**2 / 3, rel=0.6)
+
+
 def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:
     for folder, share in (("old", 0.5), ("new", 0.9)):
         for model in ("a", "b"):

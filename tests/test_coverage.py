@@ -32,3 +32,16 @@ def test_a_difference_of_average_precisions_is_covered_and_equal_models_are_told
 
 def test_a_mean_over_tasks_that_share_images_is_covered() -> None:
     assert 0.92 <= covering.suite_mean(5, trials=1_000, seed=1) <= 0.98  # as if independent: about 0.65
+
+
+@pytest.mark.parametrize("draws", [3, 5])
+def test_few_shot_intervals_say_which_shots_were_drawn_too(draws: int) -> None:
+    assert covering.few_shots(draws, trials=1_000, seed=1) >= 0.92
+    assert covering.few_shots(draws, trials=1_000, seed=1, images_alone=True) < 0.9
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same shots", "other shots"])
+def test_differences_of_few_shot_probes_are_covered(same: bool) -> None:
+    covered, told = covering.few_shots_of_two(5, trials=1_000, seed=1, same=same)
+    assert covered >= 0.92
+    assert told <= 0.08

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipbench import metrics
+from clipbench import metrics, stats
 from clipbench.cards import Document, TaskCard, parse
 from clipbench.catalog import Catalog
 from clipbench.data import Split
@@ -334,12 +334,14 @@ def test_few_shots_are_drawn_from_data_set_seed_draw_and_shots_alone(tmp_path: P
     other = run(card(tmp_path), splits, FakeEncoder(), params, seed=1)
     per_draw = outcome.evidence["per_draw"]["acc1"]
     assert per_draw == again.evidence["per_draw"]["acc1"] != other.evidence["per_draw"]["acc1"]
-    assert len(set(per_draw)) == 3
+    assert len(set(per_draw)) == 5
     assert outcome.scores["acc1"].value == pytest.approx(np.mean(per_draw))
     low, high = outcome.scores["acc1"].ci95
     assert low < np.mean(per_draw) < high
+    shots_alone = stats.of_draws(per_draw, 0.0, 1)[0]
+    assert (high - low) / 2 > shots_alone * 0.9  # which shots were drawn is in it
     assert outcome.evidence["std"]["acc1"] == pytest.approx(np.std(per_draw, ddof=1))
-    assert [draw["n"] for draw in outcome.evidence["draws"]] == [40, 40, 40]
+    assert [draw["n"] for draw in outcome.evidence["draws"]] == [40] * 5
     more = Params.model_validate({"shots": 16, "classifier": LAMBDAS})
     better = run(card(tmp_path), splits, FakeEncoder(), more, seed=0)
     assert better.scores["acc1"].value > outcome.scores["acc1"].value + 0.03

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,7 +110,7 @@ class Params(Strict):
     test: str = "test"
     holdout: float = Field(0.2, gt=0, lt=1)
     shots: int | None = Field(None, ge=1)
-    draws: int = Field(3, ge=1)
+    draws: int = Field(5, ge=1)
     classifier: Annotated[Logistic | AdamW | SgdVirtex | Knn, Field(discriminator="kind")] = Logistic()
     difficult: Literal["ignore", "positive", "negative"] | None = None
 
@@ -411,7 +412,8 @@ def _few_shot(
     params: Params,
     seed: int,
 ) -> Outcome:
-    """`draws` probes on few samples a class; scores are means over the draws, their intervals over test samples.
+    """`draws` probes on few samples a class; scores are means over the draws, their intervals about which shots are
+    drawn and which test samples there are (`stats.of_draws`).
 
     A draw depends on the data set's id, the seed, its number and `shots` alone: no title or other word on a card.
     """
@@ -471,10 +473,17 @@ def _mean_of(
         values = [outcome.scores[name].value for outcome in found]
         per_draw[name] = values
         if name == "mean_per_class_recall":
-            low, high = (float(np.mean([o.scores[name].ci95[end] for o in found])) for end in (0, 1))
+            error = _error_of_recall((ranks < 1).mean(axis=0), test.labels)
         else:
-            low, high = stats.bootstrap_mean((ranks < (5 if name == "acc5" else 1)).mean(axis=0), seed)
-        scores[name] = stats.Score(float(np.mean(values)), (low, high), first.n, first.chance)
+            hits = (ranks < (5 if name == "acc5" else 1)).mean(axis=0)
+            error = float(hits.std()) / math.sqrt(max(len(hits) - 1, 1))
+        value = float(np.mean(values))
+        half, _ = stats.of_draws(values, error, ranks.shape[1])
+        if half == 0:  # all draws and samples alike: what one sample of each of them would say
+            low, high = stats.wilson(value * ranks.shape[1], ranks.shape[1])
+        else:
+            low, high = max(0.0, value - half), min(1.0, value + half)
+        scores[name] = stats.Score(value, (low, high), first.n, first.chance)
     recall = np.mean([outcome.per_class["recall"] for outcome in found], axis=0)
     samples: dict[str, Any] = {"id": test.ids, "target": test.labels}
     samples |= {f"rank_{i}": rank for i, rank in enumerate(ranks)}
@@ -489,6 +498,18 @@ def _mean_of(
         "criterion": _criterion(settings, sweep=False),
     }
     return Outcome(scores, {"recall": recall}, samples, evidence)
+
+
+def _error_of_recall(hits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Standard error of the mean over classes of the mean of `hits` (float64 [n]) within each.
+
+    Classes of a single sample count with the variance that hits have at most at their mean.
+    """
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    mean = np.bincount(place, weights=hits) / counts
+    variance = np.bincount(place, weights=(hits - mean[place]) ** 2) / np.maximum(counts - 1, 1)
+    variance = np.where(counts > 1, variance, hits.mean() * (1 - hits.mean()))
+    return float(np.sqrt((variance / counts).sum()) / len(counts))
 
 
 # -------------------------------------------------------------------- minibatches
