@@ -50,13 +50,8 @@ SURFACE = {
         "filed load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json "
         "utc_now write write_pictures"
     ),
-<<<<<<< HEAD
     "clipbench.report.frame": "Row centre_baseline less_is_better metrics_of of_tasks read results rows",
-    "clipbench.paired": "Difference holm of_average_precision of_contributions of_means of_scores sign_flip",
-=======
-    "clipbench.report.frame": "Row less_is_better metrics_of of_tasks read results rows",
     "clipbench.paired": "Difference holm of_average_precision of_contributions of_draws of_means of_scores sign_flip",
->>>>>>> 5cdf269 (Few-shot intervals and differences say which shots were drawn too; five draws instead of three (lp version 3))
     "clipbench.compare": "Comparison adjusted compare judged matched means of",
     "clipbench.report.board": "Mean Section check leaderboard sections",
     "clipbench.report.site": "build page write",
