@@ -319,6 +319,55 @@ def test_batches_that_python_3_wrote_are_read(tmp_path: Path) -> None:
         assert (np.asarray(open_image(sample.image)).transpose(2, 0, 1).ravel() == pixels[0]).all()
 
 
+# ----------------------------------------------------------------------- other forms
+
+
+def test_cars_in_one_list_are_parted_by_its_marks(tmp_path: Path) -> None:
+    entry = of_card("cars")
+    names = np.empty((1, 196), object)
+    names[0] = list(entry.card.classes)
+    (tmp_path / "car_ims").mkdir()
+    rows = [(f"car_ims/{n:06d}.jpg", 196 - n, n % 3 == 0) for n in range(6)]
+    for number, (path, _, _) in enumerate(rows):
+        (tmp_path / path).write_bytes(small.picture(number))
+    paths, classes, tests = zip(*rows, strict=True)
+    fields = {"relative_im_path": paths, "class": [np.uint8(c) for c in classes], "test": tests}
+    savemat(tmp_path / "cars_annos.mat", {"annotations": archived._structs(fields), "class_names": names})
+    train, test = opened(entry, "train", tmp_path), opened(entry, "test", tmp_path)
+    assert list(test.ids) == [paths[0], paths[3]]
+    assert test.labels.tolist() == [195, 192]
+    assert list(train.ids) == [paths[i] for i in (1, 2, 4, 5)]
+    assert train.labels.tolist() == [194, 193, 191, 190]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "peer", "options"),
+    [
+        ("dtd", "DTD", {"split": "test"}),
+        ("pets", "OxfordIIITPet", {"split": "trainval"}),
+        ("aircraft", "FGVCAircraft", {"split": "trainval"}),
+        ("cars", "StanfordCars", {"split": "test"}),
+    ],
+)
+def test_torchvision_reads_the_same_images_and_classes_in_the_same_order(
+    dataset: str, peer: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    from torchvision import datasets
+
+    write, named, _, _ = SETS[dataset]
+    entry = of_card(dataset)
+    write(tmp_path / ("dtd" if dataset == "dtd" else ""), [named(name) for name in entry.card.classes], 1, 1)
+    theirs = getattr(datasets, peer)(tmp_path, **options)
+    if dataset == "cars":
+        files, labels = zip(*theirs._samples, strict=True)
+    else:
+        files, labels = getattr(theirs, "_image_files", None) or theirs._images, theirs._labels
+    split = opened(entry, "test" if options["split"] == "test" else "train", tmp_path)
+    assert [Path(i).name for i in split.ids] == [Path(file).name for file in files]
+    ours = [entry.card.classes[label] for label in split.labels]
+    assert [name.casefold() for name in ours] == [theirs.classes[label].casefold() for label in labels]
+
+
 # ------------------------------------------------------------ what is missing or damaged
 
 #: data set → a file of its archive, and what the error says, and what to unpack
