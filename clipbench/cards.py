@@ -413,6 +413,9 @@ class TaskCard(Strict):
     `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
     `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
 
+    `expressions: classes` makes the expressions of COCO's instances: the class name of each object that is the only one
+    of its class in its image. Otherwise people's expressions come with the data.
+
     `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
     """
 
@@ -428,6 +431,7 @@ class TaskCard(Strict):
     kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
     also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     boxes: Literal["as-stored", "exif"] | None = None
+    expressions: Literal["classes"] | None = None
     classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
     other_labels: Literal["error", "ignore"] = "error"
@@ -519,6 +523,13 @@ class TaskCard(Strict):
             raise Misplaced(f"also names {self.kind} or one kind twice", "also")
         if self.boxes is not None and "expressions" not in (self.kind, *self.also):
             raise Misplaced("boxes belongs to sets of expressions", "boxes")
+        if self.expressions is not None and self.kind != "expressions":
+            raise Misplaced("expressions: classes belongs to sets of kind expressions", "expressions")
+        if self.expressions is not None and not (self.source.local or self.source.path):
+            raise Misplaced(
+                "expressions: classes reads COCO's instances_<split>.json: its source is local or a path",
+                "expressions",
+            )
         if self.other_labels == "ignore" and self.kind != "multi-label":
             raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
         if self.kind in LABELLED and "default" not in self.templates:
@@ -541,7 +552,8 @@ class TaskCard(Strict):
     def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
-        unset, later = (("other_labels", "error"), ("boxes", None)), ("also", "images_of")
+        unset = (("other_labels", "error"), ("boxes", None), ("expressions", None))
+        later = ("also", "images_of")
         return {
             k: v
             for k, v in fields.items()

@@ -550,6 +550,10 @@ def test_preprocess_side_is_the_crop_where_there_is_one() -> None:
         ("kind: captions\nclasses: [cat, dog]\n", "a set of captions has no classes"),
         ("kind: expressions\nprompts_source: mine\n", "a set of expressions has no prompts_source"),
         ("classes: [cat, dog]\n", 'missing key "templates", which a single-label set needs'),
+        (
+            "kind: captions\nexpressions: classes\n",
+            r"mine\.yaml:6: expressions: classes belongs to sets of kind expressions",
+        ),
         ("kind: captions\nalso: [captions]\n", "also names captions or one kind twice"),
         ("kind: captions\nalso: [expressions, expressions]\n", "also names captions or one kind twice"),
     ],

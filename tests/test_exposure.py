@@ -265,6 +265,7 @@ def test_the_page_tells_what_a_model_was_trained_on(tmp_path: Path) -> None:
         ("lite-minilm", "coco-363", "test", "coco-363-captions train: some or all of 159 images"),
         ("lite-minilm", "coco-363-voc", "test", "coco-363-captions train: some or all of 159 images"),
         ("lite-minilm", "coco-363-expressions", "test", "coco-363-captions train"),
+        ("lite-minilm", "coco-363-objects", "test", "coco-363-captions train: some or all of 134 images"),
         ("lite-minilm", "imagenet-1k-sample", "test", "imagenet train: some or all of 1,000 images"),
         ("lite-minilm", "imagenet", "test", ""),
         ("lite-minilm", "tiny-imagenet", "test", ""),

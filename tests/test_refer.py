@@ -452,6 +452,126 @@ def test_the_hubs_copy_of_the_shipped_cards_form(hub: test_hub.Hub, tmp_path: Pa
     assert found["testA"]["images"] == [hashlib.sha256(jpeg(0)).hexdigest()]
 
 
+# ------------------------------------------- class names of COCO's instances
+
+#: image, class, box (x, y, width, height), crowd; two categories have one name, as sets that were put together have
+OBJECTS: list[tuple[int, int, list[float], int]] = [
+    (0, 1, [1.0, 2.0, 3.5, 4.0], 0),
+    (0, 2, [0, 0, 2, 2], 0),  # two dogs
+    (0, 2, [4, 4, 2, 2], 0),
+    (0, 3, [5.0, 1.0, 4.2, 2.0], 0),  # an edge that rounding carried beyond the image
+    (1, 2, [0, 0, 2, 2], 0),  # a dog, and a crowd of them
+    (1, 2, [0, 0, 9, 8], 1),
+    (1, 1, [1, 1, 8, 7], 1),  # a crowd alone
+    (1, 3, [1, 1, 0, 7], 0),
+    (2, 4, [2, 1, 3, 3], 0),
+    (2, 1, [4, 1, 3, 3], 0),
+    (2, 3, [2, 1, 3, 3], 0),
+]
+
+
+def write_objects(root: Path, file: str = "instances.json", **changes: Any) -> Path:
+    names = {1: "cat", 2: "dog", 3: "tv", 4: "cat"}
+    listed = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(NAMES)],
+        "annotations": [
+            {"id": 70 + n, "image_id": image, "category_id": kind, "bbox": box, "iscrowd": crowd}
+            for n, (image, kind, box, crowd) in enumerate(OBJECTS)
+        ],
+        "categories": [{"id": key, "name": name} for key, name in names.items()],
+    }
+    write_images(root / "images")
+    (root / "annotations").mkdir()
+    (root / "annotations" / file).write_text(json.dumps(listed | changes))
+    human = [{"file_name": NAMES[0], "expression": "left cat", "bbox_xyxy": [1, 2, 3, 4]}]
+    (root / "annotations" / "referring_expressions.json").write_text(json.dumps(human))
+    return root
+
+
+ALONE: dict[str, Any] = {"splits": {"val": {"name": "val2017"}}, "expressions": "classes"}
+
+
+def test_an_object_alone_of_its_class_is_called_by_its_name(tmp_path: Path) -> None:
+    split = open_val(write_objects(tmp_path), **ALONE)
+    found = of(split)
+    assert list(split.ids) == [NAMES[0], NAMES[2]]
+    assert found.ids == ("70", "73", "80")
+    assert found.texts == ("cat", "tv", "tv")
+    assert found.image.tolist() == [0, 0, 1]
+    assert found.boxes.tolist() == [[1, 2, 4.5, 6], [5, 1, 9, 3], [2, 1, 5, 4]]
+    assert [str(note) for note in split.notes] == [
+        f"6 objects left out: their image shows others of their class (71 (dog, {NAMES[0]}), 72 (dog, {NAMES[0]}), "
+        f"74 (dog, {NAMES[1]}), …)",
+        f"1 objects left out: they are crowds (iscrowd) (76 (cat, {NAMES[1]}))",
+        f"1 objects left out: their box has no area (77 (tv, {NAMES[1]}))",
+        f"1 images left out: no object in them is the only one of its class ({NAMES[1]})",
+    ]
+    human = open_val(tmp_path, splits=ALONE["splits"])  # a card that does not say so reads what people wrote
+    assert of(human).texts == ("left cat",)
+    assert human.fingerprint != split.fingerprint
+
+
+def test_objects_of_a_split_with_a_name(tmp_path: Path) -> None:
+    split = open_val(write_objects(tmp_path, "instances_refcoco_unc_val.json"), expressions="classes")
+    assert of(split).texts == ("cat", "tv", "tv")
+    with pytest.raises(DataError, match=r"no testA split in .*instances_refcoco_unc_testA\.json"):
+        open_val(tmp_path, "testA", expressions="classes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": [{"id": 1, "image_id": 0, "category_id": 1}]}, r"annotations\[0\] has no bbox"),
+        (
+            {"annotations": [{"id": 1, "image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]},
+            r"annotations\[0\] has the image_id 9, which the file does not list",
+        ),
+        (
+            {"annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 1]}]},
+            r"expression 1 .* has the box \[0, 0, 1\], expected four numbers",
+        ),
+        (
+            {"annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 90, 80]}]},
+            "outside the image of 9 × 8 px",
+        ),
+        ({"annotations": []}, "val split at .* is empty"),
+    ],
+)
+def test_instances_that_name_no_object(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_val(write_objects(tmp_path, **changes), **ALONE)
+
+
+def test_a_folder_without_instances_has_no_class_names(tmp_path: Path) -> None:
+    (tmp_path / "val2017.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no annotations/instances\*\.json in .*\n.*instances_val2017\.json"):
+        open_val(tmp_path, **ALONE)
+
+
+def test_class_names_are_of_local_instances() -> None:
+    with pytest.raises(ValueError, match="its source is local or a path"):
+        entry(source={"hub": "someone/refcoco"}, expressions="classes")
+    assert "expressions" not in entry().card.canonical()  # records of cards that do not say it stay valid
+    assert entry(expressions="classes").card.canonical()["expressions"] == "classes"
+
+
+@pytest.mark.shared
+def test_class_names_on_real_images(shared_data: Path) -> None:
+    dataset = Catalog().dataset("coco-363-objects")
+    split = open_split(dataset, "test", DataPaths({dataset.id: shared_data / "coco-363"}, ()))
+    found = of(split)
+    assert (len(split), len(found.texts)) == (134, 353)
+    assert [(note.kind, note.count) for note in split.notes] == [
+        ("objects-of-a-kind", 1010),
+        ("images-left-out", 25),
+    ]
+    dog = found.texts.index("dog")
+    listed = json.loads((shared_data / "coco-363/annotations/instances.json").read_text())
+    (entry_of_dog,) = [a for a in listed["annotations"] if str(a["id"]) == found.ids[dog]]
+    x, y, width, height = entry_of_dog["bbox"]
+    assert found.boxes[dog].tolist() == pytest.approx([x, y, x + width, y + height])
+
+
 @pytest.mark.shared
 def test_human_expressions_on_real_images(shared_data: Path) -> None:
     dataset = Catalog().dataset("coco-363-expressions")

@@ -1,4 +1,5 @@
-"""COCO's instance annotations as a multi-label set: a class is present in an image that has a box of it.
+"""COCO's instance annotations: as a multi-label set, a class being present in an image that has a box of it; and as
+objects that their class names alone tell apart.
 
 A copy is a folder with `annotations/instances_<split>.json` and the images in `<split>/`, `images/<split>/` or
 `images/`. Source: the data format on cocodataset.org (lists `images`, `annotations`, `categories`).
@@ -34,6 +35,7 @@ _READ: Lists = {
     "categories": {"id": ID, "name": (str,)},
     "annotations": {"image_id": ID, "category_id": ID},
 }
+_WITH_BOXES: Lists = {**_READ, "annotations": {**_READ["annotations"], "id": ID, "bbox": (list,)}}
 
 
 def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -45,6 +47,21 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
 
     Raises:
         DataError: no such split, a JSON file that is not COCO's, or an image that is missing.
+    """
+    file = instances_file(dataset, role, root)
+    if file is None:
+        return None
+    names = split_names(dataset.card.splits[role], role)
+    return _Instances(
+        file, root, [*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root]
+    )
+
+
+def instances_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | None:
+    """The annotation file of the split that plays `role`, in the COCO folder `root`; None where it has no such files.
+
+    Raises:
+        DataError: there are files of other splits alone.
     """
     annotations = root / "annotations"
     there = sorted(p.name for p in annotations.glob("instances*.json"))
@@ -60,9 +77,7 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
             f"{dataset.id}: no {role} split in {annotations}: no {' or '.join(wanted)} (there is {', '.join(there)})",
             hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows instances_",
         )
-    return _Instances(
-        file, root, [*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root]
-    )
+    return file
 
 
 class _Instances(FileLayout):
@@ -71,25 +86,75 @@ class _Instances(FileLayout):
     name_in_fingerprint = "_Instances"
 
     def __init__(self, file: Path, root: Path, folders: list[Path]) -> None:
-        found = read_lists(file, _READ, "COCO instances")
-        self._ids = [image["file_name"] for image in found["images"]]
-        row = numbered(file, "images", [str(image["id"]) for image in found["images"]])
-        column = numbered(file, "categories", [str(category["id"]) for category in found["categories"]])
-        numbered(file, "file_name", self._ids)
-        self.names = [category["name"] for category in found["categories"]]
-        self._rows = np.zeros((len(row), len(column)), dtype=np.uint8)
-        for number, box in enumerate(found["annotations"]):
-            for key, known in (("image_id", row), ("category_id", column)):
-                if str(box[key]) not in known:
-                    raise DataError(
-                        f"{file}: annotations[{number}] has the {key} {box[key]}, which the file does not list"
-                    )
-            self._rows[row[str(box["image_id"])], column[str(box["category_id"])]] = 1
+        self._ids, self.names, listed = _read(file, _READ)
+        self._rows = np.zeros((len(self._ids), len(self.names)), dtype=np.uint8)
+        for row, column, _ in listed:
+            self._rows[row, column] = 1
         images, self.notes = listed_images(self._ids, file, folders)
         super().__init__(root, images, [file])
 
     def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield from zip(self._ids, self._rows, strict=True)
+
+
+def _read(file: Path, lists: Lists) -> tuple[list[str], list[str], list[tuple[int, int, dict[str, Any]]]]:
+    """File names of images, names of categories, and of each annotation the places of its image and its category.
+
+    Raises:
+        DataError: the file is not COCO's, or lists what is not there, or something twice.
+    """
+    found = read_lists(file, lists, "COCO instances", ("iscrowd",))
+    images = [image["file_name"] for image in found["images"]]
+    row = numbered(file, "images", [str(image["id"]) for image in found["images"]])
+    column = numbered(file, "categories", [str(category["id"]) for category in found["categories"]])
+    numbered(file, "file_name", images)
+    listed = []
+    for number, box in enumerate(found["annotations"]):
+        for key, known in (("image_id", row), ("category_id", column)):
+            if str(box[key]) not in known:
+                raise DataError(
+                    f"{file}: annotations[{number}] has the {key} {box[key]}, which the file does not list"
+                )
+        listed.append((row[str(box["image_id"])], column[str(box["category_id"])], box))
+    return images, [category["name"] for category in found["categories"]], listed
+
+
+def sole_objects(file: Path) -> tuple[dict[str, list[tuple[str, str, Any]]], tuple[Note, ...]]:
+    """Objects of which their image shows no other of that class: file name → (id, class name, bbox as in the file).
+
+    Crowds (`iscrowd`) and boxes without an area keep others from being the only one, and are themselves left out.
+    Notes say what was left out.
+
+    Raises: as `_read`.
+    """
+    images, classes, listed = _read(file, _WITH_BOXES)
+    count = Counter((row, classes[column]) for row, column, _ in listed)
+    found: dict[str, list[tuple[str, str, Any]]] = {}
+    several, crowds, flat = [], [], []
+    for row, column, box in listed:
+        name, known = f"{box['id']} ({classes[column]}, {images[row]})", classes[column]
+        if count[row, known] > 1:
+            several.append(name)
+        elif box.get("iscrowd"):
+            crowds.append(name)
+        elif _flat(box["bbox"]):
+            flat.append(name)
+        else:
+            found.setdefault(images[row], []).append((str(box["id"]), known, box["bbox"]))
+    left = [image for image in images if image not in found]
+    notes = [
+        Note.of("objects-of-a-kind", "objects left out: their image shows others of their class", several),
+        Note.of("crowds", "objects left out: they are crowds (iscrowd)", crowds),
+        Note.of("boxes-without-area", "objects left out: their box has no area", flat),
+        Note.of("images-left-out", "images left out: no object in them is the only one of its class", left),
+    ]
+    in_order = {image: found[image] for image in images if image in found}
+    return in_order, tuple(note for note in notes if note.count)
+
+
+def _flat(box: list[Any]) -> bool:
+    """Whether a box (x, y, width, height) has numbers and no area."""
+    return len(box) == 4 and any(isinstance(side, int | float) and side <= 0 for side in box[2:])
 
 
 def listed_images(names: list[str], file: Path, folders: list[Path]) -> tuple[list[Path], tuple[Note, ...]]:

@@ -9,6 +9,9 @@ What a copy may be:
     *.parquet with answer, bbox, image    one row an object (lmms-lab/RefCOCO)
     *.parquet with raw_anns, image_path   one row an object, images as files (jxu124/refcoco)
 
+For a card that says `expressions: classes` none of these is read but COCO's annotations/instances_<split>.json (a card
+with one split: instances.json): each object that is the only one of its class in the image is called by its name.
+
 Beside them may lie a detector's boxes: `detections.json`, {file name: [[x0, y0, x1, y1], …]}, or `dets.json` as ALBEF
 has it, {image id: [[x, y, w, h, …], …]}, or as `refer` describes it, a list of {image_id, box: [x, y, w, h]}.
 """
@@ -29,8 +32,8 @@ from numpy.typing import NDArray
 from clipbench.boxes import turn_back
 from clipbench.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Expressions
-from clipbench.data.coco import listed_images
+from clipbench.data import Expressions, Note
+from clipbench.data.coco import instances_file, listed_images, sole_objects
 from clipbench.data.decode import BAD_IMAGE, open_image
 from clipbench.data.hub import split_names
 from clipbench.data.images import frames
@@ -59,6 +62,8 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     Raises:
         DataError: no such split, a pickle, a file that is not what its name says, or an image that is missing.
     """
+    if dataset.card.expressions == "classes":
+        return _of_classes(dataset, role, root)
     plain = _plain_file(dataset, role, root)
     if plain is not None:
         return _Listed(root, [plain], _plain(plain), split_names(dataset.card.splits[role], role))
@@ -145,7 +150,12 @@ class _Listed(FileLayout):
     name_in_fingerprint = "_Listed"
 
     def __init__(
-        self, root: Path, annotations: list[Path], found: dict[str, list[Expression]], folders: Sequence[str]
+        self,
+        root: Path,
+        annotations: list[Path],
+        found: dict[str, list[Expression]],
+        folders: Sequence[str],
+        notes: tuple[Note, ...] = (),
     ) -> None:
         self._found = found
         places = [
@@ -154,13 +164,30 @@ class _Listed(FileLayout):
             for name in folders
             for middle in ("", "images", "images/mscoco/images", "images/mscoco")
         ]
-        images, self.notes = listed_images(list(found), annotations[0], [*places, root / "images", root])
+        images, cut = listed_images(list(found), annotations[0], [*places, root / "images", root])
+        self.notes = (*notes, *cut)
         below = all(path.is_relative_to(root) for path in images)
         self.annotated = root
         super().__init__(root if below else root.parent, images, [*annotations, *_detection_files(root)])
 
     def index(self) -> Iterator[tuple[str, list[Expression]]]:
         yield from self._found.items()
+
+
+def _of_classes(dataset: Entry[TaskCard], role: str, root: Path) -> _Listed:
+    file = instances_file(dataset, role, root)
+    if file is None:
+        name = dataset.card.splits[role].name
+        raise DataError(
+            f"{dataset.id}: no annotations/instances*.json in {root}, of which the card makes its expressions",
+            hint=f"expected COCO's annotations/instances_{name}.json, and its images",
+        )
+    objects, notes = sole_objects(file)
+    found = {
+        image: [(name, text, _from_xywh(box)) for name, text, box in of_image]
+        for image, of_image in objects.items()
+    }
+    return _Listed(root, [file], found, split_names(dataset.card.splits[role], role), notes)
 
 
 def _plain_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | None:
