@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint check torture fuzz parity coverage clean
+.PHONY: all setup demo test lint check torture fuzz parity coverage mutants clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -35,6 +35,12 @@ torture: setup
 # how often the intervals hold the truth, with more trials than the tests have; minutes
 coverage: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/covering.py
+
+# whether some test notices small changes of the code that makes numbers and verdicts; MUTANTS="" tries all, for many hours
+MUTANTS ?= --sample 60
+mutants: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,mutants]'
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py $(MUTANTS)
 
 parity: setup
 	$(BIN)/python -m clipbench.bench.parity

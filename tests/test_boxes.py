@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from clipbench import boxes
 
+Pixels = NDArray[np.bool_]
 EVEN = np.ones((8, 8), dtype=np.float32)
 
 
@@ -50,3 +54,33 @@ def test_shares_energies_and_overlaps_of_boxes_far_from_the_corner() -> None:
     others = np.array([[4.0, 4, 8, 8], [7, 5, 9, 8], [0, 0, 2, 3], [3, 5, 7, 8]])
     found = boxes.overlaps(others, (3, 5, 7, 8))
     assert found == pytest.approx([9 / 19, 0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (1, lambda a: a),
+        (2, np.fliplr),
+        (3, lambda a: np.rot90(a, 2)),
+        (4, np.flipud),
+        (5, np.transpose),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a, 2).T),
+        (8, np.rot90),
+    ],
+)
+def test_boxes_turn_as_pixels_do(orientation: int, turned: Callable[[Pixels], Pixels]) -> None:
+    for x0, y0, x1, y1 in ((1, 0, 4, 2), (5, 3, 6, 5)):
+        pixels = np.zeros((5, 7), dtype=bool)
+        pixels[y0:y1, x0:x1] = True
+        rows, columns = np.nonzero(turned(pixels))
+        box = np.array([[x0, y0, x1, y1]], dtype=float)
+        found = boxes.turn(box, (7, 5), orientation)
+        assert found.tolist() == [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]]
+        assert boxes.turn_back(found, (7, 5), orientation).tolist() == box.tolist()
+
+
+def test_a_box_beyond_the_left_or_upper_edge_has_no_energy() -> None:
+    for box in ((-3, 1, -1, 4), (1, -3, 4, -1), (-3, -3, -1, -1)):
+        assert boxes.energy(EVEN, box) == 0
+    assert boxes.energy(EVEN, (-3, -3, 1, 2)) == 2 / 64
