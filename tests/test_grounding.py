@@ -543,3 +543,48 @@ def test_maps_of_a_trained_tower_point_at_what_is_asked_for(shared_data: Path) -
         chances.append(min(1.0, sum(boxes.share(box, *size) for box in found)))
     assert len(hits) > 80
     assert np.mean(hits) > 2 * np.mean(chances)
+
+
+class Halves(Split):
+    """Two photos in one image, side by side or one above the other, and the name of what each shows."""
+
+    def __init__(self, photos: Path, names: dict[str, str]) -> None:
+        self.dataset, self.role, self.fingerprint = "halves", "test", "0" * 64
+        self.images: list[bytes] = []
+        self.texts: list[str] = []
+        self.boxes: list[tuple[int, int, int, int]] = []
+        kinds = list(names)
+        for first, second in zip(kinds[::2], kinds[1::2], strict=True):
+            below = len(self.images) % 2 == 1
+            both = Image.new("RGB", (96, 192) if below else (192, 96))
+            for kind, at in ((first, (0, 0)), (second, (0, 96) if below else (96, 0))):
+                with Image.open(next((photos / kind).iterdir())) as image:
+                    both.paste(image.convert("RGB").resize((96, 96)), at)
+                self.texts.append(f"a photo of a {names[kind]}.")
+                self.boxes.append((*at, at[0] + 96, at[1] + 96))
+            buffer = io.BytesIO()
+            both.save(buffer, format="PNG")
+            self.images.append(buffer.getvalue())
+        self.ids = [str(n) for n in range(len(self.images))]
+        self.labels, self.classes = np.zeros(len(self.ids), dtype=np.int64), ()
+
+    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
+        for row in rows.tolist():
+            yield Sample(self.ids[row], self.images[row])
+
+
+@pytest.mark.shared
+def test_heads_on_a_frozen_tower_point_at_the_half_that_shows_what_is_asked_for(shared_data: Path) -> None:
+    """Half of the points would do by chance; a map that is flipped, transposed or negative gets fewer still."""
+    photos = shared_data / "imagenet-1k-sample"
+    known = json.loads((shared_data / "tiny-imagenet" / "words.json").read_text())
+    kinds = sorted(known.keys() & {folder.name for folder in photos.iterdir()})[::8][:20]
+    split = Halves(photos, {kind: known[kind].split(",")[0] for kind in kinds})
+    encoder = ModelEncoder(Catalog().model("lite-minilm"), FP32, progress=False)
+    hits = [
+        boxes.contains(split.boxes[number], boxes.peak(heat.large(place)))
+        for heat in encoder.heat(split, split.texts, np.repeat(np.arange(10), 2))
+        for place, number in enumerate(heat.texts.tolist())
+    ]
+    assert len(hits) == 20
+    assert sum(hits) >= 16  # 15 or fewer in 99.4 of 100 cases by chance
