@@ -68,6 +68,19 @@ def test_random_signs_come_near_the_enumeration(monkeypatch: pytest.MonkeyPatch)
     assert (below, above) == pytest.approx((norm.cdf(z), norm.sf(z)), abs=0.02)
 
 
+@pytest.mark.parametrize("repeat", [1, 40], ids=["a bit a sample", "a binomial a size"])
+@pytest.mark.parametrize("at_once", [1, 7, 499, 1_000])
+def test_as_many_signs_are_drawn_as_p_counts(
+    repeat: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signs give more than a gain on every sample: p of that or less is 1, however few are drawn at a time."""
+    d = np.repeat(np.arange(1.0, 21.0) / 64, repeat)
+    monkeypatch.setattr(paired, "FLIPS", 499)
+    monkeypatch.setattr(paired, "_BLOCK", at_once * 20)
+    assert paired.sign_flip(d, 0) == (1.0, 1 / 500, "499 random signs")
+    assert paired.sign_flip(-d, 0) == (1 / 500, 1.0, "499 random signs")
+
+
 def test_equal_models_do_not_differ() -> None:
     same = np.array([1.0, 0.0, 1.0])
     found = paired.of_means(same, same, seed=0)
