@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from clipbench import metrics, stats
 from clipbench.errors import DataError
@@ -32,7 +32,7 @@ def test_wilson_equals_scipy(k: int, n: int) -> None:
     assert stats.wilson(k, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 3, 7, 360, 49_999])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 9, 360, 49_999])  # of 2 and 9, ends round to beyond 0 and 1
 def test_wilson_holds_the_proportion_and_stays_within_0_and_1(n: int) -> None:
     for k in {0, 1, n // 2, n - 1, n}:
         low, high = stats.wilson(k, n)
@@ -67,6 +67,18 @@ def test_hits_in_groups_count_as_many_samples_as_their_sums_show() -> None:
     score = stats.grouped_share_score(hits, group, chance=0.2)
     assert (score.value, score.n, score.chance) == (0.6, 5, 0.2)
     assert score.ci95 == pytest.approx(stats.wilson(0.6 * effective, effective))
+
+
+def test_draws_and_images_are_uncertain_together() -> None:
+    # 0.4 and 0.6: variance 0.02, of their mean 0.01; of the images another 0.01.
+    # Degrees of freedom: 0.02² / (0.01² / 1 + 0.01² / 4).
+    half, freedom = stats.of_draws([0.4, 0.6], error=0.1, n=5)
+    assert freedom == pytest.approx(3.2)
+    assert half == pytest.approx(t.ppf(0.975, 3.2) * math.sqrt(0.02))
+    half, freedom = stats.of_draws([0.5], error=0.1, n=5)  # of one draw, the images alone
+    assert freedom == pytest.approx(4)
+    assert half == pytest.approx(t.ppf(0.975, 4) * 0.1)
+    assert stats.of_draws([0.5, 0.5], error=0.0, n=5) == (0.0, math.inf)
 
 
 # ------------------------------------------------------------------ bootstrap
