@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from clipbench import metrics, paired, stats
+from clipbench.jointly import Contributions
 from clipbench.stats import Score
 
 Doubles = NDArray[np.float64]
@@ -150,3 +151,14 @@ def test_unequal_magnitudes_are_weighted() -> None:
     found = paired.of_means(first, np.array([0.5, -0.25, 0.125]), seed=0)
     assert found.method == "all signs"
     assert (found.p_less, found.p_more) == (0.75, 0.375)
+
+
+def test_a_mean_over_tasks_that_varies_by_more_than_its_images_is_tested_as_normal() -> None:
+    # Four images that add the same, so only the shots vary: 0.4 with a standard error of √0.04.
+    part = Contributions("a", list("wxyz"), np.full(4, 0.1), more=0.04)
+    found = paired.of_contributions([part], seed=0)
+    assert found.method == "normal"
+    assert found.value == pytest.approx(0.4)
+    assert (found.p_less, found.p_more) == pytest.approx((norm.cdf(2), norm.cdf(-2)))
+    assert found.p == pytest.approx(2 * norm.cdf(-2))
+    assert found.ci95 == pytest.approx((0.4 - 0.2 * norm.ppf(0.975), 0.4 + 0.2 * norm.ppf(0.975)))
