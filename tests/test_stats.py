@@ -289,3 +289,12 @@ def test_clusters_are_resampled_whole() -> None:
 def test_clusters_that_all_agree_leave_wilsons_interval_of_their_count() -> None:
     score = stats.clustered_mean_score(np.ones(50), np.repeat(np.arange(5), 10), None, seed=0)
     assert score.ci95 == stats.wilson(5, 5)
+
+
+def test_small_classes_vary_as_much_as_their_samples_say() -> None:
+    """Two classes of three samples, two right in each: Σ p(1 − p)/(n − 1) / C² = 2 · (2/9)/2 / 4."""
+    rng = np.random.default_rng(0)
+    hits, counts = np.array([2, 2]), np.array([3, 3])
+    draws = np.concatenate([stats._stratified_deviations(hits, counts, 2 / 3, rng) for _ in range(20)])
+    assert draws.mean() == pytest.approx(0, abs=0.01)
+    assert draws.var() == pytest.approx(1 / 18, rel=0.03)
