@@ -101,6 +101,12 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return witness
 
 
+def _evaluation(place: Path, data: Path, *more: object) -> list[object]:
+    """What is typed to measure the model in `place` on `data`, as JSON."""
+    what = ("--model", place / "run", "--task", "animals-zs", "--cards", place / "cards", "--json")
+    return ["eval", *what, "--data", f"animals={data}", "--results", place / "results", *more]
+
+
 @pytest.mark.parametrize("layout", test_hub.LAYOUTS)
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_postscript_starts_nothing_in_any_layout(
@@ -112,19 +118,7 @@ def test_postscript_starts_nothing_in_any_layout(
     data = write(tmp_path / "data", images, names)
     small.write_task(tmp_path / "cards")
     small.write_run(tmp_path / "run")
-    arguments = [
-        *(
-            "eval",
-            "--model",
-            tmp_path / "run",
-            "--task",
-            "animals-zs",
-            "--cards",
-            tmp_path / "cards",
-            "--json",
-        ),
-        *("--data", f"animals={data}", "--results", tmp_path / "results", "--workers", workers, "-q"),
-    ]
+    arguments = _evaluation(tmp_path, data, "--workers", workers, "-q")
     done = run(*arguments)
     assert done.code == 2
     assert "cannot be decoded: not an image in any known format" in done.err
@@ -220,19 +214,7 @@ def test_what_a_record_says_of_the_limit(tmp_path: Path, run: Run, monkeypatch: 
     data = test_hub.write_folder(tmp_path / "data", images, small.CLASSES)
     small.write_task(tmp_path / "cards")
     small.write_run(tmp_path / "run")
-    arguments = [
-        *(
-            "eval",
-            "--model",
-            tmp_path / "run",
-            "--task",
-            "animals-zs",
-            "--cards",
-            tmp_path / "cards",
-            "--json",
-        ),
-        *("--data", f"animals={data}", "--results", tmp_path / "results", "-q", "--on-bad-image", "skip"),
-    ]
+    arguments = _evaluation(tmp_path, data, "-q", "--on-bad-image", "skip")
     (bounded,) = json.loads(run(*arguments, "--max-pixels", "100").out)
     assert [bad["reason"] for bad in bounded["skipped"]] == [
         "it has 20 × 10 pixels, of which 100 are allowed (--max-pixels)"
