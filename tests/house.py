@@ -1,0 +1,154 @@
+"""`make house`: the floor plan of the package in figures, each beside what it shall be.
+
+    python tests/house.py            # the table; exit 1 where a figure is over its bound
+    python tests/house.py --imports  # the package's own imports, a line each: from, to, where (top, function, types)
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGE: Final = ROOT / "clipbench"
+
+
+class Import(NamedTuple):
+    """One import of a module of the package by another: `where` is "top", "function" or "types"."""
+
+    source: str
+    target: str
+    where: str
+    line: int
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """name → file of every module: `clipbench.data` for a folder's `__init__`."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(files: dict[str, Path]) -> list[Import]:
+    """Every import of one module of the package by another, also those inside functions and for types alone."""
+    return [found for name, path in files.items() for found in _imports_of(name, path, files)]
+
+
+def _imports_of(name: str, path: Path, files: dict[str, Path]) -> Iterator[Import]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+
+    def targets(node: ast.Import | ast.ImportFrom) -> set[str]:
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in files else base for alias in node.names]
+        return {each for each in names if each in files and each != name}
+
+    def walk(node: ast.AST, where: str) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                yield from (Import(name, each, where, child.lineno) for each in sorted(targets(child)))
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                yield from walk(child, "function")
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                yield from walk(child, "types")
+            else:
+                yield from walk(child, where)
+
+    yield from walk(ast.parse(path.read_bytes()), "top")
+
+
+def cycles(found: list[Import]) -> list[list[str]]:
+    """The groups of modules that import each other, directly or through others (Tarjan's strong components)."""
+    after: dict[str, set[str]] = {}
+    for each in found:
+        after.setdefault(each.source, set()).add(each.target)
+        after.setdefault(each.target, set())
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = low[name] = len(number)
+        stack.append(name)
+        for other in sorted(after[name]):
+            if other not in number:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    sys.setrecursionlimit(10_000)
+    for name in sorted(after):
+        if name not in number:
+            visit(name)
+    return groups
+
+
+def functions(files: dict[str, Path]) -> list[tuple[int, str]]:
+    """(lines, module:function), the longest first."""
+    return sorted(
+        (
+            (node.end_lineno - node.lineno + 1, f"{name}:{node.name}")
+            for name, path in files.items()
+            for node in ast.walk(ast.parse(path.read_bytes()))
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+        ),
+        reverse=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--imports", action="store_true")
+    chosen = parser.parse_args()
+    files = modules()
+    found = imports(files)
+    if chosen.imports:
+        for each in found:
+            print(each.source, each.target, each.where, each.line)
+        return 0
+    lines = {name: len(path.read_text("utf-8").splitlines()) for name, path in files.items()}
+    rings = cycles(found)
+    inside = [each for each in found if each.where == "function"]
+    longest = sorted(((count, name) for name, count in lines.items()), reverse=True)
+    loose = sorted(
+        name for name, path in files.items() if path.parent == PACKAGE and path.name not in ("__init__.py", "__main__.py")
+    )
+    tall = [(count, name) for count, name in functions(files) if count > 120]
+    rows = [
+        ("modules loose at the top of the package", len(loose), 7, " ".join(name.partition(".")[2] for name in loose)),
+        ("import cycles, all imports counted", len(rings), 0, "; ".join(" ".join(each) for each in rings)),
+        ("longest module", longest[0][0], 600, longest[0][1]),
+        ("modules over 500 lines", sum(count > 500 for count, _ in longest), 3, ", ".join(f"{name} {count}" for count, name in longest if count > 500)),
+        ("own imports inside functions", len(inside), 40, ""),
+        ("functions over 120 lines", len(tall), 1, ", ".join(f"{name} {count}" for count, name in tall)),
+    ]  # fmt: skip
+    failed = False
+    for what, is_, bound, which in rows:
+        failed |= is_ > bound
+        print(f"{what:42} {is_:6,} of at most {bound:4}{'' if is_ <= bound else '  OVER'}")
+        if which:
+            print(f"    {which}")
+    print(f"{'modules, lines':42} {len(files):6,}  {sum(lines.values()):,}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
