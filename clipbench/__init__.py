@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from clipbench.utils.package import __version__
+
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
-    from clipbench.concepts import concept_direction, remove_concept
-    from clipbench.library import Model, load_model
-    from clipbench.report.frame import results
+    from clipbench.api import Model, load_model
+    from clipbench.metrics.concepts import concept_direction, remove_concept
+    from clipbench.report.dataframe import results
 
 __all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept", "results"]
-__version__ = "0.1.0"
-
-
 _HOMES = {
-    "Model": "library",
-    "concept_direction": "concepts",
-    "load_model": "library",
-    "remove_concept": "concepts",
-    "results": "report.frame",
+    "Model": "api",
+    "concept_direction": "metrics.concepts",
+    "load_model": "api",
+    "remove_concept": "metrics.concepts",
+    "results": "report.dataframe",
 }
 
 

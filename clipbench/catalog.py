@@ -19,8 +19,8 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from clipbench import models, protocols
-from clipbench.cards import (
+from clipbench import protocols
+from clipbench.cards.cards import (
     DIFFICULT_MARKS,
     Document,
     ModelCard,
@@ -31,15 +31,16 @@ from clipbench.cards import (
     TaskCard,
     parse,
 )
+from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.errors import CardError, unknown
-from clipbench.escape import hidden, visible
-from clipbench.overrides import changed, parse_assignments
-from clipbench.parsing import exists, expanded
+from clipbench.models import adapter
+from clipbench.utils.escape import hidden, visible
+from clipbench.utils.package import PACKAGE
+from clipbench.utils.parsing import exists, expanded
 
 Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
 CHECKPOINTS = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
-_PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Catalog:
             ids |= dict.fromkeys(self._expand(name, ()))
         return [self.task(i) for i in ids]
 
-    def model(self, name: str) -> models.LoadedModel:
+    def model(self, name: str) -> adapter.LoadedModel:
         """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
         `open_clip:<arch>@<tag-or-path>`, or `hf-hub:<owner>/<repo>`.
 
@@ -193,14 +194,14 @@ class Catalog:
 
             make = clip.ad_hoc if name.startswith(clip.PREFIX) else clip.on_the_hub
             made = make(name)
-            return models.LoadedModel(name, made, Path.cwd(), detected=made.notes is not None)
+            return adapter.LoadedModel(name, made, Path.cwd(), detected=made.notes is not None)
         path = self.model_files.get(name)
         self._passed_over(name)
         file = name.endswith(CHECKPOINTS) or exists(expanded(name))
         if path is None and file and not name.endswith((".yaml", ".yml")):
-            from clipbench.models import detect
+            from clipbench.models import family_detection
 
-            return detect.ad_hoc(name)
+            return family_detection.ad_hoc(name)
         if path is None and ("/" in name or name.endswith(".yaml") or exists(Path(name), folder=True)):
             path = expanded(name)
             path = path / "card.yaml" if exists(path, folder=True) else path
@@ -216,12 +217,12 @@ class Catalog:
             path = self._known("model", name, known, "clipbench list models")
         card = self._parse(ModelCard, path, known)
         document = Document(path)
-        if card.family not in models.families():
+        if card.family not in adapter.families():
             raise CardError(
-                f"{path}:{document.line(('family',))}: {unknown('model family', card.family, models.families())}"
+                f"{path}:{document.line(('family',))}: {unknown('model family', card.family, adapter.families())}"
             )
-        parse(models.config_model(card.family), document, card.config, prefix=("config",))
-        return models.LoadedModel(name, card, path.parent)
+        parse(adapter.config_model(card.family), document, card.config, prefix=("config",))
+        return adapter.LoadedModel(name, card, path.parent)
 
     def recipe(self, name: str, *, quick: bool = False, assignments: Sequence[str] = ()) -> Entry[Recipe]:
         """The recipe `name`: an id, or the path of a YAML file.
@@ -256,7 +257,7 @@ class Catalog:
     def _checked_recipe(self, document: Document, value: Any) -> Recipe:
         """`value`, a recipe, perhaps with changes to what `document` holds."""
         card = parse(Recipe, document, value)
-        config = models.config_model(card.model.family)
+        config = adapter.config_model(card.model.family)
         parse(config, document, card.model.config, prefix=("model", "config"))
         self._check_scores(card, document)
         return card
@@ -304,9 +305,9 @@ class Catalog:
                 )
             folders.append(base / kind if (base / kind).is_dir() else base)
         if kind == "recipes":
-            return [*folders, _PACKAGE / "pretrain" / "recipes"]
-        checkout = _PACKAGE.parent / kind
-        return [*folders, checkout if checkout.is_dir() else _PACKAGE / "_cards" / kind]
+            return [*folders, PACKAGE / "pretrain" / "recipes"]
+        checkout = PACKAGE.parent / kind
+        return [*folders, checkout if checkout.is_dir() else PACKAGE / "_cards" / kind]
 
     def _files(self, kind: str) -> dict[str, Path]:
         files: dict[str, Path] = {}
@@ -482,6 +483,6 @@ def protocol_module(protocol: str) -> ModuleType:
 
 @cache
 def _protocols() -> dict[str, ModuleType]:
-    names = [m.name for m in pkgutil.iter_modules(protocols.__path__)]
-    modules = [importlib.import_module(f"{protocols.__name__}.{name}") for name in names]
+    names = [m.name for m in pkgutil.iter_modules(protocols.__path__) if not m.name.startswith("_")]
+    modules = [importlib.import_module(f"{protocols.__name__}.{name}") for name in names if name != "base"]
     return {module.ID: module for module in modules}

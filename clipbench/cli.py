@@ -13,15 +13,15 @@ import typer
 
 from clipbench import __version__
 from clipbench.errors import ClipbenchError, Stopped, unknown
-from clipbench.escape import Shown, json_text, visible
+from clipbench.utils.escape import Shown, json_text, visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from clipbench.catalog import Catalog
+    from clipbench.encoding.runtime import Runtime
     from clipbench.evaluate import Result
-    from clipbench.execution import Runtime
-    from clipbench.records import Record
+    from clipbench.records.record import Record
 
 app = typer.Typer(
     help="Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
@@ -164,10 +164,10 @@ def evaluate_command(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
     """Measure models on tasks; writes one record each to the results folder."""
-    from clipbench import records
-    from clipbench.cache import make_folder
     from clipbench.data.decode import allow_pixels
     from clipbench.data.hub import DataPaths
+    from clipbench.records import record as records
+    from clipbench.utils.cache import make_folder
 
     allow_pixels(max_pixels)
     if on_bad_image not in ("stop", "skip"):
@@ -226,12 +226,12 @@ def evaluate_command(
         written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
         print(json_text([record.canonical() for record in written]))
     elif len(done) > 1 and not quiet:
-        from clipbench.report import board, frame, table
-        from clipbench.standing import Judge
+        from clipbench.records.eligibility import Judge
+        from clipbench.report import dataframe, leaderboard, table
 
         stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
-        rows = [row for row in frame.rows(stored, Judge(catalog).reasons) if row.primary]
-        section = board.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+        rows = [row for row in dataframe.rows(stored, Judge(catalog).reasons) if row.primary]
+        section = leaderboard.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
         sys.stdout.write(table.terminal([section]))
     if any(r.error for r in done):
         raise typer.Exit(2)
@@ -287,7 +287,7 @@ def pretrain_command(
     """
     from clipbench.data.decode import allow_pixels
     from clipbench.data.hub import DataPaths
-    from clipbench.data.training import open_pairs
+    from clipbench.data.pairs.sources import open_pairs
 
     allow_pixels(max_pixels)
     catalog = _catalog(cards)
@@ -427,9 +427,9 @@ def show_command(
     from clipbench.report import listing
 
     if plot is not None:
-        from clipbench import records
-        from clipbench.outputs import PNG_MARK, write_own
+        from clipbench.records import record as records
         from clipbench.report.plots import validation_curve
+        from clipbench.utils.outputs import PNG_MARK, write_own
 
         write_own(plot, validation_curve(records.read(Path(name))), PNG_MARK, force=force)
         _stderr(_plain(f"wrote {plot}"))
@@ -468,8 +468,8 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """Records as model × task tables by suite, beside the numbers that the papers report."""
-    from clipbench.outputs import write_own
-    from clipbench.report import board, frame, table
+    from clipbench.report import dataframe, leaderboard, table
+    from clipbench.utils.outputs import write_own
 
     format_ = "json" if as_json else format_
     formats = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
@@ -483,23 +483,23 @@ def report_command(
     catalog = _catalog(cards)
     if suite is not None:
         catalog.suite(suite)
-    rows = frame.read(results, catalog, primary=format_ in table.SECTION_FORMATS or write or check)
+    rows = dataframe.read(results, catalog, primary=format_ in table.SECTION_FORMATS or write or check)
     for path in beside or ():
-        from clipbench import exchange
+        from clipbench.report import export
 
-        rows += exchange.rows(exchange.read(path), catalog)
+        rows += export.rows(export.read(path), catalog)
     if write:
-        text = board.leaderboard(rows, catalog)
-        write_own(results / board.LEADERBOARD, text.encode(), board.MARK, force=force)
-        _stderr(_plain(f"wrote {results / board.LEADERBOARD}"))
+        text = leaderboard.leaderboard(rows, catalog)
+        write_own(results / leaderboard.LEADERBOARD, text.encode(), leaderboard.MARK, force=force)
+        _stderr(_plain(f"wrote {results / leaderboard.LEADERBOARD}"))
     elif check:
-        board.check(results, board.leaderboard(rows, catalog))
-        _stderr(_plain(f"{results / board.LEADERBOARD} is current"))
+        leaderboard.check(results, leaderboard.leaderboard(rows, catalog))
+        _stderr(_plain(f"{results / leaderboard.LEADERBOARD} is current"))
     elif format_ in table.SECTION_FORMATS:
-        sys.stdout.write(table.SECTION_FORMATS[format_](board.sections(rows, catalog, suite)))
+        sys.stdout.write(table.SECTION_FORMATS[format_](leaderboard.sections(rows, catalog, suite)))
     else:
         if suite is not None:
-            rows = frame.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
+            rows = dataframe.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
         sys.stdout.write(table.ROW_FORMATS[format_](rows))
 
 
@@ -545,8 +545,8 @@ def export_command(
     cards: Cards = None,
 ) -> None:
     """Records that may stand on the leaderboard, in another program's format."""
-    from clipbench import exchange
-    from clipbench.outputs import write_own
+    from clipbench.report import export
+    from clipbench.utils.outputs import write_own
 
     formats = ("model-index", "clip-benchmark-json", "clip-benchmark-csv")
     if format_ not in formats:
@@ -555,15 +555,15 @@ def export_command(
     if format_ == "model-index":
         if len({record.model for record in found}) > 1:
             raise ClipbenchError("model-index is of one model", hint="choose it: --model …")
-        text = exchange.model_index(found, found[0].model)
+        text = export.model_index(found, found[0].model)
     else:
-        theirs = [one for record in found if (one := exchange.foreign(record)) is not None]
+        theirs = [one for record in found if (one := export.foreign(record)) is not None]
         if format_ == "clip-benchmark-json" and out is not None:
-            for name, content in exchange.write_json(theirs).items():
+            for name, content in export.write_json(theirs).items():
                 write_own(out / name, content.encode(), None, force=force)
             return
-        json_lines = "".join(exchange.write_json(theirs).values())
-        text = json_lines if format_ == "clip-benchmark-json" else exchange.write_csv(theirs)
+        json_lines = "".join(export.write_json(theirs).values())
+        text = json_lines if format_ == "clip-benchmark-json" else export.write_csv(theirs)
     if out is None:
         sys.stdout.write(text)
     else:
@@ -588,7 +588,7 @@ def log_command(
     cards: Cards = None,
 ) -> None:
     """Log records that may stand on the leaderboard, a run a model. Nothing is logged unless this is called."""
-    from clipbench.loggers import log
+    from clipbench.report.trackers import log
 
     runs = log(_standing(results, cards, model), to, project, out)
     _stderr(f"logged {runs} {'run' if runs == 1 else 'runs'} to {to}")
@@ -610,8 +610,8 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
-    from clipbench.compare import compare
-    from clipbench.report import comparison
+    from clipbench.records.comparison import compare
+    from clipbench.report import comparison_table
 
     tasks = None
     if suite is not None:
@@ -622,7 +622,7 @@ def compare_command(
     if as_json:
         print(json_text([one.as_json() for one in found]))
     else:
-        sys.stdout.write(comparison.text(found, first, second, alpha))
+        sys.stdout.write(comparison_table.text(found, first, second, alpha))
 
 
 @app.command("gate")
@@ -661,9 +661,9 @@ def gate_command(
     as_json: Json = False,
 ) -> None:
     """For CI: exit code 1 if a score dropped by more than is allowed and than noise, or a record cannot be judged."""
-    from clipbench import gate
-    from clipbench.outputs import write_own
-    from clipbench.standing import Judge
+    from clipbench.records import gate
+    from clipbench.records.eligibility import Judge
+    from clipbench.utils.outputs import write_own
 
     catalog = _catalog(cards)
     found = gate.gate(
@@ -697,7 +697,7 @@ def gate_command(
 def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
     """Check every card, shipped weights file and record; exit code 2 and every problem named if one is wrong."""
     from clipbench.catalog import Catalog
-    from clipbench.check import check
+    from clipbench.records.check import check
 
     found = check(Catalog(cards or ()), results)
     if as_json:
@@ -808,7 +808,7 @@ def bench_probe_command(
     from clipbench.bench import inputs
     from clipbench.bench.probe import measure, view
     from clipbench.data.hub import DataPaths
-    from clipbench.features import ModelEncoder
+    from clipbench.encoding.encoder import ModelEncoder
 
     runtime = _runtime(device, precision)
     with TemporaryDirectory(prefix="clipbench-") as folder:
@@ -858,7 +858,7 @@ def bench_svm_command(
     from clipbench.bench import inputs
     from clipbench.bench.svm import measure, view
     from clipbench.data.hub import DataPaths
-    from clipbench.features import ModelEncoder
+    from clipbench.encoding.encoder import ModelEncoder
 
     catalog = _catalog(cards)
     paths = DataPaths.parse(_known_data(data, catalog))
@@ -929,7 +929,7 @@ def weights_fetch_command(
     as_json: Json = False,
 ) -> None:
     """Make sure that models' weights are on this machine, for example before work without a network."""
-    from clipbench.models.fetch import fetch
+    from clipbench.models.weights.fetch import fetch
 
     catalog = _catalog(cards)
     models = [catalog.model(name) for name in _names("MODEL", model)]
@@ -951,7 +951,7 @@ def weights_convert_command(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Copy the tensors of a checkpoint to safetensors. Nothing in the file is run."""
-    from clipbench.models.convert import convert
+    from clipbench.models.weights.convert import convert
 
     done = convert(source, out, force=force, agree=lambda names: yes or _agreed(source, names))
     if done.left_out:
@@ -998,7 +998,7 @@ def data_check_command(
     from dataclasses import asdict
 
     from clipbench.data.hub import DataPaths
-    from clipbench.survey import survey, text
+    from clipbench.report.data_check import survey, text
 
     catalog = _catalog(cards)
     own = [i for i in catalog.task_ids() if i.partition("@")[0].rpartition("-")[0] == name]
@@ -1019,7 +1019,7 @@ def convert_coco_gender_command(
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Copy COCO-gender's original annotations, which are pickles, to JSON. Nothing in them is run."""
-    from clipbench.data.coco_gender import convert
+    from clipbench.data.layouts.coco_gender import convert
 
     for path, images in convert(source, out, force=force):
         print(f"{visible(str(path))}: {images:,} images")
@@ -1039,8 +1039,8 @@ def _catalog(cards: list[Path] | None) -> Catalog:
 
 def _standing(results: Path, cards: list[Path] | None, models: list[str] | None) -> list[Record]:
     """Records of these models (None: of all) that may stand on the leaderboard; the others are named."""
-    from clipbench import records
-    from clipbench.standing import Judge
+    from clipbench.records import record as records
+    from clipbench.records.eligibility import Judge
 
     stored = records.load_all(results)
     known = {one.record.model for one in stored}
@@ -1087,7 +1087,7 @@ def _runtime(
     deterministic: bool = False,
 ) -> Runtime:
     """The runtime of this process, which on a CPU keeps the memory that it frees."""
-    from clipbench.execution import Runtime, keep_freed_memory
+    from clipbench.encoding.runtime import Runtime, keep_freed_memory
 
     runtime = Runtime.choose(device, precision, batch_size, workers, deterministic)
     if runtime.on_cpu:

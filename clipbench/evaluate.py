@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
-from clipbench import models, records
-from clipbench.cards import LABELLED, fingerprint
+from clipbench.cards.cards import LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
-from clipbench.data import Note, Split
 from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
 from clipbench.data.hub import DataPaths, open_split, refuse_lacking
 from clipbench.data.labels import without_samples
+from clipbench.data.split import Note, Split
+from clipbench.encoding.encoder import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
+from clipbench.encoding.feature_store import among, repeated
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
-from clipbench.execution import Runtime
-from clipbench.exposure import Exposure, exposure
-from clipbench.features import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
-from clipbench.store import among, repeated
+from clipbench.models import adapter as models
+from clipbench.records import record as records
+from clipbench.records.exposure import Exposure, exposure
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from clipbench import metrics, paired, stats
-from clipbench.jointly import Contributions, summed
-from clipbench.metrics import APKind
+from clipbench.metrics import intervals, paired_tests
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.joint import Contributions, summed
+from clipbench.metrics.scores import APKind
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def average_precision(sets: Sets, kind: APKind, trials: int, seed: int, count: i
     for trial in range(trials):
         scores, labels = sets.drawn(rng, sets.n)
         truth = float(sets.truth(kind)[labels.any(axis=0)].mean())
-        found = stats.mean_average_precision_scores(scores, labels, trial, kinds=(kind,), count=count)
+        found = intervals.mean_average_precision_scores(scores, labels, trial, kinds=(kind,), count=count)
         low, high = found[f"map_{kind}"].ci95
         covered += low <= truth <= high
     return covered / trials
@@ -94,7 +95,7 @@ def paired_average_precision(
     covered = told = 0
     for trial in range(trials):
         one, other, labels = both(sets.n)
-        found = paired.of_average_precision(one, other, labels, "area", "ignore", trial, count)
+        found = paired_tests.of_average_precision(one, other, labels, "area", "ignore", trial, count)
         covered += found.ci95[0] <= (truth[labels.any(axis=0)].mean() if lift else 0) <= found.ci95[1]
         told += found.p < 0.05
     return covered / trials, told / trials
@@ -125,7 +126,9 @@ def few_shots(draws: int, trials: int, seed: int, *, images_alone: bool = False)
         right = _right(rng, rng.normal(0.6, 0.054, draws), rng.normal(size=360))
         hits = right.mean(axis=0)
         error = float(hits.std()) / 359**0.5
-        half, _ = stats.of_draws([0.6] * draws if images_alone else right.mean(axis=1).tolist(), error, 360)
+        half, _ = intervals.of_draws(
+            [0.6] * draws if images_alone else right.mean(axis=1).tolist(), error, 360
+        )
         covered += abs(hits.mean() - 0.6) <= half
     return covered / trials
 
@@ -147,7 +150,7 @@ def few_shots_of_two(draws: int, trials: int, seed: int, *, same: bool) -> tuple
         own = rng.normal(0, 0.02, (2, draws))  # what a draw does to one model alone
         of = [np.clip(accuracy[0 if same else side] + own[side], 0.01, 0.99) for side in (0, 1)]
         first, second = (_right(rng, one, images).astype(np.float64) for one in of)
-        found, _ = paired.of_draws(first, second, same=same)
+        found, _ = paired_tests.of_draws(first, second, same=same)
         covered += found.ci95[0] <= 0 <= found.ci95[1]
         told += found.p < 0.05
     return covered / trials, told / trials

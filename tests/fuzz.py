@@ -242,15 +242,15 @@ def cards(root: Path) -> Target:
 
 def stored_records(root: Path) -> Target:
     """Records."""
-    from clipbench import records
-    from clipbench.report import frame, table
+    from clipbench.records import record
+    from clipbench.report import dataframe, table
 
     def read(data: bytes) -> None:
         path = root / "x.json"
         path.write_bytes(data)
-        stored = records.load(path)
+        stored = record.load(path)
         table.record_table(stored.record)
-        table.csv_text(frame.rows([stored]))
+        table.csv_text(dataframe.rows([stored]))
 
     fixtures = sorted((Path(__file__).parent / "fixtures" / "records").glob("v*.json"))
     return Target([path.read_bytes() for path in fixtures], read)
@@ -258,7 +258,7 @@ def stored_records(root: Path) -> Target:
 
 def _opened(root: Path, card: dict[str, Any]) -> None:
     """Open the split that lies in root/x as `card` says, and read its images."""
-    from clipbench.cards import TaskCard
+    from clipbench.cards.cards import TaskCard
     from clipbench.catalog import Entry
     from clipbench.data.hub import DataPaths, open_split
 
@@ -354,21 +354,20 @@ def caption_tables(root: Path) -> Target:
 
 def clip_benchmark(root: Path) -> Target:
     """Results of CLIP_benchmark."""
-    from clipbench import exchange
     from clipbench.catalog import Catalog
-    from clipbench.report import table
+    from clipbench.report import export, table
 
-    one = exchange.Foreign(
+    one = export.Foreign(
         "cifar10", "ViT-B-32", "openai", "zeroshot_classification", {"acc1": 0.5, "acc5": 0.9}
     )
-    good = [b"json\n" + json.dumps(one.as_json()).encode(), b"csv\n" + exchange.write_csv([one]).encode()]
+    good = [b"json\n" + json.dumps(one.as_json()).encode(), b"csv\n" + export.write_csv([one]).encode()]
     catalog = Catalog()
 
     def read(data: bytes) -> None:
         kind, _, text = data.partition(b"\n")
         path = root / ("x.csv" if kind == b"csv" else "x.json")
         path.write_bytes(text)
-        rows = exchange.rows(exchange.read(path), catalog)
+        rows = export.rows(export.read(path), catalog)
         table.csv_text(rows)
 
     return Target(good, read)
@@ -376,8 +375,8 @@ def clip_benchmark(root: Path) -> Target:
 
 def feature_folders(root: Path) -> Target:
     """Shards of features, and the plan beside them."""
+    from clipbench.encoding.feature_store import FeatureFile
     from clipbench.errors import DataError
-    from clipbench.store import FeatureFile
 
     key, rows = {"made": "by fuzzing"}, np.arange(12, dtype=np.float32).reshape(3, 4)
     file = FeatureFile(key, 3, root)
@@ -412,7 +411,7 @@ def run_folders(root: Path) -> Target:
 
     from clipbench.catalog import Catalog
     from clipbench.errors import DataError
-    from clipbench.pretrain.folder import RunFolder
+    from clipbench.pretrain.run.directory import RunFolder
 
     recipe = Catalog().recipe("clip-lite-digits", quick=True).card
     path = root / "run"

@@ -5,7 +5,7 @@ in its docstrings. A changed module is never written: a process that has pytest 
 already forks, and the fork alone imports the changed text. Commands that a test starts see the code as it is. What no
 test can notice, because the changed code does the same, stands in `tests/mutants_equivalent.toml` with the reason.
 
-    python tests/mutants.py --sample 60 clipbench/gate.py clipbench/stats.py
+    python tests/mutants.py --sample 60 clipbench/records/gate.py clipbench/metrics/intervals.py
 """
 
 from __future__ import annotations

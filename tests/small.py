@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.cards import Preprocess
+from clipbench.cards.cards import Preprocess
 from clipbench.models import dual
-from clipbench.pretrain.towers import DualTowers
+from clipbench.models.towers.dual import DualTowers
 
 CLASSES = ("cat", "dog", "cow", "hen", "pig")
 BERT_TOKENS = "[PAD] [UNK] [CLS] [SEP]"

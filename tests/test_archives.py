@@ -18,11 +18,11 @@ import small
 from scipy.io import loadmat, savemat
 
 from clipbench import cli
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Split
 from clipbench.data.decode import open_image
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Split
 from clipbench.errors import DataError
 
 one_thread = small.one_thread

@@ -10,7 +10,7 @@ from small import one_thread  # noqa: F401 - a fixture
 
 from clipbench.bench import pretrain_gpu
 from clipbench.bench.pretrain import random_pairs
-from clipbench.execution import Runtime
+from clipbench.encoding.runtime import Runtime
 
 _VIT = {"kind": "clip-vit", "patch": 8, "width": 16, "layers": 1, "heads": 2}
 _TEXT = {"kind": "clip-text", "layers": 1, "width": 16, "heads": 2}

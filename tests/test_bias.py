@@ -15,15 +15,15 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 from test_zero_shot import FakeEncoder, FakeSplit, unit
 
-from clipbench import records
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog
-from clipbench.data import Objects
 from clipbench.data.hub import DataPaths
+from clipbench.data.split import Objects
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
-from clipbench.execution import Runtime
 from clipbench.protocols.bias import Params, needs, run
+from clipbench.records import record as records
 
 one_thread = small.one_thread
 Array = NDArray[np.float32]

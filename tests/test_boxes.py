@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipbench import boxes
+from clipbench.metrics import boxes
 
 Pixels = NDArray[np.bool_]
 EVEN = np.ones((8, 8), dtype=np.float32)

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from damage import flip
 
-from clipbench import cache
-from clipbench.cache import (
+from clipbench.errors import ClipbenchError, Damaged
+from clipbench.utils import cache
+from clipbench.utils.cache import (
     is_whole,
     open_checked,
     read_checked,
@@ -24,7 +25,6 @@ from clipbench.cache import (
     write_atomic,
     write_checked,
 )
-from clipbench.errors import ClipbenchError, Damaged
 
 DATA = bytes(range(256)) * 3
 
@@ -93,7 +93,7 @@ def test_a_folder_in_its_place_is_named(tmp_path: Path) -> None:
 def _writer(path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """A process that is writing `path`, and its part."""
     code = (
-        "import sys, time; from pathlib import Path; from clipbench.cache import part_of;"
+        "import sys, time; from pathlib import Path; from clipbench.utils.cache import part_of;"
         "p = part_of(Path(sys.argv[1])); p.write_bytes(b'half'); print(p, flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

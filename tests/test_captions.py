@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipbench.captions import clean_caption
+from clipbench.data.caption_cleaning import clean_caption
 
 
 @pytest.mark.parametrize(

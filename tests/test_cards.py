@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from clipbench import models
-from clipbench.cards import (
+from clipbench.cards.cards import (
     Document,
     ModelCard,
     Preprocess,
@@ -22,8 +21,9 @@ from clipbench.cards import (
 )
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError
+from clipbench.models import adapter
 
-RECIPE = (Path(models.__file__).parents[1] / "pretrain" / "recipes" / "clip-lite-digits.yaml").read_text()
+RECIPE = (Path(adapter.__file__).parents[1] / "pretrain" / "recipes" / "clip-lite-digits.yaml").read_text()
 TASK = """\
 title: Pets
 source:

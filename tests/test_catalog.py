@@ -15,7 +15,7 @@ import pytest
 
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError
-from clipbench.models import config_model, families
+from clipbench.models.adapter import config_model, families
 
 ROOT = Path(__file__).parents[1]
 TASK = """\
@@ -94,7 +94,7 @@ def test_an_installed_wheel_has_the_same_cards(tmp_path: Path) -> None:
     program = (
         "import json, clipbench, pathlib\n"
         "from clipbench.catalog import Catalog\n"
-        "from clipbench.check import check\n"
+        "from clipbench.records.check import check\n"
         "c = Catalog()\n"
         "found = check(c, pathlib.Path('nowhere'))\n"
         "print(json.dumps([clipbench.__file__, list(c.dataset_files), list(c.model_files), "

@@ -22,10 +22,13 @@ import small
 import torch
 from test_records import make_record
 
-from clipbench import __version__, cli, digests, features, records
+from clipbench import __version__, cli
+from clipbench.data import digests
+from clipbench.encoding import encoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
-from clipbench.execution import Runtime
 from clipbench.models import dual
+from clipbench.records import record as records
 
 one_thread = small.one_thread
 TASK_IDS = ["animals-zs", "animals-zs@simple"]
@@ -759,7 +762,7 @@ def test_a_disk_that_fills_up_while_features_are_written(
 ) -> None:
     shutil.rmtree(place.root / "data")
     small.write_images(place.root / "data", 1100)
-    monkeypatch.setattr(features, "_PROCESSES_WORTH", 10_000)
+    monkeypatch.setattr(encoder, "_PROCESSES_WORTH", 10_000)
     synced = os.fsync
     room = 50_000  # one shard, and a little more
 

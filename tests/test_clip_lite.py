@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel
 
-from clipbench import models
-from clipbench.cards import ModelCard, Preprocess, Weights
+from clipbench.cards.cards import ModelCard, Preprocess, Weights
 from clipbench.data.builtin import ArraySplit
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
-from clipbench.models import LoadedModel, clip_lite, dual
-from clipbench.pretrain.towers import DualTowers
+from clipbench.models import adapter as models
+from clipbench.models import clip_lite, dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.towers.dual import DualTowers
 
 one_thread = small.one_thread
 

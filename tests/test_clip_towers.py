@@ -14,18 +14,19 @@ import torch
 from small import BERT_TOKENS, write_tokenizer
 from torch import nn
 
-from clipbench import models
-from clipbench.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
+from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.heatmaps import Attention, GradCam, TokenCosine
-from clipbench.models import LoadedModel, dual
-from clipbench.pretrain.draws import Draws
+from clipbench.models import adapter as models
+from clipbench.models import dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.saliency import Attention, GradCam, TokenCosine
+from clipbench.models.towers.dual import DualTowers, TokenTower
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.towers import DualTowers, TokenTower
+from clipbench.utils.row_rng import Draws
 
 one_thread = small.one_thread
 RECIPE = Path(dual.__file__).parents[1] / "pretrain" / "recipes" / "clip-lite-digits.yaml"

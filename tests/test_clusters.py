@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from clipbench.cards import Document, Preprocess, Recipe, parse
+from clipbench.cards.cards import Document, Preprocess, Recipe, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.models import dual
-from clipbench.pretrain import learners
+from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.objectives import cluster_partners, hard_negative_loss, k_means
-from clipbench.pretrain.towers import DualTowers
+from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.objectives.losses import cluster_partners, hard_negative_loss, k_means
 
 one_thread = small.one_thread
 RECIPE = Path(dual.__file__).parents[1] / "pretrain" / "recipes" / "clip-lite-digits.yaml"

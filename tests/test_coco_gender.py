@@ -15,11 +15,11 @@ import pytest
 from test_coco import jpeg
 
 from clipbench import cli
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Split
-from clipbench.data.coco_gender import convert
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.layouts.coco_gender import convert
+from clipbench.data.split import Split
 from clipbench.errors import ClipbenchError, DataError
 from clipbench.evaluate import limited
 

@@ -14,11 +14,15 @@ import pytest
 from numpy.typing import NDArray
 from test_records import make_record
 
-from clipbench import compare, jointly, metrics, outcomes, pairing, records, stats
-from clipbench.cache import write_atomic
 from clipbench.errors import DataError
-from clipbench.records import Stored
-from clipbench.stats import Score
+from clipbench.metrics import intervals, joint
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.intervals import Score
+from clipbench.protocols import _outcomes as outcomes
+from clipbench.records import alignment, comparison
+from clipbench.records import record as records
+from clipbench.records.record import Stored
+from clipbench.utils.cache import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "results"
 CLASSES = ("cat", "dog", "cow", "hen", "pig")
@@ -65,9 +69,9 @@ def _right(n: int, share: float, seed: int) -> NDArray[np.bool_]:
 def test_shares_of_the_shipped_samples_are_the_recorded_score(path: Path) -> None:
     stored = records.load(path)
     metric = stored.record.primary
-    table = pairing._table(stored)
-    shares = pairing._shares(metric, table, stored.record.protocol.params)
-    found = pairing.pair(stored, stored)
+    table = alignment._table(stored)
+    shares = alignment._shares(metric, table, stored.record.protocol.params)
+    found = alignment.pair(stored, stored)
     assert (found.difference.value, found.difference.p) == (0, 1)
     if metric.startswith("map_"):
         assert shares is None
@@ -75,14 +79,14 @@ def test_shares_of_the_shipped_samples_are_the_recorded_score(path: Path) -> Non
         return
     assert shares is not None
     assert shares.mean() == pytest.approx(stored.record.scores[metric].value, abs=1e-12)
-    _, grouped, _ = pairing._grouped(table.get("image", table["id"]), shares, shares)
+    _, grouped, _ = alignment._grouped(table.get("image", table["id"]), shares, shares)
     assert grouped.mean() == pytest.approx(stored.record.scores[metric].value, abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["acc1", "acc5", "mean_per_class_recall"])
 def test_shares_are_the_metric_where_classes_are_uneven(metric: str, tmp_path: Path) -> None:
     stored = write_model(tmp_path, "a", _right(33, 0.6, 0), primary=metric)
-    shares = pairing._shares(metric, pairing._table(stored), {})
+    shares = alignment._shares(metric, alignment._table(stored), {})
     assert shares is not None
     assert shares.mean() == pytest.approx(stored.record.scores[metric].value, abs=1e-12)
 
@@ -95,13 +99,13 @@ def test_recalls_weigh_captions_as_the_metric_does(metric: str) -> None:
         "image_retrieval_recall@5": 4 / 6,
         "mean_recall": ((1 / 3 + 2 / 3) / 2 + (3 / 6 + 4 / 6) / 2) / 2,
     }
-    shares = pairing._shares(metric, table, {"ks": [1, 5]})
+    shares = alignment._shares(metric, table, {"ks": [1, 5]})
     assert shares is not None
     assert shares.mean() == pytest.approx(by_hand[metric])
 
 
 def test_expressions_of_one_image_count_as_one() -> None:
-    names, one, two = pairing._grouped(["x", "y", "x"], np.array([1.0, 0, 1]), np.array([0.0, 1, 1]))
+    names, one, two = alignment._grouped(["x", "y", "x"], np.array([1.0, 0, 1]), np.array([0.0, 1, 1]))
     assert names == ["x", "y"]
     assert (one.tolist(), two.tolist()) == ([4 / 3, 0], [2 / 3, 2 / 3])
 
@@ -115,16 +119,16 @@ def test_a_better_model_is_better_and_the_same_one_not_distinguishable(tmp_path:
     write_model(tmp_path, "a", right)
     write_model(tmp_path, "b", more)
     write_model(tmp_path, "a2", right)
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert found.verdict == "better"
     assert found.difference == pytest.approx(more.mean() - right.mean())
     assert (found.first, found.second) == (right.mean(), more.mean())
     assert found.ci95 is not None
     assert found.ci95[0] > 0
     assert found.p_worse == 1.0
-    (back,) = compare.compare("b", "a", tmp_path, None, 0.05, 5)
+    (back,) = comparison.compare("b", "a", tmp_path, None, 0.05, 5)
     assert back.verdict == "worse"
-    (same,) = compare.compare("a", "a2", tmp_path, None, 0.05, 5)
+    (same,) = comparison.compare("a", "a2", tmp_path, None, 0.05, 5)
     assert (same.verdict, same.p, same.only_first, same.classes) == ("not distinguishable", 1.0, (), ())
 
 
@@ -133,7 +137,7 @@ def test_less_is_better_where_it_is(tmp_path: Path) -> None:
     lower = {"gap_before": Score(0.1, (0.09, 0.11), 100, None)}
     for model, scores in (("a", score), ("b", lower)):
         write_model(tmp_path, model, _right(9, 0.5, 0), primary="gap_before", scores=scores)
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.method) == ("better", "intervals, not paired")
 
 
@@ -147,11 +151,11 @@ def test_where_they_disagree_most_is_named(tmp_path: Path) -> None:
     other = worse.copy()
     other[1] = True
     write_model(tmp_path, "b", other)
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.only_first, found.only_second) == (("i0000",), ("i0001",))
     assert [name for name, _, _ in found.classes] == ["cat", "dog"]
     assert found.classes[0][1:] == pytest.approx((1.0, 0.9))
-    (none,) = compare.compare("a", "b", tmp_path, None, 0.05, 0)
+    (none,) = comparison.compare("a", "b", tmp_path, None, 0.05, 0)
     assert (none.only_first, none.classes) == ((), ())
 
 
@@ -161,9 +165,9 @@ def test_p_values_are_adjusted_for_the_number_of_tasks(tmp_path: Path) -> None:
     for task in ("a-zs", "b-zs"):
         write_model(tmp_path, "a", right, task=task)
         write_model(tmp_path, "b", less if task == "a-zs" else right, task=task)
-    alone, _, _mean = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    alone, _, _mean = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (alone.p, alone.p_adjusted, alone.verdict) == (0.03125, 0.0625, "not distinguishable")
-    (only,) = compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)
+    (only,) = comparison.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)
     assert (only.p_adjusted, only.verdict) == (0.03125, "worse")
 
 
@@ -174,15 +178,15 @@ def test_the_mean_over_tasks_takes_the_images_that_they_share_together(tmp_path:
         own: dict[str, Any] = {"task": task, "fingerprints": {"split:test": images}}
         write_model(tmp_path, "a", right, **own)
         write_model(tmp_path, "b", less if task != "c-zs" else right, **own)
-    *tasks, mean = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    *tasks, mean = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert [c.p for c in tasks] == [0.0625, 0.0625, 1]
     assert (mean.task, mean.metric, mean.model, mean.other) == ("mean", "mean of 3 tasks", "a", "b")
     assert mean.second == pytest.approx((2 * 55 / 60 + 1) / 3)
     assert mean.difference == pytest.approx(-10 / 180)
     assert mean.p == 0.0625  # of five images; of ten it would be 0.002
-    *_, mean = compare.compare("a", "b", tmp_path, ["a-zs", "c-zs"], 0.05, 5)
+    *_, mean = comparison.compare("a", "b", tmp_path, ["a-zs", "c-zs"], 0.05, 5)
     assert (mean.metric, mean.p, mean.n) == ("mean of 2 tasks", 0.0625, 120)
-    assert [c.task for c in compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)] == ["a-zs"]
+    assert [c.task for c in comparison.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)] == ["a-zs"]
     assert "contributions" not in mean.as_json()
 
 
@@ -194,15 +198,15 @@ def test_average_precision_is_in_the_mean_by_how_it_hangs_on_each_image() -> Non
     for lift in (1.0, 1.5):
         scores = (rng.normal(size=labels.shape) + lift * labels).astype(np.float32)
         table = {"score": list(scores), "target": list(labels)}
-        added = pairing._precision_contributed("map_area", table, {})
+        added = alignment._precision_contributed("map_area", table, {})
         assert added.sum() == pytest.approx(metrics.mean_average_precision(scores, labels, "area"))
         draws = np.array(
             [
                 metrics.mean_average_precision(scores[drawn], labels[drawn], "area")
-                for drawn in stats.resamples(300, 0, 300)
+                for drawn in intervals.resamples(300, 0, 300)
             ]
         )
-        found.append((jointly.summed([jointly.Contributions("x", range(300), added)])[1], draws.std()))
+        found.append((joint.summed([joint.Contributions("x", range(300), added)])[1], draws.std()))
     for error, spread in found:
         assert error == pytest.approx(spread, rel=0.15)
 
@@ -222,12 +226,12 @@ def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: 
     of_draws(tmp_path, "a", [0.5, 0.5, 0.5])
     of_draws(tmp_path, "b", [0.48, 0.58, 0.68])  # by the images alone p would be below 1e-6
     of_draws(tmp_path, "c", [0.7, 0.72, 0.74])
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert found.difference == pytest.approx(0.08, abs=0.03)
     assert (found.method, found.verdict) == ("t over draws and samples", "not distinguishable")
-    (found,) = compare.compare("a", "c", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "c", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.n) == ("better", 900)
-    part = pairing.contributions(records.load(records.path_of("b", "a-lp@1-shot", tmp_path)))
+    part = alignment.contributions(records.load(records.path_of("b", "a-lp@1-shot", tmp_path)))
     assert part is not None
     assert part.more == pytest.approx(0.1**2 / 3, rel=0.6)
 
@@ -237,14 +241,14 @@ def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:
         for model in ("a", "b"):
             write_model(tmp_path / folder, model, _right(200, share, 1))
     write_model(tmp_path / "old", "gone", _right(200, 0.5, 1))
-    found = compare.compare(str(tmp_path / "old"), str(tmp_path / "new"), tmp_path / "none", None, 0.05, 5)
+    found = comparison.compare(str(tmp_path / "old"), str(tmp_path / "new"), tmp_path / "none", None, 0.05, 5)
     assert [(c.model, c.other, c.verdict) for c in found] == [("a", "a", "better"), ("b", "b", "better")]
 
 
 def test_samples_that_only_one_has_are_left_out_and_counted(tmp_path: Path) -> None:
     write_model(tmp_path, "a", np.ones(10, dtype=bool))
     write_model(tmp_path, "b", np.ones(7, dtype=bool))
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.left_out, found.n) == (3, 7)
 
 
@@ -272,7 +276,7 @@ def test_what_was_measured_otherwise_is_not_compared(
 ) -> None:
     write_model(tmp_path, "a", _right(20, 0.5, 0))
     write_model(tmp_path, "b", _right(20, 0.5, 0), **changes)
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.p) == ("not comparable", None)
     assert found.reason is not None
     assert re.search(reason, found.reason)
@@ -282,7 +286,7 @@ def test_a_record_that_was_edited_is_not_compared(tmp_path: Path) -> None:
     write_model(tmp_path, "a", _right(20, 0.5, 0))
     path = write_model(tmp_path, "b", _right(20, 0.5, 0)).path
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.reason) == ("not comparable", f"{path} was edited by hand, or damaged")
 
 
@@ -291,10 +295,10 @@ def test_a_samples_file_that_is_not_the_records_is_refused(tmp_path: Path) -> No
     b = write_model(tmp_path, "b", _right(20, 0.5, 0))
     records.samples_path(a.path).write_bytes(records.samples_path(b.path).read_bytes() + b" ")
     with pytest.raises(DataError, match="not the file that was written with its record"):
-        compare.compare("a", "b", tmp_path, None, 0.05, 5)
+        comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     records.samples_path(a.path).unlink()
     with pytest.raises(DataError, match=r"there is no .*samples\.parquet"):
-        compare.compare("a", "b", tmp_path, None, 0.05, 5)
+        comparison.compare("a", "b", tmp_path, None, 0.05, 5)
 
 
 def test_a_kill_between_samples_and_record_is_said_and_evaluating_again_mends_it(
@@ -311,16 +315,16 @@ def test_a_kill_between_samples_and_record_is_said_and_evaluating_again_mends_it
             raise Killed
         write_atomic(path, *data)
 
-    monkeypatch.setattr("clipbench.records.write_atomic", until_the_record)
+    monkeypatch.setattr("clipbench.records.record.write_atomic", until_the_record)
     with pytest.raises(Killed):
         write_model(tmp_path, "a", _right(20, 0.9, 1))
     monkeypatch.undo()
     assert records.load(a.path) == a
     why = r"is not the file .* was killed after writing it and before its record\n.*eval --model a --task animals-zs"
     with pytest.raises(DataError, match=why):
-        compare.compare("a", "b", tmp_path, None, 0.05, 5)
+        comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     write_model(tmp_path, "a", _right(20, 0.9, 1))
-    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
     assert found.first == 0.9
 
 
@@ -328,11 +332,11 @@ def test_names_that_mean_nothing(tmp_path: Path) -> None:
     write_model(tmp_path, "small", _right(20, 0.5, 0))
     write_model(tmp_path, "other", _right(20, 0.5, 0), task="else-zs")
     with pytest.raises(DataError, match='unknown model "smal"; did you mean "small"'):
-        compare.compare("small", "smal", tmp_path, None, 0.05, 5)
+        comparison.compare("small", "smal", tmp_path, None, 0.05, 5)
     with pytest.raises(DataError, match="no task in common"):
-        compare.compare("small", "other", tmp_path, None, 0.05, 5)
+        comparison.compare("small", "other", tmp_path, None, 0.05, 5)
     with pytest.raises(DataError, match=r"is a model and .* a folder"):
-        compare.compare("small", str(tmp_path), tmp_path, None, 0.05, 5)
+        comparison.compare("small", str(tmp_path), tmp_path, None, 0.05, 5)
 
 
 def test_the_command_prints_a_line_a_task_and_json(tmp_path: Path) -> None:

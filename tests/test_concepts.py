@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 import clipbench
-from clipbench.concepts import concept_direction, remove_concept
 from clipbench.errors import DataError
+from clipbench.metrics.concepts import concept_direction, remove_concept
 
 
 def word_pairs(seed: int = 0, count: int = 10, dim: int = 24) -> NDArray[np.float32]:

@@ -22,11 +22,11 @@ from test_weights import same
 from torch import Tensor, nn
 
 from clipbench import cli
-from clipbench.digests import sha256_file
+from clipbench.data.digests import sha256_file
 from clipbench.errors import ClipbenchError, StorageError, WeightsError
-from clipbench.models import convert as module
-from clipbench.models.convert import Converted, convert, names_in
-from clipbench.models.weights import read_state_dict
+from clipbench.models.weights import convert as module
+from clipbench.models.weights.convert import Converted, convert, names_in
+from clipbench.models.weights.reading import read_state_dict
 
 State = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")

@@ -13,8 +13,8 @@ from PIL import Image
 from clipbench.catalog import Catalog
 from clipbench.data.decode import Crops, decode
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 
 one_thread = small.one_thread
 CROPS = Crops(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0, epoch=0)

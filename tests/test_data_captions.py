@@ -15,14 +15,14 @@ import pytest
 import small
 from pydantic import ValidationError
 
-from clipbench.cards import Columns, TaskCard
+from clipbench.cards.cards import Columns, TaskCard
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Split
-from clipbench.data.captions import gather
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.layouts.captions import gather
+from clipbench.data.split import Split
+from clipbench.encoding.encoder import Subset
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import limited
-from clipbench.features import Subset
 
 #: image → captions: one with commas, one that begins with a quote, white space to be mended
 CAPTIONS = {

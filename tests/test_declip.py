@@ -15,17 +15,18 @@ import torch
 from small import write_images, write_task
 from torch import Tensor, nn
 
-from clipbench import models
-from clipbench.cards import ModelCard, Weights
+from clipbench.cards.cards import ModelCard, Weights
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
-from clipbench.models import LoadedModel, declip, detect
+from clipbench.metrics.similarity import late_interaction
+from clipbench.models import adapter as models
+from clipbench.models import declip, family_detection
+from clipbench.models.adapter import LoadedModel
 from clipbench.protocols import zero_shot
-from clipbench.scoring import late_interaction
 
 State = dict[str, Tensor]
 
@@ -492,7 +493,7 @@ def test_late_interaction_in_blocks_of_any_size(block: int, monkeypatch: pytest.
     images = rng.standard_normal((7, 5, 4)).astype(np.float32)
     texts = rng.standard_normal((3, 6, 4)).astype(np.float32)
     whole = late_interaction(images, texts)
-    monkeypatch.setattr("clipbench.scoring._BLOCK_BYTES", block)
+    monkeypatch.setattr("clipbench.metrics.similarity._BLOCK_BYTES", block)
     np.testing.assert_allclose(late_interaction(images, texts), whole, rtol=1e-6)
 
 
@@ -542,7 +543,7 @@ def test_image_only_model_is_not_applicable_before_anything_is_encoded(tmp_path:
 @pytest.mark.parametrize(("variant", "arch", "embed_dim"), RELEASED)
 def test_file_alone_says_what_it_is(variant: str, arch: str, embed_dim: int, tmp_path: Path) -> None:
     path = save(random_state(official(variant, ARCHS[arch], TEXT, embed_dim)), tmp_path / "ckpt.pth.tar")
-    model = detect.ad_hoc(str(path))
+    model = family_detection.ad_hoc(str(path))
     assert model.card.family == "declip"
     expected = {
         "variant": variant,
@@ -562,4 +563,4 @@ def test_image_tower_alone_is_not_guessed(tmp_path: Path) -> None:
         kept = {prefix + k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
         path = save(kept, tmp_path / "visual.pth.tar", lambda s: s)
         with pytest.raises(WeightsError, match=r"of no family that is known.*\n.*looks the same in several"):
-            detect.ad_hoc(str(path))
+            family_detection.ad_hoc(str(path))

@@ -21,9 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.cards import Preprocess
-from clipbench.cores import cores
-from clipbench.data import Sample
+from clipbench.cards.cards import Preprocess
 from clipbench.data.decode import (
     IMAGE_FORMATS,
     IMAGE_SUFFIXES,
@@ -33,7 +31,9 @@ from clipbench.data.decode import (
     decode_stream,
     normalise,
 )
+from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError
+from clipbench.utils.cpu import cores
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 SMALL = Preprocess(size=16, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import small
 
-from clipbench import digests as module
 from clipbench.catalog import Catalog
-from clipbench.data import Split, hub
+from clipbench.data import digests as module
+from clipbench.data import hub
+from clipbench.data.digests import digests
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.digests import digests
+from clipbench.data.split import Split
 from clipbench.errors import DataError, StorageError, WeightsError
-from clipbench.models.weights import verify
+from clipbench.models.weights.reading import verify
 
 
 def sha256(data: bytes) -> str:
@@ -169,7 +170,7 @@ def test_a_database_that_cannot_be_locked_is_an_error(
     def connect(*_: object, **__: object) -> None:
         raise sqlite3.OperationalError("locking protocol")
 
-    monkeypatch.setattr("clipbench.digests.sqlite3.connect", connect)
+    monkeypatch.setattr("clipbench.data.digests.sqlite3.connect", connect)
     with pytest.raises(StorageError, match=r"locking protocol.*\n.*on a disk of this machine"):
         of(folder)
 

@@ -23,21 +23,23 @@ from small import BERT_TOKENS, MPNET_TOKENS, write_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipbench import models
-from clipbench.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
+from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
 from clipbench.catalog import Catalog
-from clipbench.cores import cores
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.execution import Runtime, keep_freed_memory
-from clipbench.features import ModelEncoder
-from clipbench.models import LoadedModel, dual, layouts
-from clipbench.models.tokenizer import Tokenizer
-from clipbench.models.weights import read_state_dict, resolve_source
+from clipbench.models import adapter as models
+from clipbench.models import dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.towers.dual import ClipLiteBlock, DualTowers, PatchTower
+from clipbench.models.towers.tokenizer import Tokenizer
+from clipbench.models.weights import key_maps
+from clipbench.models.weights.reading import read_state_dict, resolve_source
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.towers import ClipLiteBlock, DualTowers, PatchTower
+from clipbench.utils.cpu import cores
 
 one_thread = small.one_thread
 PREPROCESS = Preprocess(size=8, resize="none", channels=1, mean=(0.5,), std=(0.5,))
@@ -624,7 +626,7 @@ def test_efficientnet_pytorch_names_become_timms() -> None:
     published = read_state_dict(path)
     net = timm.create_model("tf_efficientnet_lite0")
     stages = [1, 2, 2, 3, 3, 4, 1]  # of B0, section 4 of the paper, which the Lite variant keeps
-    renamed = layouts.efficientnet_pytorch(published, stages)
+    renamed = key_maps.efficientnet_pytorch(published, stages)
     assert {k: v.shape for k, v in renamed.items()} == {k: v.shape for k, v in net.state_dict().items()}
     assert len(renamed) == 296
     for theirs, its in {
@@ -644,7 +646,7 @@ def test_efficientnet_pytorch_names_become_timms() -> None:
         "_conv_stem.weight": 4,
     }
     tensors = {name: torch.tensor(value) for name, value in strange.items()}
-    kept = layouts.efficientnet_pytorch(tensors, stages)
+    kept = key_maps.efficientnet_pytorch(tensors, stages)
     assert set(kept) == set(strange) - {"_conv_stem.weight"} | {"conv_stem.weight"}
 
 

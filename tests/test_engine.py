@@ -26,18 +26,30 @@ from torch import nn
 
 from clipbench import catalog
 from clipbench.bench import pretrain as bench
-from clipbench.cards import AdamW, AdamWSgd, Document, Engine, ModelCard, Peaks, Recipe, Schedule, Sgd, parse
+from clipbench.cards.cards import (
+    AdamW,
+    AdamWSgd,
+    Document,
+    Engine,
+    ModelCard,
+    Peaks,
+    Recipe,
+    Schedule,
+    Sgd,
+    parse,
+)
 from clipbench.errors import CardError, Stopped
-from clipbench.models import Adapter, dual
-from clipbench.pretrain import learners
-from clipbench.pretrain.events import crc32c
-from clipbench.pretrain.optimisers import make_optimiser
-from clipbench.pretrain.pairs import DrawnPairs, Source
-from clipbench.pretrain.processes import Processes
-from clipbench.pretrain.progress import Live
-from clipbench.pretrain.steps import Gradient
-from clipbench.pretrain.towers import DualTowers
-from clipbench.pretrain.tuning import blocks, tune
+from clipbench.models import dual
+from clipbench.models.adapter import Adapter
+from clipbench.models.towers.dual import DualTowers
+from clipbench.pretrain.data.pairs import DrawnPairs, Source
+from clipbench.pretrain.engine.compilation import blocks, tune
+from clipbench.pretrain.engine.distributed import Processes
+from clipbench.pretrain.engine.gradient_caching import Gradient
+from clipbench.pretrain.engine.optimisers import make_optimiser
+from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.run.events import crc32c
+from clipbench.pretrain.run.progress import Live
 
 CPU = torch.device("cpu")
 NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)

@@ -17,11 +17,12 @@ from pylatexenc.latex2text import LatexNodes2Text, MacroTextSpec, get_default_la
 from rich.console import Console
 from rich.text import Text
 
-from clipbench import escape, gate
+from clipbench.records import gate
 from clipbench.report import listing, table
-from clipbench.report.board import Section
-from clipbench.report.frame import Row
+from clipbench.report.dataframe import Row
+from clipbench.report.leaderboard import Section
 from clipbench.report.site import blocks
+from clipbench.utils import escape
 
 HOSTILE = [
     "plain",
@@ -224,7 +225,7 @@ def _rendered(name: str, finalize: Any) -> str:
 
 def test_what_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     from clipbench.errors import StorageError
-    from clipbench.outputs import write_own
+    from clipbench.utils.outputs import write_own
 
     path = tmp_path / "x.html"
     write_own(path, b"<our mark> 1", b"<our mark>")

@@ -18,17 +18,19 @@ import small
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, recall_score
 
-from clipbench import execution, records
-from clipbench.cards import Preprocess, fingerprint
+from clipbench.cards.cards import Preprocess, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.data import Sample, Split, decode
+from clipbench.data import decode
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Sample, Split
+from clipbench.encoding import runtime as execution
+from clipbench.encoding.encoder import ModelEncoder, Subset
+from clipbench.encoding.feature_store import FOLDER, SHARD_ROWS
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, Result, evaluate, limited
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder, Subset
 from clipbench.models import dual
-from clipbench.store import FOLDER, SHARD_ROWS
+from clipbench.records import record as records
 
 one_thread = small.one_thread
 FP32 = Runtime("cpu", "fp32", workers=0)
@@ -446,7 +448,7 @@ import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_evaluate import measure, record_of
-from clipbench.execution import Runtime
+from clipbench.encoding.runtime import Runtime
 
 def peak_mb():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -17,13 +17,13 @@ from huggingface_hub import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from test_records import SAMPLES, make_record
 
-from clipbench import exchange, loggers, records
 from clipbench.catalog import Catalog
 from clipbench.errors import ClipbenchError, DataError
-from clipbench.exchange import Foreign
-from clipbench.records import Record
-from clipbench.report import board, table
-from clipbench.stats import Score
+from clipbench.metrics.intervals import Score
+from clipbench.records import record as records
+from clipbench.records.record import Record
+from clipbench.report import export, leaderboard, table, trackers
+from clipbench.report.export import Foreign
 
 FIXTURE = Path(__file__).parent / "fixtures" / "records" / "v2.json"
 
@@ -78,16 +78,16 @@ CLIP = {
 def test_a_record_as_clip_benchmark_writes_it(
     task: str, protocol: str, scores: dict[str, float], theirs: tuple[str, str, dict[str, float]]
 ) -> None:
-    found = exchange.foreign(_record(task, protocol, scores, cards=CLIP))
+    found = export.foreign(_record(task, protocol, scores, cards=CLIP))
     assert found == Foreign(theirs[0], "ViT-B-32", "openai", theirs[1], theirs[2])
-    ((name, content),) = exchange.write_json([found]).items()
+    ((name, content),) = export.write_json([found]).items()
     assert name == f"{theirs[0]}_openai_ViT-B-32_en_{theirs[1]}.json"
     assert set(json.loads(content)) == {"dataset", "model", "pretrained", "task", "metrics", "language"}
 
 
 def test_what_clip_benchmark_does_not_measure_is_left_out() -> None:
-    assert exchange.foreign(_record("refcoco-ground", "ground", {"pointing_game": 0.5})) is None
-    assert exchange.foreign(_record("voc07-svm", "svm", {"map_area": 0.5})) is None
+    assert export.foreign(_record("refcoco-ground", "ground", {"pointing_game": 0.5})) is None
+    assert export.foreign(_record("voc07-svm", "svm", {"map_area": 0.5})) is None
 
 
 def test_json_and_csv_read_back(tmp_path: Path) -> None:
@@ -97,12 +97,12 @@ def test_json_and_csv_read_back(tmp_path: Path) -> None:
             "flickr30k", "RN50", "/x/a.pt", "zeroshot_retrieval", {"image_retrieval_recall@5": 0.8}, "de"
         ),
     ]
-    for name, content in exchange.write_json(results).items():
+    for name, content in export.write_json(results).items():
         (tmp_path / name).write_text(content)
-    assert exchange.read(tmp_path) == results[::-1]  # by file name
-    text = exchange.write_csv(results)
+    assert export.read(tmp_path) == results[::-1]  # by file name
+    text = export.write_csv(results)
     (tmp_path / "all.csv").write_text(text)
-    assert exchange.read(tmp_path / "all.csv") == results
+    assert export.read(tmp_path / "all.csv") == results
     row = next(csv.DictReader(io.StringIO(text)))
     assert (row["model_fullname"], row["image_retrieval_recall@5"]) == ("ViT-B-32 openai", "")
 
@@ -113,7 +113,7 @@ def test_the_bare_nan_of_their_files_is_missing(tmp_path: Path) -> None:
         '{"dataset": "wds/pcam", "model": "RN50", "pretrained": "openai", "task": "zeroshot_classification", '
         '"metrics": {"acc1": 0.61, "acc5": NaN, "mean_per_class_recall": 0.6}, "language": "en"}'
     )
-    (found,) = exchange.read(path)
+    (found,) = export.read(path)
     assert found.metrics == {"acc1": 0.61, "mean_per_class_recall": 0.6}
 
 
@@ -130,15 +130,15 @@ def test_the_bare_nan_of_their_files_is_missing(tmp_path: Path) -> None:
 def test_another_file_is_refused_with_its_place(name: str, text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError) as caught:
-        exchange.read(tmp_path / name)
+        export.read(tmp_path / name)
     assert words in caught.value.message
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
-        exchange.read(tmp_path / "none.json")
+        export.read(tmp_path / "none.json")
     with pytest.raises(DataError, match=r"no \.json or \.csv"):
-        exchange.read(tmp_path)
+        export.read(tmp_path)
 
 
 def test_foreign_results_stand_beside_ours_marked_and_without_an_interval() -> None:
@@ -149,12 +149,12 @@ def test_foreign_results_stand_beside_ours_marked_and_without_an_interval() -> N
         Foreign("wds/own", "RN50", "openai", "linear_probe", {"lp_acc1": 0.5}),
     ]
     catalog = Catalog()
-    rows = exchange.rows(results, catalog)
+    rows = export.rows(results, catalog)
     primary = {row.task: (row.metric, row.value) for row in rows if row.primary}
     assert primary["cifar10-zs"] == ("acc1", 0.7157)
     assert primary["pets-zs"] == ("mean_per_class_recall", 0.85)  # our task's metric
     assert primary["own-lp"] == ("acc1", 0.5)
-    text = table.markdown(board.sections(rows, catalog, "declip-11-zs"))
+    text = table.markdown(leaderboard.sections(rows, catalog, "declip-11-zs"))
     assert "| RN50 openai (CLIP_benchmark) | 85.00 F | 71.57 F |" in text
     assert "F foreign" in text
     assert {row.kept_off for row in rows} == {"foreign"}
@@ -171,7 +171,7 @@ def _readme(head: str, folder: Path) -> Path:
 
 def test_model_index_is_what_the_hub_reads(tmp_path: Path) -> None:
     record = records.read(FIXTURE)
-    text = exchange.model_index([record], "digits-clip-lite")
+    text = export.model_index([record], "digits-clip-lite")
     (index,) = yaml.safe_load(text.split("---")[1])["model-index"]
     assert index["name"] == "digits-clip-lite"
     metadata = metadata_load(_readme(text, tmp_path))
@@ -224,7 +224,7 @@ def _logged(target: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake(target)
     monkeypatch.setitem(sys.modules, target, fake)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    assert loggers.log(FOUND, target, "own", folder) == 2
+    assert trackers.log(FOUND, target, "own", folder) == 2
     return fake
 
 
@@ -255,16 +255,16 @@ def test_tensorboard_gets_a_folder_a_model(tmp_path: Path, monkeypatch: pytest.M
     assert [name for name, _, _ in fake.calls].count("close") == 2
 
 
-@pytest.mark.parametrize("target", loggers.TARGETS)
+@pytest.mark.parametrize("target", trackers.TARGETS)
 def test_a_library_that_is_not_installed_is_named(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, target, None)
     with pytest.raises(ClipbenchError, match=f"needs the package {target}") as caught:
-        loggers.log(FOUND, target, "own", tmp_path)
+        trackers.log(FOUND, target, "own", tmp_path)
     assert caught.value.hint == f"pip install {target}"
     with pytest.raises(ClipbenchError, match='unknown target "wandbb"; did you mean "wandb"'):
-        loggers.log(FOUND, "wandbb", "own", tmp_path)
+        trackers.log(FOUND, "wandbb", "own", tmp_path)
 
 
 # -------------------------------------------------------------------- commands

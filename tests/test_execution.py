@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from clipbench import execution
+from clipbench.encoding import runtime as execution
+from clipbench.encoding.runtime import Plan, Runtime, Tower, fastest
 from clipbench.errors import ClipbenchError, NotApplicable
-from clipbench.execution import Plan, Runtime, Tower, fastest
 
 CPU = Runtime("cpu", "fp32")
 
@@ -166,7 +166,7 @@ def test_bad_choices_are_named(
 def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     code = (
         "import resource, numpy as np\n"
-        "from clipbench.execution import keep_freed_memory\n"
+        "from clipbench.encoding.runtime import keep_freed_memory\n"
         "kept = keep_freed_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "np.ones(1 << 23)\n"

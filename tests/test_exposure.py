@@ -15,17 +15,17 @@ from rich.console import Console
 from test_records import SAMPLES, make_record
 
 import clipbench
-from clipbench import records
-from clipbench.cards import Images, Part, fingerprint
+from clipbench.cards.cards import Images, Part, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.check import check
 from clipbench.data.hub import DataPaths
+from clipbench.encoding.runtime import Runtime
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.exposure import exposure
-from clipbench.records import Record
-from clipbench.report import board, frame, listing, site, table
-from clipbench.standing import Judge
+from clipbench.records import record as records
+from clipbench.records.check import check
+from clipbench.records.eligibility import Judge
+from clipbench.records.exposure import exposure
+from clipbench.records.record import Record
+from clipbench.report import dataframe, leaderboard, listing, site, table
 
 one_thread = small.one_thread
 ROOT = Path(__file__).parents[1]
@@ -148,12 +148,12 @@ def test_the_mark_is_in_every_table_and_keeps_off_the_leaderboard(tmp_path: Path
     records.write(make_record(task="animals-zs", seen=seen), SAMPLES, tmp_path)
     records.write(make_record(model="other", task="animals-zs"), SAMPLES, tmp_path)
     text = "digits train: 90 of 360 images; photos: some or all of 360 images"
-    rows = frame.read(tmp_path, Catalog(), primary=True)
+    rows = dataframe.read(tmp_path, Catalog(), primary=True)
     assert [(row.model, row.seen, row.kept_off) for row in rows] == [
         ("other", "", ""),
         ("small", text, "seen"),
     ]
-    found = board.sections(rows, Catalog())
+    found = leaderboard.sections(rows, Catalog())
     for shown in (table.terminal(found), table.markdown(found), table.latex(found)):
         assert "T trained on: the model has seen images of this split" in shown
     assert "75.00 ±5.00 T" in table.markdown(found)
@@ -161,7 +161,7 @@ def test_the_mark_is_in_every_table_and_keeps_off_the_leaderboard(tmp_path: Path
     read = list(csv.DictReader(io.StringIO(table.csv_text(rows))))
     assert [row["seen"] for row in read] == ["", text]
     assert [row["seen"] for row in json.loads(table.json_text(rows))] == ["", text]
-    board_text = board.leaderboard(rows, Catalog())
+    board_text = leaderboard.leaderboard(rows, Catalog())
     assert f"| small | animals-zs | trained on {text} |" in board_text
     assert "| other | 75.00 ±5.00 |" in board_text
     data = clipbench.results(tmp_path)

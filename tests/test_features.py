@@ -15,15 +15,17 @@ import torch
 from test_evaluate import FP32, measure, record_of
 from test_store import layout
 
-from clipbench import execution, features, records
 from clipbench.catalog import Catalog
 from clipbench.data import decode
 from clipbench.data.decode import Batch
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.encoding import encoder
+from clipbench.encoding import runtime as execution
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.feature_store import FOLDER, FeatureFile
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import ClipbenchError
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
-from clipbench.store import FOLDER, FeatureFile
+from clipbench.records import record
 
 one_thread = small.one_thread
 FIXED = replace(FP32, deterministic=True)
@@ -40,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, **options: Any) -> records.Record:
+def run(place: Path, **options: Any) -> record.Record:
     (result,) = measure(
         [place / "run"], ["animals-zs"], cards=place / "cards", data=place / "data", **options
     )
@@ -90,7 +92,7 @@ def test_a_damaged_shard_is_named_and_encoded_again_in_the_same_run(
     whole = path.read_bytes()
     DAMAGE[kind](path)
     after = run(place, runtime=FIXED)
-    assert records.same(after, before)
+    assert record.same(after, before)
     assert after.timing.images_encoded == 512
     assert f"{path} is damaged" in capsys.readouterr().err
     assert layout(path.read_bytes())[1] == layout(whole)[1]
@@ -105,7 +107,7 @@ def test_a_damaged_shard_of_texts_is_encoded_again(
     (path,) = set(shards(isolated_cache, 0)) - {image_shard(isolated_cache, 0)}
     flip(path, -3)
     after = run(place, runtime=FIXED)
-    assert records.same(after, before)
+    assert record.same(after, before)
     assert after.timing.texts_encoded == before.timing.texts_encoded == 10
     assert f"{path} is damaged" in capsys.readouterr().err
 
@@ -117,7 +119,7 @@ def test_a_sample_of_a_split_that_was_damaged_has_the_rows_that_it_had(
     before = run(place, limit=100)
     flip(image_shard(isolated_cache, 1), -1)
     after = run(place, limit=100)
-    assert records.same(after, before)
+    assert record.same(after, before)
     assert after.timing.images_encoded == 512
     assert len(shards(isolated_cache, 0)) == 2  # none of the sample's own
 
@@ -125,17 +127,17 @@ def test_a_sample_of_a_split_that_was_damaged_has_the_rows_that_it_had(
 def test_texts_share_their_batches_with_the_same_others_whatever_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "_TEXT_SHARDS", 2)
+    monkeypatch.setattr(encoder, "_TEXT_SHARDS", 2)
     model = Catalog().model(str(small.write_run(tmp_path / "run")))
     texts = [f"{'long ' * (i % 3)}text {i}" for i in range(3 * 512 + 5)]
     batches: list[list[tuple[int, ...]]] = []
-    unit = features.unit
+    unit = encoder.unit
 
     def counted(rows: torch.Tensor, piece: int | None = 0) -> torch.Tensor:
         batches[-1].append(tuple(rows.shape))
         return unit(rows, piece)
 
-    monkeypatch.setattr(features, "unit", counted)
+    monkeypatch.setattr(encoder, "unit", counted)
 
     def encoded() -> np.ndarray[Any, Any]:
         batches.append([])
@@ -174,7 +176,7 @@ def test_a_file_keeps_the_plan_that_it_was_begun_with_and_the_record_names_it(
     slow["packed"] = 1.0  # another would win now
     after = run(place)
     assert after.timing.images_encoded == 512
-    assert records.same(after, before)
+    assert record.same(after, before)
     fresh = run(place, limit=600, seed=3)
     assert fresh.encoder["plans"]["test:joint"] == "channels_last"  # type: ignore[index, call-overload]
 
@@ -216,7 +218,7 @@ def test_a_damaged_choice_of_plan_is_tried_again(
     whole = path.read_bytes()
     path.write_bytes(content)
     image_shard(isolated_cache, 0).parent.rename(isolated_cache / "elsewhere")
-    assert records.same(run(place), before)
+    assert record.same(run(place), before)
     assert path.read_bytes() == whole
     assert f"{path} is damaged" in capsys.readouterr().err
 
@@ -247,7 +249,7 @@ def test_a_deterministic_run_goes_on_to_the_same_record(place: Path, isolated_ca
     kept = {p.name: p.read_bytes() for p in image_shard(isolated_cache, 0).parent.glob("*.shard")}
     for number in (0, 2):
         image_shard(isolated_cache, number).unlink()
-    assert records.same(run(place, runtime=replace(FIXED, workers=1)), before)
+    assert record.same(run(place, runtime=replace(FIXED, workers=1)), before)
     assert {p.name: p.read_bytes() for p in image_shard(isolated_cache, 0).parent.glob("*.shard")} == kept
 
 
@@ -273,11 +275,11 @@ def test_remarks_on_images_stand_in_the_record_of_a_cached_run_too(
             yield replace(batch, remarks=((ids[64 * number], "turned"),))
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "decode_stream", remarked)
+        patch.setattr(encoder, "decode_stream", remarked)
         first = run(place)
     cached = run(place)
     assert cached.timing.images_encoded == 0
-    assert records.same(first, cached)
+    assert record.same(first, cached)
     (note,) = [note for note in cached.notes if note.kind == "turned"]
     assert (note.split, note.text, note.count) == ("test", "images turned as their EXIF says", 18)
     assert note.examples == (ids[0], ids[64], ids[128])

@@ -13,16 +13,16 @@ from captioned import rows_of, sample_of, server, write_shard, write_shards, wri
 from pydantic import TypeAdapter
 from small import one_thread, picture, write_parquet, write_task
 
-from clipbench.cards import AnyPairs, Preprocess, Recipe
+from clipbench.cards.cards import AnyPairs, Preprocess, Recipe
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
-from clipbench.data.rows import RowSplit
-from clipbench.data.training import open_pairs
+from clipbench.data.pairs.sources import open_pairs
+from clipbench.data.pairs.tables import RowSplit
 from clipbench.errors import DataError
-from clipbench.pretrain import pairs
-from clipbench.pretrain.feeds import Order, Scattered, Streamed, permutation
+from clipbench.pretrain.data import pairs
+from clipbench.pretrain.data.loader import Order, Scattered, Streamed, permutation
+from clipbench.pretrain.data.pairs import Batch, DrawnPairs, Source, Wants
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.pairs import Batch, DrawnPairs, Source, Wants
 
 __all__ = ["one_thread", "server"]
 PREPROCESS = Preprocess(size=8, mean=(0.5,) * 3, std=(0.25,) * 3)

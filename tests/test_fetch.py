@@ -25,12 +25,14 @@ import pytest
 from test_convert import run
 from test_hub import FIRST, SECOND, Hub, run_python
 
-from clipbench.cache import cache_root, recall
-from clipbench.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, StorageError, WeightsError
-from clipbench.models import LoadedModel, dual, fetch
-from clipbench.models.fetch import find, name, place
-from clipbench.models.weights import resolve_source
+from clipbench.models import dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.weights import fetch
+from clipbench.models.weights.fetch import find, name, place
+from clipbench.models.weights.reading import resolve_source
+from clipbench.utils.cache import cache_root, recall
 
 DATA = b"\x80\x02" + random.Random(0).randbytes(299_998)  # begins like a pickle
 TURNED = DATA[:2] + DATA[:1:-1]
@@ -200,7 +202,7 @@ def test_two_addresses_with_one_name_have_two_places() -> None:
 
 
 def test_unchanged_file_is_not_hashed_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipbench import digests as module
+    from clipbench.data import digests as module
 
     monkeypatch.setattr(module, "RACY_NS", 0)  # as if the file had lain there for a while
     path, _ = resolved(at(files))

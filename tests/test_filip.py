@@ -17,22 +17,23 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from clipbench import models
-from clipbench.cards import Document, ModelCard, Preprocess, Recipe, TaskCard, Weights, parse
+from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, TaskCard, Weights, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.heatmaps import TokenCosine
-from clipbench.models import LoadedModel, dual
-from clipbench.pretrain import learners, objectives
-from clipbench.pretrain.frozen import GivenImages
+from clipbench.metrics.similarity import late_interactions, similarity
+from clipbench.models import adapter as models
+from clipbench.models import dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.saliency import TokenCosine
+from clipbench.models.towers.dual import DualTowers
+from clipbench.pretrain.data.frozen_features import GivenImages
+from clipbench.pretrain.data.pairs import DrawnPairs, Source
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.objectives import filip_loss
-from clipbench.pretrain.pairs import DrawnPairs, Source
-from clipbench.pretrain.towers import DualTowers
-from clipbench.scoring import late_interactions, similarity
+from clipbench.pretrain.objectives import learners, losses
+from clipbench.pretrain.objectives.losses import filip_loss
 
 one_thread = small.one_thread
 ROOT = Path(__file__).parent.parent
@@ -152,7 +153,7 @@ def test_padding_moves_no_loss_and_blocks_none_either(monkeypatch: pytest.Monkey
     scale = torch.tensor(3.0, dtype=torch.float64)
     whole = filip_loss(image, text, scale)
     assert filip_loss(image, F.pad(text, (0, 0, 0, 7)), scale) == whole
-    monkeypatch.setattr(objectives, "_BLOCK", 100)  # two images, or two texts, at once
+    monkeypatch.setattr(losses, "_BLOCK", 100)  # two images, or two texts, at once
     blocks = filip_loss(image, text, scale)
     torch.testing.assert_close(blocks.total, whole.total, rtol=1e-12, atol=0)
     slopes = (torch.autograd.grad(loss.total, (image, text)) for loss in (blocks, whole))
@@ -171,8 +172,8 @@ def test_scores_of_evaluation_are_the_losss_and_know_padding() -> None:
     image, text = (F.normalize(torch.tensor(a), dim=2).float() for a in pairs())
     of_images, of_texts = late_interactions(image, text)
     close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
-    close(of_images, objectives.late_interaction(image, text))
-    close(of_texts, objectives.late_interaction(text, image).T)
+    close(of_images, losses.late_interaction(image, text))
+    close(of_texts, losses.late_interaction(text, image).T)
     same = similarity(image.flatten(1).numpy(), text.numpy())
     close(torch.from_numpy(same), of_images)
     alone = -image[0, :1].repeat(2, 1)  # a text whose one token is the opposite of the image's first

@@ -21,24 +21,26 @@ from small import one_thread, write_tokenizer  # noqa: F401 - one_thread is a fi
 from torch import nn
 from torch.nn import functional as F
 
-from clipbench import features, models
-from clipbench.cards import Document, ModelCard, Pairs, Recipe, parse
+from clipbench.cards.cards import Document, ModelCard, Pairs, Recipe, parse
 from clipbench.catalog import Catalog
-from clipbench.cores import cores
-from clipbench.data import Split
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
+from clipbench.data.digests import sha256_file
 from clipbench.data.hub import DataPaths
-from clipbench.data.training import open_pairs
-from clipbench.digests import sha256_file
+from clipbench.data.pairs.sources import open_pairs
+from clipbench.data.split import Split
+from clipbench.encoding import encoder as features
+from clipbench.encoding.encoder import ModelEncoder, Subset
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder, Subset
-from clipbench.models import LoadedModel, dual
-from clipbench.pretrain import frozen
+from clipbench.models import adapter as models
+from clipbench.models import dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.pretrain.data import frozen_features as frozen
+from clipbench.pretrain.data.pairs import decode_all
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.pairs import decode_all
+from clipbench.utils.cpu import cores
 
 PREPROCESS = {"size": 32, "resize": "squash", "channels": 1, "mean": [0.3], "std": [0.4]}
 
@@ -175,8 +177,8 @@ def test_features_are_computed_once(package: Path, tmp_path: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a tower was run again")
 
-    monkeypatch.setattr("clipbench.features._encode_shards", fail)
-    monkeypatch.setattr("clipbench.features.ModelEncoder._encode_texts", fail)
+    monkeypatch.setattr("clipbench.encoding.encoder._encode_shards", fail)
+    monkeypatch.setattr("clipbench.encoding.encoder.ModelEncoder._encode_texts", fail)
     train(recipe(package, WHOLE, seed=1), tmp_path / "second")
     model = recipe(package, WHOLE).model.canonical() | {"preprocess": PREPROCESS | {"mean": [0.2]}}
     with pytest.raises(AssertionError, match="a tower was run again"):
@@ -226,7 +228,7 @@ def test_models_with_heads_on_one_tower_share_its_features(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the tower was run again")
 
-    monkeypatch.setattr("clipbench.features._encode_shards", fail)
+    monkeypatch.setattr("clipbench.encoding.encoder._encode_shards", fail)
     found = []
     for out in outs:
         card, adapter = loaded(out)

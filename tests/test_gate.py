@@ -16,14 +16,15 @@ import yaml
 from test_compare import write_model
 from test_records import make_record
 
-from clipbench import gate, paired
 from clipbench.catalog import Catalog
-from clipbench.compare import Comparison
 from clipbench.errors import DataError
-from clipbench.gate import Check
-from clipbench.jointly import Contributions
-from clipbench.records import Stored, samples_path
-from clipbench.standing import Judge
+from clipbench.metrics import paired_tests
+from clipbench.metrics.joint import Contributions
+from clipbench.records import gate
+from clipbench.records.comparison import Comparison
+from clipbench.records.eligibility import Judge
+from clipbench.records.gate import Check
+from clipbench.records.record import Stored, samples_path
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 def _check(first: np.ndarray, second: np.ndarray, task: str = "a-zs", images: str = "") -> Check:
     """A comparison of one task; `images` names the set that it shares with others (of its own where empty)."""
     d = second.astype(float) - first.astype(float)
-    worse, _, _ = paired.sign_flip(d, 0)  # of_means without its interval
+    worse, _, _ = paired_tests.sign_flip(d, 0)  # of_means without its interval
     compared = Comparison(
         task, "m", "m", "acc1", "not distinguishable", first=float(first.mean()), second=float(second.mean()),
         difference=float(d.mean()), ci95=(-1, 1), p_worse=worse,
@@ -73,7 +74,7 @@ def test_equal_models_fail_at_most_alpha_of_the_time(n: int, tasks: int) -> None
 def test_equal_models_with_graded_outcomes_fail_at_most_alpha_of_the_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(paired, "FLIPS", 499)  # p stays valid with fewer
+    monkeypatch.setattr(paired_tests, "FLIPS", 499)  # p stays valid with fewer
     rng = np.random.default_rng(11)
     alarms = 0
     for _ in range(1_000):
@@ -114,7 +115,7 @@ def test_the_mean_of_equal_models_fails_at_most_alpha_of_the_time_whether_tasks_
     shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five tasks of one set of images, such as prompt variants, are no five independent sets."""
-    monkeypatch.setattr(paired, "FLIPS", 999)
+    monkeypatch.setattr(paired_tests, "FLIPS", 999)
     rng = np.random.default_rng(3)
     alarms = wrong = 0
     for _ in range(1_000):

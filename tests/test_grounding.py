@@ -21,20 +21,23 @@ from rich.console import Console
 from safetensors.torch import save_file
 from test_linear_probe import FakeEncoder
 
-from clipbench import boxes, cli, models, records
-from clipbench.cards import TaskCard
+from clipbench import cli
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog
-from clipbench.data import Expressions, Sample, Split
 from clipbench.data.decode import normalise, pixels
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Expressions, Sample, Split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
-from clipbench.heatmaps import Heat, of_tower
-from clipbench.models.weights import read_state_dict, resolve_source
+from clipbench.metrics import boxes
+from clipbench.models import adapter as models
+from clipbench.models.saliency import Heat, of_tower
+from clipbench.models.weights.reading import read_state_dict, resolve_source
 from clipbench.protocols.grounding import Params, check, run
-from clipbench.report import frame, overlays, table
+from clipbench.records import record as records
+from clipbench.report import dataframe, overlays, table
 
 one_thread = small.one_thread
 CARD = TaskCard.model_validate(
@@ -360,7 +363,7 @@ def test_a_record_of_grounding(tmp_path: Path) -> None:
     assert first.record.evidence["heat_maps"] == "Grad-CAM on 0.blocks"
     centre = float(np.asarray(first.samples["centre_hit"]).mean())
     assert centre > 0
-    row, other = frame.rows([records.Stored(Path(), first.record, "whole")])
+    row, other = dataframe.rows([records.Stored(Path(), first.record, "whole")])
     assert (row.metric, row.centre_baseline) == ("pointing_game", centre)
     assert other.centre_baseline is None
     console = Console(width=200, record=True, file=io.StringIO())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from clipbench.groups import Rankings, membership
+from clipbench.metrics.group_ranking import Rankings, membership
 
 
 def repeated(values: NDArray[np.float64], counts: NDArray[np.int64]) -> list[tuple[float, int]]:

@@ -20,18 +20,18 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipbench import models
-from clipbench.cards import Preprocess
+from clipbench.cards.cards import Preprocess
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import ArraySplit
 from clipbench.data.decode import normalise, pixels, seen
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
-from clipbench.heatmaps import Attention, GradCam, Heat, HeatMaps, TokenCosine, of_tower
+from clipbench.metrics.similarity import similarity
+from clipbench.models import adapter as models
 from clipbench.models.dual import ConvNetTower
-from clipbench.pretrain.towers import ConvNet
-from clipbench.scoring import similarity
+from clipbench.models.saliency import Attention, GradCam, Heat, HeatMaps, TokenCosine, of_tower
+from clipbench.models.towers.dual import ConvNet
 
 one_thread = small.one_thread
 architectures = test_declip.architectures

@@ -13,11 +13,11 @@ import small
 import test_cli
 from test_cli import Run
 
-from clipbench.cards import Document
+from clipbench.cards.cards import Document
+from clipbench.cards.overrides import parse_assignments
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError
-from clipbench.overrides import parse_assignments
-from clipbench.parsing import MOST_YAML
+from clipbench.utils.parsing import MOST_YAML
 
 run = test_cli.run
 TWO = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))

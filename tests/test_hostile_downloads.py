@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from test_fetch import DATA, Files, at, resolved
 
-from clipbench.cache import cache_root
-from clipbench.cards import ShardPairs, Weights
-from clipbench.data.shards import RemoteShards
+from clipbench.cards.cards import ShardPairs, Weights
+from clipbench.data.pairs.shards import RemoteShards
 from clipbench.errors import DataError, WeightsError
-from clipbench.models.fetch import place
-from clipbench.models.weights import strange
-from clipbench.web import Refused, open_address, public
+from clipbench.models.weights.fetch import place
+from clipbench.models.weights.reading import strange
+from clipbench.utils.cache import cache_root
+from clipbench.utils.web import Refused, open_address, public
 
 files = test_fetch.files
 PAGE = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"

@@ -22,12 +22,12 @@ from PIL import Image
 from test_cli import Run
 
 import clipbench
-from clipbench.cards import Preprocess
-from clipbench.data import Sample
+from clipbench.cards.cards import Preprocess
 from clipbench.data import decode as decoding
 from clipbench.data.decode import MAX_PIXELS, Oversized, decode, decode_stream, open_image
+from clipbench.data.split import Sample
+from clipbench.encoding.saliency import _measured
 from clipbench.errors import DataError
-from clipbench.heatstream import _measured
 from clipbench.report import overlays
 from clipbench.report.site import pictures
 

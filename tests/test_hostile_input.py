@@ -14,11 +14,14 @@ import small
 import test_cli
 from test_cli import Place, Run, mended
 
-from clipbench import cache, exchange, metrics, records
-from clipbench.cards import ShardPairs
-from clipbench.data.shards import captions
+from clipbench.cards.cards import ShardPairs
+from clipbench.data.pairs.shards import captions
 from clipbench.errors import ClipbenchError, DataError, StorageError, WeightsError
-from clipbench.models.weights import read_state_dict
+from clipbench.metrics import scores as metrics
+from clipbench.models.weights.reading import read_state_dict
+from clipbench.records import record as records
+from clipbench.report import export
+from clipbench.utils import cache
 
 run, place, one_thread = test_cli.run, test_cli.place, small.one_thread
 DEEP = "[" * 100_000
@@ -96,17 +99,17 @@ def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_results_of_clip_benchmark_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json"):
-        exchange.read(tmp_path / "a.json")
+        export.read(tmp_path / "a.json")
 
 
 def test_numbers_of_clip_benchmark_that_are_none(tmp_path: Path) -> None:
     metrics = '{"acc1": 0.5, "a": NaN, "b": 1e400, "c": 1%s}' % ("0" * 400)
     (tmp_path / "a.json").write_text(json.dumps(FOREIGN).replace("{}", metrics))
-    (found,) = exchange.read(tmp_path / "a.json")
+    (found,) = export.read(tmp_path / "a.json")
     assert found.metrics == {"acc1": 0.5}
     (tmp_path / "a.csv").write_text("dataset,model\n" + '"' + "x" * 200_000 + '",m\n')
     with pytest.raises(DataError, match=r"a\.csv"):
-        exchange.read(tmp_path / "a.csv")
+        export.read(tmp_path / "a.csv")
 
 
 def test_a_caption_that_is_nested_is_none() -> None:

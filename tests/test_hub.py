@@ -26,11 +26,12 @@ import pytest
 from damage import flip
 from PIL import Image
 
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Split, archives, captions, coco, coco_gender, refer, voc
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.data.layout import FileLayout, Layout
+from clipbench.data.layouts import archives, captions, coco, coco_gender, refer, voc
+from clipbench.data.layouts.base import FileLayout, Layout
+from clipbench.data.split import Split
 from clipbench.errors import CardError, ClipbenchError, DataError
 
 CLASSES = ("bat", "cat", "sea lion")
@@ -530,7 +531,7 @@ def test_fingerprint_knows_column_and_order_of_files(tmp_path: Path) -> None:
 def test_only_changed_files_are_hashed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolated_cache: Path
 ) -> None:
-    from clipbench import digests
+    from clipbench.data import digests
 
     root = write_folder(tmp_path / "copy")
     hashed: list[str] = []
@@ -887,7 +888,7 @@ def test_hub_fetches_one_split_and_pins_its_commit(hub: Hub, tmp_path: Path, iso
 
 
 def test_ledger_of_another_commit_is_an_error(isolated_cache: Path) -> None:
-    from clipbench.cache import remember
+    from clipbench.utils.cache import remember
 
     remember("data", "org/parquet", FIRST, what="the commit")
     with pytest.raises(ClipbenchError, match=f"the commit of org/parquet has changed: {FIRST}.*{SECOND}"):

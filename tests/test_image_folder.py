@@ -12,7 +12,7 @@ from PIL import Image
 from small import CLASSES, picture, write_images
 from test_webdataset import message, opened
 
-from clipbench.data import Note, Split
+from clipbench.data.split import Note, Split
 
 
 def stored(split: Split) -> dict[str, bytes]:

@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 import clipbench
-from clipbench import boxes
-from clipbench.cards import Preprocess, TaskCard, fingerprint
+from clipbench.cards.cards import Preprocess, TaskCard, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.data import Sample
 from clipbench.data.builtin import digits, digits_scenes
 from clipbench.data.decode import REMARKS, Crops, decode, decode_stream
 from clipbench.data.hub import DataPaths
 from clipbench.data.images import frames, orientation, standard
+from clipbench.data.split import Sample
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
-from clipbench.execution import Runtime
+from clipbench.metrics import boxes
 from clipbench.report import overlays
 
 one_thread = small.one_thread

@@ -15,13 +15,13 @@ from rich.console import Console
 from test_hub import IMAGES, at, entry, open_test, write_folder, write_parquet, write_wds
 
 from clipbench.catalog import Catalog
-from clipbench.data import Note, Split
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.labels import fold, match, without_samples
+from clipbench.data.split import Note, Split
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
 from clipbench.protocols.zero_shot import same_prompts
 from clipbench.report.table import record_table
 

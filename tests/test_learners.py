@@ -13,17 +13,18 @@ from small import BERT_TOKENS, write_tokenizer
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from clipbench.cards import Document, MocoV2, Pairs, Preprocess, Recipe, TaskCard, parse
+from clipbench.cards.cards import Document, MocoV2, Pairs, Preprocess, Recipe, TaskCard, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError
 from clipbench.models import dual
-from clipbench.pretrain import learners, words
-from clipbench.pretrain.draws import Draws
-from clipbench.pretrain.objectives import masked_language_loss, nearest, simsiam_loss
-from clipbench.pretrain.pairs import Batch, DrawnPairs, Source
-from clipbench.pretrain.towers import ByteTransformer, DualTowers, TokenTower
+from clipbench.models.towers.dual import ByteTransformer, DualTowers, TokenTower
+from clipbench.pretrain.data import text_augmentation
+from clipbench.pretrain.data.pairs import Batch, DrawnPairs, Source
+from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.objectives.losses import masked_language_loss, nearest, simsiam_loss
+from clipbench.utils.row_rng import Draws
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -348,7 +349,7 @@ def test_masked_words_of_a_bert_are_changed_as_in_bert_and_special_ones_never(tm
 
 def test_altered_captions_differ_by_one_change() -> None:
     text = "A large dog, running"
-    made = words.alter([text] * 4000, draws(4000))
+    made = text_augmentation.alter([text] * 4000, draws(4000))
     counts = dict.fromkeys(("same", "synonym", "swap", "fewer"), 0)
     for altered in made:
         own = altered.split()
@@ -372,12 +373,12 @@ def test_altered_captions_differ_by_one_change() -> None:
 
 def test_an_altered_caption_is_never_empty_and_depends_on_its_own_draws() -> None:
     texts = ["Dog", "a b", "  spaced   out  "] * 500
-    made = words.alter(texts, draws(len(texts)))
+    made = text_augmentation.alter(texts, draws(len(texts)))
     assert all(made)
     assert {"Dog", "Hound"} == set(made[::3])
-    assert made == words.alter(texts, draws(len(texts)))
-    assert words.alter([], draws(0)) == []
-    assert words.alter(["", " "], draws(2)) == ["", " "]
+    assert made == text_augmentation.alter(texts, draws(len(texts)))
+    assert text_augmentation.alter([], draws(0)) == []
+    assert text_augmentation.alter(["", " "], draws(2)) == ["", " "]
 
 
 # ------------------------------------------------------------------ real data

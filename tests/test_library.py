@@ -17,9 +17,9 @@ from small import picture, write_images, write_run, write_task
 import clipbench
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, DataError, NotApplicable
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
 
 one_thread = small.one_thread
 TEXTS = ["a cat", "a much longer text about a dog", ""]

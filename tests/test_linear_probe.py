@@ -17,18 +17,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipbench import metrics, stats
-from clipbench.cards import Document, TaskCard, parse
+from clipbench.cards.cards import Document, TaskCard, parse
 from clipbench.catalog import Catalog
-from clipbench.data import Split
 from clipbench.data.hub import DataPaths
+from clipbench.data.split import Split
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.models import Compared
+from clipbench.metrics import intervals
+from clipbench.metrics import scores as metrics
+from clipbench.models.adapter import Compared
 from clipbench.protocols import linear_probe
 from clipbench.protocols.linear_probe import Params, check, hold_out, needs, run
-from clipbench.solvers.heads import fit_adamw, fit_sgd
+from clipbench.solvers.minibatch_probe import fit_adamw, fit_sgd
 
 one_thread = small.one_thread
 Array = NDArray[np.float32]
@@ -294,7 +295,7 @@ def test_adamw_is_its_recipe_written_out(tmp_path: Path) -> None:
 
 
 def test_features_too_large_to_keep_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipbench.solvers import heads
+    from clipbench.solvers import minibatch_probe
 
     splits = digits()
     x, y = features_of(splits["train"]), labels_of(splits["train"])
@@ -307,8 +308,8 @@ def test_features_too_large_to_keep_are_read_in_chunks(monkeypatch: pytest.Monke
         "seed": 0,
     }
     kept = fit_sgd(lambda _: x, y, 10, epochs=20, **settings)
-    monkeypatch.setattr(heads, "_RESIDENT_BYTES", 0)
-    monkeypatch.setattr(heads, "_CHUNK_ROWS", 250)
+    monkeypatch.setattr(minibatch_probe, "_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(minibatch_probe, "_CHUNK_ROWS", 250)
     chunked = fit_sgd(lambda _: x, y, 10, epochs=20, **settings)
     test, labels = features_of(splits["test"]), splits["test"].labels
     for head in (kept, chunked):
@@ -338,7 +339,7 @@ def test_few_shots_are_drawn_from_data_set_seed_draw_and_shots_alone(tmp_path: P
     assert outcome.scores["acc1"].value == pytest.approx(np.mean(per_draw))
     low, high = outcome.scores["acc1"].ci95
     assert low < np.mean(per_draw) < high
-    shots_alone = stats.of_draws(per_draw, 0.0, 1)[0]
+    shots_alone = intervals.of_draws(per_draw, 0.0, 1)[0]
     assert (high - low) / 2 > shots_alone * 0.9  # which shots were drawn is in it
     assert outcome.evidence["std"]["acc1"] == pytest.approx(np.std(per_draw, ddof=1))
     assert [draw["n"] for draw in outcome.evidence["draws"]] == [40] * 5

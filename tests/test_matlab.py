@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from clipbench.data import matlab
+from clipbench.data.layouts import _matlab as matlab
 from clipbench.errors import DataError
 
 

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from clipbench import metrics
 from clipbench.errors import DataError
+from clipbench.metrics import scores as metrics
 
 Matrix = NDArray[np.float64]
 

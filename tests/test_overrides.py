@@ -10,12 +10,12 @@ import pytest
 import yaml
 from captioned import rows_of, write_table
 
-from clipbench.cards import Document, MocoV2, Recipe, parse
+from clipbench.cards.cards import Document, MocoV2, Recipe, parse
+from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.catalog import Catalog
-from clipbench.check import check
 from clipbench.cli import app
 from clipbench.errors import CardError
-from clipbench.overrides import changed, parse_assignments
+from clipbench.records.check import check
 
 TINY: dict[str, Any] = {
     "title": "t", "command": "c", "cost": "none",

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from clipbench.bench import parity, parity_sets
-from clipbench.cards import SplitSpec
+from clipbench.cards.cards import SplitSpec
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Split
 from clipbench.errors import DataError
 from clipbench.protocols import zero_shot
 

@@ -17,15 +17,15 @@ import pytest
 import small
 from PIL import Image
 
-from clipbench import digests as digests_module
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Captions, Split
+from clipbench.data import digests as digests_module
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Captions, Split
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
 
 one_thread = small.one_thread
 WORDS = ("bat", "cat", "sea lion")

@@ -13,8 +13,8 @@ from rich.console import Console
 from test_cli import Run, run
 from test_records import make_record
 
-from clipbench import records
 from clipbench.errors import ClipbenchError
+from clipbench.records import record as records
 from clipbench.report.plots import validation_curve
 from clipbench.report.table import record_table
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from clipbench import models
-from clipbench.cards import (
+from clipbench.cards.cards import (
     AdamW,
     Affine,
     Document,
@@ -35,11 +34,16 @@ from clipbench.cards import (
 from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, Damaged, DataError, StorageError
-from clipbench.models import Adapter, LoadedModel, dual
-from clipbench.pretrain import learners, objectives
-from clipbench.pretrain.draws import Draws
+from clipbench.models import adapter as models
+from clipbench.models import dual
+from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.pretrain.data.image_augmentation import affine
+from clipbench.pretrain.data.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
+from clipbench.pretrain.engine.optimisers import make_optimiser
 from clipbench.pretrain.loop import choose_device, pretrain
-from clipbench.pretrain.objectives import (
+from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.objectives import losses as objectives
+from clipbench.pretrain.objectives.losses import (
     WeightedLoss,
     clip_lite_loss,
     clip_loss,
@@ -47,9 +51,7 @@ from clipbench.pretrain.objectives import (
     prior_loss,
     siglip_loss,
 )
-from clipbench.pretrain.optimisers import make_optimiser
-from clipbench.pretrain.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
-from clipbench.pretrain.views import affine
+from clipbench.utils.row_rng import Draws
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -444,7 +446,7 @@ def recipe_with_text(recipe: Recipe, length: int) -> dict[str, Any]:
 
 
 def dual_towers(recipe: Recipe) -> Any:
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.models.towers.dual import DualTowers
 
     return DualTowers(dual.parse_config(recipe.model.config, "test"), recipe.model.preprocess)
 

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clipbench.cards import Document, Recipe, TaskCard, parse
-from clipbench.data import Split
+from clipbench.cards.cards import Document, Recipe, TaskCard, parse
 from clipbench.data.builtin import digits
-from clipbench.features import Subset
+from clipbench.data.split import Split
+from clipbench.encoding.encoder import Subset
+from clipbench.pretrain.engine.distributed import Processes, join
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.objectives import clip_loss
-from clipbench.pretrain.processes import Processes, join
+from clipbench.pretrain.objectives.losses import clip_loss
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"projector_width": 12, "predictor_width": 6}

@@ -12,8 +12,8 @@ import small
 import torch
 from numpy.typing import NDArray
 
-from clipbench import metrics
-from clipbench.scoring import late_interaction, late_interactions
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.similarity import late_interaction, late_interactions
 from clipbench.solvers import ranking
 
 one_thread = small.one_thread

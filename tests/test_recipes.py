@@ -11,12 +11,12 @@ from typing import Any, cast
 import pytest
 from small import one_thread, picture
 
-from clipbench.cards import AdamW, MocoV2, Sgd
+from clipbench.cards.cards import AdamW, MocoV2, Sgd
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
-from clipbench.data.training import open_pairs
-from clipbench.exposure import exposure
+from clipbench.data.pairs.sources import open_pairs
 from clipbench.pretrain.loop import model_card, pretrain
+from clipbench.records.exposure import exposure
 
 __all__ = ["one_thread"]
 #: recipe → peak rate, decay, start of the warm-up, scale of crops, ImageNet zero-shot: configs and README of DeCLIP

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from clipbench import records
 from clipbench.errors import DataError, StorageError
-from clipbench.records import Column, Record
-from clipbench.stats import Score
+from clipbench.metrics.intervals import Score
+from clipbench.records import record as records
+from clipbench.records.record import Column, Record
 
 SAMPLES: dict[str, Column] = {"id": ["a", "b"], "correct": np.array([True, False]), "rank": np.array([0, 3])}
 REPORTED = {

@@ -18,12 +18,12 @@ import test_hub
 from PIL import Image
 from test_coco import jpeg
 
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Expressions, Split
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Expressions, Split
+from clipbench.encoding.encoder import Subset
 from clipbench.errors import DataError
-from clipbench.features import Subset
 
 hub = test_hub.hub
 

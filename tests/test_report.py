@@ -19,14 +19,14 @@ from rich.console import Console, RenderableType
 from test_compare import write_model
 from test_records import REPORTED, SAMPLES, make_record
 
-from clipbench import records
-from clipbench.cards import fingerprint
+from clipbench.cards.cards import fingerprint
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
-from clipbench.records import Record, Stored
-from clipbench.report import board, frame, table
-from clipbench.report.board import Section
-from clipbench.stats import Score
+from clipbench.metrics.intervals import Score
+from clipbench.records import record as records
+from clipbench.records.record import Record, Stored
+from clipbench.report import dataframe, leaderboard, table
+from clipbench.report.leaderboard import Section
 
 
 def _printed(what: RenderableType, width: int = 80) -> str:
@@ -36,9 +36,9 @@ def _printed(what: RenderableType, width: int = 80) -> str:
     return console.file.getvalue()
 
 
-def _rows(given: Sequence[Record], tasks: Sequence[str] | None = None) -> list[frame.Row]:
-    found = frame.rows([Stored(Path("x.json"), record, "whole") for record in given])
-    return found if tasks is None else frame.of_tasks(found, tasks)
+def _rows(given: Sequence[Record], tasks: Sequence[str] | None = None) -> list[dataframe.Row]:
+    found = dataframe.rows([Stored(Path("x.json"), record, "whole") for record in given])
+    return found if tasks is None else dataframe.of_tasks(found, tasks)
 
 
 def _section(
@@ -301,11 +301,11 @@ def test_tasks_stand_by_suite_and_those_of_none_come_last(tmp_path: Path) -> Non
     (tmp_path / "suites.yaml").write_text(suites)
     catalog = Catalog([tmp_path])
     given = [make_record(task=task) for task in ("digits-zs", "digits-lp", "other-zs")]
-    found = board.sections(_rows(given), catalog)
+    found = leaderboard.sections(_rows(given), catalog)
     assert ("own", ("digits-zs", "digits-lp")) in [(section.suite, section.tasks) for section in found]
     assert (found[-1].suite, found[-1].tasks) == (None, ("other-zs",))
     assert "all" not in [section.suite for section in found]
-    (only,) = board.sections(_rows(given), catalog, "all")
+    (only,) = leaderboard.sections(_rows(given), catalog, "all")
     assert only.tasks == ("digits-zs", "digits-lp")
 
 
@@ -323,7 +323,7 @@ def test_the_leaderboard_has_what_may_stand_and_names_what_may_not(tmp_path: Pat
     edited = records.write(make_record(task="d-zs"), SAMPLES, tmp_path)
     edited.write_text(edited.read_text().replace("0.75", "0.85"))
     catalog = Catalog()
-    text = board.leaderboard(frame.read(tmp_path, catalog), catalog)
+    text = leaderboard.leaderboard(dataframe.read(tmp_path, catalog), catalog)
     above, below = text.split("## Kept off")
     assert "a-zs acc1" in above
     assert not any(task in above for task in ("b-zs", "c-zs", "d-zs", "85.00"))
@@ -334,15 +334,15 @@ def test_the_leaderboard_has_what_may_stand_and_names_what_may_not(tmp_path: Pat
 def test_a_stale_leaderboard_is_found_with_the_line_and_the_way_out(tmp_path: Path) -> None:
     catalog = Catalog()
     records.write(make_record(task="a-zs"), SAMPLES, tmp_path)
-    text = board.leaderboard(frame.read(tmp_path, catalog), catalog)
+    text = leaderboard.leaderboard(dataframe.read(tmp_path, catalog), catalog)
     with pytest.raises(DataError, match=r"there is no .*LEADERBOARD.md(.|\n)*--write"):
-        board.check(tmp_path, text)
-    (tmp_path / board.LEADERBOARD).write_text(text)
-    board.check(tmp_path, text)
+        leaderboard.check(tmp_path, text)
+    (tmp_path / leaderboard.LEADERBOARD).write_text(text)
+    leaderboard.check(tmp_path, text)
     better = make_record(task="a-zs", scores={"acc1": Score(0.8, (0.75, 0.85), 360, 0.1)})
     records.write(better, SAMPLES, tmp_path)
     with pytest.raises(DataError, match=r"LEADERBOARD.md:10 is not what(.|\n)*75.00(.|\n)*--write"):
-        board.check(tmp_path, board.leaderboard(frame.read(tmp_path, catalog), catalog))
+        leaderboard.check(tmp_path, leaderboard.leaderboard(dataframe.read(tmp_path, catalog), catalog))
 
 
 def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) ->
     right = np.random.default_rng(0).random(400) < 0.7
 
     def width(folder: str) -> float:
-        rows = [row for row in frame.rows(records.load_all(tmp_path / folder)) if row.primary]
+        rows = [row for row in dataframe.rows(records.load_all(tmp_path / folder)) if row.primary]
         found = Section("own", "Own", ("a-zs", "b-zs"), tuple(rows)).mean("m")
         assert found is not None
         return found.high - found.low
@@ -444,7 +444,8 @@ def test_a_record_prints_all_its_scores() -> None:
 
 def test_light_modules_import_nothing_heavy() -> None:
     code = (
-        "import sys, clipbench.report.table, clipbench.records, clipbench.stats, clipbench.metrics\n"
+        "import sys, clipbench.report.table, clipbench.records.record\n"
+        "import clipbench.metrics.intervals, clipbench.metrics.scores\n"
         "heavy = set('torch open_clip datasets pandas matplotlib pyarrow rich sklearn scipy'.split())\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from clipbench import records, stats
 from clipbench.bench import retrieval as bench
 from clipbench.catalog import Catalog
 from clipbench.cli import app
 from clipbench.data.hub import DataPaths
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, DataError
 from clipbench.evaluate import Options, Result, evaluate
-from clipbench.execution import Runtime
+from clipbench.metrics import intervals
 from clipbench.protocols import retrieval
+from clipbench.records import record as records
 from clipbench.solvers import ranking
 
 one_thread = small.one_thread
@@ -118,19 +119,19 @@ def test_a_perfect_model_has_intervals_that_are_not_empty() -> None:
     found = retrieval.scores(*ranking.rank(images, images[owner], owner), owner, (1,), seed=0)
     for name in ("mean_recall", "text_retrieval_recall@1", "image_retrieval_recall@1"):
         assert found[name].value == 1
-        assert found[name].ci95 == pytest.approx(stats.wilson(30, 30)), name
+        assert found[name].ci95 == pytest.approx(intervals.wilson(30, 30)), name
     assert found["text_retrieval_map@R"].value == 1
 
 
 def test_captions_of_one_image_are_one_piece_of_evidence() -> None:
     rng = np.random.default_rng(1)
     hits = (rng.random(200) < 0.5).astype(np.float64)
-    alone = stats.grouped_share_score(hits, np.arange(200), None)
-    together = stats.grouped_share_score(np.repeat(hits, 5), np.repeat(np.arange(200), 5), None)
+    alone = intervals.grouped_share_score(hits, np.arange(200), None)
+    together = intervals.grouped_share_score(np.repeat(hits, 5), np.repeat(np.arange(200), 5), None)
     assert (together.value, together.n) == (alone.value, 1000)
     assert together.ci95 == pytest.approx(alone.ci95)
-    assert alone.ci95 == pytest.approx(stats.wilson(hits.mean() * 199, 199))
-    apart = stats.grouped_share_score(np.repeat(hits, 5), np.tile(np.arange(200), 5), None)
+    assert alone.ci95 == pytest.approx(intervals.wilson(hits.mean() * 199, 199))
+    apart = intervals.grouped_share_score(np.repeat(hits, 5), np.tile(np.arange(200), 5), None)
     assert np.diff(apart.ci95) < np.diff(together.ci95)
 
 
@@ -156,11 +157,11 @@ def test_from_card_to_record(tmp_path: Path) -> None:
 
 
 def test_the_same_numbers_from_the_models_own_features(tmp_path: Path) -> None:
-    from clipbench import library
+    from clipbench import api
 
     data = write_set(tmp_path)
     result = run(tmp_path, data)
-    model = library.load_model(str(tmp_path / "run"), device="cpu", precision="fp32")
+    model = api.load_model(str(tmp_path / "run"), device="cpu", precision="fp32")
     lines = (data / "captions.txt").read_text().splitlines()[1:]
     names, texts = zip(*(line.split(",", 1) for line in lines), strict=True)
     images = model.encode_images([data / "images" / name for name in dict.fromkeys(names)])

@@ -18,10 +18,10 @@ import torch
 from damage import flip
 from test_processes import recipe_with, run
 
-from clipbench.cache import open_checked
-from clipbench.cards import Document, ModelCard, Recipe, parse
+from clipbench.cards.cards import Document, ModelCard, Recipe, parse
 from clipbench.errors import CardError, ClipbenchError, Damaged, WeightsError
-from clipbench.models import Adapter
+from clipbench.models.adapter import Adapter
+from clipbench.utils.cache import open_checked
 
 TASK = "digits-zs@val"
 
@@ -145,7 +145,7 @@ def test_a_line_that_all_checkpoints_follow(
 
 @pytest.mark.parametrize("line", [b"\xff{}\n", b"[]\n", b'{"step": "a"}\n', b"{}\n", b"{\n"])
 def test_a_line_that_is_none_is_named(out: Path, recipe: Recipe, line: bytes) -> None:
-    from clipbench.pretrain.folder import RunFolder
+    from clipbench.pretrain.run.directory import RunFolder
 
     (out / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'{"half')
     with pytest.raises(Damaged, match=r"metrics\.jsonl:2: not a line that was written"):
@@ -174,7 +174,7 @@ def test_best_weights_that_are_not_what_was_written(
 
 
 def test_best_weights_that_are_damaged_while_the_run_goes_on(out: Path, recipe: Recipe) -> None:
-    from clipbench.pretrain.folder import RunFolder
+    from clipbench.pretrain.run.directory import RunFolder
 
     with RunFolder(out, recipe) as folder:
         folder.save_best(8, b"weights")
@@ -200,8 +200,8 @@ class Malicious:
 def test_a_checkpoint_that_holds_code_is_called_that(
     out: Path, recipe: Recipe, tmp_path: Path, form: str
 ) -> None:
-    from clipbench.cache import write_checked
-    from clipbench.pretrain.folder import _CHECKPOINT
+    from clipbench.pretrain.run.directory import _CHECKPOINT
+    from clipbench.utils.cache import write_checked
 
     whole = torch.load(io.BytesIO(open_checked(checkpoint(out, 7), _CHECKPOINT)), weights_only=True)
     buffer = io.BytesIO()
@@ -228,7 +228,7 @@ def test_a_checkpoint_that_holds_code_is_called_that(
 
 
 def of_earlier_version(path: Path) -> None:
-    from clipbench.pretrain.folder import _CHECKPOINT
+    from clipbench.pretrain.run.directory import _CHECKPOINT
 
     held = torch.load(io.BytesIO(open_checked(path, _CHECKPOINT)), weights_only=True)
     del held["beside"]
@@ -295,7 +295,7 @@ def test_a_card_that_was_changed_by_hand(whole: Path, tmp_path: Path) -> None:
 
 def test_weights_are_those_of_the_card(whole: Path, tmp_path: Path) -> None:
     from clipbench.catalog import Catalog
-    from clipbench.models import load
+    from clipbench.models.adapter import load
 
     out = shutil.copytree(whole, tmp_path / "run")
     flip(out / "model.safetensors", -8)

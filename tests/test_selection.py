@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipbench.selection import Selection
+from clipbench.solvers.selection import Selection
 
 A = np.arange(40, dtype=np.float32).reshape(10, 4)
 B = 100 + np.arange(24, dtype=np.float32).reshape(6, 4)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from clipbench.cards import Document, ModelCard, Preprocess, Suites, TaskCard, parse
+from clipbench.cards.cards import Document, ModelCard, Preprocess, Suites, TaskCard, parse
 from clipbench.catalog import Catalog
 
 ROOT = Path(__file__).parents[1]

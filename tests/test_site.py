@@ -16,14 +16,14 @@ from PIL import Image
 from test_records import REPORTED, SAMPLES, make_record
 from typer.testing import CliRunner
 
-from clipbench import records
 from clipbench.catalog import Catalog
 from clipbench.cli import app
 from clipbench.errors import DataError
-from clipbench.records import Record, Stored
-from clipbench.report import frame, site
+from clipbench.metrics.intervals import Score
+from clipbench.records import record as records
+from clipbench.records.record import Record, Stored
+from clipbench.report import dataframe, site
 from clipbench.report.site import blocks, content, document
-from clipbench.stats import Score
 
 ROOT = Path(__file__).parents[1]
 EVIL = "</script><img src=x onerror=alert(1)>&\"'\u2028{{ 7 * 7 }}"
@@ -171,7 +171,7 @@ def test_the_shipped_records_stand_on_the_page_with_their_numbers() -> None:
     for record in every:
         number = tasks.index(record.task)
         (told,) = (one for one in blocks_of[models.index(record.model)] if one["task"] == number)
-        assert [row[0] for row in told["scores"]] == frame.metrics_of(record)
+        assert [row[0] for row in told["scores"]] == dataframe.metrics_of(record)
         value = record.scores[record.primary].value
         assert told["scores"][0][1] == pytest.approx(100 * value, abs=0.005)
         assert told["commit"] == record.env.commit

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from test_records import make_record
 
-from clipbench import records
 from clipbench.catalog import Catalog
-from clipbench.records import Stored
+from clipbench.metrics.intervals import Score
+from clipbench.records import record as records
+from clipbench.records.record import Stored
 from clipbench.report import site
 from clipbench.report.site import document
-from clipbench.stats import Score
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -20,21 +20,21 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
-from clipbench import metrics
 from clipbench.bench import probe
 from clipbench.bench import svm as bench_svm
 from clipbench.bench.inputs import Labelled, random_labelled
 from clipbench.catalog import Catalog
-from clipbench.cores import cores
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import DataError
 from clipbench.evaluate import limited
-from clipbench.execution import Runtime, keep_freed_memory
-from clipbench.features import ModelEncoder
+from clipbench.metrics import scores as metrics
 from clipbench.solvers import logistic, newton, svm
 from clipbench.solvers.logistic import NEVER, fit_path, fit_path_binary
 from clipbench.solvers.logistic import Path as Probes
 from clipbench.solvers.rows import Rows, Spectrum
+from clipbench.utils.cpu import cores
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]

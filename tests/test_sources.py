@@ -13,7 +13,7 @@ import pytest
 import small
 
 from clipbench import cli
-from clipbench.cards import Source, TaskCard, fingerprint
+from clipbench.cards.cards import Source, TaskCard, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data import hub
 from clipbench.data.hub import DataPaths, open_split

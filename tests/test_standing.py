@@ -12,15 +12,16 @@ import pytest
 from test_records import make_record
 
 import clipbench
-from clipbench import records, standing
-from clipbench.cards import fingerprint
+from clipbench.cards.cards import fingerprint
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
-from clipbench.check import check
 from clipbench.errors import CardError, DataError
-from clipbench.records import Column, Record
-from clipbench.report import frame
-from clipbench.standing import Judge
-from clipbench.stats import Score
+from clipbench.metrics.intervals import Score
+from clipbench.records import eligibility
+from clipbench.records import record as records
+from clipbench.records.check import check
+from clipbench.records.eligibility import Judge
+from clipbench.records.record import Column, Record
+from clipbench.report import dataframe
 
 MODEL: dict[str, Any] = {
     "title": "Own",
@@ -77,7 +78,7 @@ def _current(cards: Path, **changes: Any) -> Record:
 
 
 def _sha(cards: Path) -> str:
-    from clipbench.digests import sha256_file
+    from clipbench.data.digests import sha256_file
 
     return sha256_file(cards / "model_cards" / "own.safetensors")
 
@@ -114,7 +115,7 @@ def test_samples_that_were_skipped_and_named_are_not_lacking(
     # 349 were scored and 10 could not be read: of 359
     scores = {"acc1": Score(0.75, (0.7, 0.8), 349, 0.5)}
     record = _current(cards, scores=scores, skipped=[{"id": "x", "reason": "truncated"}] * 10)
-    assert standing.lacking(record) == (rows if partial else None)
+    assert eligibility.lacking(record) == (rows if partial else None)
     said = {"partial": f"partial: 349 of the split's {rows} samples"} if partial else {}
     assert _reasons(record, cards, tmp_path) == said
 
@@ -275,7 +276,7 @@ def test_results_is_a_row_a_score_with_where_it_came_from(cards: Path, tmp_path:
 
 def test_results_of_an_empty_folder_has_every_column(tmp_path: Path) -> None:
     assert "kept_off" in clipbench.results(tmp_path).columns
-    assert len(frame.read(tmp_path, Catalog())) == 0
+    assert len(dataframe.read(tmp_path, Catalog())) == 0
 
 
 def test_several_processes_read_what_one_does(
@@ -283,10 +284,10 @@ def test_several_processes_read_what_one_does(
 ) -> None:
     for model in ("own", "other", "third"):
         records.write(_current(cards, model=model, limit=20 if model == "other" else None), SAMPLES, tmp_path)
-    alone = frame.read(tmp_path, Catalog([cards]))
-    monkeypatch.setattr(frame, "_SHARE", 1)
-    monkeypatch.setattr(frame, "cores", lambda: 2)
-    assert frame.read(tmp_path, Catalog([cards])) == alone
+    alone = dataframe.read(tmp_path, Catalog([cards]))
+    monkeypatch.setattr(dataframe, "_SHARE", 1)
+    monkeypatch.setattr(dataframe, "cores", lambda: 2)
+    assert dataframe.read(tmp_path, Catalog([cards])) == alone
     (tmp_path / "own" / "broken-zs.json").write_text("{}")
     with pytest.raises(DataError, match="broken-zs"):
-        frame.read(tmp_path, Catalog([cards]))
+        dataframe.read(tmp_path, Catalog([cards]))

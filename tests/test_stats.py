@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
-from clipbench import metrics, stats
 from clipbench.errors import DataError
-from clipbench.stats import Score
+from clipbench.metrics import intervals as stats
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.intervals import Score
 
 
 def _multilabel(n: int, classes: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:

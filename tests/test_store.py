@@ -15,10 +15,10 @@ import pytest
 import xxhash
 from numpy.typing import NDArray
 
-from clipbench import store
 from clipbench.data.decode import Bad
+from clipbench.encoding import feature_store
+from clipbench.encoding.feature_store import SHARD_ROWS, FeatureFile, Matrix, among, digest, repeated
 from clipbench.errors import StorageError
-from clipbench.store import SHARD_ROWS, FeatureFile, Matrix, among, digest, repeated
 
 KEY = {"model": "a"}
 ROWS = 2 * SHARD_ROWS + 10
@@ -79,7 +79,7 @@ def test_scattered_rows_are_read_one_by_one_where_that_is_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: Rows
 ) -> None:
     matrix = written(tmp_path, rows).read()
-    monkeypatch.setattr(store, "_RUN_BYTES", 0)
+    monkeypatch.setattr(feature_store, "_RUN_BYTES", 0)
     chosen = [3, 1, 700, 701, 705, 1030]
     np.testing.assert_array_equal(matrix[chosen], rows[chosen])
 
@@ -275,7 +275,7 @@ _WRITER = """
 import sys, os, signal
 from pathlib import Path
 import numpy as np
-from clipbench.store import FeatureFile
+from clipbench.encoding.feature_store import FeatureFile
 root, plan, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "kill"
 rows = np.random.default_rng(0).normal(size=(1034, 3)).astype(np.float32)
 for turn in range(30):

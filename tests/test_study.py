@@ -18,14 +18,15 @@ import torch
 from damage import flip
 from small import one_thread  # noqa: F401 - a fixture
 
-from clipbench import cli, models
+from clipbench import cli
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, Stopped, StorageError
 from clipbench.evaluate import Options
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
+from clipbench.models import adapter
 from clipbench.pretrain import study as studies
 from clipbench.pretrain.study import Cell, ClassRetrieval, Measured, Study
 from clipbench.report import studies as report
@@ -48,7 +49,7 @@ def test_every_form_of_a_shipped_study_is_whole(form: studies.Form) -> None:
         study = studies.read(name, form)
         for cell in study.cells():
             recipe = study.recipe_of(cell)
-            models.config_model("dual").model_validate(recipe.model.config)
+            adapter.config_model("dual").model_validate(recipe.model.config)
             assert recipe.schedule.steps * cell.batch_size <= study.images
         Catalog().tasks([measure.task for measure in study.measures.values()])
 

@@ -14,14 +14,14 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 from test_linear_probe import FakeEncoder, Given, card
 
-from clipbench import metrics
 from clipbench.catalog import Catalog
-from clipbench.data import Split
 from clipbench.data.hub import DataPaths
+from clipbench.data.split import Split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, evaluate
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
+from clipbench.metrics import scores as metrics
 from clipbench.protocols.svm_map import Params, check, needs, run
 
 one_thread = small.one_thread

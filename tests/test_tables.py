@@ -12,11 +12,11 @@ import pytest
 import small
 from test_data_captions import coco, karpathy, open_test, write, write_coco, write_pictures
 
-from clipbench.cards import Columns, ShardPairs
-from clipbench.data import Split
-from clipbench.data.parquet import captions_of
-from clipbench.data.shards import captions
-from clipbench.data.tables import HEADINGS, read
+from clipbench.cards.cards import Columns, ShardPairs
+from clipbench.data.layouts._caption_tables import HEADINGS, read
+from clipbench.data.layouts.parquet import captions_of
+from clipbench.data.pairs.shards import captions
+from clipbench.data.split import Split
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError
 

@@ -17,13 +17,13 @@ from damage import flip
 from pydantic import TypeAdapter
 from small import picture, write_parquet, write_task
 
-from clipbench.cards import AnyPairs
+from clipbench.cards.cards import AnyPairs
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.data.lazy import LazySplit
-from clipbench.data.rows import RowSplit
-from clipbench.data.shards import LocalShards, RemoteShards, expand
-from clipbench.data.training import Packed, open_pairs
+from clipbench.data.pairs.lazy import LazySplit
+from clipbench.data.pairs.shards import LocalShards, RemoteShards, expand
+from clipbench.data.pairs.sources import Packed, open_pairs
+from clipbench.data.pairs.tables import RowSplit
 from clipbench.errors import Damaged, DataError, StorageError
 
 __all__ = ["server"]
@@ -166,7 +166,7 @@ def test_missing_images_stop_or_are_read_as_broken_ones(tmp_path: Path) -> None:
 def test_what_is_kept_of_a_table_goes_by_the_bytes_of_every_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipbench.digests.RACY_NS", 0)
+    monkeypatch.setattr("clipbench.data.digests.RACY_NS", 0)
     folder = write_table(tmp_path, rows_of(CAPTIONS), "t.csv")
 
     def keys() -> tuple[str, str]:
@@ -352,7 +352,7 @@ def test_a_connection_that_breaks_is_tried_again(
     tmp_path: Path, server: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, asked = server
-    monkeypatch.setattr("clipbench.data.shards.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("clipbench.data.pairs.shards.time.sleep", lambda seconds: None)
     write_shard(
         tmp_path / "served" / "flaky.tar", [sample_of(i) for i in range(3)] + [("x", {"txt": b"bare"})]
     )
@@ -437,7 +437,7 @@ def test_a_full_disk_leaves_no_half_packed_file(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipbench.data.training.os.fsync", full)
+    monkeypatch.setattr("clipbench.data.pairs.sources.os.fsync", full)
     entry = Catalog([write_task(tmp_path / "cards" / "tasks").parent]).dataset("animals")
     split = open_split(entry, "test", DataPaths({"animals": tmp_path}, ()))
     with pytest.raises(StorageError, match="No space left on device"):

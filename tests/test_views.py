@@ -8,9 +8,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import functional as V
 
-from clipbench.cards import MocoV2, Pairs
-from clipbench.pretrain.draws import Draws
-from clipbench.pretrain.views import augment, blur, crop, draw_boxes, grey, jitter, moco_v2, turn_hue
+from clipbench.cards.cards import MocoV2, Pairs
+from clipbench.pretrain.data.image_augmentation import (
+    augment,
+    blur,
+    crop,
+    draw_boxes,
+    grey,
+    jitter,
+    moco_v2,
+    turn_hue,
+)
+from clipbench.utils.row_rng import Draws
 
 #: nothing happens but what a test asks for
 STILL = MocoV2(kind="moco-v2", scale=(1, 1), jitter=0, grayscale=0, blur=0, flip=0)

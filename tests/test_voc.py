@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
-from clipbench.data import Split
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Split
 from clipbench.errors import DataError
 
 CLASSES = ("bird", "cat", "train")  # the class `train` has files like train_train.txt, train_test.txt

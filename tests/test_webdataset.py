@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from small import CLASSES, picture
 
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Note, Split
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Note, Split
 from clipbench.errors import DataError
 
 #: the label of each of six pictures

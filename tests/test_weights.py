@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipbench import models
-from clipbench.cards import ModelCard, Preprocess, Weights
+from clipbench.cards.cards import ModelCard, Preprocess, Weights
 from clipbench.catalog import Catalog
-from clipbench.digests import sha256_file
+from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models import LoadedModel, clip
-from clipbench.models.weights import load_strict, read_state_dict, resolve, verify
+from clipbench.models import adapter as models
+from clipbench.models import clip
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.weights.reading import load_strict, read_state_dict, resolve, verify
 
 State = dict[str, Tensor]
 

@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, top_k_accuracy_score
 
-from clipbench.cards import Document, TaskCard, parse
+from clipbench.cards.cards import Document, TaskCard, parse
 from clipbench.catalog import Catalog
-from clipbench.data import Sample, Split
+from clipbench.data.split import Sample, Split
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
-from clipbench.execution import Runtime
-from clipbench.features import ModelEncoder
-from clipbench.models import Compared, LoadedModel
+from clipbench.models.adapter import Compared, LoadedModel
 from clipbench.protocols import zero_shot
 from clipbench.protocols.zero_shot import Params, check, classifier, needs, prompts, run
 

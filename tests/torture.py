@@ -36,15 +36,18 @@ from pydantic import TypeAdapter
 from small import CLASSES, labels, picture, write_task
 from test_processes import recipe_with
 
-from clipbench import cache, cli, execution, records
-from clipbench.cards import AnyPairs, Recipe, TaskCard
+from clipbench import cli
+from clipbench.cards.cards import AnyPairs, Recipe, TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data import hub
 from clipbench.data.hub import DataPaths
-from clipbench.data.training import Packed, open_pairs
+from clipbench.data.pairs.sources import Packed, open_pairs
+from clipbench.encoding import runtime as execution
 from clipbench.errors import ClipbenchError
-from clipbench.models import Adapter
+from clipbench.models.adapter import Adapter
 from clipbench.pretrain.loop import pretrain
+from clipbench.records import record as records
+from clipbench.utils import cache
 
 EXACT = ("--deterministic", "--device", "cpu", "--workers", "0", "--quiet")
 FOUR = ("digits-zs", "digits-lp", "digits-scenes-ret", "digits-scenes-ground")

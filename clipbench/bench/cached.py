@@ -14,9 +14,9 @@ import numpy as np
 
 from clipbench.bench.machine import best
 from clipbench.catalog import Task
+from clipbench.encoding.feature_store import FeatureFile
 from clipbench.evaluate import Options, evaluate
-from clipbench.models import LoadedModel
-from clipbench.store import FeatureFile
+from clipbench.models.adapter import LoadedModel
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

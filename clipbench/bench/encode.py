@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from clipbench.bench.machine import ROUNDS, best, matmul_peak
 from clipbench.catalog import Catalog
-from clipbench.cores import cores
-from clipbench.data import Sample, Split
 from clipbench.data.decode import decode, normalise
 from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.split import Sample, Split
+from clipbench.encoding.encoder import Counts, ModelEncoder, batch_rows, encode_images, unit
+from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import DataError
-from clipbench.execution import Runtime, Tower
-from clipbench.features import Counts, ModelEncoder, batch_rows, encode_images, unit
-from clipbench.models import LoadedModel, clip, load
+from clipbench.models import clip
+from clipbench.models.adapter import LoadedModel, load
 from clipbench.protocols import zero_shot
+from clipbench.utils.cpu import cores
 
 if TYPE_CHECKING:
     import torch

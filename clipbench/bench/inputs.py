@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
-from clipbench.selection import forget
+from clipbench.solvers.selection import forget
 
 if TYPE_CHECKING:
-    from clipbench.cards import TaskCard
+    from clipbench.cards.cards import TaskCard
     from clipbench.catalog import Entry
-    from clipbench.data import Split
     from clipbench.data.hub import DataPaths
-    from clipbench.features import ModelEncoder
+    from clipbench.data.split import Split
+    from clipbench.encoding.encoder import ModelEncoder
 
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]

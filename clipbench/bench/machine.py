@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from clipbench.cores import cores
+from clipbench.utils.cpu import cores
 
 if TYPE_CHECKING:
     import torch
 
-    from clipbench.execution import Runtime
+    from clipbench.encoding.runtime import Runtime
 
 ROUNDS = 3  # alternations; the best of each side counts, since other work on the machine only slows down
 

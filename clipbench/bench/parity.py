@@ -36,15 +36,17 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from clipbench import __version__, metrics, records
-from clipbench.cache import cache_root, locked, make_folder, write_atomic
-from clipbench.cards import Strict
+from clipbench import __version__
+from clipbench.cards.cards import Strict
 from clipbench.catalog import Catalog
-from clipbench.data import Split
 from clipbench.data.decode import open_image
+from clipbench.data.digests import sha256_file
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.digests import sha256_file
+from clipbench.data.split import Split
 from clipbench.errors import ClipbenchError, DataError, unknown
+from clipbench.metrics import scores as metrics
+from clipbench.records import record as records
+from clipbench.utils.cache import cache_root, locked, make_folder, write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -20,15 +20,16 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench import metrics, records
 from clipbench.bench import parity
-from clipbench.cache import write_atomic
-from clipbench.cards import Strict
+from clipbench.cards.cards import Strict
 from clipbench.catalog import Catalog
-from clipbench.data import Split
+from clipbench.data.digests import sha256_file
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.digests import sha256_file
+from clipbench.data.split import Split
 from clipbench.evaluate import limited
+from clipbench.metrics import scores as metrics
+from clipbench.records import record as records
+from clipbench.utils.cache import write_atomic
 
 #: what the peer prints → what we do
 RECALLS: Final = {

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbench.bench.machine import limited_threads
-from clipbench.cards import Recipe, TaskCard
-from clipbench.data import Captions
+from clipbench.cards.cards import Recipe, TaskCard
 from clipbench.data.builtin import ArraySplit
+from clipbench.data.split import Captions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.models.towers.dual import DualTowers
 
 _SIDE, _PATCH, _WIDTH, _HEADS, _IMAGE_LAYERS, _TEXT_LAYERS = 64, 8, 128, 4, 6, 3
 _MEAN = 0.5
@@ -181,7 +181,7 @@ def steps_of(
 
 def _towers() -> DualTowers:
     from clipbench.models import dual
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.models.towers.dual import DualTowers
 
     recipe = _recipe("clip", 2, 1)
     return DualTowers(dual.parse_config(recipe.model.config, "bench"), recipe.model.preprocess)

@@ -52,7 +52,7 @@ def measure(
     Raises:
         DataError: there are fewer λ than `every`.
     """
-    from clipbench.features import progress_bar
+    from clipbench.encoding.encoder import progress_bar
     from clipbench.solvers import logistic
 
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas

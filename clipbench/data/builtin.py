@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.data import Captions, Expressions, Sample, Split
+from clipbench.data.split import Captions, Expressions, Sample, Split
 from clipbench.errors import DataError, unknown
 
 _TEST_IMAGES = 360

@@ -31,11 +31,11 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from clipbench.cards import Preprocess
-from clipbench.data import Sample
+from clipbench.cards.cards import Preprocess
 from clipbench.data.images import standard
+from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError
-from clipbench.parsing import Unreadable, file_bytes
+from clipbench.utils.parsing import Unreadable, file_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from clipbench.cache import cache_root, locked, say
-from clipbench.data.layout import first_line
+from clipbench.data.layouts.base import first_line
 from clipbench.errors import DataError
+from clipbench.utils.cache import cache_root, locked, say
 
 
 def archive_of(name: str, dataset: str) -> Path:

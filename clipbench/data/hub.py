@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cache import cache_root, read_checked, recall, remember, write_checked
-from clipbench.cards import LABELLED, SplitSpec, TaskCard, fingerprint
+from clipbench.cards.cards import LABELLED, SplitSpec, TaskCard, fingerprint
 from clipbench.catalog import Entry
-from clipbench.data import Note, Sample, Split, labels, repeats
+from clipbench.data import labels, repeats
+from clipbench.data.digests import digests, sha256_file
 from clipbench.data.fetched import archive_of
-from clipbench.data.image_folder import ImageFolder
-from clipbench.data.layout import FileLayout, Layout, is_junk, printable
-from clipbench.data.parquet import Parquet
+from clipbench.data.layouts.base import FileLayout, Layout, is_junk, printable
+from clipbench.data.layouts.folder import ImageFolder
+from clipbench.data.layouts.parquet import Parquet
+from clipbench.data.layouts.webdataset import CLASS_NAMES, SHARDS, WebDataset, check_shards
+from clipbench.data.split import Note, Sample, Split
 from clipbench.data.tars import TAR_SUFFIXES
-from clipbench.data.webdataset import CLASS_NAMES, SHARDS, WebDataset, check_shards
-from clipbench.digests import digests, sha256_file
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
-from clipbench.parsing import expanded
+from clipbench.utils.cache import cache_root, read_checked, recall, remember, write_checked
+from clipbench.utils.parsing import expanded
 
 _HUB_TIMEOUT_S = 20
 _LISTING = "hub listing 1"
@@ -38,7 +39,7 @@ _LISTING = "hub listing 1"
 class DataPaths:
     """Local copies: `named` from `--data <dataset>=<path>`, `roots` from `--data <root>` and CLIPBENCH_DATA.
 
-    With `verify`, every file is read and hashed again, whatever is remembered of it (see `clipbench.digests`).
+    With `verify`, every file is read and hashed again, whatever is remembered of it (see `clipbench.data.digests`).
     """
 
     named: dict[str, Path]
@@ -172,7 +173,7 @@ def refuse_lacking(dataset: Entry[TaskCard], what: str, paths: DataPaths) -> Non
 
 def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
     """The samples of another split that the part `role` holds."""
-    from clipbench.features import Subset
+    from clipbench.encoding.encoder import Subset
 
     part = dataset.card.splits[role].part
     whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)
@@ -220,11 +221,11 @@ class TableSplit(Split):
         self.fingerprint = content
         notes: tuple[Note, ...] = ()
         if dataset.card.kind == "captions":
-            from clipbench.data import captions  # which builds on this module
+            from clipbench.data.layouts import captions  # which builds on this module
 
             self.captions, notes = captions.gather(dataset.id, self.ids, raw, source.where)
         elif dataset.card.kind == "expressions":
-            from clipbench.data import refer  # which builds on this module
+            from clipbench.data.layouts import refer  # which builds on this module
 
             self.expressions = refer.expressions(dataset, source, self.ids, raw)
         if dataset.card.kind in LABELLED:
@@ -250,7 +251,14 @@ class TableSplit(Split):
 
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pairs: bool) -> Split:
-    from clipbench.data import archives, captions, coco, coco_gender, refer, voc  # which build on this module
+    from clipbench.data.layouts import (  # which build on this module
+        archives,
+        captions,
+        coco,
+        coco_gender,
+        refer,
+        voc,
+    )
 
     own = {"captions": (captions,), "expressions": (refer,)}
     modules = own.get(dataset.card.kind, (coco_gender, voc, coco, archives))
@@ -311,7 +319,7 @@ def _listing(root: Path) -> str:
 def _parquet(files: list[Path], card: TaskCard, root: Path, where: str | None = None) -> Parquet:
     """Parquet files as a card of its kind reads them."""
     if card.kind == "expressions":
-        from clipbench.data import refer
+        from clipbench.data.layouts import refer
 
         return refer.Rows(files, card, root, where)
     return Parquet(files, card, root, where)

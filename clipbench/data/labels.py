@@ -23,12 +23,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Entry
-from clipbench.data import Note, Split
-from clipbench.data.layout import Layout
+from clipbench.data.layouts.base import Layout
+from clipbench.data.split import Note, Split
 from clipbench.errors import DataError, nearest
-from clipbench.metrics import DIFFICULT
+from clipbench.metrics.scores import DIFFICULT
 
 Labels = NDArray[np.int64] | NDArray[np.uint8]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from clipbench.cache import cache_root, read_checked, write_checked
-from clipbench.cards import fingerprint
-from clipbench.data import Note
-from clipbench.data.layout import Layout
-from clipbench.data.parquet import Parquet, captions_of
+from clipbench.cards.cards import fingerprint
+from clipbench.data.layouts.base import Layout
+from clipbench.data.layouts.parquet import Parquet, captions_of
+from clipbench.data.split import Note
 from clipbench.errors import DataError
+from clipbench.utils.cache import cache_root, read_checked, write_checked
 
 _BYTES = 32  # of a digest
 _KIND = "clipbench digests of a split's images, version 1"

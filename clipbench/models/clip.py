@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from clipbench.cache import remember
-from clipbench.cards import ModelCard, Preprocess, Strict, Weights
-from clipbench.digests import sha256_file
+from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
-from clipbench.models import Adapter, LoadedModel
-from clipbench.models.weights import (
-    count_numbered,
-    load_strict,
-    read_state_dict,
-    resolve,
-    verify,
-)
-from clipbench.parsing import expanded
+from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, resolve, verify
+from clipbench.utils.cache import remember
+from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
     import torch

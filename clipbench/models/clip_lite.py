@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
 
-from clipbench.cards import Preprocess, Strict
+from clipbench.cards.cards import Preprocess, Strict
 from clipbench.errors import WeightsError
-from clipbench.models import Adapter, LoadedModel, dual
-from clipbench.models.weights import count_numbered, load_strict, read_state_dict, resolve
+from clipbench.models import dual
+from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, resolve
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.models.towers.dual import DualTowers
 
     State = Mapping[str, torch.Tensor]
 
@@ -55,7 +56,7 @@ _RESNETS: Final[dict[tuple[tuple[int, ...], bool], str]] = {
 class Config(Strict):
     """`image`, `text` and `layers` (of the text tower) follow from the file's keys; what is given must agree.
 
-    `tokenizer` (see `clipbench.models.tokenizer`) is that of the official code where not given. Texts are cut to
+    `tokenizer` (see `clipbench.models.towers.tokenizer`) is that of the official code where not given. Texts are cut to
     `max_tokens` tokens, special ones included. `clean_captions` passes them through the cleaner of training
     first; the official zero-shot script does not.
     """
@@ -111,7 +112,7 @@ def load(model: LoadedModel) -> Adapter:
     """
     import torch
 
-    from clipbench.pretrain.towers import DualTowers
+    from clipbench.models.towers.dual import DualTowers
 
     config = Config.model_validate(model.card.config)
     path, sha256 = resolve(model)

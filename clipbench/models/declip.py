@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
-from clipbench.cards import ModelCard, Preprocess, Strict
+from clipbench.cards.cards import ModelCard, Preprocess, Strict
 from clipbench.errors import CardError, WeightsError
-from clipbench.models import Adapter, LoadedModel
+from clipbench.models.adapter import Adapter, LoadedModel
 from clipbench.models.clip import ClipAdapter, known_arch, matching_archs, text_tower
-from clipbench.models.weights import load_strict, read_state_dict, resolve
+from clipbench.models.weights.reading import load_strict, read_state_dict, resolve
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,7 @@
 """Family `dual`: an image tower and a text tower, each with a projection head into one joint space.
 
 What `clipbench pretrain` trains, and what is put together from towers that others trained; an image tower alone
-is a model too. The towers are those of `clipbench.pretrain.towers`; a further kind of tower is a config class
+is a model too. The towers are those of `clipbench.models.towers.dual`; a further kind of tower is a config class
 here, joined to the union of its modality, and a module there.
 """
 
@@ -21,16 +21,16 @@ from pydantic import (
     model_validator,
 )
 
-from clipbench.cards import ModelCard, Preprocess, Strict, Weights, fingerprint
+from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights, fingerprint
 from clipbench.errors import CardError, WeightsError
-from clipbench.models import Adapter, LoadedModel
+from clipbench.models.adapter import Adapter, LoadedModel
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from clipbench.models.weights import State
-    from clipbench.pretrain.towers import DualTowers, ImageTower, LibraryTower, TextTower
+    from clipbench.models.towers.dual import DualTowers, ImageTower, LibraryTower, TextTower
+    from clipbench.models.weights.reading import State
 
 VERSION = 1
 
@@ -147,7 +147,7 @@ class BertTower(Strict):
     token_types: int = Field(2, gt=0, description="rows of the token type table; MPNet has none")
     layer_norm_eps: float = Field(1e-12, gt=0, description="1e-5 in the published RoBERTa and MPNet")
     pool: Literal["pooler", "cls", "mean"]
-    tokenizer: str = Field(description="see `clipbench.models.tokenizer`")
+    tokenizer: str = Field(description="see `clipbench.models.towers.tokenizer`")
     context_length: int = Field(gt=2, description="longest text in tokens, special ones included")
     clean: bool = False
     weights: Weights | None = None
@@ -366,7 +366,7 @@ class DualAdapter(Adapter):
         """
         from torch import nn
 
-        from clipbench.pretrain.towers import Patches
+        from clipbench.models.towers.dual import Patches
 
         self.require_space(space)
         towers = self._towers
@@ -392,7 +392,7 @@ class DualAdapter(Adapter):
         """See `Adapter`. `tokens`: all `context_length` positions; those that do not count are zeros."""
         from torch import nn
 
-        from clipbench.pretrain.towers import Words
+        from clipbench.models.towers.dual import Words
 
         self.require_text(space)
         towers = self._towers
@@ -491,8 +491,8 @@ def load(model: LoadedModel) -> Adapter:
     """
     import torch
 
-    from clipbench.models import weights
-    from clipbench.pretrain.towers import DualTowers, LibraryTower, image_tower
+    from clipbench.models.towers.dual import DualTowers, LibraryTower, image_tower
+    from clipbench.models.weights import reading as weights
 
     config = parse_config(model.card.config, model.id)
     if config.text is None:
@@ -528,7 +528,7 @@ def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -
     Raises:
         WeightsError: the file is missing, corrupt, another one than the source says, or does not fit.
     """
-    from clipbench.models import weights
+    from clipbench.models.weights import reading as weights
 
     path, sha256 = weights.resolve_source(source, owner=owner, folder=folder)
     weights.load_strict(tower.net, tower.published(weights.read_state_dict(path)), path)

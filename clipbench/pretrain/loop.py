@@ -15,25 +15,28 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from clipbench.cards import Images, ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
-from clipbench.cores import cores
-from clipbench.data import Split
-from clipbench.data.lazy import LazySplit
-from clipbench.data.shards import RemoteShards
+from clipbench.cards.cards import Images, ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
+from clipbench.data.pairs.lazy import LazySplit
+from clipbench.data.pairs.shards import RemoteShards
+from clipbench.data.split import Split
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import ClipbenchError, Stopped
-from clipbench.execution import Runtime
-from clipbench.models import Adapter, dual
-from clipbench.pretrain import curves, learners, processes
-from clipbench.pretrain.average import Average
-from clipbench.pretrain.folder import Checkpoint, RunFolder, number
-from clipbench.pretrain.frozen import Start
-from clipbench.pretrain.optimisers import learning_rate, make_optimiser
-from clipbench.pretrain.pairs import DrawnPairs, Source
-from clipbench.pretrain.progress import Live
-from clipbench.pretrain.signals import Signals
-from clipbench.pretrain.steps import Gradient, values
-from clipbench.pretrain.towers import DualTowers
-from clipbench.pretrain.tuning import tune
+from clipbench.models import dual
+from clipbench.models.adapter import Adapter
+from clipbench.models.towers.dual import DualTowers
+from clipbench.pretrain.data.frozen_features import Start
+from clipbench.pretrain.data.pairs import DrawnPairs, Source
+from clipbench.pretrain.engine import distributed
+from clipbench.pretrain.engine.compilation import tune
+from clipbench.pretrain.engine.ema import Average
+from clipbench.pretrain.engine.gradient_caching import Gradient, values
+from clipbench.pretrain.engine.optimisers import learning_rate, make_optimiser
+from clipbench.pretrain.engine.signals import Signals
+from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.run import curves
+from clipbench.pretrain.run.directory import Checkpoint, RunFolder, number
+from clipbench.pretrain.run.progress import Live
+from clipbench.utils.cpu import cores
 
 
 class Score(Protocol):
@@ -109,7 +112,7 @@ def pretrain(
     schedule = recipe.schedule
 
     with (
-        processes.join(target_device, schedule.batch_size) as group,
+        distributed.join(target_device, schedule.batch_size) as group,
         RunFolder(out, recipe, writes=group.first, tensorboard=tensorboard) as run,
         Signals() as signals,
     ):
@@ -126,7 +129,7 @@ def pretrain(
         seen = fingerprint([*(source.split.fingerprint for source in sources), *start.digests.values()])
         trained = nn.ModuleDict({"towers": towers, "learner": learner})
         if recipe.engine.sync_batchnorm:
-            processes.synchronise(trained, group, target_device)  # a container, so changed in place
+            distributed.synchronise(trained, group, target_device)  # a container, so changed in place
         average = Average(towers, recipe.ema) if recipe.ema else None
         tune(towers, recipe.engine)
         optimiser = make_optimiser(recipe.optim, dict(trained.named_parameters()))

@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
-from clipbench import metrics, records
-from clipbench.cache import read_checked, write_checked
-from clipbench.cards import (
+from clipbench.cards.cards import (
     AnyPairs,
     Augmentation,
     Document,
@@ -40,15 +38,18 @@ from clipbench.cards import (
     parse,
 )
 from clipbench.catalog import Catalog
-from clipbench.cores import cores
+from clipbench.encoding.runtime import keep_freed_memory
 from clipbench.errors import CardError, ClipbenchError, Stopped, unknown
-from clipbench.execution import keep_freed_memory
-from clipbench.pretrain.folder import refuse_other
-from clipbench.pretrain.signals import Signals
+from clipbench.metrics import scores as metrics
+from clipbench.pretrain.engine.signals import Signals
+from clipbench.pretrain.run.directory import refuse_other
+from clipbench.records import record as records
+from clipbench.utils.cache import read_checked, write_checked
+from clipbench.utils.cpu import cores
 
 if TYPE_CHECKING:
-    from clipbench.data import Split
-    from clipbench.data.shards import RemoteShards
+    from clipbench.data.pairs.shards import RemoteShards
+    from clipbench.data.split import Split
     from clipbench.evaluate import Options
 
 _FOLDER = Path(__file__).parent / "studies"
@@ -282,7 +283,7 @@ class _Work:
 
 def _run(work: _Work, recipes: Mapping[Cell, Recipe], *, progress: bool) -> Iterator[Measured]:
     """These cells, one after the other, in this process."""
-    from clipbench.data.training import open_pairs
+    from clipbench.data.pairs.sources import open_pairs
     from clipbench.pretrain.loop import pretrain
 
     workers = work.options.runtime.workers
@@ -450,9 +451,9 @@ def _measure(
     study: Study, folder: Path, catalog: Catalog, options: Options
 ) -> dict[str, tuple[float, float]]:
     """Measure → score and chance of the model in `folder`; features are not kept."""
-    from clipbench import models
+    from clipbench.encoding.encoder import ModelEncoder
     from clipbench.evaluate import evaluator
-    from clipbench.features import ModelEncoder
+    from clipbench.models import adapter as models
 
     model = catalog.model(str(folder.resolve()))
     adapter = models.load(model)
@@ -484,7 +485,7 @@ def class_retrieval(
         CardError: the set has no single labels, or no such templates.
     """
     from clipbench.data.hub import open_split
-    from clipbench.pretrain.pairs import captions
+    from clipbench.pretrain.data.pairs import captions
     from clipbench.solvers.ranking import rank
 
     entry = catalog.dataset(wanted.dataset)

@@ -12,18 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench import metrics, stats
-from clipbench.cards import Strict, TaskCard, Tuple
-from clipbench.concepts import concept_direction, remove_concept
-from clipbench.data import Split
+from clipbench.cards.cards import Strict, TaskCard, Tuple
 from clipbench.data.labels import fold, match
+from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.groups import Counts, Rankings, membership
-from clipbench.protocols import Encoder, Outcome
+from clipbench.metrics import intervals
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.concepts import concept_direction, remove_concept
+from clipbench.metrics.group_ranking import Counts, Rankings, membership
+from clipbench.metrics.intervals import Score
+from clipbench.metrics.similarity import similarity
+from clipbench.protocols._samples import decoded
+from clipbench.protocols.base import Encoder, Outcome
 from clipbench.protocols.zero_shot import classifier
-from clipbench.samples import decoded
-from clipbench.scoring import similarity
-from clipbench.stats import Score
 
 ID = "bias"
 VERSION = 2
@@ -171,16 +172,16 @@ def _scores(
 
     members = membership(groups, 2)
     value = measured([members])[0].tolist()
-    draws = measured(members * weights for weights in stats.stratified(groups, seed))
+    draws = measured(members * weights for weights in intervals.stratified(groups, seed))
     rng = np.random.default_rng(seed)
-    shuffled = measured(membership(rng.permutation(groups), 2) for _ in range(stats.RESAMPLES))
+    shuffled = measured(membership(rng.permutation(groups), 2) for _ in range(intervals.RESAMPLES))
     scores = {
-        name: Score(value[i], stats.basic(value[i], draws[:, i], 0.0), len(groups), float(chance))
+        name: Score(value[i], intervals.basic(value[i], draws[:, i], 0.0), len(groups), float(chance))
         for i, (name, chance) in enumerate(zip(names, shuffled.mean(axis=0), strict=True))
     }
     for i, name in enumerate(("gap_change", f"maxskew@{params.skew_at}_change")):
         change, drawn = value[2 + i] - value[i], draws[:, 2 + i] - draws[:, i]
-        scores[name] = Score(change, stats.basic(change, drawn), len(groups), None)
+        scores[name] = Score(change, intervals.basic(change, drawn), len(groups), None)
     return scores
 
 
@@ -217,12 +218,12 @@ def _cost(
     for stage in _STAGES:
         found = similarity(images[stage], weights)
         hits[stage] = present[some, metrics.predict(found[some])] == 1
-        scores[f"object_acc1_{stage}"] = stats.accuracy_score(hits[stage], float(present[some].mean()))
-        precision = stats.mean_average_precision_scores(found, present, seed, kinds=("area",))
+        scores[f"object_acc1_{stage}"] = intervals.accuracy_score(hits[stage], float(present[some].mean()))
+        precision = intervals.mean_average_precision_scores(found, present, seed, kinds=("area",))
         scores[f"object_map_{stage}"] = precision["map_area"]
     change = hits["after"].astype(np.float64) - hits["before"]
     scores["object_acc1_change"] = Score(
-        float(change.mean()), stats.bootstrap_mean(change, seed), len(some), None
+        float(change.mean()), intervals.bootstrap_mean(change, seed), len(some), None
     )
     columns = {f"object_hit_{stage}": np.full(len(rows), np.nan) for stage in _STAGES}
     for stage in _STAGES:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench import boxes, stats
-from clipbench.cards import Strict, TaskCard
-from clipbench.data import Expressions, Split
+from clipbench.cards.cards import Strict, TaskCard
+from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError, unknown
-from clipbench.protocols import HEAT, HeatEncoder, Outcome
+from clipbench.metrics import boxes, intervals
+from clipbench.protocols.base import HEAT, HeatEncoder, Outcome
 
 ID = "ground"
 VERSION = 1
@@ -120,8 +120,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
     energies = np.array([found.energy for found in rows], dtype=np.float64)
     points = np.array([found.point for found in rows])
     scores = {
-        "pointing_game": stats.clustered_mean_score(hits.astype(np.float64), images, chance, seed),
-        "heat_energy_in_box": stats.clustered_mean_score(energies, images, chance, seed),
+        "pointing_game": intervals.clustered_mean_score(hits.astype(np.float64), images, chance, seed),
+        "heat_energy_in_box": intervals.clustered_mean_score(energies, images, chance, seed),
     }
     samples: dict[str, NDArray[Any] | list[NDArray[Any]]] = {
         "id": np.array([expressions.ids[n] for n in numbers], dtype=object),
@@ -142,7 +142,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
     if expressions.candidates is not None:
         overlap = np.array([found.overlap or 0.0 for found in rows])
         by_chance = float(np.mean([found.candidate_chance for found in rows]))
-        scores["acc@iou0.5"] = stats.clustered_mean_score(
+        scores["acc@iou0.5"] = intervals.clustered_mean_score(
             (overlap >= _IOU).astype(np.float64), images, by_chance, seed
         )
         samples["iou"] = overlap
@@ -200,8 +200,10 @@ def _beside_centre(
 ) -> dict[str, object]:
     """The share of boxes that hold the image's middle, and what the pointing game has above it."""
     above = hits.astype(np.float64) - centre
-    draws = stats.clustered_draws(above, images, seed)
-    interval = list(stats.percentile(draws)) if np.ptp(draws) > 1e-12 else None  # None: images do not differ
+    draws = intervals.clustered_draws(above, images, seed)
+    interval = (
+        list(intervals.percentile(draws)) if np.ptp(draws) > 1e-12 else None
+    )  # None: images do not differ
     return {"value": float(centre.mean()), "above": float(above.mean()), "above_ci95": interval}
 
 

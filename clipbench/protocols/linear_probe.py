@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench import metrics, outcomes, stats
-from clipbench.cards import LABELLED, Strict, TaskCard
-from clipbench.data import Split
+from clipbench.cards.cards import LABELLED, Strict, TaskCard
+from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.protocols import Encoder, Outcome
-from clipbench.samples import Samples
-from clipbench.selection import Selection
+from clipbench.metrics import intervals
+from clipbench.metrics import scores as metrics
+from clipbench.protocols import _outcomes as outcomes
+from clipbench.protocols._samples import Samples
+from clipbench.protocols.base import Encoder, Outcome
+from clipbench.solvers.selection import Selection
 
 if TYPE_CHECKING:
     from clipbench.solvers.logistic import Path
@@ -175,7 +177,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     return replace(outcome, scores=_without_ece(outcome), evidence=evidence)
 
 
-def _without_ece(outcome: Outcome) -> dict[str, stats.Score]:
+def _without_ece(outcome: Outcome) -> dict[str, intervals.Score]:
     """A probe's temperature is that of its training data; its calibration is nothing that papers report."""
     return {name: score for name, score in outcome.scores.items() if name != "ece"}
 
@@ -466,7 +468,7 @@ def _mean_of(
     settings: Logistic,
     seed: int,
 ) -> Outcome:
-    scores: dict[str, stats.Score] = {}
+    scores: dict[str, intervals.Score] = {}
     per_draw: dict[str, list[float]] = {}
     ranks = np.array([outcome.samples["rank"] for outcome in found])
     for name, first in _without_ece(found[0]).items():
@@ -478,12 +480,12 @@ def _mean_of(
             hits = (ranks < (5 if name == "acc5" else 1)).mean(axis=0)
             error = float(hits.std()) / math.sqrt(max(len(hits) - 1, 1))
         value = float(np.mean(values))
-        half, _ = stats.of_draws(values, error, ranks.shape[1])
+        half, _ = intervals.of_draws(values, error, ranks.shape[1])
         if half == 0:  # all draws and samples alike: what one sample of each of them would say
-            low, high = stats.wilson(value * ranks.shape[1], ranks.shape[1])
+            low, high = intervals.wilson(value * ranks.shape[1], ranks.shape[1])
         else:
             low, high = max(0.0, value - half), min(1.0, value + half)
-        scores[name] = stats.Score(value, (low, high), first.n, first.chance)
+        scores[name] = intervals.Score(value, (low, high), first.n, first.chance)
     recall = np.mean([outcome.per_class["recall"] for outcome in found], axis=0)
     samples: dict[str, Any] = {"id": test.ids, "target": test.labels}
     samples |= {f"rank_{i}": rank for i, rank in enumerate(ranks)}
@@ -524,7 +526,7 @@ def _minibatches(
     params: Params,
     seed: int,
 ) -> tuple[Iterator[tuple[slice, NDArray[np.float32]]], dict[str, Any]]:
-    from clipbench.solvers.heads import fit_adamw, fit_sgd
+    from clipbench.solvers.minibatch_probe import fit_adamw, fit_sgd
 
     settings = params.classifier
     assert isinstance(settings, AdamW | SgdVirtex)

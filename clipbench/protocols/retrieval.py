@@ -7,15 +7,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench import metrics, stats
-from clipbench.cards import Strict, TaskCard, Tuple
-from clipbench.data import Split
+from clipbench.cards.cards import Strict, TaskCard, Tuple
+from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.protocols import Encoder, Outcome
-from clipbench.samples import decoded
+from clipbench.metrics import intervals
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.intervals import Score
+from clipbench.protocols._samples import decoded
+from clipbench.protocols.base import Encoder, Outcome
 from clipbench.solvers import ranking
 from clipbench.solvers.ranking import Ranks
-from clipbench.stats import Score
 
 ID = "ret"
 VERSION = 1
@@ -142,7 +143,7 @@ def scores(
     for way, (_, guess, group) in ways.items():
         for k, hit in zip(ks, hits[way], strict=True):
             chance = float(_hit(guess, k).mean())
-            found[f"{way}_recall@{k}"] = stats.grouped_share_score(hit, group, chance)
+            found[f"{way}_recall@{k}"] = intervals.grouped_share_score(hit, group, chance)
     chances = [score.chance or 0.0 for score in found.values()]
     found["mean_recall"] = _mean_recall(
         np.mean(hits[_OF_IMAGES], axis=0),
@@ -186,7 +187,7 @@ def _rank(ranks: Ranks) -> Doubles:
 
 def _mean(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
     """Mean over all values, its interval over groups."""
-    interval = stats.percentile(stats.clustered_draws(values, group, seed))
+    interval = intervals.percentile(intervals.clustered_draws(values, group, seed))
     return Score(float(values.mean()), interval, values.size, chance)
 
 
@@ -194,12 +195,12 @@ def _median(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
     order = np.argsort(values, kind="stable")
     ordered, of = values[order], group[order]
     groups = int(group.max()) + 1
-    draws = stats.bootstrap(
+    draws = intervals.bootstrap(
         groups,
-        lambda drawn: stats.median_of_weighted(ordered, np.bincount(drawn, minlength=groups)[of]),
+        lambda drawn: intervals.median_of_weighted(ordered, np.bincount(drawn, minlength=groups)[of]),
         seed,
     )
-    return Score(float(np.median(values)), stats.percentile(draws), values.size, chance)
+    return Score(float(np.median(values)), intervals.percentile(draws), values.size, chance)
 
 
 def _mean_recall(of_images: Doubles, of_texts: Doubles, owner: Ints, chance: float, seed: int) -> Score:
@@ -210,10 +211,10 @@ def _mean_recall(of_images: Doubles, of_texts: Doubles, owner: Ints, chance: flo
         return float(of_images[drawn].mean() + sums[drawn].sum() / counts[drawn].sum()) / 2
 
     value = float(of_images.mean() + of_texts.mean()) / 2
-    draws = stats.bootstrap(of_images.size, resampled, seed)
+    draws = intervals.bootstrap(of_images.size, resampled, seed)
     # Where no draw differs, as when everything is found, Wilson's interval says what the bootstrap cannot.
     alike = np.ptp(draws) == 0
-    ci95 = stats.wilson(value * of_images.size, of_images.size) if alike else stats.percentile(draws)
+    ci95 = intervals.wilson(value * of_images.size, of_images.size) if alike else intervals.percentile(draws)
     return Score(value, ci95, of_images.size, chance)
 
 

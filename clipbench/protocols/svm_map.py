@@ -7,12 +7,12 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from clipbench import outcomes
-from clipbench.cards import Strict, TaskCard, Tuple
-from clipbench.data import Split
+from clipbench.cards.cards import Strict, TaskCard, Tuple
+from clipbench.data.split import Split
 from clipbench.errors import unknown
-from clipbench.protocols import Encoder, Outcome
-from clipbench.samples import Samples
+from clipbench.protocols import _outcomes as outcomes
+from clipbench.protocols._samples import Samples
+from clipbench.protocols.base import Encoder, Outcome
 
 ID = "svm"
 VERSION = 2

@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench import outcomes
-from clipbench.cards import LABELLED, Strict, TaskCard
-from clipbench.data import Split
+from clipbench.cards.cards import LABELLED, Strict, TaskCard
+from clipbench.data.split import Split
+from clipbench.encoding.feature_store import Features
 from clipbench.errors import unknown
-from clipbench.protocols import Encoder, Outcome
-from clipbench.samples import decoded
-from clipbench.scoring import similarity
-from clipbench.store import Features
+from clipbench.metrics.similarity import similarity
+from clipbench.protocols import _outcomes as outcomes
+from clipbench.protocols._samples import decoded
+from clipbench.protocols.base import Encoder, Outcome
 
 ID = "zs"
 VERSION = 2

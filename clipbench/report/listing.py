@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipbench import records
-from clipbench.cards import ModelCard, Reported, TaskCard
+from clipbench.cards.cards import ModelCard, Reported, TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
-from clipbench.escape import visible
+from clipbench.records import record as records
 from clipbench.report import table as report
+from clipbench.utils.escape import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

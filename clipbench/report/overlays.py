@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from clipbench.data.decode import open_image
 from clipbench.data.images import standard
-from clipbench.outputs import PNG_SOFTWARE
+from clipbench.utils.outputs import PNG_SOFTWARE
 
 _WIDTH = 480  # of an overlay, px
 _TALLEST = 10 * _WIDTH

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipbench.errors import ClipbenchError
-from clipbench.outputs import PNG_SOFTWARE
-from clipbench.records import Record
+from clipbench.records.record import Record
+from clipbench.utils.outputs import PNG_SOFTWARE
 
 
 def validation_curve(record: Record) -> bytes:

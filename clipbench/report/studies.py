@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from clipbench import records
-from clipbench.escape import json_text
-from clipbench.outputs import PNG_MARK, PNG_SOFTWARE, write_own
+from clipbench.metrics.intervals import Interval, of_seeds
 from clipbench.pretrain.study import RETRIEVAL, Claim, Measured, Study
-from clipbench.stats import Interval, of_seeds
+from clipbench.records import record
+from clipbench.utils.escape import json_text
+from clipbench.utils.outputs import PNG_MARK, PNG_SOFTWARE, write_own
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def write(
         "study": name,
         "command": command,
         "settings": study.canonical(),
-        "env": records.environment().canonical(),
+        "env": record.environment().canonical(),
         "cells": [
             one.cell._asdict() | {"scores": one.scores, "chance": one.chance, "made_by": one.made_by}
             for one in measured

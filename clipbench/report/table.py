@@ -1,7 +1,7 @@
 """Tables of records, and five ways to print them.
 
-`terminal`, `markdown` and `latex` show the sections of `clipbench.report.board`: the primary metric of each model ×
-task, in percent. `csv_text` and `json_text` have every row of `clipbench.report.frame`, as a fraction of 1.
+`terminal`, `markdown` and `latex` show the sections of `clipbench.report.leaderboard`: the primary metric of each
+model × task, in percent. `csv_text` and `json_text` have every row of `clipbench.report.dataframe`, as a fraction of 1.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench import escape
-from clipbench.data import Note
-from clipbench.escape import visible
-from clipbench.records import Noted, Record, Stored
-from clipbench.report import frame, numbers
-from clipbench.report.frame import Row
+from clipbench.data.split import Note
+from clipbench.records.record import Noted, Record, Stored
+from clipbench.report import dataframe, numbers
+from clipbench.report.dataframe import Row
+from clipbench.utils import escape
+from clipbench.utils.escape import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
 
-    from clipbench.report.board import Mean, Section
+    from clipbench.report.leaderboard import Mean, Section
 
 DASH: Final = "–"
 _SECONDARY: Final = "†"
 _MEMORY: Final = "‡"
 _VERDICTS: Final = {"reproduced": "=", "within interval": "≈", "off": "≠"}
 _VERDICT_LEGEND: Final = {
-    "reproduced": f"reproduced: at most {frame.REPRODUCED} points from the reported number",
+    "reproduced": f"reproduced: at most {dataframe.REPRODUCED} points from the reported number",
     "within interval": "within interval: the reported number lies in our 95 % interval",
     "off": "off: the reported number lies outside our 95 % interval",
 }
@@ -357,9 +357,9 @@ def record_table(record: Record) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    shown_as = frame.rows([Stored(Path(), record, "whole")])[0]
+    shown_as = dataframe.rows([Stored(Path(), record, "whole")])[0]
     table = _rich_table(["metric", "value %", "95 % interval", "chance", "n"], left=())
-    for metric in frame.metrics_of(record):
+    for metric in dataframe.metrics_of(record):
         score = record.scores[metric]
         table.add_row(
             Text(metric, style="bold" if metric == record.primary else ""),
@@ -383,7 +383,7 @@ def _remarks(record: Record) -> list[str]:
         said.append(
             f"{sum(map(len, same)):,} classes have the same prompts as another, so no model tells them apart: {named}"
         )
-    if centre := frame.centre_baseline(record):
+    if centre := dataframe.centre_baseline(record):
         said.append(_beside_centre(*centre))
     if "lambda" in evidence.get("chosen", {}):
         chosen, validation = evidence["chosen"], evidence["validation"]

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.scoring import late_interactions
-from clipbench.selection import forget
-from clipbench.store import Features
+from clipbench.encoding.feature_store import Features
+from clipbench.metrics.similarity import late_interactions
+from clipbench.solvers.selection import forget
 
 if TYPE_CHECKING:
     import torch

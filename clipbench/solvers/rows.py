@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipbench.errors import DataError
-from clipbench.selection import Selection, forget
+from clipbench.solvers.selection import Selection, forget
 
 Features = NDArray[np.floating] | Tensor | Selection
 

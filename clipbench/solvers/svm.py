@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipbench import metrics
 from clipbench.errors import DataError
+from clipbench.metrics import scores as metrics
 from clipbench.solvers import hinge
 from clipbench.solvers.newton import one_thread_if_small
 from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from clipbench import records
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
-from clipbench.outputs import write_own
-from clipbench.records import Stored
-from clipbench.report.site import board
+from clipbench.records import record
+from clipbench.records.record import Stored
+from clipbench.report.site import leaderboard
 from clipbench.report.site.content import gather
 from clipbench.report.site.document import html
+from clipbench.utils.outputs import write_own
 
 
 def build(results: Path, catalog: Catalog) -> str:
@@ -28,7 +28,7 @@ def build(results: Path, catalog: Catalog) -> str:
     Raises:
         DataError: there is no such folder, no record in it, or a file in it is no record.
     """
-    return page(records.load_all(results), catalog, results)
+    return page(record.load_all(results), catalog, results)
 
 
 def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:
@@ -41,14 +41,14 @@ def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:
         raise DataError(
             f"no record in {results}", hint="make one first: clipbench eval --model … --task quickstart"
         )
-    judged = board.judge(found, catalog)
+    judged = leaderboard.judge(found, catalog)
     standing = [one for one in judged if one.stands]
-    columns = board.columns(standing)
+    columns = leaderboard.columns(standing)
     newest = datetime.fromisoformat(max(one.record.created for one in judged))
     return html(
         gather(judged, catalog),
         columns,
-        board.lines(standing, columns),
+        leaderboard.lines(standing, columns),
         [one for one in judged if not one.stands],
         results,
         f"{newest:%-d %B %Y}",

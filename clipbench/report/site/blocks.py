@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from clipbench.escape import visible
+from clipbench.utils.escape import visible
 
 #: characters of JSON that could end a script element, or that older JavaScript takes for a line's end
 _UNSAFE: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

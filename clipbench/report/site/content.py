@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
-from clipbench.records import Record
+from clipbench.records.record import Record
 from clipbench.report import numbers
-from clipbench.report.board import sections
-from clipbench.report.frame import Row, less_is_better
+from clipbench.report.dataframe import Row, less_is_better
+from clipbench.report.leaderboard import sections
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
-from clipbench.report.site.board import Judged, group_of
+from clipbench.report.site.leaderboard import Judged, group_of
 
 _SHOWN_PROMPTS: Final = 100
 _HASH: Final = 12  # hex digits of a fingerprint that are shown

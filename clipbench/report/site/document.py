@@ -12,12 +12,12 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from clipbench import __version__
-from clipbench.cache import cache_root, write_atomic
-from clipbench.escape import visible
 from clipbench.report.site.blocks import fitting, in_script
-from clipbench.report.site.board import Column, Judged, Line
 from clipbench.report.site.content import Content
+from clipbench.report.site.leaderboard import Column, Judged, Line
+from clipbench.utils.cache import cache_root, write_atomic
+from clipbench.utils.escape import visible
+from clipbench.utils.package import __version__
 
 #: bytes that the page may have at most; extras are left out above it
 LIMIT: Final = 4_900_000

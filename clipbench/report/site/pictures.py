@@ -10,7 +10,7 @@ from typing import Final
 from PIL import Image
 
 from clipbench.data.decode import BAD_IMAGE, open_image
-from clipbench.parsing import expanded
+from clipbench.utils.parsing import expanded
 
 _WIDTH: Final = 1100  # px at most
 _QUALITY: Final = 80  # of WebP

@@ -1,0 +1,117 @@
+"""What a layout of files is: one split, as an index of its samples and a pass over their images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.data.split import Note, Objects
+from clipbench.errors import DataError
+from clipbench.utils.parsing import exists
+
+
+class Layout(ABC):
+    """One split in one layout: an index pass (ids and raw labels) and an image pass."""
+
+    where: str
+    #: what fingerprints call it, whatever becomes of the class's own name
+    name_in_fingerprint: str
+    #: whether it may hold a part of the split: nothing in it lists what belongs there
+    in_part: bool = False
+    #: the data's own label names by label number, where it has them
+    names: list[str] | None = None
+    #: what the images show beside what their labels say, where the data has it
+    objects: Objects | None = None
+    #: what a reader of the split's numbers must know; complete when the index has been read
+    notes: tuple[Note, ...] = ()
+
+    @abstractmethod
+    def index(self) -> Iterator[tuple[str, Any]]:
+        """(id, raw label) of every sample, in order."""
+
+    @abstractmethod
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        """(row, encoded image), ascending, of at least `rows`."""
+
+    def table(self, content: str) -> tuple[list[str], list[Any]]:
+        """Ids and raw labels of all samples. What takes long to read may be kept under `content`, the fingerprint."""
+        pairs = list(self.index())
+        return [name for name, _ in pairs], [label for _, label in pairs]
+
+
+class FileLayout(Layout):
+    """Samples that are one image file each, below `root`.
+
+    `files` are all files that decide the split: those that its labels are read from, and its images, in order.
+    `hint` says what to do where an image is missing.
+
+    Raises:
+        DataError: an image is not there, or listed twice.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: list[Path],
+        annotations: Sequence[Path] = (),
+        *,
+        hint: str = "images and annotations often come in archives of their own: unpack both into the same folder",
+    ) -> None:
+        self.root, self.where = root, str(root)
+        self.files = [*annotations, *images]
+        self._images = images
+        if len(set(images)) < len(images):
+            path, times = Counter(images).most_common(1)[0]
+            raise DataError(
+                f"{path} is listed {times} times among the split's {len(images):,} images",
+                hint="list every image once",
+            )
+        lost = [path for path in images if not exists(path)]
+        if lost:
+            raise DataError(
+                f"{lost[0]} is not there; {len(lost):,} of the {len(images):,} images that the split lists are missing",
+                hint=hint,
+            )
+
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        for row in rows.tolist():
+            path = self._images[row]
+            try:
+                yield row, path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+#: folders and files that systems and programs leave among data
+_JUNK = frozenset(
+    {"__MACOSX", "PaxHeaders", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+    | {"Thumbs.db", "thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "pax_global_header"}
+)
+
+
+def is_junk(path: str) -> bool:
+    """Whether a path's parts, separated by /, hold one that is hidden, or that a system or a program left there.
+
+    >>> [is_junk(path) for path in ("a/._b.png", "__MACOSX/b.png", "./a/b.png", "PaxHeaders.12/b.png")]
+    [True, True, False, True]
+    """
+    return any(
+        part in _JUNK or part.startswith("PaxHeaders.") or (part.startswith(".") and part not in (".", ".."))
+        for part in path.split("/")
+    )
+
+
+def printable(name: str) -> str:
+    """The name of a file, its bytes that are no UTF-8 escaped: they fit neither into a record nor on a screen."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

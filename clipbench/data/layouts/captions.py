@@ -1,0 +1,253 @@
+"""Images with captions: COCO's JSON, Karpathy's splits, tables of image and caption; and what captions must be.
+
+A copy is a folder with one of these files and the images (see `layout`). WebDataset tars (a `.txt` beside each image,
+one caption a line) and parquet (a column of captions) are read by `clipbench.data.hub`, like those of other sets.
+Sources: the data format on cocodataset.org; the caption files of Karpathy & Fei-Fei, arXiv 1412.2306 (the keys
+`split`, `filename`, `filepath`, `sentences`, `raw`); the tables that come with Flickr8k and Flickr30k.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbench.cards.cards import Columns, TaskCard
+from clipbench.catalog import Entry
+from clipbench.data.decode import IMAGE_SUFFIXES
+from clipbench.data.hub import split_names
+from clipbench.data.layouts import _caption_tables as tables
+from clipbench.data.layouts.base import FileLayout
+from clipbench.data.layouts.coco import ID, Lists, listed_images, numbered, read_lists
+from clipbench.data.split import Captions, Note
+from clipbench.data.text import lines
+from clipbench.errors import DataError
+from clipbench.utils.parsing import exists
+
+_COCO: Lists = {"images": {"id": ID, "file_name": (str,)}, "annotations": {"image_id": ID, "caption": (str,)}}
+_KARPATHY: Lists = {"images": {"split": (str,), "filename": (str,), "sentences": (list,)}}
+#: tables that do not say in their name which split they hold
+_WHOLE = (
+    "captions.txt",
+    "captions.csv",
+    "captions.tsv",
+    "results.csv",
+    "Flickr8k.token.txt",
+    "results_20130124.token",
+)
+#: what the published archives call the folder of images
+_FOLDERS = (
+    "images",
+    "Images",
+    "flickr30k-images",
+    "flickr30k_images",
+    "Flicker8k_Dataset",
+    "Flickr8k_Dataset",
+)
+
+
+def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
+    """The split of `dataset` that plays `role`, in the folder `root`; None where none of these files is there:
+
+    - `dataset_<set>.json` (Karpathy's), in `root` or `annotations/`: the images whose `split` is the card's name for
+      it; `restval` belongs to `train`. Images lie in the folder that their entry names, in `root` or `images/`.
+    - `annotations/captions_<split>.json` (COCO's), or `captions.json` for a card with one split.
+    - `captions_<split>.txt`, `.csv` or `.tsv`, or `<set>_<split>_karpathy.txt`, or, for a card with one split or where
+      a column says which split a row belongs to, `captions.txt`, `.csv` or `.tsv`, `results.csv`,
+      `Flickr8k.token.txt` or `results_20130124.token`: a table as `clipbench.data.layouts._caption_tables` reads it.
+
+    Raises:
+        DataError: no such split, a file that is none of these, or an image that is missing.
+    """
+    names = split_names(dataset.card.splits[role], role)
+    alone = dataset.card.alone
+    found = sorted([*root.glob("dataset_*.json"), *(root / "annotations").glob("dataset_*.json")])
+    if len(found) > 1:
+        raise DataError(
+            f"{dataset.id}: {root} holds {', '.join(path.name for path in found)}",
+            hint="keep the one that is meant, beside its images",
+        )
+    if found:
+        return _karpathy(dataset, role, found[0], root, names)
+    found = sorted((root / "annotations").glob("captions*.json"))
+    if found:
+        wanted = [f"captions_{name}.json" for name in names] + (["captions.json"] if alone else [])
+        return _coco(_chosen(dataset, role, found, wanted), root, names)
+    ends = ("txt", "csv", "tsv")
+    found = sorted(
+        {p for end in ends for p in root.glob(f"*captions*.{end}")} | {*root.glob("*_karpathy.txt")}
+    )
+    found += [root / name for name in _WHOLE[3:] if (root / name).is_file()]
+    if found:
+        columns = dataset.card.columns
+        wanted = [f"captions_{name}.{end}" for name in names for end in ends]
+        wanted += [
+            path.name for name in names for path in found if path.name.endswith(f"_{name}_karpathy.txt")
+        ]
+        here = {path.name for path in found}
+        whole = [name for name in _WHOLE if name in here]
+        if alone or (here.isdisjoint(wanted) and whole and tables.tells_splits(root / whole[0], columns)):
+            wanted += _WHOLE
+        return _table(_chosen(dataset, role, found, wanted), root, names, columns)
+    return None
+
+
+def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Captions, tuple[Note, ...]]:
+    """The captions of a split, checked: every image has one, and none is empty. White space becomes single spaces.
+
+    A caption that an image has twice is counted in a note.
+
+    Args:
+        raw: what each image has: a text; a text of several lines, one caption each, where blank ones are none; or a
+            list of texts, or of mappings with a `raw` text; or one such mapping.
+
+    Raises:
+        DataError: naming the first image without captions, or with one that is empty or no text.
+    """
+    texts: list[str] = []
+    image: list[int] = []
+    bare: list[str] = []
+    twice: list[str] = []
+    for row, (name, value) in enumerate(zip(ids, raw, strict=True)):
+        several = lines(value) if isinstance(value, str) else [value] if isinstance(value, Mapping) else value
+        if not isinstance(several, list):
+            raise DataError(f"{dataset}: image {name} in {where} has {str(value)[:60]!r}, expected captions")
+        captions = []
+        for number, caption in enumerate(several, 1):
+            text = caption.get("raw") if isinstance(caption, Mapping) else caption
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{dataset}: caption {number} of image {name} in {where} is {str(caption)[:60]!r}, expected a "
+                    'text, or a mapping with a text "raw"'
+                )
+            plain = " ".join(text.split())
+            if plain:
+                captions.append(plain)
+            elif not isinstance(value, str):
+                raise DataError(
+                    f"{dataset}: caption {number} of image {name} in {where} is empty",
+                    hint="take it out of the data: an empty text finds no image",
+                )
+        if not captions:
+            bare.append(name)
+        twice += [name for text, count in Counter(captions).items() for _ in range(count - 1)]
+        texts += captions
+        image += [row] * len(captions)
+    if bare:
+        raise DataError(
+            f"{dataset}: image {bare[0]} in {where} has no caption; {len(bare):,} of {len(ids):,} images have none",
+            hint="take such images out of the data: they could never be found by a caption, nor find one",
+        )
+    repeated = Note.of(
+        "repeated-captions", "captions repeat another one of their image, and count as it does", twice
+    )
+    return Captions(tuple(texts), np.array(image, dtype=np.int64)), (repeated,) if twice else ()
+
+
+# --------------------------------------------------------------------- layouts
+
+
+class CaptionFile(FileLayout):
+    """Images that are files, with their captions: name → captions. `others` are images that the file does not leave
+    out by oversight; all other images beside those with captions are counted in a note.
+    """
+
+    name_in_fingerprint = "CaptionFile"
+
+    def __init__(
+        self,
+        root: Path,
+        file: Path,
+        captions: dict[str, list[str]],
+        folders: list[Path],
+        others: Collection[str] = (),
+        notes: tuple[Note, ...] = (),
+    ) -> None:
+        images, cut = listed_images(list(captions), file, folders)
+        super().__init__(root, images, [file])
+        self._captions = captions
+        self.notes = notes + cut + _without_captions(images, others)
+
+    def index(self) -> Iterator[tuple[str, list[str]]]:
+        yield from self._captions.items()
+
+
+def _without_captions(images: list[Path], others: Collection[str]) -> tuple[Note, ...]:
+    """A note on the images that lie beside `images` and are not among them nor among `others`; else nothing."""
+    named = {path.name for path in images} | {name.rpartition("/")[2] for name in others}
+    there = {
+        path.name
+        for folder in {path.parent for path in images}
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.suffix.lower() in IMAGE_SUFFIXES
+    }
+    lost = sorted(there - named)
+    text = "images in the folder have no caption in the file, and are left out"
+    return (Note.of("images-without-captions", text, lost),) if lost else ()
+
+
+def _chosen(dataset: Entry[TaskCard], role: str, found: list[Path], wanted: list[str]) -> Path:
+    """The file of the split."""
+    for name in wanted:
+        for path in found:
+            if path.name == name:
+                return path
+    raise DataError(
+        f"{dataset.id}: no {role} split in {found[0].parent}: no {' or '.join(wanted)} "
+        f"(there is {', '.join(path.name for path in found)})",
+        hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows captions_",
+    )
+
+
+def _coco(file: Path, root: Path, names: list[str]) -> CaptionFile:
+    found = read_lists(file, _COCO, "COCO captions")
+    place = numbered(file, "images", [str(image["id"]) for image in found["images"]])
+    ids = [image["file_name"] for image in found["images"]]
+    numbered(file, "file_name", ids)
+    captions: list[list[str]] = [[] for _ in ids]
+    for number, caption in enumerate(found["annotations"]):
+        owner = str(caption["image_id"])
+        if owner not in place:
+            raise DataError(
+                f"{file}: annotations[{number}] has the image_id {owner}, which the file does not list"
+            )
+        captions[place[owner]].append(caption["caption"])
+    folders = [*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root]
+    return CaptionFile(root, file, dict(zip(ids, captions, strict=True)), folders)
+
+
+def _karpathy(dataset: Entry[TaskCard], role: str, file: Path, root: Path, names: list[str]) -> CaptionFile:
+    found = read_lists(file, _KARPATHY, "Karpathy's splits", extra=("filepath", "raw"))["images"]
+    wanted = _of_splits(names)
+    mine = [entry for entry in found if entry["split"] in wanted]
+    if not mine:
+        there = sorted({entry["split"] for entry in found})
+        raise DataError(
+            f"{dataset.id}: no {role} split in {file}: no image of the split {' or '.join(names)} "
+            f"(there is {', '.join(there) or 'nothing'})",
+            hint=f"set splits.{role}.name in {dataset.path} to one of these",
+        )
+    ids = [
+        "/".join(part for part in (entry.get("filepath", ""), entry["filename"]) if part) for entry in mine
+    ]
+    numbered(file, "filename", ids)
+    captions = dict(zip(ids, (entry["sentences"] for entry in mine), strict=True))
+    # Images of one split may lie in several folders (COCO's train2014 and val2014), so each has its own in its name.
+    folders = [root, *(root / name for name in _FOLDERS)]
+    return CaptionFile(root, file, captions, folders, [entry["filename"] for entry in found])
+
+
+def _of_splits(names: list[str]) -> set[str]:
+    """What a file may call the split: Karpathy's `restval` belongs to `train`."""
+    return {*names, "restval"} if "train" in names else {*names}
+
+
+def _table(file: Path, root: Path, names: list[str], columns: Columns) -> CaptionFile:
+    folders = [*(root / n for n in names), *(root / n for n in _FOLDERS), root]
+    table = tables.read(
+        file, columns, _of_splits(names), lambda name: any(exists(folder / name) for folder in folders)
+    )
+    return CaptionFile(root, file, table.captions, folders, table.others, table.notes)

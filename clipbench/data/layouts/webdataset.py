@@ -1,0 +1,274 @@
+"""WebDataset tars of data sets, as CLIP_benchmark and others write them: an image, and its label or captions beside it.
+
+Every tar is read once, from its start to its end, for the labels and for the places of the images, which are kept in
+the cache; images are then read at their places. Which files make a sample says `clipbench.data.tars`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.cards.cards import fingerprint
+from clipbench.data.layouts.base import Layout, is_junk
+from clipbench.data.split import Note
+from clipbench.data.tars import Gathered, Group, Member, gather, members, opened, split_name, stem, whole
+from clipbench.data.text import decoded, lines
+from clipbench.errors import DataError
+from clipbench.utils.cache import cache_root, read_checked, write_checked
+from clipbench.utils.parsing import json_value
+
+CLASS_NAMES = "classnames.txt"  # of CLIP_benchmark's layout
+SHARDS = "nshards.txt"
+#: what a label's file holds, by how its name ends, in the order in which they are asked for
+_NUMBER = "a class number or name"
+_LABELS = {".cls": _NUMBER, ".cls.txt": _NUMBER, ".label": _NUMBER, ".label.txt": _NUMBER}
+_ROW = {".npy": "0/1 a class"}
+_JSON = {".json": '"label" or "cls"'}
+_ENDS: Final[Mapping[str, dict[str, str]]] = {
+    "single-label": _LABELS | _ROW | _JSON,
+    "multi-label": _ROW | _JSON | _LABELS,
+    "captions": {".txt": "captions, one a line"},
+}
+_LONGEST = 1 << 26  # bytes of a label's file
+_KIND = "index of tars 1"
+
+
+class WebDataset(Layout):
+    """One split, in tar files."""
+
+    name_in_fingerprint = "_WebDataset"
+
+    def __init__(self, files: list[Path], root: Path, where: Path | str, kind: str) -> None:
+        """Look at the names of `files`, and read the class names in the folder `root`, or beside the first of them.
+
+        Args:
+            where: is said of them in messages.
+            kind: of the card.
+
+        Raises:
+            DataError: two files of one name, or class names that cannot be read.
+        """
+        self.files, self.where, self._kind = files, str(where), kind
+        self._ends = _ENDS[kind]
+        stems = Counter(map(stem, files))
+        twice = [file for file in files if stems[stem(file)] > 1]
+        if twice:
+            raise DataError(
+                f"{twice[0]} and {twice[1]} have the same name, so their samples would have the same ids",
+                hint="if one is the other, compressed or packed anew, move it away; else rename one",
+            )
+        self.names = class_names(root, files[0].parent)
+        self._file = self._place = self._size = np.zeros(0, np.int64)
+        self._found: tuple[Note, ...] = ()
+
+    def index(self) -> Iterator[tuple[str, Any]]:
+        places: list[tuple[int, int, int]] = []
+        ignored: list[str] = []
+        beside: list[str] = []
+        empty: list[str] = []
+        for number, path in enumerate(self.files):
+            with whole(path), opened(path) as file:
+                files: list[Member] = []
+                texts: dict[int, Any] = {}
+                for member in members(file, path):
+                    _, ending = split_name(member.name, self._ends)
+                    if ending in self._ends and not is_junk(member.name):
+                        texts[len(files)] = self._text(path, file, member, ending)
+                    files.append(member)
+            if not files:
+                empty.append(path.name)
+            found = gather([member.name for member in files], self._ends)
+            self._check(path, files, found)
+            for group in found.samples:
+                label = self._label(path, group, files, texts)
+                assert group.image is not None
+                places.append((number, *files[group.image][1:]))
+                yield f"{stem(path)}/{group.key}", label
+            beside += [f"{stem(path)}/{files[i].name}" for i in found.beside]
+            lone = [i for group in found.bare for i in group.texts.values()]  # for no sample, as `_check` saw
+            ignored += [f"{stem(path)}/{files[i].name}" for i in sorted([*found.ignored, *lone])]
+        self._file, self._place, self._size = np.array(places, dtype=np.int64).reshape(-1, 3).T
+        self._found = tuple(
+            Note.of(kind, text, names)
+            for kind, text, names in (
+                ("empty-tars", "tar files without a member", empty),
+                ("ignored-images", "images ignored: a sample's own lies beside them", beside),
+                ("ignored-files", "files in the tars ignored: they belong to no sample", ignored),
+            )
+            if names
+        )
+
+    def table(self, content: str) -> tuple[list[str], list[Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = cache_root() / "splits" / f"{fingerprint([content, self._kind])}.parquet"
+        kept = read_checked(path, _KIND)
+        if kept is None:
+            ids, labels = super().table(content)
+            self.notes += self._found
+            columns = {
+                "id": ids,
+                "label": [json.dumps(label) for label in labels],
+                "file": self._file,
+                "place": self._place,
+                "size": self._size,
+            }
+            notes = json.dumps([asdict(note) for note in self._found])
+            buffer = io.BytesIO()
+            pq.write_table(pa.table(columns).replace_schema_metadata({"notes": notes}), buffer)
+            write_checked(path, buffer.getvalue(), _KIND)
+            return ids, labels
+        table = pq.read_table(pa.BufferReader(kept), use_threads=False)
+        self._file, self._place, self._size = (table[name].to_numpy() for name in ("file", "place", "size"))
+        notes = json.loads(table.schema.metadata[b"notes"])
+        self.notes += tuple(Note(**note | {"examples": tuple(note["examples"])}) for note in notes)
+        return table["id"].to_pylist(), [json.loads(label) for label in table["label"].to_pylist()]
+
+    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        of_file = self._file[rows]
+        for part in np.split(rows, np.flatnonzero(np.diff(of_file)) + 1) if len(rows) else ():
+            path = self.files[self._file[part[0]]]
+            places = zip(part.tolist(), self._place[part].tolist(), self._size[part].tolist(), strict=True)
+            with whole(path), opened(path) as file:
+                for row, place, size in places:
+                    file.seek(place)
+                    data = file.read(size)
+                    if len(data) < size:
+                        raise EOFError("it is shorter than it was when its members were counted")
+                    yield row, data
+
+    def _text(self, path: Path, file: IO[bytes], member: Member, ending: str) -> Any:
+        """What a label's file says; None for JSON that says no label."""
+        if member.size > _LONGEST:
+            raise DataError(f"{path}: {member.name} has {member.size:,} bytes, too many for a label")
+        file.seek(member.place)
+        data = file.read(member.size)
+        if len(data) < member.size:
+            raise EOFError("unexpected end of data")
+        try:
+            if ending == ".npy":
+                return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False).tolist()
+            if ending == ".json":
+                return _in_json(data)
+            text = data.decode("utf-8-sig")
+        except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError) as error:
+            raise DataError(
+                f"{path}: {member.name} cannot be read: {error}", hint=f"expected {self._ends[ending]} in it"
+            ) from None
+        if self._kind == "captions":
+            return text
+        text = text.strip()
+        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+
+    def _check(self, path: Path, files: Sequence[Member], found: Gathered) -> None:
+        """Refuse what is no whole sample.
+
+        Raises:
+            DataError: naming it.
+        """
+        if found.twice:
+            one, other = (files[i].name for i in found.twice[0])
+            what = "is there twice" if one == other else f"and {other} belong to one sample"
+            raise DataError(
+                f"{path}: {one} {what}; {len(found.twice):,} such files in it",
+                hint="give every sample a key of its own, one image and one label; an image that is not the "
+                "sample's own has a word between key and suffix, as mask in 000.mask.png",
+            )
+        used = {end for group in found.samples for end in group.texts}
+        bare = [group for group in found.bare if not used or used & group.texts.keys()]
+        expected = f"expected an image with a {' or '.join(self._wanted())} beside it"
+        if not found.samples and (bare or found.untold or found.ignored):
+            ends = sorted({member.name[member.name.rfind("/") + 1 :].partition(".")[2] for member in files})
+            raise DataError(f"{path}: no sample: its files end in {', '.join(ends[:8])}; {expected}")
+        for lacking, groups in (("image", bare), ("label", found.untold)):
+            if groups:
+                key = groups[0].key
+                there = [m.name for m in files if m.name.startswith(f"{key}.")]
+                raise DataError(
+                    f"{path}: sample {key} has no {lacking} (there is {', '.join(there[:4])}); "
+                    f"{len(groups):,} of {len(found.samples) + len(groups):,} samples in it have none",
+                    hint=f"add them, or take the samples out of the tar: {expected}",
+                )
+
+    def _wanted(self) -> Iterator[str]:
+        """How labels' files may end, and what they hold."""
+        for what in dict.fromkeys(self._ends.values()):
+            yield f"{', '.join(end for end, same in self._ends.items() if same == what)} ({what})"
+
+    def _label(self, path: Path, group: Group, files: Sequence[Member], texts: Mapping[int, Any]) -> Any:
+        """The raw label of a sample."""
+        there = {end: texts[number] for end in self._ends if (number := group.texts.get(end)) is not None}
+        said = {
+            end: text for end, text in there.items() if text is not None and (text != "" or end == ".txt")
+        }
+        if not said:
+            names = ", ".join(files[number].name for number in group.texts.values())
+            raise DataError(
+                f"{path}: sample {group.key} has no label: {names} says none",
+                hint=f"expected {self._ends[next(iter(there))]}, or take the sample out of the tar",
+            )
+        words = {end: text for end, text in said.items() if end in _LABELS}
+        if len(set(words.values())) > 1:
+            raise DataError(
+                f"{path}: sample {group.key} has several labels: "
+                + ", ".join(f"{end} says {text!r}" for end, text in words.items())
+            )
+        return next(iter(said.values()))
+
+
+def _in_json(data: bytes) -> Any:
+    """The label in a JSON file: the number or text that it is, or its `label` or `cls`; else None."""
+    try:
+        found = json_value(data)
+    except ValueError:
+        return None
+    if not isinstance(found, dict):
+        return found
+    return found.get("label", found.get("cls"))
+
+
+def class_names(*folders: Path) -> list[str] | None:
+    """The names in the first of `folders` that holds CLIP_benchmark's classnames.txt, one a line; None without one.
+
+    Raises:
+        DataError: two of them that differ, one that is no text, or that has a blank line between names.
+    """
+    files = list(dict.fromkeys(f for folder in folders if (f := folder / CLASS_NAMES).is_file()))
+    found: list[list[str]] = []
+    for file in files:
+        names = [line.strip() for line in lines(decoded(file).rstrip())]
+        if not all(names):
+            raise DataError(
+                f"{file}:{names.index('') + 1}: a blank line, where the class number {names.index('')} stands"
+            )
+        found.append(names)
+    if any(names != found[0] for names in found):
+        raise DataError(f"{files[0]} and {files[1]} differ", hint="keep the one that is right")
+    return found[0] if found else None
+
+
+def check_shards(file: Path, tars: int) -> None:
+    """CLIP_benchmark's nshards.txt, where there is one, tells whether the copy is whole.
+
+    Raises:
+        DataError: it does not say `tars`.
+    """
+    if not file.is_file():
+        return
+    text = file.read_text(encoding="utf-8-sig", errors="replace").strip()
+    if text != str(tars):
+        raise DataError(
+            f"{file} says {text[:40]!r} tar files, {tars} are there",
+            hint="fetch the missing ones, or correct the number in that file",
+        )

@@ -1,0 +1,160 @@
+"""Splits: an ordered list of samples with labels, captions or expressions, read as a stream.
+
+One loader a source; every one gives a `Split`. Images stay encoded bytes until the decoder needs them,
+so a split of any size costs no memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as stored: `image` is the bytes of an encoded file (JPEG, PNG, WebP, …)."""
+
+    id: str
+    image: bytes
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about a split that a reader of its numbers must know: what was ignored, folded, scaled or left out.
+
+    Attributes:
+        kind: a word for programs, as "ignored-files".
+        text: a clause for people that follows the count, as "files ignored: their names end as no image's does".
+        count: how many of them.
+        examples: a few of them by name, of at most 60 characters each.
+    """
+
+    kind: str
+    text: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, kind: str, text: str, names: Sequence[str]) -> Note:
+        """That `text` holds for all of `names`; the first three become its examples."""
+        return cls(kind, text, len(names), tuple(str(name)[:60] for name in names[:3]))
+
+    def __str__(self) -> str:
+        """For people: "2 files ignored (a.txt, b.md)"."""
+        more = ", …" if self.examples and self.count > len(self.examples) else ""
+        return f"{self.count:,} {self.text}" + (
+            f" ({', '.join(self.examples)}{more})" if self.examples else ""
+        )
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The texts that belong to a split's images.
+
+    Attributes:
+        texts: one caption each, grouped by image.
+        image: int64 [M], the sample that each belongs to, ascending.
+    """
+
+    texts: tuple[str, ...]
+    image: NDArray[np.int64]
+
+    def part(self, rows: NDArray[np.int64]) -> Captions:
+        """Those of the samples at `rows` (ascending), renumbered."""
+        kept, image = _renumbered(self.image, rows)
+        return Captions(tuple(self.texts[i] for i in kept.tolist()), image)
+
+
+@dataclass(frozen=True)
+class Expressions:
+    """Referring expressions, each with the box of what it means.
+
+    Attributes:
+        ids: one stable name each.
+        texts: the expressions, grouped by image.
+        image: int64 [M], the sample that each belongs to, ascending.
+        boxes: float64 [M, 4], x0, y0, x1, y1 in pixels of the image as stored.
+        candidates: where a detector's boxes come with the set, those of each sample, float64 [J, 4] as `boxes`.
+    """
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    image: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+    candidates: tuple[NDArray[np.float64], ...] | None = None
+
+    def part(self, rows: NDArray[np.int64]) -> Expressions:
+        """Those of the samples at `rows` (ascending), renumbered."""
+        kept, image = _renumbered(self.image, rows)
+        of_kept = kept.tolist()
+        return Expressions(
+            tuple(self.ids[i] for i in of_kept),
+            tuple(self.texts[i] for i in of_kept),
+            image,
+            self.boxes[kept],
+            None if self.candidates is None else tuple(self.candidates[row] for row in rows.tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What each image shows beside what its label says.
+
+    Attributes:
+        names: of the objects.
+        present: uint8 [n, len(names)], 1 where the image shows the object, else 0.
+    """
+
+    names: tuple[str, ...]
+    present: NDArray[np.uint8]
+
+    def part(self, rows: NDArray[np.int64]) -> Objects:
+        """Those of the samples at `rows`."""
+        return Objects(self.names, self.present[rows])
+
+
+def _renumbered(
+    image: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places in `image` whose value is one of `rows` (ascending), and that value's place in `rows`."""
+    kept = np.flatnonzero(np.isin(image, rows))
+    return kept, np.searchsorted(rows, image[kept])
+
+
+class Split(ABC):
+    """An ordered set of samples with labels, captions or expressions.
+
+    Attributes:
+        dataset, role: for example "cifar10", "test".
+        fingerprint: sha256 (hex) of everything that decides the samples, their order and their labels.
+        ids: one stable name a sample, in order.
+        labels: int64 [n] class indices into the card's `classes`, or uint8 [n, C] for multi-label sets
+            (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
+        classes: the names that go with the labels.
+        captions, expressions, objects: what a set of that kind has, else None.
+        scattered: whether samples at scattered rows are read as quickly as those in order.
+        notes: what a reader of its numbers must know of it; they stand in the record.
+    """
+
+    dataset: str
+    role: str
+    fingerprint: str
+    ids: Sequence[str]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
+    classes: tuple[str, ...]
+    captions: Captions | None = None
+    expressions: Expressions | None = None
+    objects: Objects | None = None
+    scattered: bool = False
+    notes: tuple[Note, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
+        """The samples at `rows` (ascending indices), read in one pass."""

@@ -1,0 +1,393 @@
+"""How a tower runs: device, precision, and the fastest plan that gives the same features.
+
+A plan says how a module is laid out and called:
+
+    plain          as it comes, under autocast where the precision is not fp32
+    channels_last  convolution weights and images in NHWC
+    packed         CPU: weights in oneDNN's blocked layout, batch norms folded, GELU fused (and channels_last)
+    compiled       torch.compile, weights frozen into the graph on a CPU (and channels_last)
+
+Which is fastest differs by architecture and machine, so long work starts with a short trial whose winner is
+remembered. A plan that moves a feature by more than the precision's own error is not taken.
+
+So two runs may differ in the last digits: a trial on a busy machine may have another winner, and what a batch holds,
+how many threads there are, and the processor move them too. A deterministic run has no trial, runs `plain`, and names
+all of these (`Runtime.fixed`); on the same machine, with the same options, it gives the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import json
+import logging
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from clipbench.cards.cards import fingerprint
+from clipbench.errors import ClipbenchError, NotApplicable
+from clipbench.utils.cache import cache_root, read_checked, write_checked
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Rows = Callable[[torch.Tensor], torch.Tensor]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Plan = Literal["plain", "channels_last", "packed", "compiled"]
+
+MAX_BATCH = 512  # rows of one shard of the feature store
+_TRIAL_ROWS = 16
+_TRIAL_WORTH_S = 20.0  # estimated work below which no trial is run
+_COMPILE_WORTH_S = 300.0  # estimated work below which compilation cannot pay for itself
+_FP32_TOLERANCE = 1e-5  # largest relative error of a feature row between fp32 plans
+_REMEMBERED: Final = "clipbench plan 1"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how precisely towers run; `deterministic`: so that two runs on one machine give the same bits."""
+
+    device: str
+    precision: Precision
+    batch_size: int | None = None
+    workers: int | None = None
+    deterministic: bool = False
+
+    @classmethod
+    def choose(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        deterministic: bool = False,
+    ) -> Runtime:
+        """Resolve `auto`: the first GPU if there is one; bf16 on GPUs that have it, fp16 on older ones, fp32 on CPUs.
+
+        Raises:
+            ClipbenchError: a device or precision that this machine does not have.
+        """
+        import torch
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device != "cpu" and not device.startswith("cuda"):
+            raise ClipbenchError(f'unknown device "{device}"; allowed: auto, cpu, cuda, cuda:N')
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ClipbenchError(
+                f"--device {device}: this machine has no CUDA device", hint="use --device cpu"
+            )
+        index = device.removeprefix("cuda").removeprefix(":")
+        if device not in ("cpu", "cuda") and not (
+            index.isdigit() and int(index) < torch.cuda.device_count() and device == f"cuda:{int(index)}"
+        ):
+            raise ClipbenchError(
+                f'unknown device "{device}"; this machine has {torch.cuda.device_count()} CUDA devices',
+                hint="allowed: auto, cpu, cuda, cuda:N, counted from 0",
+            )
+        if precision == "auto":
+            precision = (
+                "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+            )
+        if precision not in ("fp32", "bf16", "fp16"):
+            raise ClipbenchError(f'unknown precision "{precision}"; allowed: auto, fp32, bf16, fp16')
+        if batch_size is not None and not 1 <= batch_size <= MAX_BATCH:
+            raise ClipbenchError(f"--batch-size must be 1 to {MAX_BATCH} (found {batch_size})")
+        if workers is not None and workers < 0:
+            raise ClipbenchError(f"--workers must be 0 or more (found {workers})")
+        return cls(device, precision, batch_size, workers, deterministic)  # type: ignore[arg-type]
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device == "cpu"
+
+    @property
+    def device_name(self) -> str:
+        """What the record says: the GPU's or the processor's name."""
+        import torch
+
+        return _processor() if self.on_cpu else torch.cuda.get_device_name(self.device)
+
+    @property
+    def fixed(self) -> dict[str, str | int | None]:
+        """All that moves the bits of a feature beside its key, where the plan is `plain`."""
+        import torch
+
+        return {
+            "device": self.device_name,
+            "capability": torch.backends.cpu.get_cpu_capability() if self.on_cpu else None,
+            "threads": torch.get_num_threads(),
+            "batch_size": self.batch_size,
+            "torch": torch.__version__,
+        }
+
+    @contextlib.contextmanager
+    def reproducible(self) -> Iterator[None]:
+        """Have torch take deterministic algorithms, where this is deterministic and as long as it lasts.
+
+        Where an operation has none, torch says so in a warning.
+        """
+        import torch
+
+        if not self.deterministic:
+            yield
+            return
+        if not self.on_cpu:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+        before = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+    def dtype(self) -> torch.dtype:
+        import torch
+
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep freed memory in this process instead of giving it back; False where it cannot.
+
+    A forward pass on a CPU frees and asks for the same large buffers again and again. By default glibc maps and
+    unmaps each of them, and the kernel clears every page anew: a third of a ResNet-50's time. For programs, not
+    libraries: it holds for the whole process, which from then on keeps its peak.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # not glibc
+        return False
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
+
+
+#: what it raises to lay a tower out by a plan that this build of torch, or this machine, does not have
+_UNABLE: Final = (RuntimeError, AttributeError, ImportError, OSError)
+
+
+class Tower:
+    """A module that follows a plan: a float32 or int64 batch in (on the device), float32 features out."""
+
+    def __init__(self, module: nn.Module, runtime: Runtime, plan: Plan = "plain") -> None:
+        self.runtime = runtime
+        self.plan = plan
+        self._module = _prepare(module, runtime, plan)
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if self.plan != "plain" and batch.ndim == 4:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        lower = self.runtime.precision != "fp32"
+        # no_grad, not inference_mode: on some CPUs autocast is three times slower under the latter.
+        with (
+            torch.no_grad(),
+            torch.autocast(self.runtime.device.split(":")[0], self.runtime.dtype(), enabled=lower),
+        ):
+            features = self._module(batch)
+        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(batch):
+            found = list(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise NotApplicable(
+                f"a tower of this model gives {found} for {len(batch)} inputs, not one row for each, so that it "
+                "cannot be measured"
+            )
+        return features.float()
+
+
+def fastest(
+    module: nn.Module,
+    runtime: Runtime,
+    example: Callable[[int], torch.Tensor],
+    rows: int,
+    *,
+    vary: bool = False,
+) -> Tower:
+    """`module` under the fastest plan for `rows` rows of input.
+
+    `example(n)` makes a batch of n rows on the device. `vary` says that batches differ in shape (text), where
+    compilation would start over for each.
+
+    The winner of a trial is remembered for this architecture, precision, machine and torch version. A deterministic
+    runtime has no trial: `plain`.
+    """
+    if runtime.deterministic:
+        return Tower(module, runtime)
+    key = _signature(module, runtime, example(1))
+    path = cache_root() / "plans-2" / f"{key}.json"
+    remembered = read_checked(path, _REMEMBERED)
+    if remembered is not None:
+        with contextlib.suppress(*_UNABLE):  # what ran here once, and no longer does, is tried again
+            return Tower(module, runtime, json.loads(remembered)["plan"])
+    tower = Tower(module, runtime)
+    if rows < 4 * _TRIAL_ROWS or _time(tower, example(2), repeats=1)[0] * rows / 2 < _TRIAL_WORTH_S:
+        return tower
+    batch = example(_TRIAL_ROWS)
+    seconds, features = _time(tower, batch)
+    exact = features if runtime.precision == "fp32" else _exact(module, runtime, batch)
+    allowed = max(1.25 * _error(features, exact), _FP32_TOLERANCE)
+    trials = {"plain": round(seconds, 4)}
+    for plan in _candidates(runtime, vary):
+        if plan == "compiled" and seconds * rows / _TRIAL_ROWS < _COMPILE_WORTH_S:
+            continue
+        try:
+            other = Tower(module, runtime, plan)
+            other_seconds, features = _time(other, batch)
+        except _UNABLE as error:
+            if isinstance(error, _out_of_memory()):
+                raise
+            continue  # a plan that this build of torch, or this machine, does not have
+        if _error(features, exact) > allowed:
+            continue
+        trials[plan] = round(other_seconds, 4)
+        if other_seconds < 0.98 * seconds:
+            tower, seconds = other, other_seconds
+    write_checked(path, json.dumps({"plan": tower.plan, "trial_s": trials}).encode(), _REMEMBERED)
+    return tower
+
+
+def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, where: object) -> Tower:
+    """`module` under `plan`, with which `where` was begun; tried on `batch`.
+
+    Raises:
+        ClipbenchError: this machine, or this version of clipbench, cannot run it.
+    """
+    try:
+        if plan not in get_args(Plan):
+            raise ImportError(f"it knows {', '.join(get_args(Plan))}")
+        tower = Tower(module, runtime, plan)  # type: ignore[arg-type]
+        if plan != "plain":
+            tower(batch)
+    except _UNABLE as error:
+        if isinstance(error, _out_of_memory()):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ClipbenchError(
+            f"the features in {where} were begun under the plan {plan}, which cannot be run here: {reason}",
+            hint="go on where they were begun; or delete that folder to encode them anew, all under one plan",
+        ) from None
+    return tower
+
+
+def _candidates(runtime: Runtime, vary: bool) -> tuple[Plan, ...]:
+    """Plans to try after `plain`."""
+    if vary:
+        return ("packed",) if runtime.on_cpu and runtime.precision != "fp16" else ()
+    if runtime.on_cpu and runtime.precision != "fp16":
+        return ("channels_last", "packed", "compiled")
+    return ("channels_last", "compiled")
+
+
+def _prepare(module: nn.Module, runtime: Runtime, plan: Plan) -> Rows:
+    import torch
+
+    if plan == "plain":
+        return module
+    module = _share(module)
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.ndim == 4:
+                laid_out = parameter.detach().clone(memory_format=torch.channels_last)
+                setattr(part, name, torch.nn.Parameter(laid_out, requires_grad=False))
+    if plan == "packed":
+        from clipbench.encoding.onednn import pack
+
+        return pack(module, runtime.dtype())
+    if plan == "compiled":
+        return _compile(module, runtime)
+    return module
+
+
+def _share(module: nn.Module) -> nn.Module:
+    """A copy of the module tree on the same parameters and buffers."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(t): t for t in tensors})
+
+
+def _compile(module: nn.Module, runtime: Runtime) -> Rows:
+    import torch
+
+    # On a machine without a GPU, its extension builder says so at length, once, as a warning.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"freezing": True} if runtime.on_cpu else {}
+    compiled: Rows = torch.compile(module, dynamic=False, options=options)
+
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return compiled(batch)
+
+    return run
+
+
+def _time(tower: Tower, batch: torch.Tensor, repeats: int = 2) -> tuple[float, torch.Tensor]:
+    """Seconds of one warm call (the best of `repeats`), and its features."""
+    features = tower(batch)
+    best = float("inf")
+    for _ in range(repeats):
+        _wait(tower.runtime)
+        start = time.perf_counter()
+        features = tower(batch)
+        _wait(tower.runtime)
+        best = min(best, time.perf_counter() - start)
+    return best, features
+
+
+def _wait(runtime: Runtime) -> None:
+    import torch
+
+    if not runtime.on_cpu:
+        torch.cuda.synchronize(runtime.device)
+
+
+def _exact(module: nn.Module, runtime: Runtime, batch: torch.Tensor) -> torch.Tensor:
+    return Tower(module, Runtime(runtime.device, "fp32"))(batch)
+
+
+def _error(features: torch.Tensor, exact: torch.Tensor) -> float:
+    """Largest relative error of a row; infinite where a feature is not finite."""
+    error = (features - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)
+    worst = float(error.max())
+    return worst if worst == worst else float("inf")
+
+
+def _out_of_memory() -> type[BaseException]:
+    import torch
+
+    return torch.cuda.OutOfMemoryError
+
+
+def _signature(module: nn.Module, runtime: Runtime, example: torch.Tensor) -> str:
+    """What decides which plan is fastest: architecture, input, precision, machine, torch."""
+    import torch
+
+    shapes = [(name, list(p.shape)) for name, p in module.named_parameters()]
+    kinds = sorted({type(m).__name__ for m in module.modules()})
+    machine = [runtime.device_name, torch.get_num_threads(), torch.__version__]
+    return fingerprint(
+        [shapes, kinds, list(example.shape[1:]) if example.ndim == 4 else "ids", runtime.precision, machine]
+    )[:32]
+
+
+@cache
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a real file
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

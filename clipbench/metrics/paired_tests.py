@@ -1,0 +1,271 @@
+"""Two models on the same samples: paired tests and intervals of the difference, exact where that can be.
+
+All of it is about which samples the test set happened to hold, of few-shot probes also which shots were drawn; it says
+nothing of training seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.metrics import intervals
+from clipbench.metrics.intervals import Interval, Score
+from clipbench.metrics.joint import Contributions, summed
+from clipbench.metrics.scores import APKind, Difficult
+
+_NORMAL: Final = NormalDist()
+_Z: Final = _NORMAL.inv_cdf(0.975)
+#: up to this many differences that are not 0, every assignment of signs is looked at
+EXACT: Final = 14
+#: otherwise so many random ones
+FLIPS: Final = 20_000
+_BLOCK: Final = 4_000_000  # signs drawn at a time
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more the second has than the first.
+
+    Attributes:
+        value: second minus first, in the metric's unit.
+        ci95: its 95 % interval, for this one comparison.
+        p: two-sided probability of a difference as large where there is none.
+        p_less, p_more: one-sided, of one as far below or above 0.
+        method: how p was found.
+        n: independent samples that were paired.
+    """
+
+    value: float
+    ci95: Interval
+    p: float
+    p_less: float
+    p_more: float
+    method: str
+    n: int
+
+
+def of_means(first: NDArray[np.float64], second: NDArray[np.float64], seed: int) -> Difference:
+    """The difference of two means over the same independent samples (float64 [N], N ≥ 1).
+
+    Under no difference, either model could have been either: each sample's difference is as likely with the other
+    sign. Where all that differ do so by the same amount, as right and wrong do, that is the exact McNemar test
+    (McNemar 1947, Psychometrika 12:153); for few samples all signs are enumerated, otherwise drawn (Phipson & Smyth
+    2010, for the p value of draws). The interval is Bonett & Price's for paired proportions (2012, Journal of
+    Educational and Behavioral Statistics 37:479) where outcomes are right or wrong, otherwise the bootstrap's.
+
+    >>> found = of_means(np.array([1.0, 1, 1, 1, 0]), np.array([0.0, 0, 0, 1, 0]), seed=0)
+    >>> round(found.value, 3), found.p, found.p_less, found.method
+    (-0.6, 0.25, 0.125, 'McNemar, exact')
+    """
+    d = second - first
+    less, more, method = sign_flip(d, seed)
+    binary = bool(np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all())
+    if binary:
+        ci95 = _bonett_price(int((d > 0).sum()), int((d < 0).sum()), d.size)
+    else:
+        ci95 = intervals.bootstrap_mean(d, seed)
+        method = method.replace("McNemar", "sign test")
+    value = float(d.mean())
+    ci95 = min(ci95[0], value), max(ci95[1], value)
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, d.size)
+
+
+def sign_flip(d: NDArray[np.float64], seed: int) -> tuple[float, float, str]:
+    """One-sided p values of a mean of differences (float64 [N]) below and above 0, and how they were found.
+
+    >>> sign_flip(np.array([0.5, 0.25, 0.0]), seed=0)
+    (1.0, 0.25, 'all signs')
+    """
+    sizes, counts = np.unique(np.round(np.abs(d[d != 0]), 12), return_counts=True)
+    if not sizes.size or sizes.max() == 0:
+        return 1.0, 1.0, "no difference"
+    if sizes.size == 1:
+        return (*_binomial_tails(int((d > 0).sum()), int(counts[0])), "McNemar, exact")
+    total = float(d.sum())
+    m = int(counts.sum())
+    slack = 1e-9 * float(np.abs(d).sum())  # sums of equal terms in another order are equal
+    if m <= EXACT:
+        magnitudes = np.repeat(sizes, counts)
+        signs = 2 * ((np.arange(2**m)[:, None] >> np.arange(m)) & 1) - 1
+        sums = signs @ magnitudes
+        return float((sums <= total + slack).mean()), float((sums >= total - slack).mean()), "all signs"
+    rng = np.random.default_rng(seed)
+    below = above = 0
+    single = m < 8 * sizes.size  # then a bit a sample is quicker than a binomial a size
+    magnitudes = np.repeat(sizes, counts) if single else sizes
+    step = max(1, _BLOCK // magnitudes.size)
+    for start in range(0, FLIPS, step):
+        draws = min(step, FLIPS - start)
+        if single:
+            bits = np.frombuffer(rng.bytes(draws * -(-m // 8)), dtype=np.uint8).reshape(draws, -1)
+            sums = 2 * (np.unpackbits(bits, axis=1, count=m) @ magnitudes) - magnitudes.sum()
+        else:
+            sums = (2 * rng.binomial(counts, 0.5, size=(draws, sizes.size)) - counts) @ magnitudes
+        below += int((sums <= total + slack).sum())
+        above += int((sums >= total - slack).sum())
+    return (1 + below) / (1 + FLIPS), (1 + above) / (1 + FLIPS), f"{FLIPS:,} random signs"
+
+
+def _binomial_tails(k: int, m: int) -> tuple[float, float]:
+    """P(X ≤ k) and P(X ≥ k) of X ~ Binomial(m, 1/2), exact."""
+    from scipy.special import bdtr
+
+    return float(bdtr(k, m, 0.5)), float(bdtr(m - k, m, 0.5))
+
+
+def _bonett_price(second_only: int, first_only: int, n: int) -> Interval:
+    """95 % interval of a difference of paired proportions."""
+    up, down = (second_only + 1) / (n + 2), (first_only + 1) / (n + 2)
+    half = _Z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
+
+
+def of_average_precision(
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    kind: APKind,
+    difficult: Difficult,
+    seed: int,
+    count: int = intervals.RESAMPLES,
+) -> Difference:
+    """The difference of two mean average precisions over the same images; the same resamples of images for both.
+
+    As of one score (`stats.mean_average_precision_scores`), the interval is about all images there are; its standard
+    error is that of the paired bootstrap, p is normal.
+
+    Args:
+        first, second: scores, float32 [N, C].
+        labels: uint8 [N, C], as `metrics.mean_average_precision`.
+        count: of resamples.
+    """
+    one, other = (
+        intervals.mean_average_precision_draws(scores, labels, seed, difficult, [kind], count)[kind]
+        for scores in (first, second)
+    )
+    found = replace(
+        one, value=other.value - one.value, about=other.about - one.about, draws=other.draws - one.draws
+    )
+    error, value, centre = found.error, found.value, found.centre
+    ci95 = min(centre - _Z * error, value), max(centre + _Z * error, value)
+    return _normal(value, ci95, error, "paired bootstrap", len(labels), centre)
+
+
+def of_scores(first: Score, second: Score) -> Difference:
+    """The difference of two scores of which only the intervals are known, as if of different samples.
+
+    That is too careful for models that were measured on the same samples, which tend to fail on the same ones.
+
+    >>> found = of_scores(Score(0.5, (0.4, 0.6), 100, None), Score(0.8, (0.7, 0.9), 100, None))
+    >>> round(found.value, 3), round(found.p, 6), found.method
+    (0.3, 3.2e-05, 'intervals, not paired')
+    """
+    error = math.hypot(*(high - low for low, high in (first.ci95, second.ci95))) / (2 * _Z)
+    value = second.value - first.value
+    ci95 = value - _Z * error, value + _Z * error
+    return _normal(value, ci95, error, "intervals, not paired", min(first.n, second.n))
+
+
+def _normal(
+    value: float, ci95: Interval, error: float, method: str, n: int, centre: float | None = None
+) -> Difference:
+    """A difference whose p is that of a normal variable about `centre` (None: the value)."""
+    centre = value if centre is None else centre
+    if error == 0:
+        less, more = (1.0 if value >= 0 else 0.0), (1.0 if value <= 0 else 0.0)
+    else:
+        less, more = _NORMAL.cdf(centre / error), _NORMAL.cdf(-centre / error)
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
+
+
+def of_draws(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, same: bool
+) -> tuple[Difference, float]:
+    """The difference of two means over draws (of shots) and samples, and the variance that comes from the draws.
+
+    Both which shots were drawn and which samples there are may have been others: t, as `stats.of_draws`.
+
+    Args:
+        first, second: what each sample adds in each draw, float64 [R, N] and [S, N].
+        same: both had the same shots in each draw (then R = S), so that draws are paired.
+
+    >>> found, _ = of_draws(np.zeros((3, 4)), np.full((3, 4), 0.5) + np.array([[-0.1], [0.0], [0.1]]), same=True)
+    >>> round(found.value, 3), round(found.p, 3), found.method
+    (0.5, 0.013, 't over draws and samples')
+    """
+    from scipy.stats import t
+
+    gains = second.mean(axis=0) - first.mean(axis=0)
+    n = gains.size
+    error = float(gains.std()) / math.sqrt(max(n - 1, 1))
+    one, other = first.mean(axis=1), second.mean(axis=1)
+    value = float(gains.mean())
+    parts = [other - one] if same else [one, other]
+    told = [part for part in parts if part.size > 1]
+    between = sum(float(np.var(part, ddof=1)) / part.size for part in told)
+    total = between + error**2
+    if total == 0:
+        return _normal(value, (value, value), 0.0, "no spread", n), 0.0
+    square = sum((float(np.var(part, ddof=1)) / part.size) ** 2 / (part.size - 1) for part in told)
+    freedom = total**2 / (square + error**4 / max(n - 1, 1))
+    spread = math.sqrt(total)
+    half = float(t.ppf(0.975, freedom)) * spread
+    less, more = float(t.cdf(value / spread, freedom)), float(t.sf(value / spread, freedom))
+    ci95 = value - half, value + half
+    method = "t over draws and samples"
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n), between
+
+
+def of_contributions(parts: Sequence[Contributions], seed: int) -> Difference:
+    """The mean of the differences of several tasks; images that tasks share count once, with all that they add.
+
+    Under no difference either model could have been either on each image, in all of its tasks at once, so the test is
+    that of `of_means` on what each image adds. The interval is normal.
+
+    >>> part = Contributions("a", ["x", "y", "z"], np.array([0.1, 0.1, 0.1]))
+    >>> found = of_contributions([part, part], seed=0)  # two tasks of the same three images
+    >>> round(found.value, 3), found.p_more, found.n
+    (0.3, 0.125, 3)
+    """
+    values, error = summed(parts)
+    values, error = values / len(parts), error / len(parts)
+    less, more, method = sign_flip(values * values.size, seed)
+    value = float(values.sum())
+    if any(part.more for part in parts):  # what does not come from images has no signs to flip
+        method = "normal"
+        less, more = (
+            _NORMAL.cdf(side * value / error) if error else float(side * value >= 0) for side in (1, -1)
+        )
+    ci95 = value - _Z * error, value + _Z * error
+    method = method.replace("McNemar", "sign test")
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, values.size)
+
+
+def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[float]:
+    """P values adjusted for how many there are (Holm 1979, Scandinavian Journal of Statistics 6:65–70).
+
+    Calling all those below alpha different is wrong anywhere at most alpha of the time.
+
+    Args:
+        weights: how much of alpha each may use up, as shares of their sum (Holm's section 4); None: equal ones.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    >>> holm([0.02, 0.04, 0.03], weights=[2, 1, 1])
+    [0.04, 0.06, 0.06]
+    """
+    weights = [1.0] * len(p) if weights is None else weights
+    order = sorted(range(len(p)), key=lambda i: p[i] / weights[i])
+    adjusted, largest = [0.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        left = sum(weights[j] for j in order[place:])
+        largest = max(largest, min(1.0, left * p[i] / weights[i]))
+        adjusted[i] = largest
+    return adjusted

@@ -1,0 +1,180 @@
+"""Model families behind one small interface.
+
+A family is one module here, found by the `family:` of a model card, with three names:
+
+    class Config(Strict)                     what the card's `config:` may hold
+    VERSION: int                             raised whenever the family's features change
+    def load(card: LoadedModel) -> Adapter   strict: every weight used, none missing
+
+Modules import torch inside functions, so that cards can be validated without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clipbench import models
+from clipbench.cards.cards import ModelCard, Preprocess, Strict
+from clipbench.errors import CardError, NotApplicable, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from clipbench.models.saliency import HeatMaps
+
+Compared = Literal["joint", "tokens"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model card, its id, and the folder that its relative paths start from.
+
+    `detected` says that the card was made here, for weights that do not say all of it; its notes say why so.
+    """
+
+    id: str
+    card: ModelCard
+    folder: Path
+    detected: bool = False
+
+
+class Adapter(ABC):
+    """Everything that belongs to the model: images or token ids in, float32 rows out.
+
+    The towers are handed out as plain modules, so that the encoder can choose layout, precision and
+    compilation without knowing the family.
+
+    Attributes:
+        card: the model's card.
+        weights_sha256: sha256 (hex) of the weights file's bytes (of every tensor where there is no file).
+        logit_scale: the factor on cosines (exp of the learned temperature).
+        context_length: longest token sequence, special tokens included.
+        image_spaces, text_spaces: the feature spaces that this checkpoint has; no text spaces without a text tower.
+        compared: the space in which images are compared with text: `joint` by the cosine, `tokens` by late
+            interaction.
+        token_width: length of one token's feature in `tokens`; None without that space.
+    """
+
+    card: ModelCard
+    weights_sha256: str
+    logit_scale: float
+    context_length: int
+    image_spaces: tuple[str, ...] = ("joint", "backbone")
+    text_spaces: tuple[str, ...] = ("joint",)
+    compared: Compared = "joint"
+    token_width: int | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.card.preprocess
+
+    @property
+    def text_fingerprint(self) -> str:
+        """sha256 (hex) of what the tokenizer is, where that is not the family's own code; else empty."""
+        return ""
+
+    @abstractmethod
+    def image_tower(self, space: str) -> nn.Module:
+        """Module from images (float [B, channels, side, side], normalised) to features [B, D] in `space`.
+
+        `joint` features are not yet unit rows; `tokens` are flattened, [B, T × token_width], not yet unit tokens.
+
+        Raises:
+            NotApplicable: this checkpoint has no such space.
+        """
+
+    @abstractmethod
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        """Module from token ids (int64 [B, L], L at most `context_length`) to features [B, D] in `space`.
+
+        A shorter L than `context_length` must give the same features as padding up to it.
+
+        Raises:
+            NotApplicable: this checkpoint has no text tower, or no such space.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
+
+    def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
+        """How image features of `space` follow from a tower that is a model of its own, its file lying elsewhere.
+
+        Returns:
+            The tower alone, of which the `backbone` features are meant, and the head: float [B, D] to float [B, D'];
+            None where there is no such tower, or the features do not follow from its own.
+        """
+        return None
+
+    def heat_maps(self, block: int | None = None) -> HeatMaps:
+        """Maps of where in an image its score with a text comes from (see `clipbench.models.saliency`).
+
+        Args:
+            block: of a ViT, the block whose attention is looked at, counted from 0; None: at two thirds of the depth.
+
+        Raises:
+            NotApplicable: this checkpoint has no text tower, or an image tower of which no maps are known.
+        """
+        from clipbench.models import saliency
+
+        if "tokens" in self.image_spaces and self.token_width is not None:
+            self.require_text("tokens")
+            return saliency.TokenCosine(self.image_tower("tokens"), self.token_width)
+        self.require_text("joint")
+        return saliency.of_tower(self.image_tower("joint"), self.preprocess, self.card.title, block)
+
+    def require_space(self, space: str) -> None:
+        """Raise NotApplicable unless images have `space`."""
+        if space not in self.image_spaces:
+            raise NotApplicable(
+                f'{self.card.title}: no image feature space "{space}" (has: {", ".join(self.image_spaces)})'
+            )
+
+    def require_text(self, space: str = "joint") -> None:
+        """Raise NotApplicable unless texts have `space`."""
+        if not self.text_spaces:
+            raise NotApplicable(f"{self.card.title}: images only, no text tower")
+        if space not in self.text_spaces:
+            raise NotApplicable(
+                f'{self.card.title}: no text feature space "{space}" (has: {", ".join(self.text_spaces)})'
+            )
+
+
+def families() -> list[str]:
+    """Names of the model families: the modules of this folder that have a `Config`."""
+    names = [m.name for m in pkgutil.iter_modules(models.__path__)]
+    return sorted(n for n in names if hasattr(importlib.import_module(f"{models.__name__}.{n}"), "Config"))
+
+
+def family(name: str) -> Any:
+    """The module of family `name`.
+
+    Raises:
+        CardError: no such family.
+    """
+    if name not in families():
+        raise CardError(unknown("model family", name, families()))
+    return importlib.import_module(f"{models.__name__}.{name}")
+
+
+def config_model(name: str) -> type[Strict]:
+    """The typed `config:` of family `name`."""
+    model: type[Strict] = family(name).Config
+    return model
+
+
+def load(model: LoadedModel) -> Adapter:
+    """The adapter of `model`, weights loaded strictly.
+
+    Raises:
+        WeightsError: the checkpoint is missing, corrupt, or does not fit.
+    """
+    adapter: Adapter = family(model.card.family).load(model)
+    return adapter

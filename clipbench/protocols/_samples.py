@@ -1,0 +1,73 @@
+"""The samples of a split that could be decoded, with their features: what probes are fitted on and scored with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.data.split import Split
+from clipbench.encoding.feature_store import Features, Matrix
+from clipbench.errors import DataError
+from clipbench.protocols.base import Encoder
+from clipbench.solvers.selection import Selection
+
+
+def decoded(split: Split, features: Features) -> NDArray[np.int64]:
+    """Rows of `features` [n, D] that are no rows of NaN, which stand for images that could not be decoded.
+
+    The store has no other rows of NaN, and the record names these images (`skipped`).
+
+    Raises:
+        DataError: there are none.
+    """
+    finite = features.finite() if isinstance(features, Matrix) else np.isfinite(features[:, 0])
+    rows = np.flatnonzero(finite)
+    if not len(rows):
+        raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
+    return rows
+
+
+class Samples:
+    """Some samples of a split, or of several.
+
+    Attributes:
+        features: [n, D].
+        labels: int64 [n], or uint8 [n, C].
+        ids: [n].
+        rows: int64 [n], their places in the split.
+    """
+
+    def __init__(
+        self, features: Selection, labels: NDArray[Any], ids: NDArray[np.object_], rows: NDArray[np.int64]
+    ) -> None:
+        self.features, self.labels, self.ids, self.rows = features, labels, ids, rows
+
+    @classmethod
+    def of(cls, split: Split, encoder: Encoder, space: str, *, unit: bool = False) -> Samples:
+        """All of `split` that could be decoded, with features in `space`; with `unit`, rows of unit length.
+
+        Raises:
+            DataError: there are none.
+        """
+        matrix = encoder.images(split, space)
+        rows = decoded(split, matrix)
+        labels = split.labels[rows]
+        if labels.ndim == 1:
+            labels = labels.astype(np.int64)
+        ids = np.array(split.ids, dtype=object)[rows]
+        return cls(Selection([(matrix, rows)], unit=unit), labels, ids, rows)
+
+    def part(self, rows: NDArray[np.int64]) -> Samples:
+        """The samples at `rows` (ascending) of these."""
+        return Samples(self.features.part(rows), self.labels[rows], self.ids[rows], self.rows[rows])
+
+    def joined(self, other: Samples) -> Samples:
+        """These samples, then those of `other`."""
+        return Samples(
+            self.features.joined(other.features),
+            np.concatenate([self.labels, other.labels]),
+            np.concatenate([self.ids, other.ids]),
+            np.concatenate([self.rows, other.rows]),
+        )

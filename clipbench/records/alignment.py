@@ -1,0 +1,265 @@
+"""From the per-sample files of two records to what each sample adds to their primary metric, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.errors import DataError
+from clipbench.metrics import paired_tests
+from clipbench.metrics import scores as metrics
+from clipbench.metrics.joint import Contributions
+from clipbench.metrics.paired_tests import Difference
+from clipbench.metrics.scores import APKind, Difficult
+from clipbench.records import record as records
+from clipbench.records.record import Record, Stored
+
+Columns = dict[str, list[Any]]
+Doubles = NDArray[np.float64]
+_HITS: Final = {"acc1": 1, "acc5": 5}  # metric → from which rank on a sample is wrong
+_KINDS: Final[dict[str, APKind]] = {"map_area": "area", "map_11pt": "11pt", "map_envelope": "envelope"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two records of one task on the samples that both have.
+
+    Attributes:
+        difference: in the primary metric, second minus first.
+        ids: of the samples (images, or groups of them that belong together).
+        gains: float64 [n], how much more the second has of each; None where a sample has no share of the metric.
+        classes: class → (first, second): values of classes, where the record has them.
+        left_out: samples that only one of them has.
+        contributions: what each image adds to the difference; None where the metric is no sum over images.
+    """
+
+    difference: Difference
+    ids: Sequence[str]
+    gains: Doubles | None
+    classes: dict[str, tuple[float, float]]
+    left_out: int = 0
+    contributions: Contributions | None = None
+
+
+def mismatch(first: Record, second: Record) -> str | None:
+    """Why two records of one task cannot be compared, or None: another protocol, other data, another metric."""
+    a, b = first.protocol, second.protocol
+    if (a.name, a.version) != (b.name, b.version):
+        return f"protocol {a.name} version {a.version} and {b.name} version {b.version}"
+    if a.params != b.params:
+        keys = sorted(k for k in a.params.keys() | b.params.keys() if a.params.get(k) != b.params.get(k))
+        return f"protocol parameters differ: {', '.join(keys)}"
+    if first.primary != second.primary:
+        return f"primary metric {first.primary} and {second.primary}"
+    prints = [{k: v for k, v in r.fingerprints.items() if k.startswith("split:")} for r in (first, second)]
+    roles = sorted(k for k in prints[0].keys() | prints[1].keys() if prints[0].get(k) != prints[1].get(k))
+    if roles:
+        limits = "" if first.limit == second.limit else f" (--limit {first.limit} and {second.limit})"
+        return f"measured on other data: {', '.join(roles)}{limits}"
+    return None
+
+
+def pair(first: Stored, second: Stored) -> Pair:
+    """The difference of two comparable records, sample by sample where that can be, else from their intervals.
+
+    Raises:
+        DataError: a per-sample file is missing, not the record's, or of other labels.
+    """
+    metric = first.record.primary
+    tables = [_table(stored) for stored in (first, second)]
+    ids, a, b, left_out = _aligned(tables, (first, second))
+    params = first.record.protocol.params
+    classes = _classes(first.record, second.record)
+    seed = first.record.seed
+    images = images_of(first.record)
+    if metric in _KINDS and "score" in a:
+        found = paired_tests.of_average_precision(
+            np.array(a["score"], dtype=np.float32),
+            np.array(b["score"], dtype=np.float32),
+            np.array(a["target"], dtype=np.uint8),
+            _KINDS[metric],
+            _difficult(params.get("difficult")),
+            seed,
+        )
+        added = [_precision_contributed(metric, table, params) for table in (a, b)]
+        return Pair(found, ids, None, classes, left_out, Contributions(images, ids, added[1] - added[0]))
+    shares = [_shares(metric, table, params) for table in (a, b)]
+    if shares[0] is None or shares[1] is None:
+        scores = (stored.record.scores[metric] for stored in (first, second))
+        return Pair(paired_tests.of_scores(*scores), ids, None, classes, left_out)
+    drawn = [_draws(metric, table, params) for table in (a, b)]
+    if len(drawn[0]) > 1 or len(drawn[1]) > 1:
+        same = first.record.seed == second.record.seed and len(drawn[0]) == len(drawn[1])
+        found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same)
+        gains = shares[1] - shares[0]
+        contributions = Contributions(images, ids, gains / len(ids), between)
+        return Pair(found, ids, gains, classes, left_out, contributions)
+    groups = a.get("image", ids)
+    names, one, two = _grouped(groups, shares[0], shares[1])
+    contributions = Contributions(images, names, (two - one) / len(names))
+    return Pair(paired_tests.of_means(one, two, seed), names, two - one, classes, left_out, contributions)
+
+
+def images_of(record: Record) -> str:
+    """A name for the set of images that were measured on, equal for tasks that share it: the split's fingerprint."""
+    params = record.protocol.params
+    role = params.get("test", params.get("split", "test"))
+    return record.fingerprints.get(f"split:{role}", f"{record.task} of {record.model}")
+
+
+def contributions(stored: Stored) -> Contributions | None:
+    """What each image adds to the primary score; None where that is no sum over images.
+
+    Raises:
+        DataError: the per-sample file is missing, or not the one that was written with the record.
+    """
+    record, table = stored.record, _table(stored)
+    metric, params, images = record.primary, record.protocol.params, images_of(record)
+    if metric in _KINDS and "score" in table:
+        return Contributions(images, table["id"], _precision_contributed(metric, table, params))
+    shares = _shares(metric, table, params)
+    if shares is None or not shares.size:
+        return None
+    draws = [float(one.mean()) for one in _draws(metric, table, params)]
+    more = float(np.var(draws, ddof=1)) / len(draws) if len(draws) > 1 else 0.0
+    names, grouped, _ = _grouped(table.get("image", table["id"]), shares, shares)
+    return Contributions(images, names, grouped / len(names), more)
+
+
+def _draws(metric: str, table: Columns, params: dict[str, Any]) -> list[Doubles]:
+    """What each sample adds to the metric in each draw of shots; nothing where there are no draws."""
+    names = [name for name in table if name.startswith("rank_")]
+    rest = {name: column for name, column in table.items() if name not in names}
+    found = (_shares(metric, rest | {name: table[name]}, params) for name in names)
+    return [share for share in found if share is not None]
+
+
+def _precision_contributed(metric: str, table: Columns, params: dict[str, Any]) -> Doubles:
+    """The same part of a mean average precision for each image, and how it hangs on the image: float64 [n]."""
+    scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
+    kind, difficult = _KINDS[metric], _difficult(params.get("difficult"))
+    value = metrics.mean_average_precision(scores, target, kind, difficult)
+    return metrics.mean_average_precision_influence(scores, target, kind, difficult) + value / len(target)
+
+
+def recomputed(stored: Stored) -> float | None:
+    """The primary score as the per-sample file gives it; None where it cannot be had from that (ranks' medians, bias).
+
+    Raises:
+        DataError: the file is missing, or not the one that was written with the record.
+    """
+    record, table = stored.record, _table(stored)
+    metric, params = record.primary, record.protocol.params
+    if metric in _KINDS and "score" in table:
+        scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
+        return metrics.mean_average_precision(
+            scores, target, _KINDS[metric], _difficult(params.get("difficult"))
+        )
+    shares = _shares(metric, table, params)
+    return None if shares is None or not shares.size else float(shares.mean())
+
+
+def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:
+    """What each sample adds to the metric, which is their mean: float64 [n]; None where it is no such mean."""
+    draws = [np.array(table[name]) for name in table if name == "rank" or name.startswith("rank_")]
+    if metric in _HITS and draws:
+        return _mean([rank < _HITS[metric] for rank in draws])
+    if metric == "mean_per_class_recall" and draws:
+        _, label, counts = np.unique(table["target"], return_inverse=True, return_counts=True)
+        right = _mean([rank == 0 for rank in draws])
+        return right * len(right) / (counts.size * counts[label])
+    for name, column, least in (
+        ("pointing_game", "hit", None), ("heat_energy_in_box", "energy", None), ("acc@iou0.5", "iou", 0.5),
+    ):  # fmt: skip
+        if metric == name and column in table:
+            value = np.array(table[column], dtype=np.float64)
+            return value if least is None else (value >= least).astype(np.float64)
+    if "text_rank" in table:
+        return _recalls(metric, table, params)
+    return None
+
+
+def _mean(hits: Sequence[NDArray[np.bool_]]) -> Doubles:
+    mean: Doubles = np.stack(hits).mean(axis=0, dtype=np.float64)
+    return mean
+
+
+def _recalls(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:
+    """What each image and its captions add to a recall of retrieval."""
+    kind, _, k = metric.partition("@")
+    ks = params["ks"] if metric == "mean_recall" else [int(k)] if k.isdecimal() else []
+    if not ks or kind not in ("mean_recall", "text_retrieval_recall", "image_retrieval_recall"):
+        return None
+    of_texts = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
+    hits = [[sum(rank <= k for k in ks) / len(ks) for rank in ranks] for ranks in table["image_rank"]]
+    captions = sum(map(len, hits))
+    of_images = np.array([sum(own) for own in hits]) * len(hits) / captions
+    if kind == "mean_recall":
+        return (of_texts + of_images) / 2
+    return of_texts if kind == "text_retrieval_recall" else of_images
+
+
+def _grouped(groups: Sequence[str], *shares: Doubles) -> tuple[list[str], Doubles, Doubles]:
+    """Samples of one image as one, weighted so that the mean over images is the mean over samples."""
+    names, place = np.unique(np.array(groups, dtype=object), return_inverse=True)
+    if len(names) == len(groups):
+        return list(groups), shares[0], shares[1]
+    one, two = (np.bincount(place, weights=share) * len(names) / len(place) for share in shares)
+    return names.tolist(), one, two
+
+
+def _table(stored: Stored) -> Columns:
+    import pyarrow.parquet as pq
+
+    path = records.samples_path(stored.path)
+    if not path.is_file():
+        raise DataError(
+            f"there is no {path}", hint="evaluate again: its per-sample outcomes belong to a record"
+        )
+    if stored.record.samples_sha256 is not None and not records.samples_intact(stored):
+        raise DataError(
+            f"{path} is not the file that was written with its record: it was changed, "
+            "or a run was killed after writing it and before its record",
+            hint=f"restore the file, or evaluate again: clipbench eval --model {stored.record.model} "
+            f"--task {stored.record.task}",
+        )
+    table: Columns = pq.read_table(path).to_pydict()
+    return table
+
+
+def _aligned(tables: Sequence[Columns], stored: Sequence[Stored]) -> tuple[list[str], Columns, Columns, int]:
+    """Ids that both have, in the first's order, and the rows of both in that order; how many were left out."""
+    a, b = tables
+    at = {name: row for row, name in enumerate(b["id"])}
+    rows = [(i, at[name]) for i, name in enumerate(a["id"]) if name in at]
+    if not rows:
+        raise DataError(f"{stored[0].path} and {stored[1].path} have no sample in common")
+    left_out = len(a["id"]) + len(b["id"]) - 2 * len(rows)
+    of_a, of_b = (
+        {name: [column[pair[side]] for pair in rows] for name, column in table.items()}
+        for side, table in enumerate(tables)
+    )
+    if of_a.get("target") != of_b.get("target"):
+        raise DataError(
+            f"{stored[0].path} and {stored[1].path} have other labels for the same samples",
+            hint="evaluate both again on one copy of the data",
+        )
+    return of_a["id"], of_a, of_b, left_out
+
+
+def _classes(first: Record, second: Record) -> dict[str, tuple[float, float]]:
+    """Values of classes that both records have, of the measure that goes with the primary metric."""
+    names = [f"ap_{first.primary.removeprefix('map_')}", "recall"]
+    measure = next((n for n in names if n in first.per_class and n in second.per_class), None)
+    if measure is None:
+        return {}
+    both = ((c, v, second.per_class[measure].get(c)) for c, v in first.per_class[measure].items())
+    return {c: (v, w) for c, v, w in both if v is not None and w is not None}
+
+
+def _difficult(value: object) -> Difficult:
+    return value if value in ("positive", "negative") else "ignore"

@@ -1,0 +1,81 @@
+"""What `clipbench compare` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipbench.records.comparison import Comparison
+from clipbench.report import numbers
+from clipbench.report.table import DASH, aligned
+from clipbench.utils.escape import visible
+
+
+def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> str:
+    """A line a task: values, difference with its interval, p, verdict on the second; then where they differ most.
+
+    Values and differences are in percent, ranks as they are.
+    """
+    means = any(c.is_mean for c in found)
+    models = len({(c.model, c.other) for c in found}) > 1 or found[0].model == found[0].other
+    headings = ["task", "metric", first, second, "difference", "95 % interval", "p", f"{second} is"]
+    rows = [[f"{c.model} {c.task}" if models else c.task, *_cells(c)] for c in found]
+    told = [line for c in found for line in _disagreement(c, first, second, c.model if models else None)]
+    notes = [
+        f"difference: {second} − {first}, in points; p: two-sided, adjusted for {_count(found)} (Holm)",
+        f"better or worse: p below {alpha:g}; the interval is of one comparison alone",
+        *(["mean: images that tasks share count once; it may use up half of what p allows"] if means else []),
+        *sorted({f"{c.task}: {c.method}" for c in found if c.method}),
+        *(
+            f"{c.task}: {c.left_out:,} samples that only one of them has were left out"
+            for c in found
+            if c.left_out
+        ),
+    ]
+    return (
+        aligned(headings, rows, left={0, 1, 7})
+        + "".join(f"\n{visible(line)}" for line in told)
+        + ("\n" if told else "")
+        + "\n"
+        + "".join(f"{visible(line)}\n" for line in notes)
+    )
+
+
+def _count(found: Sequence[Comparison]) -> str:
+    tested = sum(c.p is not None for c in found)
+    return "1 comparison" if tested == 1 else f"{tested} comparisons"
+
+
+def _cells(one: Comparison) -> list[str]:
+    metric = one.metric.replace("_", " ")
+    if one.first is None or one.second is None or one.difference is None or one.ci95 is None:
+        return [metric, DASH, DASH, DASH, DASH, DASH, f"not comparable: {one.reason}"]
+    return [
+        metric,
+        numbers.number(one.first, one.metric),
+        numbers.number(one.second, one.metric),
+        numbers.number(one.difference, one.metric, "+"),
+        numbers.ends(*one.ci95, one.metric, "+"),
+        DASH if one.p_adjusted is None else p_value(one.p_adjusted),
+        one.verdict,
+    ]
+
+
+def p_value(p: float) -> str:
+    """Three decimals, or that it is smaller.
+
+    >>> p_value(0.04), p_value(0.0002)
+    ('0.040', '<0.001')
+    """
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _disagreement(one: Comparison, first: str, second: str, model: str | None) -> list[str]:
+    """Where two models disagree most: classes, and samples that one alone gets right."""
+    parts = []
+    if one.classes:
+        moved = ", ".join(f"{name} {100 * (b - a):+.1f}" for name, a, b in one.classes)
+        parts.append(f"  classes: {moved}")
+    for side, ids in ((first, one.only_first), (second, one.only_second)):
+        if ids:
+            parts.append(f"  {side} alone or more: {', '.join(ids)}")
+    return [f"{model} {one.task}" if model else one.task, *parts] if parts else []

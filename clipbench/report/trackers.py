@@ -1,0 +1,119 @@
+"""Records in Weights & Biases, MLflow or TensorBoard, through their own libraries; only when asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from clipbench.errors import ClipbenchError, unknown
+from clipbench.records.record import Record
+
+
+def log(found: Sequence[Record], to: str, project: str, folder: Path) -> int:
+    """Log the scores of `found`, a run a model; returns how many runs.
+
+    Metrics are named `<task>/<metric>`, with the ends of their intervals as `…/low` and `…/high`; what a run was made
+    with (protocols, precision, seed, commit, fingerprints) is its configuration.
+
+    Args:
+        to: wandb, mlflow or tensorboard.
+        project: of Weights & Biases; MLflow's experiment.
+        folder: where TensorBoard's files go, one folder a model.
+
+    Raises:
+        ClipbenchError: another name, or its library is not installed.
+    """
+    if to not in TARGETS:
+        raise ClipbenchError(unknown("target", to, TARGETS))
+    models: dict[str, list[Record]] = {}
+    for record in found:
+        models.setdefault(record.model, []).append(record)
+    for model, own in models.items():
+        TARGETS[to](model, _metrics(own), _config(own), project, folder)
+    return len(models)
+
+
+def _metrics(found: Sequence[Record]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for record in found:
+        for name, score in record.scores.items():
+            key = f"{record.task}/{name}"
+            metrics |= {key: score.value, f"{key}/low": score.ci95[0], f"{key}/high": score.ci95[1]}
+    return metrics
+
+
+def _config(found: Sequence[Record]) -> dict[str, Any]:
+    config: dict[str, Any] = {"model": found[0].model, "weights": found[0].fingerprints.get("weights")}
+    for record in found:
+        config |= {
+            f"{record.task}/protocol": f"{record.protocol.name} version {record.protocol.version}",
+            f"{record.task}/n": record.scores[record.primary].n,
+            f"{record.task}/limit": record.limit,
+            f"{record.task}/precision": record.precision,
+            f"{record.task}/seed": record.seed,
+            f"{record.task}/commit": record.env.commit,
+            f"{record.task}/dirty": record.env.dirty,
+            f"{record.task}/digest": record.digest,
+        }
+    return config
+
+
+def _library(module: str, package: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ClipbenchError(
+            f"logging to {package} needs the package {package}, which cannot be imported: {error}",
+            hint=f"pip install {package}",
+        ) from None
+
+
+Target = Callable[[str, Mapping[str, float], Mapping[str, Any], str, Path], None]
+
+
+def _wandb(
+    model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
+) -> None:
+    run = _library("wandb", "wandb").init(project=project, name=model, config=dict(config), job_type="eval")
+    run.log(dict(metrics))
+    run.finish()
+
+
+def _mlflow(
+    model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
+) -> None:
+    mlflow = _library("mlflow", "mlflow")
+    mlflow.set_experiment(project)
+    with mlflow.start_run(run_name=model):
+        mlflow.log_params({_mlflow_name(key): value for key, value in config.items()})
+        mlflow.log_metrics({_mlflow_name(key): value for key, value in metrics.items()})
+
+
+def _mlflow_name(key: str) -> str:
+    """MLflow takes letters, digits and _ - . / and spaces in names.
+
+    >>> _mlflow_name("flickr30k-ret/image_retrieval_recall@5")
+    'flickr30k-ret/image_retrieval_recall_at_5'
+    """
+    return re.sub(r"[^\w\-. /]", "_", key.replace("@", "_at_"), flags=re.ASCII)
+
+
+def _tensorboard(
+    model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
+) -> None:
+    _library("tensorboard", "tensorboard")
+    writer = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter(
+        str(folder / model.replace("/", "-"))
+    )
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, 0)
+    lines = (f"| {key} | {value} |" for key, value in config.items())
+    writer.add_text("made with", "\n".join(["| key | value |", "| --- | --- |", *lines]))
+    writer.close()
+
+
+TARGETS: Final[dict[str, Target]] = {"wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}
