@@ -3,8 +3,8 @@
 A record stands when it is of the whole split, from a clean tree, as it was measured (its seal is whole), of images that
 the model was not trained on (`clipbench.records.exposure`), and current: the protocol's version and parameters, the
 weights, and all of its cards that can move a number are those of today. Words on a card (titles, notes, reported
-numbers) may change, and so may what it says of training data. A model or task without a card here, such as a checkpoint that was
-given by its path, is held against nothing.
+numbers) may change, and so may what it says of training data. A model or task without a card here, such as a
+checkpoint that was given by its path, is held against nothing.
 """
 
 from __future__ import annotations
