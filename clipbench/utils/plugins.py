@@ -1,0 +1,107 @@
+"""What is found by its name, one module each: the package's own, those of installed packages, those of plugin folders.
+
+A model family, protocol, layout or objective is a module whose name is its own. Three places are looked at:
+
+    clipbench/<...>/<group>/NAME.py    the package's own
+    [project.entry-points."clipbench.<group>"]
+    NAME = "their_package.module"      an installed package
+    DIR/<group>/NAME.py                a plugin folder, once `add(DIR)` has named it
+
+Names that begin with `_`, and folders, are helpers. Nothing is imported before `Found.load`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Collection, Iterator
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Final, NamedTuple
+
+from clipbench.errors import ClipbenchError
+
+GROUPS: Final = ("models", "protocols", "layouts", "objectives")
+
+_folders: list[Path] = []
+
+
+class Found(NamedTuple):
+    """A module that has not been imported: `where` says who brings it, `module` is what Python calls it."""
+
+    where: str
+    module: str
+
+    def load(self) -> ModuleType:
+        """The module, imported."""
+        return importlib.import_module(self.module)
+
+
+def add(folder: Path) -> None:
+    """Look into `folder` too: its subfolders `models`, `protocols`, `layouts` and `objectives` hold modules.
+
+    Raises:
+        ClipbenchError: there is no such folder, it holds none of these, or modules beside them.
+    """
+    folder = folder.resolve()
+    allowed = f"modules stand in its subfolders {', '.join(f'{group}/' for group in GROUPS)}"
+    if not folder.is_dir():
+        raise ClipbenchError(f"there is no plugin folder {folder}", hint=allowed)
+    if loose := sorted(path.name for path in folder.glob("*.py")):
+        raise ClipbenchError(f"the plugin folder {folder} has {loose[0]} beside its subfolders", hint=allowed)
+    if not any((folder / group).is_dir() for group in GROUPS):
+        raise ClipbenchError(f"the plugin folder {folder} holds no plugins", hint=allowed)
+    if folder not in _folders:
+        _folders.append(folder)
+        importlib.invalidate_caches()
+
+
+def modules(group: str, package: ModuleType, *, besides: Collection[str] = ("base",)) -> dict[str, Found]:
+    """The modules of `group` by name, in alphabetical order; `package` is the folder of the package's own.
+
+    Args:
+        besides: the package's own modules that are none of the group.
+
+    Raises:
+        ClipbenchError: two modules claim one name, or an entry point names no module.
+    """
+    for folder in _folders:
+        own = str(folder / group)
+        if own not in package.__path__ and Path(own).is_dir():
+            package.__path__.append(own)  # so that they import like the package's own, and their helpers too
+    found: dict[str, Found] = {}
+    for name, one in (*_in_folders(package), *_installed(group, tuple(sys.path))):
+        if name in found:
+            raise ClipbenchError(
+                f'two modules are named "{name}" in the group {group}: {found[name].where} and {one.where}',
+                hint="rename one of them, or leave its plugin folder or package out",
+            )
+        found[name] = one
+    names = sorted(name for name in found if not name.startswith("_") and name not in besides)
+    return {name: found[name] for name in names}
+
+
+def _in_folders(package: ModuleType) -> Iterator[tuple[str, Found]]:
+    for folder in package.__path__:  # one by one, since together the first hides the others
+        for module in pkgutil.iter_modules([folder]):
+            if not module.ispkg:
+                where = str(Path(folder) / f"{module.name}.py")
+                yield module.name, Found(where, f"{package.__name__}.{module.name}")
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> list[tuple[str, Found]]:
+    """Entry points of what is installed on `path`, which is Python's own."""
+    found = []
+    for point in entry_points(group=f"clipbench.{group}"):
+        where = f"the package {point.dist.name}" if point.dist else point.value
+        if point.attr:
+            raise ClipbenchError(
+                f'{where} has an entry point of clipbench.{group} that is no module: {point.name} = "{point.value}"',
+                hint=f'a module is wanted: {point.name} = "{point.module}"',
+            )
+        found.append((point.name, Found(where, point.module)))
+    return found
