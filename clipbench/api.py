@@ -13,7 +13,8 @@ from clipbench.encoding.encoder import unit
 from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import CardError, DataError
 from clipbench.metrics.similarity import similarity
-from clipbench.models import adapter as models
+from clipbench.models import families
+from clipbench.models.adapter import Adapter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +49,7 @@ def load_model(
             hint="give a model id, the path of a run folder or checkpoint, or open_clip:<arch>@<tag or path>",
         )
     loaded = Catalog(cards).model(str(name))
-    return Model(models.load(loaded), Runtime.choose(device, precision))
+    return Model(families.load(loaded), Runtime.choose(device, precision))
 
 
 class Model:
@@ -60,7 +61,7 @@ class Model:
         compared: `joint` (one unit row a sample), or `tokens` (FILIP: unit tokens, compared by late interaction).
     """
 
-    def __init__(self, adapter: models.Adapter, runtime: Runtime) -> None:
+    def __init__(self, adapter: Adapter, runtime: Runtime) -> None:
         self.adapter, self.runtime = adapter, runtime
         self.card: ModelCard = adapter.card
         self.logit_scale = adapter.logit_scale

@@ -33,7 +33,8 @@ from clipbench.cards.cards import (
 )
 from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.errors import CardError, unknown
-from clipbench.models import adapter
+from clipbench.models import families
+from clipbench.models.adapter import ModelEntry
 from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
@@ -176,7 +177,7 @@ class Catalog:
             ids |= dict.fromkeys(self._expand(name, ()))
         return [self.task(i) for i in ids]
 
-    def model(self, name: str) -> adapter.LoadedModel:
+    def model(self, name: str) -> ModelEntry:
         """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
         `open_clip:<arch>@<tag-or-path>`, or `hf-hub:<owner>/<repo>`.
 
@@ -189,19 +190,13 @@ class Catalog:
                 f"the model {visible(name)} has {sign} in its name, which no id may have",
                 hint="rename the file, or give it by a link with a plain name",
             )
-        if name.startswith(("open_clip:", "hf-hub:")):
-            from clipbench.models import clip
-
-            make = clip.ad_hoc if name.startswith(clip.PREFIX) else clip.on_the_hub
-            made = make(name)
-            return adapter.LoadedModel(name, made, Path.cwd(), detected=made.notes is not None)
+        if (entry := families.named(name)) is not None:
+            return entry
         path = self.model_files.get(name)
         self._passed_over(name)
         file = name.endswith(CHECKPOINTS) or exists(expanded(name))
         if path is None and file and not name.endswith((".yaml", ".yml")):
-            from clipbench.models import family_detection
-
-            return family_detection.ad_hoc(name)
+            return families.detected(name)
         if path is None and ("/" in name or name.endswith(".yaml") or exists(Path(name), folder=True)):
             path = expanded(name)
             path = path / "card.yaml" if exists(path, folder=True) else path
@@ -217,12 +212,12 @@ class Catalog:
             path = self._known("model", name, known, "clipbench list models")
         card = self._parse(ModelCard, path, known)
         document = Document(path)
-        if card.family not in adapter.families():
+        if card.family not in families.families():
             raise CardError(
-                f"{path}:{document.line(('family',))}: {unknown('model family', card.family, adapter.families())}"
+                f"{path}:{document.line(('family',))}: {unknown('model family', card.family, families.families())}"
             )
-        parse(adapter.config_model(card.family), document, card.config, prefix=("config",))
-        return adapter.LoadedModel(name, card, path.parent)
+        parse(families.config_model(card.family), document, card.config, prefix=("config",))
+        return ModelEntry(name, card, path.parent)
 
     def recipe(self, name: str, *, quick: bool = False, assignments: Sequence[str] = ()) -> Entry[Recipe]:
         """The recipe `name`: an id, or the path of a YAML file.
@@ -257,7 +252,7 @@ class Catalog:
     def _checked_recipe(self, document: Document, value: Any) -> Recipe:
         """`value`, a recipe, perhaps with changes to what `document` holds."""
         card = parse(Recipe, document, value)
-        config = adapter.config_model(card.model.family)
+        config = families.config_model(card.model.family)
         parse(config, document, card.model.config, prefix=("model", "config"))
         self._check_scores(card, document)
         return card

@@ -929,7 +929,7 @@ def weights_fetch_command(
     as_json: Json = False,
 ) -> None:
     """Make sure that models' weights are on this machine, for example before work without a network."""
-    from clipbench.models.weights.fetch import fetch
+    from clipbench.models.families import fetch
 
     catalog = _catalog(cards)
     models = [catalog.model(name) for name in _names("MODEL", model)]

@@ -22,7 +22,7 @@ from clipbench.encoding.encoder import Counts, ModelEncoder, Subset, encode_imag
 from clipbench.encoding.feature_store import among, repeated
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
-from clipbench.models import adapter as models
+from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.records import record as records
 from clipbench.records.exposure import Exposure, exposure
 
@@ -60,7 +60,7 @@ class Result:
 
 
 def evaluate(
-    model_cards: Sequence[models.LoadedModel],
+    model_cards: Sequence[ModelEntry],
     tasks: Sequence[Task],
     options: Options,
     catalog: Catalog | None = None,
@@ -81,7 +81,7 @@ def evaluate(
 
 
 def _evaluated(
-    model_cards: Sequence[models.LoadedModel], tasks: Sequence[Task], options: Options, catalog: Catalog
+    model_cards: Sequence[ModelEntry], tasks: Sequence[Task], options: Options, catalog: Catalog
 ) -> Iterator[Result]:
     encoders = []
     load_s = []
@@ -112,13 +112,11 @@ def _evaluated(
                 yield Result(encoder.model.id, task.id, record, samples, pictures=pictures)
 
 
-def evaluator(
-    catalog: Catalog, options: Options
-) -> Callable[[models.Adapter, Sequence[str]], list[records.Record]]:
+def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence[str]], list[records.Record]]:
     """A function that measures a model in training on tasks, by id; its features are not kept."""
 
-    def measure(adapter: models.Adapter, task_ids: Sequence[str]) -> list[records.Record]:
-        model = models.LoadedModel("in-training", adapter.card, Path.cwd())
+    def measure(adapter: Adapter, task_ids: Sequence[str]) -> list[records.Record]:
+        model = ModelEntry("in-training", adapter.card, Path.cwd())
         with tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
             encoder = ModelEncoder(model, options.runtime, progress=False, root=Path(folder))
             encoder.adapter = adapter

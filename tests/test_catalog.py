@@ -15,7 +15,7 @@ import pytest
 
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError
-from clipbench.models.adapter import config_model, families
+from clipbench.models.families import config_model, families
 
 ROOT = Path(__file__).parents[1]
 TASK = """\

@@ -27,9 +27,8 @@ from clipbench.data.builtin import ArraySplit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models import adapter as models
-from clipbench.models import clip_lite, dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import clip_lite, dual, families
+from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.dual import DualTowers
 
 one_thread = small.one_thread
@@ -197,8 +196,8 @@ def card(file: str = "official.pth", preprocess: Preprocess = PREPROCESS, **conf
     )
 
 
-def load(made: Independent, file: str = "official.pth", **config: Any) -> models.Adapter:
-    return models.load(LoadedModel("small", card(file, **config), made.folder))
+def load(made: Independent, file: str = "official.pth", **config: Any) -> Adapter:
+    return families.load(ModelEntry("small", card(file, **config), made.folder))
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
@@ -256,7 +255,7 @@ def test_batches_cut_at_their_longest_text_give_the_same_features(independent: I
 
 
 def test_the_encoder_gives_unit_rows_of_cleaned_captions(independent: Independent) -> None:
-    model = LoadedModel("small", card(), independent.folder)
+    model = ModelEntry("small", card(), independent.folder)
     encoder = ModelEncoder(model, Runtime.choose("cpu"), progress=False)
     rows = torch.from_numpy(np.asarray(encoder.texts(["A PHOTO of a cat!!", "the-dog: it's a café."])))
     with torch.no_grad():
@@ -268,10 +267,10 @@ def test_the_encoder_gives_unit_rows_of_cleaned_captions(independent: Independen
 
 def test_heat_maps_are_grad_cam_on_the_last_stage(independent: Independent) -> None:
     larger = card(preprocess=PREPROCESS.model_copy(update={"size": 64}))
-    maps = models.load(LoadedModel("small", larger, independent.folder)).heat_maps()
+    maps = families.load(ModelEntry("small", larger, independent.folder)).saliency_method()
     assert maps.described == "Grad-CAM on 0.net.layer4"
     assert (
-        load(independent).heat_maps().described == "Grad-CAM on 0.net.layer3"
+        load(independent).saliency_method().described == "Grad-CAM on 0.net.layer3"
     )  # the fourth is one pixel there
     images = torch.randn(2, 3, 64, 64)
     texts = independent.texts(TEXTS[:3]).detach()
@@ -284,7 +283,7 @@ def test_heat_maps_are_grad_cam_on_the_last_stage(independent: Independent) -> N
 def test_images_go_through_the_cards_preprocessing(independent: Independent) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     split = ArraySplit("noise", "test", ["0", "1", "2"], grey, np.zeros(3, dtype=np.int64), ("a", "b"))
-    model = LoadedModel("small", card(), independent.folder)
+    model = ModelEntry("small", card(), independent.folder)
     encoder = ModelEncoder(model, Runtime.choose("cpu"), progress=False)
     images = torch.from_numpy(grey)[:, None].expand(-1, 3, -1, -1) / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -473,7 +472,7 @@ def test_other_files_are_not_taken_for_clip_lite(independent: Independent) -> No
 
 
 def test_config_of_the_family_is_strict() -> None:
-    assert models.config_model("clip_lite") is clip_lite.Config
+    assert families.config_model("clip_lite") is clip_lite.Config
     for wrong in ({"image": "resnet49"}, {"max_tokens": 2}, {"heads": 12}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             clip_lite.Config.model_validate(wrong)

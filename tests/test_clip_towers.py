@@ -20,9 +20,8 @@ from clipbench.data.builtin import digits
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError
 from clipbench.evaluate import Options, evaluate
-from clipbench.models import adapter as models
-from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import dual, families
+from clipbench.models.adapter import ModelEntry
 from clipbench.models.saliency import Attention, GradCam, TokenCosine
 from clipbench.models.towers.dual import DualTowers, TokenTower
 from clipbench.pretrain.loop import pretrain
@@ -228,7 +227,7 @@ def test_runs_become_models(
     folder = pretrain(
         Recipe.model_validate(recipe), "tiny", tmp_path / "run", data=data, device="cpu", progress=False
     )
-    model = LoadedModel("run", parse(ModelCard, Document(folder / "card.yaml")), folder)
+    model = ModelEntry("run", parse(ModelCard, Document(folder / "card.yaml")), folder)
     options = Options(Runtime("cpu", "fp32", workers=0), limit=40, progress=False)
     (result,) = evaluate([model], Catalog().tasks(["digits-zs"]), options)
     assert result.record is not None
@@ -253,7 +252,7 @@ def test_loaded_towers_are_those_saved_and_have_heat_maps(
     (tmp_path / "model.safetensors").write_bytes(data)
     weights = Weights(file="model.safetensors", sha256=sha256)
     card = ModelCard(title="small", family="dual", config=config, preprocess=RGB, weights=weights)
-    adapter = models.load(LoadedModel("small", card, tmp_path))
+    adapter = families.load(ModelEntry("small", card, tmp_path))
     images = torch.randn(2, 3, 64, 64)
     ids, _ = adapter.tokenize(TEXTS[:2])
     close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
@@ -262,7 +261,7 @@ def test_loaded_towers_are_those_saved_and_have_heat_maps(
         close(adapter.image_tower("backbone")(images), towers.image(images))
         close(adapter.text_tower("joint")(ids), towers.text_projection(towers.text(ids)))
     assert len(adapter.text_fingerprint) == 64
-    heat = adapter.heat_maps()
+    heat = adapter.saliency_method()
     assert isinstance(heat, maps)
     space = "tokens" if maps is TokenCosine else "joint"
     with torch.no_grad():

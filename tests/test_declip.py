@@ -23,9 +23,8 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics.similarity import late_interaction
-from clipbench.models import adapter as models
-from clipbench.models import declip, family_detection
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import declip, families
+from clipbench.models.adapter import ModelEntry
 from clipbench.protocols import zero_shot
 
 State = dict[str, Tensor]
@@ -185,7 +184,7 @@ def save(state: State, path: Path, wrap: Callable[[State], Any] | None = None) -
     return path
 
 
-def model_of(path: Path, variant: str, arch: str, embed_dim: int | None = None, **config: Any) -> LoadedModel:
+def model_of(path: Path, variant: str, arch: str, embed_dim: int | None = None, **config: Any) -> ModelEntry:
     card = ModelCard(
         title=f"{variant} {arch}",
         family="declip",
@@ -193,7 +192,7 @@ def model_of(path: Path, variant: str, arch: str, embed_dim: int | None = None, 
         preprocess=declip.PREPROCESS,
         weights=Weights(file=str(path)),
     )
-    return LoadedModel("m", card, path.parent)
+    return ModelEntry("m", card, path.parent)
 
 
 def independent(state: State, vision: dict[str, Any], text: dict[str, Any], embed_dim: int) -> Any:
@@ -252,9 +251,9 @@ def test_layout_has_the_official_number_of_parameters(
 
 
 def _compare(
-    state: State, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, model: LoadedModel
+    state: State, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, model: ModelEntry
 ) -> None:
-    adapter = models.load(model)
+    adapter = families.load(model)
     clip = independent(state, vision, text, embed_dim)
     images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     ids, _ = adapter.tokenize(TEXTS)
@@ -319,7 +318,7 @@ def test_image_tower_alone(arch: str, prefix: str, tmp_path: Path) -> None:
     state = random_state(official("declip", ARCHS[arch], TEXT, 32))
     alone = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
     path = save(alone, tmp_path / "visual.pth.tar", lambda s: {f"{prefix}{k}": v for k, v in s.items()})
-    adapter = models.load(model_of(path, "declip", arch, 32, image_only=True))
+    adapter = families.load(model_of(path, "declip", arch, 32, image_only=True))
     images = torch.randn(2, 3, 224, 224)
     expected = independent(state, ARCHS[arch], TEXT, 32).encode_image(images)
     torch.testing.assert_close(adapter.image_tower("joint")(images), expected, rtol=1e-5, atol=1e-5)
@@ -346,7 +345,7 @@ def declip_file(tmp_path: Path) -> tuple[State, Path]:
 def test_stock_token_ids_on_the_whole_vocabulary_would_be_wrong(declip_file: tuple[State, Path]) -> None:
     """The mask-token trap: OpenAI's ids mean other tokens there, and nothing complains."""
     state, path = declip_file
-    adapter = models.load(model_of(path, "declip", "small-vit"))
+    adapter = families.load(model_of(path, "declip", "small-vit"))
     ids, _ = adapter.tokenize(TEXTS)
     assert int(ids.max()) == 49407
     clip = independent(state, VIT, TEXT, 16)
@@ -359,7 +358,7 @@ def test_stock_token_ids_on_the_whole_vocabulary_would_be_wrong(declip_file: tup
 def test_embeddings_without_the_projections_bias_would_be_wrong(declip_file: tuple[State, Path]) -> None:
     """The bias trap: OpenAI's form cannot hold it, and dropping it moves every text."""
     state, path = declip_file
-    adapter = models.load(model_of(path, "declip", "small-vit"))
+    adapter = families.load(model_of(path, "declip", "small-vit"))
     ids, _ = adapter.tokenize(TEXTS)
     clip = independent(state, VIT, TEXT, 16)
     right = clip.encode_text(shifted(TEXTS))
@@ -371,7 +370,7 @@ def test_embeddings_without_the_projections_bias_would_be_wrong(declip_file: tup
 
 def test_global_embedding_of_filip_is_not_offered(tmp_path: Path) -> None:
     path = save(random_state(official("filip", VIT, TEXT, 24)), tmp_path / "f.pth.tar")
-    adapter = models.load(model_of(path, "filip", "small-vit"))
+    adapter = families.load(model_of(path, "filip", "small-vit"))
     with pytest.raises(NotApplicable, match=r'no image feature space "joint" \(has: tokens, backbone\)'):
         adapter.image_tower("joint")
     with pytest.raises(NotApplicable, match='no text feature space "joint"'):
@@ -412,7 +411,7 @@ def test_key_that_does_not_fit(spoil: Callable[[State], None], message: str, tmp
     spoil(state)
     path = save(state, tmp_path / "ckpt.pth.tar")
     with pytest.raises(WeightsError, match=message):
-        models.load(model_of(path, "declip", "small-vit", 16))
+        families.load(model_of(path, "declip", "small-vit", 16))
 
 
 @pytest.mark.parametrize("said", ["clip", "slip", "filip", "declip", "defilip"])
@@ -421,12 +420,12 @@ def test_swapped_variant(said: str, is_really: str, tmp_path: Path) -> None:
     path = save(random_state(official(is_really, VIT, TEXT, 16)), tmp_path / "c.pth.tar")
     model = model_of(path, said, "small-vit", 16)
     if said == is_really:
-        models.load(model)
+        families.load(model)
         return
     with pytest.raises(
         WeightsError, match=rf"is a {is_really} checkpoint \(.*\), the card says variant: {said}"
     ):
-        models.load(model)
+        families.load(model)
 
 
 @pytest.mark.parametrize(
@@ -443,14 +442,14 @@ def test_another_checkpoint_than_the_card_says(
 ) -> None:
     given = {"variant": "declip", "arch": "small-vit", **config}
     with pytest.raises(WeightsError, match=message):
-        models.load(model_of(declip_file[1], **given))
+        families.load(model_of(declip_file[1], **given))
 
 
 def test_full_card_on_a_visual_file(declip_file: tuple[State, Path], tmp_path: Path) -> None:
     state, _ = declip_file
     path = save({k: v for k, v in state.items() if k.startswith("visual.")}, tmp_path / "visual.pth.tar")
     with pytest.raises(WeightsError, match=r"has no text tower.*\n.*declip-r50-visual"):
-        models.load(model_of(path, "declip", "small-vit"))
+        families.load(model_of(path, "declip", "small-vit"))
 
 
 def test_other_preprocessing_is_refused(declip_file: tuple[State, Path]) -> None:
@@ -460,7 +459,7 @@ def test_other_preprocessing_is_refused(declip_file: tuple[State, Path]) -> None
     with pytest.raises(
         CardError, match=r"preprocess\.mean is \[0\.48.*published\s+with \[0\.485, 0\.456, 0\.406\]"
     ):
-        models.load(LoadedModel("m", card, model.folder))
+        families.load(ModelEntry("m", card, model.folder))
 
 
 def test_truncated_file_and_wrong_hash(declip_file: tuple[State, Path]) -> None:
@@ -468,10 +467,10 @@ def test_truncated_file_and_wrong_hash(declip_file: tuple[State, Path]) -> None:
     model = model_of(path, "declip", "small-vit")
     wrong = model.card.model_copy(update={"weights": Weights(file=str(path), sha256="0" * 64)})
     with pytest.raises(WeightsError, match="is not the file that the card means: sha256 is"):
-        models.load(LoadedModel("m", wrong, path.parent))
+        families.load(ModelEntry("m", wrong, path.parent))
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(WeightsError, match="is not a whole checkpoint"):
-        models.load(model)
+        families.load(model)
 
 
 # ------------------------------------------------------------ token by token
@@ -508,7 +507,7 @@ def test_zero_shot_of_filip_is_the_official_evaluation(tmp_path: Path) -> None:
     encoder = ModelEncoder(model, Runtime("cpu", "fp32"), progress=False)
     outcome = zero_shot.run(entry.card, {"test": split}, encoder, zero_shot.Params(), 0)
 
-    adapter = models.load(model)
+    adapter = families.load(model)
     images = np.asarray(encoder.images(split, "tokens")).reshape(len(split), 49, 256)
     np.testing.assert_allclose(np.linalg.norm(images, axis=2), 1, rtol=1e-5)
     classes = []
@@ -543,7 +542,7 @@ def test_image_only_model_is_not_applicable_before_anything_is_encoded(tmp_path:
 @pytest.mark.parametrize(("variant", "arch", "embed_dim"), RELEASED)
 def test_file_alone_says_what_it_is(variant: str, arch: str, embed_dim: int, tmp_path: Path) -> None:
     path = save(random_state(official(variant, ARCHS[arch], TEXT, embed_dim)), tmp_path / "ckpt.pth.tar")
-    model = family_detection.ad_hoc(str(path))
+    model = families.detected(str(path))
     assert model.card.family == "declip"
     expected = {
         "variant": variant,
@@ -554,7 +553,7 @@ def test_file_alone_says_what_it_is(variant: str, arch: str, embed_dim: int, tmp
     }
     assert model.card.config == expected
     assert f"{variant} of DeCLIP's repository, {arch}, {embed_dim}-d" in (model.card.notes or "")
-    models.load(model)
+    families.load(model)
 
 
 def test_image_tower_alone_is_not_guessed(tmp_path: Path) -> None:
@@ -563,4 +562,4 @@ def test_image_tower_alone_is_not_guessed(tmp_path: Path) -> None:
         kept = {prefix + k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
         path = save(kept, tmp_path / "visual.pth.tar", lambda s: s)
         with pytest.raises(WeightsError, match=r"of no family that is known.*\n.*looks the same in several"):
-            family_detection.ad_hoc(str(path))
+            families.detected(str(path))

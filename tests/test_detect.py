@@ -21,8 +21,7 @@ from torch import Tensor
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
-from clipbench.models import adapter as models
-from clipbench.models import clip, family_detection
+from clipbench.models import clip, families
 
 State = dict[str, Tensor]
 hub = test_fetch.hub
@@ -68,7 +67,7 @@ def test_openais_own_file_is_told_by_what_it_holds_beside_the_weights(arch: str,
     assert found.card.notes == (
         f"detected: CLIP, {arch}: OpenAI's own archive (context_length, input_resolution, vocab_size)"
     )
-    adapter = models.load(found)
+    adapter = families.load(found)
     images = torch.randn(2, 3, 224, 224)
     for name, value in openais(model.state_dict()).items():
         if name in model.state_dict():
@@ -91,7 +90,7 @@ def test_openais_own_file_is_told_by_what_it_holds_beside_the_weights(arch: str,
 def test_open_clips_checkpoints_in_every_wrapping(wrap: Callable[[State], Any], tmp_path: Path) -> None:
     """One architecture has these sizes, and no QuickGELU twin."""
     torch.save(wrap(build("small-rn").state_dict()), tmp_path / "epoch_3.pt")
-    found = family_detection.ad_hoc(str(tmp_path / "epoch_3.pt"))
+    found = families.detected(str(tmp_path / "epoch_3.pt"))
     assert found.card.config == {"arch": "small-rn", "quick_gelu": False}
     notes = found.card.notes or ""
     assert notes.startswith(
@@ -99,14 +98,14 @@ def test_open_clips_checkpoints_in_every_wrapping(wrap: Callable[[State], Any], 
     )
     assert notes.endswith(": as of all published tags of small-rn (some)")
     assert found.card.preprocess.resize == "squash"
-    models.load(found)
+    families.load(found)
 
 
 def test_activation_that_the_file_does_not_tell_is_not_guessed(tmp_path: Path) -> None:
     path = tmp_path / "epoch_3.pt"
     torch.save(build("small-vit").state_dict(), path)
     with pytest.raises(WeightsError, match="fits small-vit, small-vit-quickgelu") as caught:
-        family_detection.ad_hoc(str(path))
+        families.detected(str(path))
     assert f"--model open_clip:small-vit-quickgelu@{path} if it was trained with QuickGELU" in str(
         caught.value
     )
@@ -118,7 +117,7 @@ def test_file_whose_hash_is_known_needs_no_guess(tmp_path: Path, monkeypatch: py
     torch.save(build("small-vit").state_dict(), path)
     known = {sha256_file(path)[:8]: ("small-vit@some_tag", {"quick_gelu": True})}
     monkeypatch.setattr(clip, "_known_files", lambda: known)
-    found = family_detection.ad_hoc(str(path))
+    found = families.detected(str(path))
     assert found.card.config == {"arch": "small-vit", "quick_gelu": True}
     assert found.card.notes == "detected: CLIP, small-vit: its hash is that of small-vit@some_tag"
 
@@ -130,14 +129,14 @@ def test_sizes_of_no_architecture(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match="the layout of CLIP, but no architecture of open_clip has its sizes"
     ):
-        family_detection.ad_hoc(str(tmp_path / "clip.pt"))
+        families.detected(str(tmp_path / "clip.pt"))
     state = test_declip.random_state(test_declip.official("declip", test_declip.VIT, test_declip.TEXT, 16))
     state["encode_text.positional_embedding"] = torch.zeros(78, 64)
     path = test_declip.save(state, tmp_path / "declip.pth.tar")
     with pytest.raises(
         WeightsError, match=r"the layout of DeCLIP's repository .*no architecture that open_clip"
     ):
-        family_detection.ad_hoc(str(path))
+        families.detected(str(path))
 
 
 def test_keys_of_two_families_are_not_guessed(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_keys_of_two_families_are_not_guessed(tmp_path: Path) -> None:
     both = build("small-rn").state_dict() | declips
     torch.save(both, tmp_path / "both.pt")
     with pytest.raises(WeightsError, match=r"could be of more than one family: clip, declip.*\n.*model card"):
-        family_detection.ad_hoc(str(tmp_path / "both.pt"))
+        families.detected(str(tmp_path / "both.pt"))
 
 
 def test_clip_lite(tmp_path: Path) -> None:
@@ -159,7 +158,7 @@ def test_clip_lite(tmp_path: Path) -> None:
     heads = [f"loss.global_d.{block}.feature_shortcut.weight" for block in ("img_block", "text_block")]
     keys = [*image, *(f"text_encoder.strans.{k}" for k in layers), *heads]
     torch.save({"model": {k: torch.zeros(1) for k in keys}, "iteration": 7}, tmp_path / "checkpoint_7.pth")
-    card = family_detection.ad_hoc(str(tmp_path / "checkpoint_7.pth")).card
+    card = families.detected(str(tmp_path / "checkpoint_7.pth")).card
     assert card.family == "clip_lite"
     assert {k: card.config[k] for k in ("image", "text", "layers")} == {
         "image": "resnet18",
@@ -174,7 +173,7 @@ def test_clip_without_its_projection_is_of_no_family(tmp_path: Path) -> None:
     del state["text_projection"]
     torch.save(state, tmp_path / "cut.pt")
     with pytest.raises(WeightsError, match="of no family that is known"):
-        family_detection.ad_hoc(str(tmp_path / "cut.pt"))
+        families.detected(str(tmp_path / "cut.pt"))
 
 
 def test_keys_of_no_family(tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_keys_of_no_family(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"of no family that is known \(clip, .*it begins with encoder\.weight"
     ):
-        family_detection.ad_hoc(str(tmp_path / "other.pth"))
+        families.detected(str(tmp_path / "other.pth"))
 
 
 def test_weights_of_a_run_are_named_with_their_folder(tmp_path: Path) -> None:
@@ -206,13 +205,13 @@ def test_page_saved_as_a_checkpoint(tmp_path: Path) -> None:
 
 FROM_HUB = """
 import sys, torch
-from clipbench import models
+from clipbench.models import families
 from clipbench.catalog import Catalog
 from clipbench.errors import ClipbenchError
 for name in sys.argv[1:]:
     try:
         model = Catalog().model(name)
-        adapter = models.load(model)
+        adapter = families.load(model)
         with torch.no_grad():
             feature = adapter.text_tower()(adapter.tokenize(["a cat"])[0])
         print(model.card.config["quick_gelu"], model.card.preprocess.side, model.card.preprocess.interpolation,

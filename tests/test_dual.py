@@ -31,9 +31,8 @@ from clipbench.data.hub import DataPaths, open_split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models import adapter as models
-from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import dual, families
+from clipbench.models.adapter import ModelEntry
 from clipbench.models.towers.dual import ClipLiteBlock, DualTowers, PatchTower
 from clipbench.models.towers.tokenizer import Tokenizer
 from clipbench.models.weights import key_maps
@@ -76,14 +75,14 @@ def towers() -> DualTowers:
 
 
 @pytest.fixture
-def model(towers: DualTowers, tmp_path: Path) -> LoadedModel:
+def model(towers: DualTowers, tmp_path: Path) -> ModelEntry:
     data, sha256 = dual.serialise(towers)
     (tmp_path / "model.safetensors").write_bytes(data)
-    return LoadedModel("small", card(sha256=sha256), tmp_path)
+    return ModelEntry("small", card(sha256=sha256), tmp_path)
 
 
-def test_loaded_towers_are_those_saved(towers: DualTowers, model: LoadedModel) -> None:
-    adapter = models.load(model)
+def test_loaded_towers_are_those_saved(towers: DualTowers, model: ModelEntry) -> None:
+    adapter = families.load(model)
     images = torch.randn(3, 1, 8, 8)
     tokens, _ = adapter.tokenize(["one", "two", "a longer text"])
     with torch.inference_mode():
@@ -101,13 +100,13 @@ def test_loaded_towers_are_those_saved(towers: DualTowers, model: LoadedModel) -
     assert not adapter.text_tower().training
 
 
-def test_no_other_space(model: LoadedModel) -> None:
+def test_no_other_space(model: ModelEntry) -> None:
     with pytest.raises(NotApplicable, match="tokens"):
-        models.load(model).image_tower("tokens")
+        families.load(model).image_tower("tokens")
 
 
-def test_batch_cut_at_its_longest_text_gives_the_same_features(model: LoadedModel) -> None:
-    adapter = models.load(model)
+def test_batch_cut_at_its_longest_text_gives_the_same_features(model: ModelEntry) -> None:
+    adapter = families.load(model)
     tokens, lengths = adapter.tokenize(["a", "seven!!", ""])
     assert lengths.tolist() == [3, 9, 2]
     assert tokens.shape == (3, 24)
@@ -119,16 +118,16 @@ def test_batch_cut_at_its_longest_text_gives_the_same_features(model: LoadedMode
     torch.testing.assert_close(alone, full[:1], rtol=1e-5, atol=1e-6)
 
 
-def test_tokens_are_bytes_and_long_texts_keep_their_end(model: LoadedModel) -> None:
-    adapter = models.load(model)
+def test_tokens_are_bytes_and_long_texts_keep_their_end(model: ModelEntry) -> None:
+    adapter = families.load(model)
     tokens, lengths = adapter.tokenize(["é", "x" * 100])
     assert tokens[0, :5].tolist() == [1, 0xC3 + 3, 0xA9 + 3, 2, 0]
     assert lengths.tolist() == [4, 24]
     assert tokens[1, -1] == 2
 
 
-def test_every_byte_changes_the_features(model: LoadedModel) -> None:
-    adapter = models.load(model)
+def test_every_byte_changes_the_features(model: ModelEntry) -> None:
+    adapter = families.load(model)
     tokens, _ = adapter.tokenize(["ab", "ba", "ac"])
     with torch.inference_mode():
         features = adapter.text_tower()(tokens)
@@ -157,33 +156,33 @@ def _reshaped(state: dict[str, Tensor]) -> None:
     ],
 )
 def test_weights_that_do_not_fit(
-    model: LoadedModel, spoil: Callable[[dict[str, Tensor]], None], words: list[str]
+    model: ModelEntry, spoil: Callable[[dict[str, Tensor]], None], words: list[str]
 ) -> None:
     path = model.folder / "model.safetensors"
     state = load_file(path)
     spoil(state)
     save_file(state, path)
     with pytest.raises(WeightsError) as caught:
-        models.load(LoadedModel("small", card(), model.folder))
+        families.load(ModelEntry("small", card(), model.folder))
     for word in words:
         assert word in str(caught.value)
 
 
-def test_another_file_than_the_card_means(model: LoadedModel) -> None:
+def test_another_file_than_the_card_means(model: ModelEntry) -> None:
     with pytest.raises(WeightsError, match="sha256"):
-        models.load(LoadedModel("small", card(sha256="0" * 64), model.folder))
+        families.load(ModelEntry("small", card(sha256="0" * 64), model.folder))
 
 
-def test_truncated_file(model: LoadedModel) -> None:
+def test_truncated_file(model: ModelEntry) -> None:
     path = model.folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="not a whole"):
-        models.load(LoadedModel("small", card(), model.folder))
+        families.load(ModelEntry("small", card(), model.folder))
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no checkpoint at .*model\.safetensors"):
-        models.load(LoadedModel("small", card(), tmp_path))
+        families.load(ModelEntry("small", card(), tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +303,7 @@ def pooled(net: nn.Module, folder: Path, pool: str) -> Tensor:
     return torch.stack(rows)
 
 
-def write_model(folder: Path, config: dict[str, Any], **parts: nn.Module) -> LoadedModel:
+def write_model(folder: Path, config: dict[str, Any], **parts: nn.Module) -> ModelEntry:
     """A model of `config` in `folder`: the towers `parts` and random heads, in one file of ours."""
     torch.manual_seed(1)
     widths = {"image": 1024, "text": 32}
@@ -313,7 +312,7 @@ def write_model(folder: Path, config: dict[str, Any], **parts: nn.Module) -> Loa
     for side, net in parts.items():
         state |= {f"{side}.net.{name}": tensor for name, tensor in net.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    return LoadedModel("small", rgb_card(config), folder)
+    return ModelEntry("small", rgb_card(config), folder)
 
 
 def shufflenet() -> nn.Module:
@@ -336,7 +335,7 @@ def test_text_towers_are_those_of_transformers(tmp_path: Path, architecture: str
     if pool != "pooler":
         kept.pooler = nn.Identity()
     config = both(text=BERT | {"architecture": architecture, "pool": pool})
-    adapter = models.load(write_model(tmp_path, config, image=headless(shufflenet()), text=kept))
+    adapter = families.load(write_model(tmp_path, config, image=headless(shufflenet()), text=kept))
     ids, lengths = adapter.tokenize(TEXTS)
     assert ids.shape == (5, 20)
     assert lengths[3] == 20
@@ -367,8 +366,8 @@ def test_image_towers_alone_are_those_of_their_library(tmp_path: Path, kind: str
     net = shaken(build(arch))
     torch.save(net.state_dict(), tmp_path / "tower.pt")
     made = rgb_card({"image": {"kind": kind, "arch": arch}}, Weights(file="tower.pt"))
-    model = LoadedModel("tower", made.model_copy(update={"preprocess": preprocess}), tmp_path)
-    adapter = models.load(model)
+    model = ModelEntry("tower", made.model_copy(update={"preprocess": preprocess}), tmp_path)
+    adapter = families.load(model)
     images = torch.randn(3, 3, preprocess.side, preprocess.side)
     with torch.no_grad():
         features = adapter.image_tower("backbone")(images)
@@ -380,8 +379,8 @@ def test_image_towers_alone_are_those_of_their_library(tmp_path: Path, kind: str
 
 def test_an_image_tower_alone_has_no_text_and_no_joint_space(tmp_path: Path) -> None:
     torch.save(shufflenet().state_dict(), tmp_path / "tower.pt")
-    model = LoadedModel("tower", rgb_card({"image": SHUFFLENET}, Weights(file="tower.pt")), tmp_path)
-    adapter = models.load(model)
+    model = ModelEntry("tower", rgb_card({"image": SHUFFLENET}, Weights(file="tower.pt")), tmp_path)
+    adapter = families.load(model)
     assert (adapter.image_spaces, adapter.text_spaces) == (("backbone",), ())
     assert adapter.text_fingerprint == ""
     with pytest.raises(NotApplicable, match=r'no image feature space "joint" \(has: backbone\)'):
@@ -413,7 +412,7 @@ def test_file_of_an_image_tower_that_does_not_fit(
     torch.save(state, tmp_path / "tower.pt")
     card = rgb_card({"image": SHUFFLENET}, Weights(file="tower.pt"))
     with pytest.raises(WeightsError, match="does not fit the architecture") as caught:
-        models.load(LoadedModel("tower", card, tmp_path))
+        families.load(ModelEntry("tower", card, tmp_path))
     for word in words:
         assert word in str(caught.value)
 
@@ -436,7 +435,7 @@ def test_file_of_an_image_tower_that_does_not_fit(
 def test_another_image_tower_than_the_files(tmp_path: Path, config: dict[str, Any], words: list[str]) -> None:
     torch.save(shufflenet().state_dict(), tmp_path / "tower.pt")
     with pytest.raises((CardError, WeightsError)) as caught:
-        models.load(LoadedModel("tower", rgb_card({"image": config}, Weights(file="tower.pt")), tmp_path))
+        families.load(ModelEntry("tower", rgb_card({"image": config}, Weights(file="tower.pt")), tmp_path))
     for word in words:
         assert word in str(caught.value)
 
@@ -445,7 +444,9 @@ def test_truncated_file_of_an_image_tower(tmp_path: Path) -> None:
     torch.save(shufflenet().state_dict(), tmp_path / "tower.pt")
     (tmp_path / "tower.pt").write_bytes((tmp_path / "tower.pt").read_bytes()[:-5000])
     with pytest.raises(WeightsError, match="not a whole checkpoint"):
-        models.load(LoadedModel("tower", rgb_card({"image": SHUFFLENET}, Weights(file="tower.pt")), tmp_path))
+        families.load(
+            ModelEntry("tower", rgb_card({"image": SHUFFLENET}, Weights(file="tower.pt")), tmp_path)
+        )
 
 
 def test_towers_from_files_of_their_own(tmp_path: Path) -> None:
@@ -456,8 +457,8 @@ def test_towers_from_files_of_their_own(tmp_path: Path) -> None:
     torch.save(text.state_dict(), tmp_path / "text.pt")
     config = both(SHUFFLENET | {"weights": {"file": "image.pt"}}, BERT | {"weights": {"file": "text.pt"}})
     write_model(tmp_path, config)
-    apart = LoadedModel("apart", rgb_card(config), tmp_path)
-    adapter = models.load(apart)
+    apart = ModelEntry("apart", rgb_card(config), tmp_path)
+    adapter = families.load(apart)
     images = torch.randn(2, 3, 32, 32)
     state = load_file(tmp_path / "model.safetensors")
     with torch.no_grad():
@@ -471,21 +472,21 @@ def test_towers_from_files_of_their_own(tmp_path: Path) -> None:
     hashes = {adapter.weights_sha256}
     text.get_parameter("embeddings.LayerNorm.bias").data.add_(1)
     torch.save(text.state_dict(), tmp_path / "text.pt")
-    hashes.add(models.load(apart).weights_sha256)
+    hashes.add(families.load(apart).weights_sha256)
     image.get_parameter("conv5.1.bias").data.add_(1)
     torch.save(image.state_dict() | {"fc.bias": torch.zeros(7)}, tmp_path / "image.pt")
-    hashes.add(models.load(apart).weights_sha256)
+    hashes.add(families.load(apart).weights_sha256)
     save_file(state | {"log_scale": torch.tensor(2.0)}, tmp_path / "model.safetensors")
-    hashes.add(models.load(apart).weights_sha256)
+    hashes.add(families.load(apart).weights_sha256)
     assert len(hashes) == 4  # another file, another hash
 
     write_model(tmp_path, config, text=encoder("bert"))
     with pytest.raises(WeightsError, match=r"holds 39 tensors of a tower .* from elsewhere \(text\.net\."):
-        models.load(apart)
+        families.load(apart)
     (tmp_path / "text.pt").unlink()
     write_model(tmp_path, config)
     with pytest.raises(WeightsError, match=r"apart \(config\.text\): no checkpoint at .*text\.pt"):
-        models.load(apart)
+        families.load(apart)
 
 
 def test_text_files_with_heads_and_names_of_old_versions(tmp_path: Path) -> None:
@@ -504,7 +505,7 @@ def test_text_files_with_heads_and_names_of_old_versions(tmp_path: Path) -> None
     }
     torch.save(state, tmp_path / "text.pt")
     config = both(text=BERT | {"pool": "pooler", "weights": {"file": "text.pt"}})
-    adapter = models.load(write_model(tmp_path, config, image=headless(shufflenet())))
+    adapter = families.load(write_model(tmp_path, config, image=headless(shufflenet())))
     weight = load_file(tmp_path / "model.safetensors")["text_projection.weight"]
     with torch.no_grad():
         expected = pooled(net, tmp_path / "tokenizer", "pooler") @ weight.T
@@ -600,7 +601,7 @@ def test_two_published_towers_are_a_card(tmp_path: Path) -> None:
     save_file(heads | {"log_scale": torch.tensor(2.0)}, tmp_path / "heads.safetensors")
     (tmp_path / "lite.yaml").write_text(EXAMPLE)
     model = Catalog([tmp_path]).model("lite")
-    adapter = models.load(model)
+    adapter = families.load(model)
     texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."]
     ids, lengths = adapter.tokenize(texts)
     folder = str(
@@ -695,7 +696,7 @@ def test_library_towers_are_trained_and_evaluated_like_ours(tmp_path: Path) -> N
     run = functools.partial(pretrain, data=[(split, task)], device="cpu", progress=False)
     folder = run(Recipe.model_validate(recipe), "tiny", tmp_path / "run")
     made = parse(ModelCard, Document(folder / "card.yaml"))
-    adapter = models.load(LoadedModel("run", made, folder))
+    adapter = families.load(ModelEntry("run", made, folder))
     assert adapter.weights_sha256 == made.weights.sha256
     assert adapter.text_tower()(adapter.tokenize(["a photo of 3."])[0]).shape == (1, 256)
     assert adapter.image_tower("backbone")(torch.randn(1, 1, 8, 8)).shape == (1, 256)

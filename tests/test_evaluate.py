@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_whatever_can_change_a_feature_changes_its_key(
     (run / "card.yaml").write_text(card.replace("[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.4]"))
     keys.append(key())
     with monkeypatch.context() as patch:
-        patch.setattr(dual, "VERSION", dual.VERSION + 1)
+        patch.setattr(dual, "FAMILY", replace(dual.FAMILY, version=dual.FAMILY.version + 1))
         keys.append(key())
     small.write_parquet(data / "test.parquet", 61)
     keys.append(key())

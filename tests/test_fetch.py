@@ -27,8 +27,8 @@ from test_hub import FIRST, SECOND, Hub, run_python
 
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, StorageError, WeightsError
-from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import dual, families
+from clipbench.models.adapter import ModelEntry
 from clipbench.models.weights import fetch
 from clipbench.models.weights.fetch import find, name, place
 from clipbench.models.weights.reading import resolve_source
@@ -248,7 +248,7 @@ RESOLVE = """
 import json, sys
 from pathlib import Path
 from clipbench.cards import Weights
-from clipbench.models.weights import resolve_source
+from clipbench.models.weights.reading import resolve_source
 print("ready", flush=True)
 path, digest = resolve_source(Weights(**json.loads(sys.argv[1])), owner="tiny", folder=Path("."))
 print(digest)
@@ -561,7 +561,7 @@ import json, sys
 from pathlib import Path
 from clipbench.cards import Weights
 from clipbench.errors import ClipbenchError
-from clipbench.models.weights import resolve_source
+from clipbench.models.weights.reading import resolve_source
 for source in sys.argv[1:]:
     try:
         print(json.dumps(resolve_source(Weights(hf=source), owner="tiny", folder=Path("."))[1]))
@@ -636,7 +636,7 @@ def test_fetch_knows_all_weights_of_a_model(
         preprocess=Preprocess(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         weights=Weights(file="image.pt"),
     )
-    image, text = fetch.fetch(LoadedModel("tiny", card, tmp_path))
+    image, text = families.fetch(ModelEntry("tiny", card, tmp_path))
     assert image == (
         *("tiny", "image.pt", tmp_path / "image.pt", 5, hashlib.sha256(b"image").hexdigest()),
         "not checked: a local file, and no sha256 on the card",

@@ -24,9 +24,8 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics.similarity import late_interactions, similarity
-from clipbench.models import adapter as models
-from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import dual, families
+from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.saliency import TokenCosine
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.frozen_features import GivenImages
@@ -304,7 +303,7 @@ def test_torchvisions_models_have_no_tokens() -> None:
 # ---------------------------------------------------------------------- models
 
 
-def saved(config: dict[str, Any], folder: Path) -> tuple[models.Adapter, DualTowers]:
+def saved(config: dict[str, Any], folder: Path) -> tuple[Adapter, DualTowers]:
     """Towers of `config` with random weights, and the adapter of the file that they become."""
     torch.manual_seed(0)
     towers = DualTowers(dual.parse_config(config, "test"), PREPROCESS).eval()
@@ -312,7 +311,7 @@ def saved(config: dict[str, Any], folder: Path) -> tuple[models.Adapter, DualTow
     (folder / "model.safetensors").write_bytes(data)
     weights = Weights(file="model.safetensors", sha256=sha256)
     card = ModelCard(title="small", family="dual", config=config, preprocess=PREPROCESS, weights=weights)
-    return models.load(LoadedModel("small", card, folder)), towers
+    return families.load(ModelEntry("small", card, folder)), towers
 
 
 @pytest.mark.parametrize("padding", [False, True])
@@ -349,7 +348,7 @@ def test_a_saved_model_compares_as_it_was_trained(tmp_path: Path, joint: bool, p
 
 def test_a_heat_map_leaves_padding_out(tmp_path: Path) -> None:
     adapter, _ = saved(FILIP, tmp_path)
-    maps = adapter.heat_maps()
+    maps = adapter.saliency_method()
     assert isinstance(maps, TokenCosine)
     images = torch.randn(2, 1, 8, 8)
     ids, lengths = adapter.tokenize(["one", "a longer text"])
@@ -405,8 +404,8 @@ def test_runs_resume_exactly_and_become_models(
     held = set(load_file(out / "model.safetensors"))
     assert {"image_mapping.weight", "text_mapping.bias"} <= held
     assert ("image_projection.weight" in held) == (objective["kind"] == "defilip")
-    model = LoadedModel("run", parse(ModelCard, Document(out / "card.yaml")), out)
-    assert models.load(model).compared == ("tokens" if objective["kind"] == "filip" else "joint")
+    model = ModelEntry("run", parse(ModelCard, Document(out / "card.yaml")), out)
+    assert families.load(model).compared == ("tokens" if objective["kind"] == "filip" else "joint")
     options = Options(Runtime("cpu", "fp32", workers=0), progress=False)
     (result,) = evaluate([model], Catalog().tasks(["digits-zs"]), options)
     assert result.record is not None

@@ -34,9 +34,8 @@ from clipbench.encoding.encoder import ModelEncoder, Subset
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate
-from clipbench.models import adapter as models
-from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import dual, families
+from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.pretrain.data import frozen_features as frozen
 from clipbench.pretrain.data.pairs import decode_all
 from clipbench.pretrain.loop import pretrain
@@ -121,7 +120,7 @@ def train(recipe: Recipe, out: Path, **more: Any) -> Path:
 
 def loaded(out: Path) -> tuple[ModelCard, dual.DualAdapter]:
     card = parse(ModelCard, Document(out / "card.yaml"))
-    adapter = models.load(LoadedModel("run", card, out))
+    adapter = families.load(ModelEntry("run", card, out))
     assert isinstance(adapter, dual.DualAdapter)
     return card, adapter
 
@@ -232,7 +231,7 @@ def test_models_with_heads_on_one_tower_share_its_features(
     found = []
     for out in outs:
         card, adapter = loaded(out)
-        encoder = ModelEncoder(LoadedModel("run", card, out), runtime, progress=False)
+        encoder = ModelEncoder(ModelEntry("run", card, out), runtime, progress=False)
         pixels = normalise(decode_all(images(), adapter.preprocess), adapter.preprocess)
         with torch.no_grad():
             expected = adapter.image_tower(space)(pixels)
@@ -286,7 +285,7 @@ def test_a_frozen_tower_of_a_file_is_saved_too(package: Path, tmp_path: Path) ->
 def test_evaluated_in_training_as_after_it(package: Path, tmp_path: Path) -> None:
     hashes = []
 
-    def evaluator(adapter: models.Adapter, task_ids: object) -> Iterator[Any]:
+    def evaluator(adapter: Adapter, task_ids: object) -> Iterator[Any]:
         hashes.append(adapter.weights_sha256)
         assert adapter.image_tower("joint")(torch.zeros(2, 1, 32, 32)).shape == (2, 12)
         return iter(())
@@ -385,7 +384,7 @@ def test_the_shipped_heads_are_the_recipes() -> None:
     assert own.model_copy(update={"size": own.crop}) == recipe.model.preprocess
     path = model.folder / str(model.card.weights.file)
     assert path.stat().st_size <= 8e6
-    adapter = models.load(model)
+    adapter = families.load(model)
     assert dual.stated(config, str(model.card.weights.sha256)) == adapter.weights_sha256
     assert dual.stated(wanted, str(model.card.weights.sha256)) is None  # hashes that the recipe leaves open
     assert adapter.image_tower("joint")(torch.zeros(1, 3, 224, 224)).shape == (1, wanted.embed_dim)

@@ -32,8 +32,8 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.metrics import boxes
-from clipbench.models import adapter as models
-from clipbench.models.saliency import Heat, of_tower
+from clipbench.models import families
+from clipbench.models.saliency import SaliencyMaps, of_tower
 from clipbench.models.weights.reading import read_state_dict, resolve_source
 from clipbench.protocols.grounding import Params, check, run
 from clipbench.records import record as records
@@ -92,14 +92,14 @@ class Maps(FakeEncoder):
         *,
         whole: bool = True,
         block: int | None = None,
-    ) -> Iterator[Heat]:
+    ) -> Iterator[SaliencyMaps]:
         height, width = self.maps.shape[1:]
         for sample in np.unique(image).tolist():
             if sample not in self.bad:
                 own = np.flatnonzero(image == sample)
                 maps = torch.from_numpy(self.maps[own])
                 scores = np.zeros(len(own), dtype=np.float32)
-                yield Heat(sample, own, maps, scores, (width, height), (0, 0, width, height), "given")
+                yield SaliencyMaps(sample, own, maps, scores, (width, height), (0, 0, width, height), "given")
 
 
 def spots(*places: tuple[int, int], size: tuple[int, int] = (10, 8)) -> NDArray[np.float32]:
@@ -530,7 +530,7 @@ def test_maps_of_a_trained_tower_point_at_what_is_asked_for(shared_data: Path) -
         if category[entry["category_id"]] in IMAGENET:
             key = (entry["image_id"], category[entry["category_id"]])
             wanted.setdefault(key, []).append([x, y, x + width, y + height])
-    adapter = models.load(Catalog().model("efficientnet-lite0"))
+    adapter = families.load(Catalog().model("efficientnet-lite0"))
     file, _ = resolve_source(adapter.card.weights, owner="test", folder=Path())
     rows = torch.nn.functional.normalize(read_state_dict(file)["_fc.weight"], dim=1)
     whole = adapter.preprocess.model_copy(update={"resize": "squash"})
@@ -541,7 +541,9 @@ def test_maps_of_a_trained_tower_point_at_what_is_asked_for(shared_data: Path) -
             size = opened.size
             batch = normalise(torch.from_numpy(pixels(opened, whole)[None].copy()), whole)
         made, scores = maps(batch, rows[[IMAGENET[name]]], torch.tensor([0]))
-        heat = Heat(0, np.arange(1), made, scores.numpy(), size, (0, 0, *size), maps.described).large(0)
+        heat = SaliencyMaps(0, np.arange(1), made, scores.numpy(), size, (0, 0, *size), maps.described).large(
+            0
+        )
         hits.append(any(boxes.contains(box, boxes.peak(heat)) for box in found))
         chances.append(min(1.0, sum(boxes.share(box, *size) for box in found)))
     assert len(hits) > 80

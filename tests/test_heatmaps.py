@@ -28,9 +28,9 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
 from clipbench.metrics.similarity import similarity
-from clipbench.models import adapter as models
+from clipbench.models import families
 from clipbench.models.dual import ConvNetTower
-from clipbench.models.saliency import Attention, GradCam, Heat, HeatMaps, TokenCosine, of_tower
+from clipbench.models.saliency import Attention, GradCam, SaliencyMaps, SaliencyMethod, TokenCosine, of_tower
 from clipbench.models.towers.dual import ConvNet
 
 one_thread = small.one_thread
@@ -207,8 +207,8 @@ def test_attention_of_other_vits_has_the_score_of_their_features(make: Callable[
 def test_filips_map_is_each_patchs_term_of_its_score(arch: str, tmp_path: Path) -> None:
     shapes = test_declip.official("filip", test_declip.ARCHS[arch], test_declip.TEXT, 32)
     path = test_declip.save(test_declip.random_state(shapes), tmp_path / "filip.pth.tar")
-    adapter = models.load(test_declip.model_of(path, "filip", arch))
-    maps = adapter.heat_maps()
+    adapter = families.load(test_declip.model_of(path, "filip", arch))
+    maps = adapter.saliency_method()
     assert isinstance(maps, TokenCosine)
     assert maps.space == "tokens"
     images, pairs = torch.randn(2, 3, 224, 224), torch.tensor([1, 0, 1])
@@ -234,8 +234,8 @@ def test_filips_map_is_each_patchs_term_of_its_score(arch: str, tmp_path: Path) 
 def test_families_name_what_they_do(variant: str, arch: str, described: str, tmp_path: Path) -> None:
     shapes = test_declip.official(variant, test_declip.ARCHS[arch], test_declip.TEXT, 32)
     path = test_declip.save(test_declip.random_state(shapes), tmp_path / "model.pth.tar")
-    adapter = models.load(test_declip.model_of(path, variant, arch))
-    assert adapter.heat_maps().described == described
+    adapter = families.load(test_declip.model_of(path, variant, arch))
+    assert adapter.saliency_method().described == described
 
 
 def test_a_stream_of_filips_maps_has_its_scores(tmp_path: Path) -> None:
@@ -343,19 +343,21 @@ def test_towers_of_libraries_end_in_a_map_or_have_none() -> None:
 
 
 def test_image_towers_alone_have_no_maps() -> None:
-    adapter = models.load(Catalog().model("efficientnet-lite0"))
+    adapter = families.load(Catalog().model("efficientnet-lite0"))
     with pytest.raises(NotApplicable, match="images only, no text tower"):
-        adapter.heat_maps()
+        adapter.saliency_method()
 
 
 # --------------------------------------------------------------- up-sampling
 
 
-def heat(maps: Tensor, size: tuple[int, int], part: tuple[int, int, int, int]) -> Heat:
-    return Heat(0, np.arange(len(maps)), maps, np.zeros(len(maps), dtype=np.float32), size, part, "by hand")
+def heat(maps: Tensor, size: tuple[int, int], part: tuple[int, int, int, int]) -> SaliencyMaps:
+    return SaliencyMaps(
+        0, np.arange(len(maps)), maps, np.zeros(len(maps), dtype=np.float32), size, part, "by hand"
+    )
 
 
-class Brightness(HeatMaps):
+class Brightness(SaliencyMethod):
     """The image's own brightness in 8 × 8 cells, as a map."""
 
     tower = nn.Identity()

@@ -34,9 +34,8 @@ from clipbench.cards.cards import (
 from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, Damaged, DataError, StorageError
-from clipbench.models import adapter as models
-from clipbench.models import dual
-from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models import dual, families
+from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.pretrain.data.image_augmentation import affine
 from clipbench.pretrain.data.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
 from clipbench.pretrain.engine.optimisers import make_optimiser
@@ -539,7 +538,7 @@ def test_run_leaves_a_model_and_its_story(unbroken: Path, recipe: Recipe) -> Non
 
 def test_run_loads_like_any_other_model(unbroken: Path) -> None:
     card = parse(ModelCard, Document(unbroken / "card.yaml"))
-    adapter = models.load(LoadedModel("run", card, unbroken))
+    adapter = families.load(ModelEntry("run", card, unbroken))
     assert card.weights.sha256 == adapter.weights_sha256
     assert card.trained_on == (Images(dataset="digits", split="train"),)
     last = [line for line in lines(unbroken) if "task" in line][-1]
@@ -722,7 +721,7 @@ def test_the_shipped_recipe_learns_digits_in_a_few_steps(
     value |= {"evaluate": [], "target": None}
     out = run(Recipe.model_validate(value), tmp_path / "run", train, task)
     card = parse(ModelCard, Document(out / "card.yaml"))
-    adapter = models.load(LoadedModel("run", card, out))
+    adapter = families.load(ModelEntry("run", card, out))
     assert accuracy(adapter, 'a photo of the number: "{c}".') >= 0.95
     assert accuracy(adapter, "a photo of a {c}.") >= 0.95
 
@@ -733,7 +732,7 @@ def test_the_shipped_model_is_the_recipes(train: ArraySplit) -> None:
     recipe = parse(Recipe, Document(RECIPE))
     assert dual.parse_config(card.config, "card") == dual.parse_config(recipe.model.config, "recipe")
     assert card.preprocess == recipe.model.preprocess
-    adapter = models.load(LoadedModel("digits-clip-lite", card, path.parent))
+    adapter = families.load(ModelEntry("digits-clip-lite", card, path.parent))
     assert (path.parent / "weights" / "digits-clip-lite.safetensors").stat().st_size <= 4 * 2**20
     assert accuracy(adapter, 'a photo of the number: "{c}".') >= 0.97
     assert isinstance(adapter.image_tower("backbone"), nn.Module)

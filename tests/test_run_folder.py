@@ -295,7 +295,7 @@ def test_a_card_that_was_changed_by_hand(whole: Path, tmp_path: Path) -> None:
 
 def test_weights_are_those_of_the_card(whole: Path, tmp_path: Path) -> None:
     from clipbench.catalog import Catalog
-    from clipbench.models.adapter import load
+    from clipbench.models.families import load
 
     out = shutil.copytree(whole, tmp_path / "run")
     flip(out / "model.safetensors", -8)

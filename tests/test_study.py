@@ -26,7 +26,7 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, Stopped, StorageError
 from clipbench.evaluate import Options
-from clipbench.models import adapter
+from clipbench.models import families
 from clipbench.pretrain import study as studies
 from clipbench.pretrain.study import Cell, ClassRetrieval, Measured, Study
 from clipbench.report import studies as report
@@ -49,7 +49,7 @@ def test_every_form_of_a_shipped_study_is_whole(form: studies.Form) -> None:
         study = studies.read(name, form)
         for cell in study.cells():
             recipe = study.recipe_of(cell)
-            adapter.config_model("dual").model_validate(recipe.model.config)
+            families.config_model("dual").model_validate(recipe.model.config)
             assert recipe.schedule.steps * cell.batch_size <= study.images
         Catalog().tasks([measure.task for measure in study.measures.values()])
 

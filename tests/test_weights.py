@@ -21,9 +21,8 @@ from clipbench.cards.cards import ModelCard, Preprocess, Weights
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models import adapter as models
-from clipbench.models import clip
-from clipbench.models.adapter import LoadedModel
+from clipbench.models import clip, families
+from clipbench.models.adapter import ModelEntry
 from clipbench.models.weights.reading import load_strict, read_state_dict, resolve, verify
 
 State = dict[str, Tensor]
@@ -213,14 +212,14 @@ def test_sha256_whole_or_as_prefix(tmp_path: Path) -> None:
     assert sha256_file(path) == actual
     for expected in (None, actual, actual[:8]):
         assert verify(path, expected) == actual
-        assert resolve(LoadedModel("m", card(file="model.pt", sha256=expected), tmp_path)) == (path, actual)
+        assert resolve(ModelEntry("m", card(file="model.pt", sha256=expected), tmp_path)) == (path, actual)
     for expected in (actual[:-1] + "e", "ba7816be"):
         with pytest.raises(WeightsError, match=rf"sha256 is {actual}, the card says {expected}"):
             verify(path, expected)
     with pytest.raises(WeightsError, match="No such file"):
         verify(tmp_path / "gone.pt", None)
     with pytest.raises(WeightsError, match=r"m: no checkpoint at .*gone\.pt"):
-        resolve(LoadedModel("m", card(file="gone.pt"), tmp_path))
+        resolve(ModelEntry("m", card(file="gone.pt"), tmp_path))
 
 
 # ------------------------------------------------------------ strict loading
@@ -340,9 +339,9 @@ def build(arch: str, quick_gelu: bool = False) -> Any:
     return model
 
 
-def saved(model: Any, folder: Path, arch: str, quick_gelu: bool = False) -> LoadedModel:
+def saved(model: Any, folder: Path, arch: str, quick_gelu: bool = False) -> ModelEntry:
     torch.save(model.state_dict(), folder / "model.pt")
-    return LoadedModel("tiny", card(arch, quick_gelu), folder)
+    return ModelEntry("tiny", card(arch, quick_gelu), folder)
 
 
 def images(arch: str) -> Tensor:
@@ -361,7 +360,7 @@ def without_gradients() -> Iterator[None]:
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_features_are_open_clips_own(arch: str, quick_gelu: bool, tmp_path: Path) -> None:
     model = build(arch, quick_gelu)
-    adapter = models.load(saved(model, tmp_path, arch, quick_gelu))
+    adapter = families.load(saved(model, tmp_path, arch, quick_gelu))
     batch = images(arch)
     expected = model.encode_image(batch)
     torch.testing.assert_close(adapter.image_tower("joint")(batch), expected, rtol=1e-5, atol=1e-6)
@@ -381,7 +380,7 @@ def test_features_are_open_clips_own(arch: str, quick_gelu: bool, tmp_path: Path
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-custom"])
 def test_text_cut_at_the_longest_token_gives_the_same_features(arch: str, tmp_path: Path) -> None:
     model = build(arch)
-    adapter = models.load(saved(model, tmp_path, arch))
+    adapter = families.load(saved(model, tmp_path, arch))
     tower = adapter.text_tower()
     ids, lengths = adapter.tokenize(PROMPTS[:3])
     expected = model.encode_text(ids)
@@ -398,7 +397,7 @@ def test_text_cut_at_the_longest_token_gives_the_same_features(arch: str, tmp_pa
 @pytest.mark.usefixtures("without_gradients")
 def test_backbone_is_the_feature_before_the_projection(tmp_path: Path) -> None:
     model = build("tiny-vit")
-    adapter = models.load(saved(model, tmp_path, "tiny-vit"))
+    adapter = families.load(saved(model, tmp_path, "tiny-vit"))
     batch = images("tiny-vit")
     features = adapter.image_tower("backbone")(batch)
     assert features.shape == (2, 64)
@@ -410,7 +409,7 @@ def test_backbone_is_the_feature_before_the_projection(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_gradients")
 def test_backbone_of_clips_resnet_is_the_attention_pool(tmp_path: Path) -> None:
     model = build("tiny-rn")
-    adapter = models.load(saved(model, tmp_path, "tiny-rn"))
+    adapter = families.load(saved(model, tmp_path, "tiny-rn"))
     batch = images("tiny-rn")
     assert torch.equal(adapter.image_tower("backbone")(batch), adapter.image_tower("joint")(batch))
 
@@ -421,7 +420,7 @@ def test_half_precision_checkpoint_with_wrapping_and_a_vector_scale(tmp_path: Pa
     wrapped = {f"module.{k}": v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     wrapped["module.logit_scale"] = wrapped["module.logit_scale"].reshape(1)
     torch.save({"epoch": 1, "state_dict": wrapped}, tmp_path / "model.pt")
-    adapter = models.load(LoadedModel("tiny", card("tiny-rn"), tmp_path))
+    adapter = families.load(ModelEntry("tiny", card("tiny-rn"), tmp_path))
     batch = images("tiny-rn")
     features, expected = adapter.image_tower("joint")(batch), model.encode_image(batch)
     assert features.dtype == torch.float32
@@ -446,7 +445,7 @@ def test_openai_archive_loads_like_a_state_dict(tmp_path: Path) -> None:
         model.register_buffer(name, torch.tensor(77))
     traced = torch.jit.trace(model, (batch, open_clip.tokenize(["a", "b"])))  # type: ignore[no-untyped-call]
     torch.jit.save(traced, tmp_path / "model.pt")
-    adapter = models.load(LoadedModel("tiny", card("tiny-rn", True), tmp_path))
+    adapter = families.load(ModelEntry("tiny", card("tiny-rn", True), tmp_path))
     torch.testing.assert_close(adapter.image_tower("joint")(batch), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -455,7 +454,7 @@ def test_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"does not fit.*missing \d+: visual\.bn1.*unexpected \d+: .*wrong shape 1: "
     ):
-        models.load(LoadedModel("tiny", card("tiny-rn"), tmp_path))
+        families.load(ModelEntry("tiny", card("tiny-rn"), tmp_path))
 
 
 @pytest.mark.parametrize("arch", ["tiny-vit", "tiny-rn"])
@@ -463,7 +462,7 @@ def test_scale_of_another_shape_does_not_fit(arch: str, tmp_path: Path) -> None:
     state = build(arch).state_dict() | {"logit_scale": torch.zeros(2)}
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(WeightsError, match=r"wrong shape 1: logit_scale is \(2,\)"):
-        models.load(LoadedModel("tiny", card(arch), tmp_path))
+        families.load(ModelEntry("tiny", card(arch), tmp_path))
 
 
 # ---------------------------------------------------------- the QuickGELU trap
@@ -472,7 +471,7 @@ def test_scale_of_another_shape_does_not_fit(arch: str, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_gradients")
 def test_the_wrong_activation_loads_silently_and_moves_features(tmp_path: Path) -> None:
     model = build("tiny-vit", quick_gelu=True)
-    loaded = {q: models.load(saved(model, tmp_path, "tiny-vit", q)) for q in (True, False)}
+    loaded = {q: families.load(saved(model, tmp_path, "tiny-vit", q)) for q in (True, False)}
     batch = images("tiny-vit")
     right, wrong = (loaded[q].image_tower("joint")(batch) for q in (True, False))
     ids, _ = loaded[True].tokenize(PROMPTS)
@@ -486,9 +485,9 @@ def test_the_wrong_activation_loads_silently_and_moves_features(tmp_path: Path) 
     [("ViT-B-32", "openai", True), ("RN50", "openai", True), ("ViT-B-32", "laion2b_s34b_b79k", False)],
 )
 def test_card_of_a_tag_cannot_state_the_wrong_activation(arch: str, tag: str, trained_with: bool) -> None:
-    wrong = LoadedModel("mine", card(arch, not trained_with, open_clip=tag), Path())
+    wrong = ModelEntry("mine", card(arch, not trained_with, open_clip=tag), Path())
     with pytest.raises(CardError, match=f"mine: the tag {tag} was trained with quick_gelu") as caught:
-        models.load(wrong)
+        families.load(wrong)
     assert f"set config.quick_gelu: {str(trained_with).lower()}" in str(caught.value)
     assert (f"use the architecture {arch}-quickgelu" in str(caught.value)) == trained_with
 
@@ -503,10 +502,10 @@ def test_known_file_cannot_be_loaded_with_the_wrong_activation(
     with pytest.raises(
         CardError, match=r"tiny: this file \(ViT-B-32@openai\) was trained with quick_gelu true"
     ):
-        models.load(model)
+        families.load(model)
     with pytest.raises(CardError, match="trained with quick_gelu true"):
-        models.load(LoadedModel("x", clip.ad_hoc(f"open_clip:tiny-vit@{tmp_path / 'model.pt'}"), tmp_path))
-    models.load(LoadedModel("tiny", card("tiny-vit", True), tmp_path))
+        families.load(ModelEntry("x", clip.ad_hoc(f"open_clip:tiny-vit@{tmp_path / 'model.pt'}"), tmp_path))
+    families.load(ModelEntry("tiny", card("tiny-vit", True), tmp_path))
 
 
 def test_registry_knows_openais_files_by_their_published_hashes() -> None:
@@ -552,7 +551,7 @@ def test_ad_hoc_file_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for spec in (f"open_clip:tiny-vit@{tmp_path}/mine.pt", "open_clip:tiny-vit@mine.pt"):
         made = clip.ad_hoc(spec)
         assert made.preprocess.side == 32
-        adapter = models.load(LoadedModel(spec, made, tmp_path))
+        adapter = families.load(ModelEntry(spec, made, tmp_path))
         batch = images("tiny-vit")
         torch.testing.assert_close(adapter.image_tower("joint")(batch), model.encode_image(batch))
 
@@ -620,9 +619,9 @@ def test_disagreeing_tags_are_no_matter_for_a_file_that_is_one_of_them(
 def test_an_archive_of_openais_form_is_not_loaded_with_gelu(tmp_path: Path) -> None:
     numbers = {name: torch.tensor(1) for name in ("input_resolution", "context_length", "vocab_size")}
     torch.save(build("tiny-vit").state_dict() | numbers, tmp_path / "model.pt")
-    model = LoadedModel("mine", card("tiny-vit", file="model.pt"), tmp_path)
+    model = ModelEntry("mine", card("tiny-vit", file="model.pt"), tmp_path)
     with pytest.raises(CardError, match="an archive of OpenAI's own form, was trained with quick_gelu true"):
-        models.load(model)
+        families.load(model)
 
 
 def test_another_size_of_images_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,11 +629,11 @@ def test_another_size_of_images_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     grid = state["visual.positional_embedding"]
     state["visual.positional_embedding"] = torch.zeros(37, grid.shape[1])
     torch.save(state, tmp_path / "model.pt")
-    model = LoadedModel("mine", card("tiny-vit", file="model.pt"), tmp_path)
+    model = ModelEntry("mine", card("tiny-vit", file="model.pt"), tmp_path)
     with pytest.raises(
         WeightsError, match=r"trained on images of \d+ px, tiny-vit takes 32 px; .*\n.*hf-hub"
     ):
-        models.load(model)
+        families.load(model)
     configs = open_clip.factory._MODEL_CONFIGS
     patch = configs["tiny-vit"]["vision_cfg"]["patch_size"]
     larger = configs["tiny-vit"] | {
@@ -642,7 +641,7 @@ def test_another_size_of_images_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     }
     monkeypatch.setitem(configs, "tiny-vit-large", larger)
     with pytest.raises(WeightsError, match=r"name the architecture of that size: tiny-vit-large"):
-        models.load(model)
+        families.load(model)
 
 
 def test_tag_without_network_says_how_to_bring_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -652,9 +651,9 @@ def test_tag_without_network_says_how_to_bring_the_file(monkeypatch: pytest.Monk
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained", unreachable)
-    model = LoadedModel("mine", clip.ad_hoc("open_clip:RN50@openai"), Path())
+    model = ModelEntry("mine", clip.ad_hoc("open_clip:RN50@openai"), Path())
     with pytest.raises(WeightsError, match=r"mine: the weights RN50@openai.*service not known") as caught:
-        models.load(model)
+        families.load(model)
     assert "open_clip:RN50-quickgelu@PATH" in str(caught.value)
 
 
@@ -669,14 +668,14 @@ def test_first_use_of_a_tag_is_recorded_and_checked_ever_after(
     torch.save(build("tiny-vit").state_dict(), path)
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"url": "somewhere"})
     monkeypatch.setattr(open_clip.pretrained, "download_pretrained", lambda *_: str(path))
-    model = LoadedModel("mine", card("tiny-vit", open_clip="some_tag"), Path())
-    first = models.load(model).weights_sha256
-    assert models.load(model).weights_sha256 == first
+    model = ModelEntry("mine", card("tiny-vit", open_clip="some_tag"), Path())
+    first = families.load(model).weights_sha256
+    assert families.load(model).weights_sha256 == first
     torch.save(build("tiny-vit").half().state_dict(), path)
     with pytest.raises(
         ClipbenchError, match=f"sha256 of the weights of tiny-vit@some_tag has changed: {first}"
     ):
-        models.load(model)
+        families.load(model)
 
 
 def test_models_for_images_that_are_not_square_are_refused() -> None:

@@ -20,7 +20,7 @@ from clipbench.data.split import Sample, Split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
-from clipbench.models.adapter import Compared, LoadedModel
+from clipbench.models.adapter import Compared, ModelEntry
 from clipbench.protocols import zero_shot
 from clipbench.protocols.zero_shot import Params, check, classifier, needs, prompts, run
 
@@ -311,7 +311,7 @@ def test_a_causal_tower_of_open_clip_is_exact_too(tmp_path: Path) -> None:
     module = open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).eval().requires_grad_(False)
     spec = clip.ad_hoc("open_clip:RN50@openai")
     encoder = ModelEncoder(
-        LoadedModel("small", spec, tmp_path), Runtime("cpu", "fp32"), progress=False, root=tmp_path
+        ModelEntry("small", spec, tmp_path), Runtime("cpu", "fp32"), progress=False, root=tmp_path
     )
     encoder.adapter = clip.ClipAdapter(spec, module, "RN50", "00")
     task = Catalog().dataset("food101").card

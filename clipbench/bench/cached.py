@@ -16,14 +16,14 @@ from clipbench.bench.machine import best
 from clipbench.catalog import Task
 from clipbench.encoding.feature_store import FeatureFile
 from clipbench.evaluate import Options, evaluate
-from clipbench.models.adapter import LoadedModel
+from clipbench.models.adapter import ModelEntry
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 def measure(
-    model: LoadedModel, tasks: Sequence[Task], options: Options, rows: int, columns: int
+    model: ModelEntry, tasks: Sequence[Task], options: Options, rows: int, columns: int
 ) -> dict[str, Any]:
     """Read random features with all checks and without any, and run tasks whose features are cached.
 

@@ -22,7 +22,8 @@ from clipbench.encoding.encoder import Counts, ModelEncoder, batch_rows, encode_
 from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import DataError
 from clipbench.models import clip
-from clipbench.models.adapter import LoadedModel, load
+from clipbench.models.adapter import ModelEntry
+from clipbench.models.families import load
 from clipbench.protocols import zero_shot
 from clipbench.utils.cpu import cores
 
@@ -67,7 +68,7 @@ def measure(
         checkpoint = Path(folder) / "random.pt"
         torch.manual_seed(0)
         torch.save(clip.random_model(arch).state_dict(), checkpoint)
-        model = LoadedModel(arch, clip.of_file(arch, checkpoint, {}), Path(folder))
+        model = ModelEntry(arch, clip.of_file(arch, checkpoint, {}), Path(folder))
         bench = _Bench(model, runtime, Path(folder), progress)
         tower = bench.encoder.tower("joint", 1_000_000)  # as for a long run
         tensors = bench.preload(split)
@@ -126,7 +127,7 @@ def view(found: dict[str, Any]) -> RenderableType:
 class _Bench:
     """One model, encoded again and again with an empty feature store."""
 
-    def __init__(self, model: LoadedModel, runtime: Runtime, folder: Path, progress: bool) -> None:
+    def __init__(self, model: ModelEntry, runtime: Runtime, folder: Path, progress: bool) -> None:
         self._folder, self._number = folder, itertools.count()
         self.encoder = ModelEncoder(model, runtime, progress=progress)
         self.encoder.adapter = load(model)

@@ -40,7 +40,8 @@ from clipbench.data.split import Sample, Split
 from clipbench.encoding.feature_store import DIGEST_BYTES, FOLDER, FeatureFile, Features, digest
 from clipbench.encoding.runtime import MAX_BATCH, Runtime, Tower, fastest, under
 from clipbench.errors import ClipbenchError, DataError, NotApplicable
-from clipbench.models import adapter as models
+from clipbench.models import families
+from clipbench.models.adapter import Adapter, Compared, ModelEntry
 from clipbench.protocols.base import HEAT
 from clipbench.utils.cache import cache_root, make_folder
 from clipbench.utils.cpu import cores
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from torch import nn
 
-    from clipbench.models.saliency import Heat, HeatMaps
+    from clipbench.models.saliency import SaliencyMaps, SaliencyMethod
 
 _TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
 _PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
@@ -91,7 +92,7 @@ class Counts:
 class ModelEncoder:
     """A model as protocols see it (see `protocols.Encoder`)."""
 
-    model: models.LoadedModel
+    model: ModelEntry
     runtime: Runtime
     on_bad_image: OnBadImage = "stop"
     progress: bool = True
@@ -102,8 +103,8 @@ class ModelEncoder:
     _end_of_crops: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     @cached_property
-    def adapter(self) -> models.Adapter:
-        return models.load(self.model)
+    def adapter(self) -> Adapter:
+        return families.load(self.model)
 
     @property
     def logit_scale(self) -> float:
@@ -114,7 +115,7 @@ class ModelEncoder:
         return self.runtime.device
 
     @property
-    def compared(self) -> models.Compared:
+    def compared(self) -> Compared:
         return self.adapter.compared
 
     @property
@@ -139,7 +140,7 @@ class ModelEncoder:
     def require(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`, at the size that it may name."""
         if space == HEAT:
-            self._heat_maps(None)
+            self._saliency(None)
             return
         base, size = _sized(space)
         self.adapter.require_space(base)
@@ -286,7 +287,7 @@ class ModelEncoder:
         *,
         whole: bool = True,
         block: int | None = None,
-    ) -> Iterator[Heat]:
+    ) -> Iterator[SaliencyMaps]:
         """See `protocols.HeatEncoder`.
 
         Raises:
@@ -295,21 +296,21 @@ class ModelEncoder:
         """
         from clipbench.encoding.saliency import heats
 
-        maps = self._heat_maps(block)
+        maps = self._saliency(block)
         maps.tower.to(self.runtime.device)
         preprocess = self.adapter.preprocess
         if whole and preprocess.resize == "shortest":
             preprocess = preprocess.model_copy(update={"resize": "squash"})
         return heats(self, maps, preprocess, split, texts, image)
 
-    def _heat_maps(self, block: int | None) -> HeatMaps:
+    def _saliency(self, block: int | None) -> SaliencyMethod:
         """The model's maps; finding out what they are takes a forward pass, so that they are kept."""
-        if block not in self._known_heat_maps:
-            self._known_heat_maps[block] = self.adapter.heat_maps(block)
-        return self._known_heat_maps[block]
+        if block not in self._known_saliency:
+            self._known_saliency[block] = self.adapter.saliency_method(block)
+        return self._known_saliency[block]
 
     @cached_property
-    def _known_heat_maps(self) -> dict[int | None, HeatMaps]:
+    def _known_saliency(self) -> dict[int | None, SaliencyMethod]:
         return {}
 
     def decoders(self, images: int) -> int:
@@ -382,7 +383,7 @@ class ModelEncoder:
         text = space.startswith("text:")
         return {
             "family": card.family,
-            "version": models.family(card.family).VERSION,
+            "version": families.family(card.family).version,
             "config": card.config,
             "weights": self.adapter.weights_sha256,
             "preprocess": None if text else self.preprocess(space).canonical(),
@@ -512,7 +513,7 @@ def _through_head(encoder: ModelEncoder, split: Split, space: str) -> bool:
     file = encoder.file(split, space)
     tower, head = found
     base = ModelEncoder(
-        models.LoadedModel(encoder.model.id, tower.card, encoder.model.folder),
+        ModelEntry(encoder.model.id, tower.card, encoder.model.folder),
         encoder.runtime,
         encoder.on_bad_image,
         encoder.progress,

@@ -18,7 +18,7 @@ from clipbench.data.images import frames
 from clipbench.data.split import Sample, Split
 from clipbench.encoding.encoder import not_finite
 from clipbench.encoding.feature_store import Features
-from clipbench.models.saliency import Heat, HeatMaps
+from clipbench.models.saliency import SaliencyMaps, SaliencyMethod
 
 if TYPE_CHECKING:
     from clipbench.encoding.encoder import ModelEncoder
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 def heats(
     encoder: ModelEncoder,
-    maps: HeatMaps,
+    maps: SaliencyMethod,
     preprocess: Preprocess,
     split: Split,
     texts: Sequence[str],
     image: NDArray[np.int64],
-) -> Iterator[Heat]:
+) -> Iterator[SaliencyMaps]:
     """The maps of every text on its image, for images prepared by `preprocess`; see `protocols.HeatEncoder`.
 
     Only the small maps of one batch are held.
@@ -81,7 +81,7 @@ def heats(
                 own = np.flatnonzero(place == row)
                 stored, turned = sizes[row]
                 width, height = stored[::-1] if turned >= 5 else stored
-                yield Heat(
+                yield SaliencyMaps(
                     int(part[row]),
                     numbers[own],
                     found[own],
@@ -95,7 +95,7 @@ def heats(
 
 
 def _pairs(
-    maps: HeatMaps,
+    maps: SaliencyMethod,
     images: torch.Tensor,
     place: NDArray[np.int64],
     features: Features,

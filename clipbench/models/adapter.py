@@ -1,40 +1,28 @@
-"""Model families behind one small interface.
-
-A family is one module here, found by the `family:` of a model card, with three names:
-
-    class Config(Strict)                     what the card's `config:` may hold
-    VERSION: int                             raised whenever the family's features change
-    def load(card: LoadedModel) -> Adapter   strict: every weight used, none missing
-
-Modules import torch inside functions, so that cards can be validated without it.
-"""
+"""The contract that a model meets, `Adapter`, and what a module says of a family of models, `Family`."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from clipbench import models
 from clipbench.cards.cards import ModelCard, Preprocess, Strict
-from clipbench.errors import CardError, NotApplicable, unknown
+from clipbench.errors import NotApplicable
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from clipbench.models.saliency import HeatMaps
+    from clipbench.models.saliency import SaliencyMethod
 
 Compared = Literal["joint", "tokens"]
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model card, its id, and the folder that its relative paths start from.
+class ModelEntry:
+    """A model as the catalog knows it: its id, its card, and the folder that the card's relative paths start from.
 
     `detected` says that the card was made here, for weights that do not say all of it; its notes say why so.
     """
@@ -113,7 +101,7 @@ class Adapter(ABC):
         """
         return None
 
-    def heat_maps(self, block: int | None = None) -> HeatMaps:
+    def saliency_method(self, block: int | None = None) -> SaliencyMethod:
         """Maps of where in an image its score with a text comes from (see `clipbench.models.saliency`).
 
         Args:
@@ -147,34 +135,26 @@ class Adapter(ABC):
             )
 
 
-def families() -> list[str]:
-    """Names of the model families: the modules of this folder that have a `Config`."""
-    names = [m.name for m in pkgutil.iter_modules(models.__path__)]
-    return sorted(n for n in names if hasattr(importlib.import_module(f"{models.__name__}.{n}"), "Config"))
+@dataclass(frozen=True)
+class Family:
+    """What a module says of a family of models, as its `FAMILY`; the module's name is that of the family on cards.
 
+    Such modules import torch inside functions, so that cards can be validated without it.
 
-def family(name: str) -> Any:
-    """The module of family `name`.
-
-    Raises:
-        CardError: no such family.
+    Attributes:
+        version: raised whenever the family's features change.
+        config: what a card's `config:` may hold.
+        load: makes the adapter of a card, strictly: every weight used, none missing.
+        weights_file: finds a card's own weights file, downloaded where it is missing, and its sha256 (hex); None:
+            as any card says where its weights lie.
+        detect: makes the card of a checkpoint file from its path and its state dict; or None, where their keys are
+            not the family's.
+        named: prefix → what makes the card of a model whose name begins with it (`--model <prefix>…`).
     """
-    if name not in families():
-        raise CardError(unknown("model family", name, families()))
-    return importlib.import_module(f"{models.__name__}.{name}")
 
-
-def config_model(name: str) -> type[Strict]:
-    """The typed `config:` of family `name`."""
-    model: type[Strict] = family(name).Config
-    return model
-
-
-def load(model: LoadedModel) -> Adapter:
-    """The adapter of `model`, weights loaded strictly.
-
-    Raises:
-        WeightsError: the checkpoint is missing, corrupt, or does not fit.
-    """
-    adapter: Adapter = family(model.card.family).load(model)
-    return adapter
+    version: int
+    config: type[Strict]
+    load: Callable[[ModelEntry], Adapter]
+    weights_file: Callable[[ModelEntry], tuple[Path, str]] | None = None
+    detect: Callable[[Path, Mapping[str, torch.Tensor]], ModelCard | None] | None = None
+    named: Mapping[str, Callable[[str], ModelCard]] = field(default_factory=dict)

@@ -9,14 +9,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field
 
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
-from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, resolve, verify
 from clipbench.utils.cache import remember
 from clipbench.utils.parsing import expanded
@@ -24,8 +24,6 @@ from clipbench.utils.parsing import expanded
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-VERSION = 1
 
 PREFIX = "open_clip:"
 HUB_PREFIX = "hf-hub:"
@@ -45,7 +43,7 @@ class Config(Strict):
     quick_gelu: bool = Field(description="x·sigmoid(1.702x) as in OpenAI's code, instead of GELU")
 
 
-def load(model: LoadedModel) -> Adapter:
+def load(model: ModelEntry) -> Adapter:
     """The adapter of a `family: clip` card.
 
     Raises:
@@ -57,9 +55,8 @@ def load(model: LoadedModel) -> Adapter:
     tag = model.card.weights.open_clip
     if tag is not None:
         _agree(model.id, config, _tag_config(config.arch, tag), f"the tag {tag}")
-        path, digest = tag_file(model)
-    else:
-        path, digest = resolve(model)
+    path, digest = weights_file(model)
+    if tag is None:
         known = _known_files().get(digest[:8])
         if known:
             _agree(model.id, config, known[1], f"this file ({known[0]})")
@@ -75,8 +72,8 @@ def load(model: LoadedModel) -> Adapter:
     return ClipAdapter(model.card, module, config.arch, digest)
 
 
-def tag_file(model: LoadedModel) -> tuple[Path, str]:
-    """The file of a card's pretrained tag, downloaded where it is missing, and its sha256 (hex).
+def weights_file(model: ModelEntry) -> tuple[Path, str]:
+    """The file of a card, its pretrained tag's where it names one, downloaded where missing, and its sha256 (hex).
 
     Raises:
         CardError: unknown tag.
@@ -84,7 +81,8 @@ def tag_file(model: LoadedModel) -> tuple[Path, str]:
         ClipbenchError: its hash is not the one recorded at first use.
     """
     arch, weights = Config.model_validate(model.card.config).arch, model.card.weights
-    assert weights.open_clip is not None
+    if weights.open_clip is None:
+        return resolve(model)
     path = _download(model, arch, weights.open_clip)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
@@ -360,6 +358,17 @@ def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str, 
     )
 
 
+def detected(path: Path, state: Mapping[str, torch.Tensor]) -> ModelCard | None:
+    """The card of a checkpoint file in OpenAI's layout; None for other files. Raises as `detect`, and `of_file`."""
+    found = detect(path, state)
+    if found is None:
+        return None
+    config, why, described = found
+    card = of_file(config.arch, path, described)
+    notes = f"detected: CLIP, {config.arch}: {why}" + ("" if described is not None else f"; {card.notes}")
+    return card.model_copy(update={"config": config.canonical(), "notes": notes})
+
+
 def matching_archs(state: Mapping[str, torch.Tensor]) -> list[str]:
     """open_clip's architectures of OpenAI's form whose towers have the sizes of `state` (`visual.*`, text unprefixed).
 
@@ -554,7 +563,7 @@ def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
         logging.disable(level)
 
 
-def _download(model: LoadedModel, arch: str, tag: str) -> Path:
+def _download(model: ModelEntry, arch: str, tag: str) -> Path:
     import open_clip
     from open_clip.pretrained import download_pretrained
 
@@ -669,3 +678,13 @@ def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None)
     if tokens is not None:
         return TextTokens()
     return CausalText() if causal and pool in ("argmax", "eos") else FullText()
+
+
+FAMILY: Final = Family(
+    version=1,
+    config=Config,
+    load=load,
+    weights_file=weights_file,
+    detect=detected,
+    named={PREFIX: ad_hoc, HUB_PREFIX: on_the_hub},
+)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import Preprocess, Strict
+from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import WeightsError
 from clipbench.models import dual
-from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, resolve
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from clipbench.models.towers.dual import DualTowers
 
     State = Mapping[str, torch.Tensor]
-
-VERSION = 1
 
 #: what the official code evaluates with; Pillow's bilinear smooths where OpenCV's does not, and OpenCV turns images
 PREPROCESS: Final = Preprocess(
@@ -103,7 +101,7 @@ _OFFICIAL: Final = _Layout(
 _OURS: Final = _Layout("ours", "image.net.", "text.net.", "image_projection.", "text_projection.")
 
 
-def load(model: LoadedModel) -> Adapter:
+def load(model: ModelEntry) -> Adapter:
     """The adapter of a `family: clip_lite` card; every key of the file is used or on the drop-list.
 
     Raises:
@@ -163,6 +161,22 @@ def detect(state: State) -> Detected | None:
     }
     config = {"image": image, "text": texts[0], "layers": layers}
     return Detected(Config.model_validate(config), reasons)
+
+
+def detected(path: Path, state: State) -> ModelCard | None:
+    """The card of a checkpoint file of CLIP-Lite; None for other files."""
+    found = detect(state)
+    if found is None:
+        return None
+    config = found.config
+    return ModelCard(
+        title=f"CLIP-Lite {config.image}, {path.name}",
+        family="clip_lite",
+        config=config.canonical(),
+        preprocess=PREPROCESS,
+        weights=Weights(file=str(path)),
+        notes=f"detected: CLIP-Lite, {config.image} and {config.layers} layers of {config.text}: {found.why}",
+    )
 
 
 # ---------------------------------------------------------------------- parts
@@ -254,3 +268,6 @@ def _official_tree(towers: DualTowers) -> nn.Module:
             "loss": nn.ModuleDict({"global_d": critic}),
         }
     )
+
+
+FAMILY: Final = Family(version=1, config=Config, load=load, detect=detected)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict
+from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, WeightsError
-from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.clip import ClipAdapter, known_arch, matching_archs, text_tower
 from clipbench.models.weights.reading import load_strict, read_state_dict, resolve
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     State = Mapping[str, torch.Tensor]
-
-VERSION = 1
 
 Variant = Literal["clip", "slip", "filip", "declip", "defilip"]
 
@@ -79,7 +77,7 @@ class Detected:
     why: str
 
 
-def load(model: LoadedModel) -> Adapter:
+def load(model: ModelEntry) -> Adapter:
     """The adapter of a `family: declip` card; every key of the file is used or on the drop-list.
 
     Raises:
@@ -132,6 +130,22 @@ def detect(path: Path, state: State) -> Detected | None:
     return Detected(
         Config(variant=variant, arch=archs[0], embed_dim=_embed_dim(state), proj_bias=bias),
         f"keys {keys}; {len(state[f'{prefix}token_embedding.weight']):,} tokens",
+    )
+
+
+def detected(path: Path, state: State) -> ModelCard | None:
+    """The card of a checkpoint file of the official layout; None for other files. Raises as `detect`."""
+    found = detect(path, state)
+    if found is None:
+        return None
+    config = found.config
+    return ModelCard(
+        title=f"{config.variant} {config.arch}, {path.name}",
+        family="declip",
+        config=config.canonical(),
+        preprocess=PREPROCESS,
+        weights=Weights(file=str(path)),
+        notes=f"detected: {config.variant} of DeCLIP's repository, {config.arch}, {config.embed_dim}-d: {found.why}",
     )
 
 
@@ -265,7 +279,7 @@ def _fill_counters(state: dict[str, torch.Tensor], towers: nn.Module) -> None:
             state.setdefault(name, torch.tensor(0))
 
 
-def _check_preprocess(model: LoadedModel) -> None:
+def _check_preprocess(model: ModelEntry) -> None:
     if model.card.preprocess != PREPROCESS:
         given, official = model.card.preprocess.canonical(), PREPROCESS.canonical()
         key = next(k for k in official if given[k] != official[k])
@@ -336,3 +350,6 @@ def _patches(visual: Any, mapping: nn.Module | None) -> nn.Module:
             )
 
     return Patches()
+
+
+FAMILY: Final = Family(version=1, config=Config, load=load, detect=detected)

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
     Field,
@@ -23,7 +23,7 @@ from pydantic import (
 
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights, fingerprint
 from clipbench.errors import CardError, WeightsError
-from clipbench.models.adapter import Adapter, LoadedModel
+from clipbench.models.adapter import Adapter, Family, ModelEntry
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from clipbench.models.towers.dual import DualTowers, ImageTower, LibraryTower, TextTower
     from clipbench.models.weights.reading import State
-
-VERSION = 1
 
 
 class ConvNetTower(Strict):
@@ -482,7 +480,7 @@ class TextAdapter(Adapter):
         return self._tower.tokenize(texts)
 
 
-def load(model: LoadedModel) -> Adapter:
+def load(model: ModelEntry) -> Adapter:
     """The adapter of `model`, weights loaded strictly.
 
     Raises:
@@ -573,3 +571,6 @@ def stated(config: Config, sha256: str) -> str | None:
 def identity(towers: DualTowers, sha256: str) -> str:
     """sha256 (hex) of all that the features come from: of the model's own file, and of towers' files elsewhere."""
     return fingerprint([sha256, *towers.elsewhere.values()]) if towers.elsewhere else sha256
+
+
+FAMILY: Final = Family(version=1, config=Config, load=load)

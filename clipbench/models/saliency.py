@@ -40,7 +40,7 @@ _BLOCKS = {"ResidualAttentionBlock": "attn", "EncoderBlock": "self_attention", "
 
 
 @dataclass(frozen=True)
-class Heat:
+class SaliencyMaps:
     """The maps of one image.
 
     Attributes:
@@ -88,7 +88,7 @@ class Heat:
         return whole
 
 
-class HeatMaps(ABC):
+class SaliencyMethod(ABC):
     """Maps of one model.
 
     Attributes:
@@ -116,7 +116,7 @@ class HeatMaps(ABC):
 
 
 @dataclass
-class GradCam(HeatMaps):
+class GradCam(SaliencyMethod):
     """Grad-CAM on the output of the module `stage` of `tower`."""
 
     tower: nn.Module
@@ -140,7 +140,7 @@ class GradCam(HeatMaps):
 
 
 @dataclass
-class Attention(HeatMaps):
+class Attention(SaliencyMethod):
     """Gradient × attention of the class token in the module `block` of `tower`, whose attention is `attention`.
 
     `prefix` tokens come before those of the patches, the class token first.
@@ -176,7 +176,7 @@ class Attention(HeatMaps):
 
 
 @dataclass
-class TokenCosine(HeatMaps):
+class TokenCosine(SaliencyMethod):
     """Cosines of the patches that `tower` gives, tokens of `width`, with the text's tokens."""
 
     tower: nn.Module
@@ -197,7 +197,9 @@ class TokenCosine(HeatMaps):
         return F.relu(_square(best)), best.mean(dim=1)
 
 
-def of_tower(tower: nn.Module, preprocess: Preprocess, title: str, block: int | None = None) -> HeatMaps:
+def of_tower(
+    tower: nn.Module, preprocess: Preprocess, title: str, block: int | None = None
+) -> SaliencyMethod:
     """The maps that `tower` (images to joint features) offers: `Attention` for a ViT, else `GradCam`.
 
     Args:

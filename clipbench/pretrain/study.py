@@ -453,10 +453,10 @@ def _measure(
     """Measure → score and chance of the model in `folder`; features are not kept."""
     from clipbench.encoding.encoder import ModelEncoder
     from clipbench.evaluate import evaluator
-    from clipbench.models import adapter as models
+    from clipbench.models import families
 
     model = catalog.model(str(folder.resolve()))
-    adapter = models.load(model)
+    adapter = families.load(model)
     ids = {name: measure.task for name, measure in study.measures.items()}
     measured: dict[str, records.Record] = {
         record.task: record

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clipbench.encoding.feature_store import Features
     from clipbench.metrics.intervals import Score
     from clipbench.models.adapter import Compared
-    from clipbench.models.saliency import Heat
+    from clipbench.models.saliency import SaliencyMaps
 
 
 #: what stands for a feature space in `needs` where heat maps are read
@@ -108,13 +108,13 @@ class HeatEncoder(Encoder, Protocol):
         *,
         whole: bool = True,
         block: int | None = None,
-    ) -> Iterator[Heat]:
+    ) -> Iterator[SaliencyMaps]:
         """Heat maps of every text on its image (`image`: int64 [M], ascending), image by image as they are decoded.
 
         Images that could not be decoded are left out. They are in fp32 whatever precision encodes features.
 
         Args:
             whole: the whole image is squashed to what the model sees, whatever its own evaluation does.
-            block: see `models.Adapter.heat_maps`.
+            block: see `clipbench.models.adapter.Adapter.saliency_method`.
         """
         ...

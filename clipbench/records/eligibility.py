@@ -16,7 +16,7 @@ from clipbench.cards.cards import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
 from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models.adapter import ModelEntry
 from clipbench.records.exposure import exposure
 from clipbench.records.record import Json, Record, Seen, Stored
 
@@ -47,7 +47,7 @@ class Judge:
     """Says how records stand against the cards and protocols of `catalog`; every card is looked at once."""
 
     catalog: Catalog
-    _models: dict[str, LoadedModel | None] = field(default_factory=dict, init=False, repr=False)
+    _models: dict[str, ModelEntry | None] = field(default_factory=dict, init=False, repr=False)
     _tasks: dict[str, Task | Gone | None] = field(default_factory=dict, init=False, repr=False)
     _resolved_params: dict[str, Json] = field(default_factory=dict, init=False, repr=False)
     _exposures: dict[tuple[str, str, str], tuple[Seen, ...]] = field(
@@ -122,14 +122,14 @@ class Judge:
             found.append(f"the weights changed: sha256 {measured[:8]} → {wanted[:8]}")
         return found
 
-    def _weights(self, model: LoadedModel) -> str | None:
+    def _weights(self, model: ModelEntry) -> str | None:
         """What the weights' sha256 starts with today, as far as it is known without fetching anything."""
         own = self._own_weights(model)
         if own is None or model.card.family != "dual":
             return own
         return dual.stated(dual.parse_config(model.card.config, model.id), own)
 
-    def _own_weights(self, model: LoadedModel) -> str | None:
+    def _own_weights(self, model: ModelEntry) -> str | None:
         """As `_weights`, of the file that the card itself names."""
         weights = model.card.weights
         if weights.sha256 is not None or weights.file is None:
@@ -164,7 +164,7 @@ class Judge:
             self._resolved_params[task.id] = task.params.canonical()
         return self._resolved_params[task.id]
 
-    def _model(self, name: str) -> LoadedModel | None:
+    def _model(self, name: str) -> ModelEntry | None:
         if name not in self._models:
             known = name in self.catalog.model_files
             self._models[name] = self.catalog.model(name) if known else None

@@ -15,18 +15,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
-
-from pydantic import BaseModel
 
 from clipbench.cards.cards import Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
-from clipbench.models.adapter import LoadedModel, config_model
-from clipbench.models.weights.reading import resolve_source, strange
+from clipbench.models.weights.reading import strange
 from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, write_atomic
 from clipbench.utils.package import __version__
+from clipbench.utils.web import Refused, open_address
 
 if TYPE_CHECKING:
     from urllib.response import addinfourl
@@ -36,48 +34,6 @@ _TIMEOUT_S = 30
 _PAUSES_S = (1, 2, 4, 8)  # before asking again; one more failure without any progress is the last
 _CHUNK = 1 << 20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may pass
-
-
-class Fetched(NamedTuple):
-    """A weights file that is on this machine; `checked` says what its sha256 was held against."""
-
-    model: str
-    source: str
-    path: Path
-    bytes: int
-    sha256: str
-    checked: str
-
-
-def fetch(model: LoadedModel) -> list[Fetched]:
-    """Make sure that all weights of `model` are on this machine: the card's own, and those in its `config`.
-
-    Raises:
-        WeightsError, StorageError, ClipbenchError: as `resolve_source`.
-    """
-    config = config_model(model.card.family).model_validate(model.card.config)
-    found = []
-    for weights in (model.card.weights, *_weights_in(config)):
-        if weights.open_clip is not None and model.card.family == "clip":
-            from clipbench.models import clip
-
-            path, digest = clip.tag_file(model)
-        else:
-            path, digest = resolve_source(weights, owner=model.id, folder=model.folder)
-        checked = "as on the card" if weights.sha256 else "recorded at first use"
-        if weights.file is not None and not weights.sha256:
-            checked = "not checked: a local file, and no sha256 on the card"
-        found.append(Fetched(model.id, name(weights), path, path.stat().st_size, digest, checked))
-    return found
-
-
-def _weights_in(part: BaseModel) -> Iterator[Weights]:
-    """The sources that a config names, at any depth."""
-    for _, value in part:
-        if isinstance(value, Weights):
-            yield value
-        elif isinstance(value, BaseModel):
-            yield from _weights_in(value)
 
 
 def name(weights: Weights) -> str:
@@ -345,8 +301,6 @@ def _ask(link: str, headers: dict[str, str], part: _Part, *, again: bool) -> add
     Without a network the first request fails at once; later ones are worth repeating.
     """
     from urllib.error import HTTPError, URLError
-
-    from clipbench.utils.web import Refused, open_address
 
     try:
         return open_address(link, headers=headers, timeout=_TIMEOUT_S)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from clipbench.cards.cards import Weights
 from clipbench.data.digests import digests, sha256_file
 from clipbench.errors import CardError, DataError, WeightsError, nearest
-from clipbench.models.adapter import LoadedModel
+from clipbench.models.adapter import ModelEntry
 from clipbench.utils.cache import remember
 from clipbench.utils.parsing import expanded
 
@@ -66,7 +66,7 @@ _STORAGES = {
 }
 
 
-def resolve(model: LoadedModel) -> tuple[Path, str]:
+def resolve(model: ModelEntry) -> tuple[Path, str]:
     """The checkpoint file of a card, downloaded where it is missing, and its sha256; see `resolve_source`."""
     return resolve_source(model.card.weights, owner=model.id, folder=model.folder)
 

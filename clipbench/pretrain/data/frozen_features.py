@@ -20,7 +20,7 @@ from clipbench.data.pairs.lazy import LazySplit
 from clipbench.encoding.feature_store import Features
 from clipbench.errors import CardError, nearest
 from clipbench.models import dual
-from clipbench.models.adapter import LoadedModel
+from clipbench.models.adapter import ModelEntry
 from clipbench.models.towers.dual import DualTowers, ImageTower, LibraryTower, TextTower
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class Start:
         tower = getattr(self.towers, side).requires_grad_(False).eval()
         self.towers.elsewhere[side] = self.digests[side]
         adapter = dual.alone(side, self.towers, model.config, model.preprocess, source)
-        encoder = ModelEncoder(LoadedModel(adapter.card.title, adapter.card, Path()), runtime)
+        encoder = ModelEncoder(ModelEntry(adapter.card.title, adapter.card, Path()), runtime)
         encoder.adapter = adapter
         self._encoders[side], self._whole[side] = encoder, tower
         stand_in = (
