@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipbench.cards.cards import Preprocess
-from clipbench.models import dual
+from clipbench.models.towers.adapters import serialise
+from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 
 CLASSES = ("cat", "dog", "cow", "hen", "pig")
@@ -37,8 +38,8 @@ def write_run(
     }
     preprocess = {"size": size, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
     torch.manual_seed(seed)
-    towers = DualTowers(dual.parse_config(config, "small"), Preprocess.model_validate(preprocess)).eval()
-    data, sha256 = dual.serialise(towers)
+    towers = DualTowers(parse_config(config, "small"), Preprocess.model_validate(preprocess)).eval()
+    data, sha256 = serialise(towers)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(data)
     card = {

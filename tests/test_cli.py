@@ -27,7 +27,7 @@ from clipbench.data import digests
 from clipbench.encoding import encoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
-from clipbench.models import dual
+from clipbench.models.towers.adapters import DualAdapter
 from clipbench.records import record as records
 
 one_thread = small.one_thread
@@ -153,10 +153,10 @@ def test_limit_and_seed_stand_in_the_record(run: Run, place: Place) -> None:
 def test_what_a_model_cannot_do_is_a_dash_and_no_failure(
     run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_text(adapter: dual.DualAdapter, space: str = "joint") -> None:
+    def no_text(adapter: DualAdapter, space: str = "joint") -> None:
         raise NotApplicable("Small 0: no text tower")
 
-    monkeypatch.setattr(dual.DualAdapter, "text_tower", no_text)
+    monkeypatch.setattr(DualAdapter, "text_tower", no_text)
     done = run(*place.eval())
     assert done.code == 0
     assert done.err.startswith("–")

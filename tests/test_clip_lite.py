@@ -27,8 +27,9 @@ from clipbench.data.builtin import ArraySplit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models import clip_lite, dual, families
+from clipbench.models import clip_lite, families
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 
 one_thread = small.one_thread
@@ -477,7 +478,7 @@ def test_config_of_the_family_is_strict() -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             clip_lite.Config.model_validate(wrong)
     with pytest.raises(CardError, match="more than the 64 tokens"):
-        dual.parse_config(
+        parse_config(
             {
                 "image": {"kind": "torchvision", "arch": "resnet18"},
                 "text": {

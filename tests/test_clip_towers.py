@@ -23,7 +23,10 @@ from clipbench.evaluate import Options, evaluate
 from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.saliency import Attention, GradCam, TokenCosine
-from clipbench.models.towers.dual import DualTowers, TokenTower
+from clipbench.models.towers.adapters import serialise
+from clipbench.models.towers.base import TokenTower
+from clipbench.models.towers.configs import parse_config
+from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.loop import pretrain
 from clipbench.utils.row_rng import Draws
 
@@ -42,7 +45,7 @@ def both(image: dict[str, Any], text: dict[str, Any] = TEXT, **more: Any) -> dic
 
 def built(config: dict[str, Any], preprocess: Preprocess = RGB) -> DualTowers:
     torch.manual_seed(0)
-    return DualTowers(dual.parse_config(config, "test"), preprocess).eval()
+    return DualTowers(parse_config(config, "test"), preprocess).eval()
 
 
 def theirs(image: dict[str, Any], *, quick_gelu: bool) -> Any:
@@ -116,7 +119,7 @@ def test_defaults_are_the_published_sizes(arch: str) -> None:
     image = {"kind": "clip-resnet" if arch == "RN50" else "clip-vit"}
     config = both(image, {"kind": "clip-text", "width": width}, embed_dim=settings["embed_dim"])
     with torch.device("meta"):
-        towers = DualTowers(dual.parse_config(config, "test"), RGB.model_copy(update={"size": 224}))
+        towers = DualTowers(parse_config(config, "test"), RGB.model_copy(update={"size": 224}))
         net = open_clip.CLIP(**settings)
     sizes = {name: tensor.shape for name, tensor in renamed(net).items()}
     assert {name: tensor.shape for name, tensor in towers.state_dict().items()} == sizes
@@ -248,7 +251,7 @@ def test_loaded_towers_are_those_saved_and_have_heat_maps(
 ) -> None:
     config = both(image, **more)
     towers = built(config)
-    data, sha256 = dual.serialise(towers)
+    data, sha256 = serialise(towers)
     (tmp_path / "model.safetensors").write_bytes(data)
     weights = Weights(file="model.safetensors", sha256=sha256)
     card = ModelCard(title="small", family="dual", config=config, preprocess=RGB, weights=weights)

@@ -20,6 +20,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.models import dual
+from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.objectives import learners
@@ -112,7 +113,7 @@ def test_hard_negative_loss_is_the_bounds_second_term_with_these_texts() -> None
 @pytest.mark.parametrize("prior", [0.0, 0.1])
 def test_hard_negatives_take_their_share_of_the_wrong_texts(prior: float) -> None:
     torch.manual_seed(0)
-    towers = DualTowers(dual.parse_config(CONFIG, "test"), PREPROCESS)
+    towers = DualTowers(parse_config(CONFIG, "test"), PREPROCESS)
     objective = recipe_with(clusters=3, hard_share=0.3, negatives=2, prior_weight=prior).objective
     learner = learners.make(objective, towers)
     features = {"image": random(8, 64), "text": random(8, 64, seed=1), "caption": torch.arange(8)[:, None]}

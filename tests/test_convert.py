@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from clipbench import cli
 from clipbench.data.digests import sha256_file
 from clipbench.errors import ClipbenchError, StorageError, WeightsError
-from clipbench.models.weights import convert as module
-from clipbench.models.weights.convert import Converted, convert, names_in
+from clipbench.models.weights.convert import Converted, convert
+from clipbench.models.weights.pickles import Inert, names_in
 from clipbench.models.weights.reading import read_state_dict
 
 State = dict[str, Tensor]
@@ -173,10 +173,10 @@ def _archive(path: Path, pickled: bytes, **records: bytes) -> None:
 )
 def test_a_pickle_cannot_change_what_it_names(pickled: bytes, state: State, tmp_path: Path) -> None:
     _archive(tmp_path / "bad.pt", pickled)
-    before = dict(vars(module._Inert))
+    before = dict(vars(Inert))
     with pytest.raises(WeightsError, match=r"bad\.pt"):
         converted(tmp_path / "bad.pt", tmp_path / "bad.safetensors")
-    assert dict(vars(module._Inert)) == before
+    assert dict(vars(Inert)) == before
     torch.save(state, tmp_path / "good.pt", pickle_protocol=4)
     assert same(converted(tmp_path / "good.pt", tmp_path / "good.safetensors")[0], state)
 

@@ -22,6 +22,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
 from clipbench.models import clip, families
+from clipbench.models.towers.open_clip import random_model
 
 State = dict[str, Tensor]
 hub = test_fetch.hub
@@ -46,7 +47,7 @@ def without_gradients() -> Iterator[None]:
 
 def build(arch: str, quick_gelu: bool = False) -> Any:
     torch.manual_seed(0)
-    return clip.random_model(arch, quick_gelu=quick_gelu).eval()
+    return random_model(arch, quick_gelu=quick_gelu).eval()
 
 
 def openais(state: State) -> State:
@@ -116,7 +117,7 @@ def test_file_whose_hash_is_known_needs_no_guess(tmp_path: Path, monkeypatch: py
     path = tmp_path / "epoch_3.pt"
     torch.save(build("small-vit").state_dict(), path)
     known = {sha256_file(path)[:8]: ("small-vit@some_tag", {"quick_gelu": True})}
-    monkeypatch.setattr(clip, "_known_files", lambda: known)
+    monkeypatch.setattr(clip, "known_files", lambda: known)
     found = families.detected(str(path))
     assert found.card.config == {"arch": "small-vit", "quick_gelu": True}
     assert found.card.notes == "detected: CLIP, small-vit: its hash is that of small-vit@some_tag"
@@ -237,7 +238,7 @@ def test_model_of_a_hub_repository(hub: ModelHub, tmp_path: Path, isolated_cache
     bare.mkdir()
     (bare / "config.json").write_text("{}")
     hub.repos = {"org/clip": {FIRST: folder}, "org/bare": {FIRST: bare}}
-    quick = clip.random_model("small-rn", quick_gelu=True).eval()
+    quick = random_model("small-rn", quick_gelu=True).eval()
     quick.load_state_dict(model.state_dict())
     norm = quick.encode_text(open_clip.get_tokenizer("small-rn")(["a cat"])).norm().item()
     expected = f"True 224 bilinear org/clip/open_clip_model.safetensors {norm:.4f}"

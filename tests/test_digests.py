@@ -18,7 +18,7 @@ from clipbench.data.digests import digests
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split
 from clipbench.errors import DataError, StorageError, WeightsError
-from clipbench.models.weights.reading import verify
+from clipbench.models.weights.resolve import verify
 
 
 def sha256(data: bytes) -> str:

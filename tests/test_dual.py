@@ -33,10 +33,15 @@ from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.towers.dual import ClipLiteBlock, DualTowers, PatchTower
+from clipbench.models.towers.adapters import serialise
+from clipbench.models.towers.base import PatchTower
+from clipbench.models.towers.configs import parse_config
+from clipbench.models.towers.dual import DualTowers
+from clipbench.models.towers.heads import ClipLiteBlock
 from clipbench.models.towers.tokenizer import Tokenizer
 from clipbench.models.weights import key_maps
-from clipbench.models.weights.reading import read_state_dict, resolve_source
+from clipbench.models.weights.reading import read_state_dict
+from clipbench.models.weights.resolve import resolve_source
 from clipbench.pretrain.loop import pretrain
 from clipbench.utils.cpu import cores
 
@@ -61,7 +66,7 @@ def card(config: dict[str, Any] = CONFIG, **weights: str) -> ModelCard:
 
 
 def _build(config: dict[str, Any]) -> DualTowers:
-    return DualTowers(dual.parse_config(config, "test"), PREPROCESS)
+    return DualTowers(parse_config(config, "test"), PREPROCESS)
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def towers() -> DualTowers:
 
 @pytest.fixture
 def model(towers: DualTowers, tmp_path: Path) -> ModelEntry:
-    data, sha256 = dual.serialise(towers)
+    data, sha256 = serialise(towers)
     (tmp_path / "model.safetensors").write_bytes(data)
     return ModelEntry("small", card(sha256=sha256), tmp_path)
 
@@ -209,7 +214,7 @@ def test_a_convnet_may_begin_with_a_stride_which_older_configs_do_not_have() -> 
     assert all(isinstance(tower, PatchTower) for tower in towers)
     shapes = [tuple(tower.states(images).shape) for tower in towers if isinstance(tower, PatchTower)]
     assert shapes == [(3, 16, 4, 4), (3, 16, 2, 2)]
-    written = [dual.parse_config(config, "test").canonical()["image"] for config in (CONFIG, strided)]
+    written = [parse_config(config, "test").canonical()["image"] for config in (CONFIG, strided)]
     assert written == [CONFIG["image"], strided["image"]]
 
 
@@ -531,12 +536,12 @@ def test_text_files_with_heads_and_names_of_old_versions(tmp_path: Path) -> None
 )
 def test_config_of_library_towers_that_cannot_be_built(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CardError, match=message):
-        DualTowers(dual.parse_config(config, "test"), RGB)
+        DualTowers(parse_config(config, "test"), RGB)
 
 
 def test_an_image_tower_alone_cannot_be_trained() -> None:
     with pytest.raises(CardError, match="two towers are needed"):
-        DualTowers(dual.parse_config({"image": SHUFFLENET}, "test"), RGB)
+        DualTowers(parse_config({"image": SHUFFLENET}, "test"), RGB)
 
 
 # ------------------------------------------------------------------ tokenizers

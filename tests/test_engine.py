@@ -39,8 +39,8 @@ from clipbench.cards.cards import (
     parse,
 )
 from clipbench.errors import CardError, Stopped
-from clipbench.models import dual
 from clipbench.models.adapter import Adapter
+from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.pairs import DrawnPairs, Source
 from clipbench.pretrain.engine.compilation import blocks, tune
@@ -112,7 +112,7 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole(name: str) -> None:
     for chunk in (None, 3):
         recipe = recipe_with(OBJECTIVES[name], engine={"chunk": chunk})
         torch.manual_seed(0)
-        towers = DualTowers(dual.parse_config(recipe.model.config, "test"), recipe.model.preprocess)
+        towers = DualTowers(parse_config(recipe.model.config, "test"), recipe.model.preprocess)
         learner = learners.make(recipe.objective, towers)
         both = nn.ModuleDict({"towers": towers, "learner": learner})
         without_batchnorm(both)
@@ -277,7 +277,7 @@ def test_recomputed_blocks_give_the_same_gradients_and_running_averages(tmp_path
 
 def test_blocks_are_the_repeated_parts() -> None:
     recipe = recipe_with({"kind": "clip"})
-    towers = DualTowers(dual.parse_config(recipe.model.config, "test"), recipe.model.preprocess)
+    towers = DualTowers(parse_config(recipe.model.config, "test"), recipe.model.preprocess)
     assert [type(block).__name__ for block in blocks(towers.image)] == ["_ResidualBlock"] * 2
     assert [type(block).__name__ for block in blocks(towers.text)] == ["_Layer"]
     towers.image.blocks, towers.text.layers = nn.Identity(), nn.Identity()

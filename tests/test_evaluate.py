@@ -31,6 +31,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, Result, evaluate, limited
 from clipbench.models import dual
+from clipbench.models.towers.adapters import DualAdapter
 from clipbench.records import record as records
 
 one_thread = small.one_thread
@@ -344,10 +345,10 @@ def test_a_limited_run_says_so_and_takes_rows_of_the_whole_split_where_they_are(
 def test_what_a_model_cannot_do_is_no_record_and_no_zero(
     tmp_path: Path, cards: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_text(adapter: dual.DualAdapter, space: str = "joint") -> None:
+    def no_text(adapter: DualAdapter, space: str = "joint") -> None:
         raise NotApplicable(f"{adapter.card.title}: no text tower")
 
-    monkeypatch.setattr(dual.DualAdapter, "text_tower", no_text)
+    monkeypatch.setattr(DualAdapter, "text_tower", no_text)
     run = small.write_run(tmp_path / "run")
     (result,) = measure([run], ["animals-zs"], cards=cards, data=data)
     assert result.record is None

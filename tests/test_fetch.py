@@ -31,7 +31,7 @@ from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.weights import fetch
 from clipbench.models.weights.fetch import find, name, place
-from clipbench.models.weights.reading import resolve_source
+from clipbench.models.weights.resolve import resolve_source
 from clipbench.utils.cache import cache_root, recall
 
 DATA = b"\x80\x02" + random.Random(0).randbytes(299_998)  # begins like a pickle
@@ -248,7 +248,7 @@ RESOLVE = """
 import json, sys
 from pathlib import Path
 from clipbench.cards import Weights
-from clipbench.models.weights.reading import resolve_source
+from clipbench.models.weights.resolve import resolve_source
 print("ready", flush=True)
 path, digest = resolve_source(Weights(**json.loads(sys.argv[1])), owner="tiny", folder=Path("."))
 print(digest)
@@ -561,7 +561,7 @@ import json, sys
 from pathlib import Path
 from clipbench.cards import Weights
 from clipbench.errors import ClipbenchError
-from clipbench.models.weights.reading import resolve_source
+from clipbench.models.weights.resolve import resolve_source
 for source in sys.argv[1:]:
     try:
         print(json.dumps(resolve_source(Weights(hf=source), owner="tiny", folder=Path("."))[1]))

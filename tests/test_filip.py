@@ -24,9 +24,11 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics.similarity import late_interactions, similarity
-from clipbench.models import dual, families
+from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.saliency import TokenCosine
+from clipbench.models.towers.adapters import serialise
+from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.frozen_features import GivenImages
 from clipbench.pretrain.data.pairs import DrawnPairs, Source
@@ -60,7 +62,7 @@ def recipe_with(config: dict[str, Any], **objective: Any) -> Recipe:
 
 def made(config: dict[str, Any], **objective: Any) -> tuple[learners.Learner, DualTowers]:
     torch.manual_seed(0)
-    towers = DualTowers(dual.parse_config(config, "test"), PREPROCESS)
+    towers = DualTowers(parse_config(config, "test"), PREPROCESS)
     return learners.make(recipe_with(config, **objective).objective, towers), towers
 
 
@@ -289,12 +291,10 @@ def test_heads_and_objective_that_do_not_fit(
 
 
 def test_torchvisions_models_have_no_tokens() -> None:
-    config = dual.parse_config(
-        FILIP | {"image": {"kind": "torchvision", "arch": "shufflenet_v2_x0_5"}}, "test"
-    )
+    config = parse_config(FILIP | {"image": {"kind": "torchvision", "arch": "shufflenet_v2_x0_5"}}, "test")
     with pytest.raises(CardError, match="of kind torchvision, or wholly frozen"):
         DualTowers(config, Preprocess(size=32, mean=(0.5,) * 3, std=(0.5,) * 3))
-    towers = DualTowers(dual.parse_config(FILIP, "test"), PREPROCESS)
+    towers = DualTowers(parse_config(FILIP, "test"), PREPROCESS)
     towers.image = GivenImages(8)
     with pytest.raises(CardError, match="has no state for each place"):
         learners.make(recipe_with(FILIP, kind="filip").objective, towers)
@@ -306,8 +306,8 @@ def test_torchvisions_models_have_no_tokens() -> None:
 def saved(config: dict[str, Any], folder: Path) -> tuple[Adapter, DualTowers]:
     """Towers of `config` with random weights, and the adapter of the file that they become."""
     torch.manual_seed(0)
-    towers = DualTowers(dual.parse_config(config, "test"), PREPROCESS).eval()
-    data, sha256 = dual.serialise(towers)
+    towers = DualTowers(parse_config(config, "test"), PREPROCESS).eval()
+    data, sha256 = serialise(towers)
     (folder / "model.safetensors").write_bytes(data)
     weights = Weights(file="model.safetensors", sha256=sha256)
     card = ModelCard(title="small", family="dual", config=config, preprocess=PREPROCESS, weights=weights)
@@ -366,7 +366,7 @@ def test_a_heat_map_leaves_padding_out(tmp_path: Path) -> None:
 def test_tokens_of_timms_models_are_their_places(arch: str) -> None:
     preprocess = Preprocess(size=160, resize="none", mean=(0.5,) * 3, std=(0.5,) * 3)
     config = FILIP | {"image": {"kind": "timm", "arch": arch}}
-    towers = DualTowers(dual.parse_config(config, "test"), preprocess).eval()
+    towers = DualTowers(parse_config(config, "test"), preprocess).eval()
     images = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         states = towers.patch_tower.states(images)

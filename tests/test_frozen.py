@@ -34,8 +34,10 @@ from clipbench.encoding.encoder import ModelEncoder, Subset
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate
-from clipbench.models import dual, families
+from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.towers.adapters import DualAdapter
+from clipbench.models.towers.configs import parse_config, sources, stated
 from clipbench.pretrain.data import frozen_features as frozen
 from clipbench.pretrain.data.pairs import decode_all
 from clipbench.pretrain.loop import pretrain
@@ -118,10 +120,10 @@ def train(recipe: Recipe, out: Path, **more: Any) -> Path:
     return pretrain(recipe, "small", out, data=data, device="cpu", progress=False, **more)
 
 
-def loaded(out: Path) -> tuple[ModelCard, dual.DualAdapter]:
+def loaded(out: Path) -> tuple[ModelCard, DualAdapter]:
     card = parse(ModelCard, Document(out / "card.yaml"))
     adapter = families.load(ModelEntry("run", card, out))
-    assert isinstance(adapter, dual.DualAdapter)
+    assert isinstance(adapter, DualAdapter)
     return card, adapter
 
 
@@ -370,9 +372,9 @@ def test_random_weights_are_not_frozen(package: Path, tmp_path: Path) -> None:
 def test_the_shipped_heads_are_the_recipes() -> None:
     catalog = Catalog()
     model, recipe = catalog.model("lite-minilm"), catalog.recipe("lite-minilm").card
-    config = dual.parse_config(model.card.config, "card")
-    wanted = dual.parse_config(recipe.model.config, "recipe")
-    assert all(len(source.sha256 or "") == 64 for source in dual.sources(config).values())
+    config = parse_config(model.card.config, "card")
+    wanted = parse_config(recipe.model.config, "recipe")
+    assert all(len(source.sha256 or "") == 64 for source in sources(config).values())
     for side in ("image", "text"):
         made, asked = getattr(config, side), getattr(wanted, side)
         assert made.weights.source == asked.weights.source
@@ -385,8 +387,8 @@ def test_the_shipped_heads_are_the_recipes() -> None:
     path = model.folder / str(model.card.weights.file)
     assert path.stat().st_size <= 8e6
     adapter = families.load(model)
-    assert dual.stated(config, str(model.card.weights.sha256)) == adapter.weights_sha256
-    assert dual.stated(wanted, str(model.card.weights.sha256)) is None  # hashes that the recipe leaves open
+    assert stated(config, str(model.card.weights.sha256)) == adapter.weights_sha256
+    assert stated(wanted, str(model.card.weights.sha256)) is None  # hashes that the recipe leaves open
     assert adapter.image_tower("joint")(torch.zeros(1, 3, 224, 224)).shape == (1, wanted.embed_dim)
     held_out = {source.dataset: source.split for source in recipe.data if isinstance(source, Pairs)}
     assert held_out == dict.fromkeys(("tiny-imagenet", "flickr8k-1000", "coco-363-captions"), "train")

@@ -34,7 +34,8 @@ from clipbench.evaluate import Options, Result, evaluate
 from clipbench.metrics import boxes
 from clipbench.models import families
 from clipbench.models.saliency import SaliencyMaps, of_tower
-from clipbench.models.weights.reading import read_state_dict, resolve_source
+from clipbench.models.weights.reading import read_state_dict
+from clipbench.models.weights.resolve import resolve_source
 from clipbench.protocols.grounding import Params, check, run
 from clipbench.records import record as records
 from clipbench.report import dataframe, overlays, table

@@ -29,9 +29,9 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
 from clipbench.metrics.similarity import similarity
 from clipbench.models import families
-from clipbench.models.dual import ConvNetTower
 from clipbench.models.saliency import Attention, GradCam, SaliencyMaps, SaliencyMethod, TokenCosine, of_tower
-from clipbench.models.towers.dual import ConvNet
+from clipbench.models.towers.configs import ConvNetConfig
+from clipbench.models.towers.image import ConvNet
 
 one_thread = small.one_thread
 architectures = test_declip.architectures
@@ -64,7 +64,7 @@ def vit(layers: int = 4) -> VisionTransformer:
 
 def convnet(stages: int = 2) -> nn.Module:
     torch.manual_seed(0)
-    tower = ConvNet(ConvNetTower(kind="convnet", width=8, stages=stages, blocks=1), 3, 64)
+    tower = ConvNet(ConvNetConfig(kind="convnet", width=8, stages=stages, blocks=1), 3, 64)
     return nn.Sequential(tower, nn.Linear(tower.features, 16, bias=False)).eval()
 
 

@@ -18,8 +18,10 @@ from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import CardError
-from clipbench.models import dual
-from clipbench.models.towers.dual import ByteTransformer, DualTowers, TokenTower
+from clipbench.models.towers.base import TokenTower
+from clipbench.models.towers.configs import BytesConfig, parse_config
+from clipbench.models.towers.dual import DualTowers
+from clipbench.models.towers.text import ByteTransformer
 from clipbench.pretrain.data import text_augmentation
 from clipbench.pretrain.data.pairs import Batch, DrawnPairs, Source
 from clipbench.pretrain.objectives import learners
@@ -48,7 +50,7 @@ def recipe_with(**objective: Any) -> Recipe:
 def made_for(config: dict[str, Any], **objective: Any) -> tuple[learners.Learner, DualTowers]:
     """The learner of an objective, and towers of `config`."""
     torch.manual_seed(0)
-    towers = DualTowers(dual.parse_config(config, "test"), PREPROCESS)
+    towers = DualTowers(parse_config(config, "test"), PREPROCESS)
     return learners.make(recipe_with(**objective).objective, towers), towers
 
 
@@ -313,7 +315,7 @@ def test_a_batch_of_one_is_refused() -> None:
 
 
 def test_masked_tokens_are_bytes_and_changed_as_in_bert() -> None:
-    text = dual.BytesTower(kind="bytes", width=8, layers=1, heads=2, context_length=60)
+    text = BytesConfig(kind="bytes", width=8, layers=1, heads=2, context_length=60)
     tower = ByteTransformer(text)
     tokens, _ = tower.tokenize(["the quick brown fox jumps over ümlauts"] * 2000 + [""])
     changed, chosen = tower.mask(tokens, 0.15, draws(len(tokens)))
@@ -330,7 +332,7 @@ def test_masked_tokens_are_bytes_and_changed_as_in_bert() -> None:
 
 def test_masked_words_of_a_bert_are_changed_as_in_bert_and_special_ones_never(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tower = DualTowers(dual.parse_config(bert(tmp_path), "test"), PREPROCESS).text
+    tower = DualTowers(parse_config(bert(tmp_path), "test"), PREPROCESS).text
     assert isinstance(tower, TokenTower)
     tokens, lengths = tower.tokenize(["a [PAD] photo of a cat and of a dog, xyz" for _ in range(2000)])
     ids = dict(zip(f"{BERT_TOKENS} [MASK]".split(), range(5), strict=True))
@@ -390,7 +392,7 @@ def test_real_photos_and_captions_come_again_as_they_were(shared_data: Path) -> 
     card = Catalog().dataset("coco-363-captions")
     split = open_split(card, "test", DataPaths({"coco-363-captions": shared_data / "coco-363"}, ()))
     preprocess = Preprocess(size=32, resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
-    towers = DualTowers(dual.parse_config(TINY, "test"), preprocess)
+    towers = DualTowers(parse_config(TINY, "test"), preprocess)
     learner = learners.make(recipe_with(kind="declip", queue=32).objective, towers)
     wanted = Pairs(dataset="coco-363-captions", texts=("captions",), augment=MocoV2(kind="moco-v2"))
     pairs = DrawnPairs(

@@ -34,8 +34,9 @@ from clipbench.cards.cards import (
 from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, Damaged, DataError, StorageError
-from clipbench.models import dual, families
+from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.towers.configs import parse_config
 from clipbench.pretrain.data.image_augmentation import affine
 from clipbench.pretrain.data.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
 from clipbench.pretrain.engine.optimisers import make_optimiser
@@ -447,7 +448,7 @@ def recipe_with_text(recipe: Recipe, length: int) -> dict[str, Any]:
 def dual_towers(recipe: Recipe) -> Any:
     from clipbench.models.towers.dual import DualTowers
 
-    return DualTowers(dual.parse_config(recipe.model.config, "test"), recipe.model.preprocess)
+    return DualTowers(parse_config(recipe.model.config, "test"), recipe.model.preprocess)
 
 
 def test_ngrams_tell_orders_apart_and_need_no_padding(recipe: Recipe) -> None:
@@ -730,7 +731,7 @@ def test_the_shipped_model_is_the_recipes(train: ArraySplit) -> None:
     path = ROOT / "model_cards" / "digits-clip-lite.yaml"
     card = parse(ModelCard, Document(path))
     recipe = parse(Recipe, Document(RECIPE))
-    assert dual.parse_config(card.config, "card") == dual.parse_config(recipe.model.config, "recipe")
+    assert parse_config(card.config, "card") == parse_config(recipe.model.config, "recipe")
     assert card.preprocess == recipe.model.preprocess
     adapter = families.load(ModelEntry("digits-clip-lite", card, path.parent))
     assert (path.parent / "weights" / "digits-clip-lite.safetensors").stat().st_size <= 4 * 2**20

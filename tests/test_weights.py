@@ -23,7 +23,9 @@ from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import clip, families
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.weights.reading import load_strict, read_state_dict, resolve, verify
+from clipbench.models.weights.open_clip import known_files, preprocess_of
+from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.resolve import resolve, verify
 
 State = dict[str, Tensor]
 
@@ -498,7 +500,7 @@ def test_known_file_cannot_be_loaded_with_the_wrong_activation(
     model = saved(build("tiny-vit", quick_gelu=True), tmp_path, "tiny-vit")
     digest = sha256_file(tmp_path / "model.pt")
     known = {digest[:8]: ("ViT-B-32@openai", {"quick_gelu": True})}
-    monkeypatch.setattr(clip, "_known_files", lambda: known)
+    monkeypatch.setattr(clip, "known_files", lambda: known)
     with pytest.raises(
         CardError, match=r"tiny: this file \(ViT-B-32@openai\) was trained with quick_gelu true"
     ):
@@ -509,7 +511,7 @@ def test_known_file_cannot_be_loaded_with_the_wrong_activation(
 
 
 def test_registry_knows_openais_files_by_their_published_hashes() -> None:
-    known = clip._known_files()
+    known = known_files()
     # https://github.com/openai/CLIP, clip/clip.py: the sha256 in each download address
     published = {"afeb0e10": "RN50", "8fa8567b": "RN101", "40d36571": "ViT-B-32", "b8cca3fd": "ViT-L-14"}
     for prefix, arch in published.items():
@@ -610,7 +612,7 @@ def test_disagreeing_tags_are_no_matter_for_a_file_that_is_one_of_them(
     path = tmp_path / "a.pt"
     path.write_bytes(b"weights")
     described = open_clip.get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k")
-    monkeypatch.setattr(clip, "_known_files", lambda: {sha256_file(path)[:8]: ("ViT-L-14@a_tag", described)})
+    monkeypatch.setattr(clip, "known_files", lambda: {sha256_file(path)[:8]: ("ViT-L-14@a_tag", described)})
     made = clip.ad_hoc(f"open_clip:ViT-L-14@{path}")
     assert made.preprocess.mean == (0.5, 0.5, 0.5)
     assert "the file's hash is that of ViT-L-14@a_tag" in (made.notes or "")
@@ -679,8 +681,7 @@ def test_first_use_of_a_tag_is_recorded_and_checked_ever_after(
 
 
 def test_models_for_images_that_are_not_square_are_refused() -> None:
-    from clipbench.models import clip
 
-    assert clip._preprocess("ViT-B-32", {"size": [3, 224, 224]}).size == 224
+    assert preprocess_of("ViT-B-32", {"size": [3, 224, 224]}).size == 224
     with pytest.raises(CardError, match="takes images of 224 × 320 px; only square images are supported"):
-        clip._preprocess("ViT-B-32", {"size": [224, 320]})
+        preprocess_of("ViT-B-32", {"size": [224, 320]})

@@ -24,6 +24,7 @@ from clipbench.errors import DataError
 from clipbench.models import clip
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.families import load
+from clipbench.models.towers.open_clip import random_model
 from clipbench.protocols import zero_shot
 from clipbench.utils.cpu import cores
 
@@ -67,7 +68,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="clipbench-bench-") as folder:
         checkpoint = Path(folder) / "random.pt"
         torch.manual_seed(0)
-        torch.save(clip.random_model(arch).state_dict(), checkpoint)
+        torch.save(random_model(arch).state_dict(), checkpoint)
         model = ModelEntry(arch, clip.of_file(arch, checkpoint, {}), Path(folder))
         bench = _Bench(model, runtime, Path(folder), progress)
         tower = bench.encoder.tower("joint", 1_000_000)  # as for a long run

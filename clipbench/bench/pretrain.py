@@ -180,11 +180,11 @@ def steps_of(
 
 
 def _towers() -> DualTowers:
-    from clipbench.models import dual
+    from clipbench.models.towers.configs import parse_config
     from clipbench.models.towers.dual import DualTowers
 
     recipe = _recipe("clip", 2, 1)
-    return DualTowers(dual.parse_config(recipe.model.config, "bench"), recipe.model.preprocess)
+    return DualTowers(parse_config(recipe.model.config, "bench"), recipe.model.preprocess)
 
 
 def _parameters() -> int:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +11,22 @@ from pydantic import Field
 
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.data.digests import sha256_file
-from clipbench.errors import CardError, ClipbenchError, NotApplicable, WeightsError, unknown
+from clipbench.errors import CardError, ClipbenchError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, resolve, verify
+from clipbench.models.towers.open_clip import backbone, build, text_tower
+from clipbench.models.weights.open_clip import (
+    HUB_PREFIX,
+    check_side,
+    joint_sizes,
+    known_arch,
+    known_files,
+    matching_archs,
+    preprocess_of,
+    published,
+    tag_settings,
+)
+from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.resolve import resolve, verify
 from clipbench.utils.cache import remember
 from clipbench.utils.parsing import expanded
 
@@ -26,7 +35,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "open_clip:"
-HUB_PREFIX = "hf-hub:"
 #: what OpenAI's own archives hold beside the weights
 _NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
@@ -54,17 +62,17 @@ def load(model: ModelEntry) -> Adapter:
     known_arch(config.arch)
     tag = model.card.weights.open_clip
     if tag is not None:
-        _agree(model.id, config, _tag_config(config.arch, tag), f"the tag {tag}")
+        _agree(model.id, config, tag_settings(config.arch, tag), f"the tag {tag}")
     path, digest = weights_file(model)
     if tag is None:
-        known = _known_files().get(digest[:8])
+        known = known_files().get(digest[:8])
         if known:
             _agree(model.id, config, known[1], f"this file ({known[0]})")
     state = read_state_dict(path)
     if set(state) >= _NOT_WEIGHTS:
         _agree(model.id, config, {"quick_gelu": True}, "this file, an archive of OpenAI's own form,")
-    _check_side(config.arch, state, path)
-    module = _build(config)
+    check_side(config.arch, state, path)
+    module = build(config.arch, quick_gelu=config.quick_gelu)
     # [1] in some training code, [] in others
     if "logit_scale" in state and state["logit_scale"].numel() == 1:
         state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
@@ -107,12 +115,12 @@ def ad_hoc(spec: str) -> ModelCard:
     path = expanded(source)
     if path.exists() or "/" in source or path.suffix in {".pt", ".pth", ".bin", ".safetensors"}:
         return of_file(arch, path)
-    described = _tag_config(arch, source)
+    described = tag_settings(arch, source)
     return ModelCard(
         title=f"open_clip {arch}, {source}",
         family="clip",
         config={"arch": arch, "quick_gelu": bool(described.get("quick_gelu", False))},
-        preprocess=_preprocess(arch, described),
+        preprocess=preprocess_of(arch, described),
         weights=Weights(open_clip=source),
     )
 
@@ -137,7 +145,7 @@ def of_file(arch: str, path: Path, described: dict[str, Any] | None = None) -> M
     if described is None:
         preprocess, why = _agreed(arch, file, quick_gelu)
     else:
-        preprocess, why = _preprocess(arch, described), "the file is known"
+        preprocess, why = preprocess_of(arch, described), "the file is known"
     return ModelCard(
         title=f"open_clip {arch}, {path.name}",
         family="clip",
@@ -148,30 +156,20 @@ def of_file(arch: str, path: Path, described: dict[str, Any] | None = None) -> M
     )
 
 
-def published(arch: str) -> dict[Preprocess, list[str]]:
-    """open_clip's pretrained tags of `arch`, by how they prepare images."""
-    import open_clip
-
-    ways: dict[Preprocess, list[str]] = {}
-    for tag in open_clip.list_pretrained_tags_by_model(arch):
-        ways.setdefault(_preprocess(arch, _tag_config(arch, tag)), []).append(tag)
-    return ways
-
-
 def _agreed(arch: str, file: Path, quick_gelu: bool) -> tuple[Preprocess, str]:
     """How images of a checkpoint file are prepared, and why so. Raises as `of_file`."""
     ways = published(arch)
     if len(ways) == 1:
         ((preprocess, tags),) = ways.items()
         return preprocess, f"as of all published tags of {arch} ({_few(tags)})"
-    if known := _known_files().get(sha256_file(file)[:8]):
-        return _preprocess(arch, known[1]), f"the file's hash is that of {known[0]}"
+    if known := known_files().get(sha256_file(file)[:8]):
+        return preprocess_of(arch, known[1]), f"the file's hash is that of {known[0]}"
     if ways:
         choices = "".join(f"\n  {_prepared(way)}: {_few(tags)}" for way, tags in ways.items())
         problem = f"the published tags of {arch} disagree, and its hash is none of theirs:{choices}"
     else:
         problem = f"open_clip has no pretrained tag of {arch}, which would tell"
-    likely = max(ways, key=lambda way: len(ways[way]), default=_preprocess(arch, {}))
+    likely = max(ways, key=lambda way: len(ways[way]), default=preprocess_of(arch, {}))
     whose = f"as of {_few(ways[likely])}" if ways else "open_clip's defaults, in training too"
     text = (
         f"title: {json.dumps(f'{arch}, {file.name}')}\n"
@@ -201,7 +199,7 @@ def _activation(arch: str, quick_gelu: bool) -> str:
 
     twin = f"{arch}-quickgelu"
     tags = open_clip.list_pretrained_tags_by_model(arch)
-    quick = [tag for tag in tags if _tag_config(arch, tag).get("quick_gelu")]
+    quick = [tag for tag in tags if tag_settings(arch, tag).get("quick_gelu")]
     has_twin = twin in open_clip.list_models()
     if quick_gelu:
         return f"; QuickGELU, as open_clip's {arch} has it"
@@ -244,7 +242,7 @@ class ClipAdapter(Adapter):
     def image_tower(self, space: str) -> nn.Module:
         self.require_space(space)
         visual: nn.Module = self.module.visual
-        return visual if space == "joint" else _backbone(self.card, visual)
+        return visual if space == "joint" else backbone(self.card.title, visual)
 
     def text_tower(self, space: str = "joint") -> nn.Module:
         self.require_text(space)
@@ -296,7 +294,7 @@ def on_the_hub(spec: str) -> ModelCard:
         title=repo,
         family="clip",
         config={"arch": spec, "quick_gelu": bool(settings.get("quick_gelu", False))},
-        preprocess=_preprocess(spec, described),
+        preprocess=preprocess_of(spec, described),
         weights=Weights(hf=f"{repo}/{weights}"),
         notes=f"its settings do not say {', '.join(unsaid)}: open_clip's defaults were taken"
         if unsaid
@@ -328,13 +326,13 @@ def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str, 
     if not text or not any(k.startswith("visual.") for k in state):
         return None
     width, vocabulary = state["text_projection"].shape[-1], len(state["token_embedding.weight"])
-    archs = [a for a in matching_archs(state) if _joint(a) == (width, vocabulary)]
+    archs = [a for a in matching_archs(state) if joint_sizes(a) == (width, vocabulary)]
     if not archs:
         raise WeightsError(
             f"{path} has the layout of CLIP, but no architecture of open_clip has its sizes",
             hint="add a card with family: clip, or convert it to an architecture that open_clip knows",
         )
-    known = _known_files().get(sha256_file(path)[:8])
+    known = known_files().get(sha256_file(path)[:8])
     if known:
         arch = known[0].partition("@")[0]
         config = Config(arch=arch, quick_gelu=bool(known[1].get("quick_gelu")))
@@ -369,110 +367,6 @@ def detected(path: Path, state: Mapping[str, torch.Tensor]) -> ModelCard | None:
     return card.model_copy(update={"config": config.canonical(), "notes": notes})
 
 
-def matching_archs(state: Mapping[str, torch.Tensor]) -> list[str]:
-    """open_clip's architectures of OpenAI's form whose towers have the sizes of `state` (`visual.*`, text unprefixed).
-
-    Widths, depths, patches and positions count; the joint width, the vocabulary and the activation do not.
-    """
-    import open_clip
-
-    sizes = _sizes(state)
-    names = [name for name in open_clip.list_models() if not name.endswith("-quickgelu")]
-    return [name for name in names if sizes is not None and _config_sizes(name) == sizes]
-
-
-def _sizes(state: Mapping[str, torch.Tensor]) -> tuple[object, ...] | None:
-    """(vision width, layers, patch, image side, text width, layers, context), or None."""
-    try:
-        text_context, text_width = state["positional_embedding"].shape
-        text_layers = count_numbered(state, r"transformer\.resblocks\.(\d+)\.")
-        stem = state["visual.conv1.weight"]
-        if "visual.class_embedding" in state:
-            grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
-            patch = stem.shape[2]
-            vision: tuple[object, ...] = (
-                len(stem),
-                count_numbered(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-                patch,
-            )
-            return (*vision, grid * patch, text_width, text_layers, text_context)
-        grid = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
-        layers = tuple(count_numbered(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
-        return (2 * len(stem), layers, None, 32 * grid, text_width, text_layers, text_context)
-    except (KeyError, ValueError):
-        return None
-
-
-def _config_sizes(arch: str) -> tuple[object, ...] | None:
-    """`_sizes` of one of open_clip's architectures, or None where it is not of OpenAI's form."""
-    import open_clip
-
-    settings = open_clip.get_model_config(arch)
-    vision, text = settings["vision_cfg"], settings["text_cfg"]
-    if settings.get("custom_text") or any(k.startswith(("timm_", "hf_")) for k in (*vision, *text)):
-        return None
-    layers = vision["layers"]
-    side = vision.get("image_size", 224)
-    return (
-        vision["width"],
-        tuple(layers) if isinstance(layers, list) else layers,
-        None if isinstance(layers, list) else vision["patch_size"],
-        side,
-        text["width"],
-        text["layers"],
-        text.get("context_length", 77),
-    )
-
-
-def _check_side(arch: str, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Raise WeightsError where a file differs from its architecture in the size of images alone."""
-    found, wanted = _sizes(state), _config_sizes(arch)
-    if found is None or wanted is None or found[3] == wanted[3]:
-        return
-    if (*found[:3], *found[4:]) == (*wanted[:3], *wanted[4:]):
-        others = matching_archs(state)
-        raise WeightsError(
-            f"{path} was trained on images of {found[3]} px, {arch} takes {wanted[3]} px; position embeddings are not "
-            "resized",
-            hint=f"name the architecture of that size: {', '.join(others)}"
-            if others
-            else "open_clip has none; a repository in its form for the hub (hf-hub:<owner>/<repo>) says the size",
-        )
-
-
-def _joint(arch: str) -> tuple[int, int]:
-    import open_clip
-
-    settings = open_clip.get_model_config(arch)
-    return settings["embed_dim"], settings["text_cfg"].get("vocab_size", 49408)
-
-
-# ------------------------------------------------------------------- building
-
-
-def known_arch(arch: str) -> None:
-    """Raise CardError unless open_clip has this architecture."""
-    import open_clip
-
-    if not arch.startswith(HUB_PREFIX) and arch not in open_clip.list_models():
-        raise CardError(
-            unknown(
-                "open_clip architecture", arch, open_clip.list_models(), listing="open_clip.list_models()"
-            )
-        )
-
-
-def _tag_config(arch: str, tag: str) -> dict[str, Any]:
-    import open_clip
-
-    described: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag)
-    if not described:
-        raise CardError(
-            unknown(f"open_clip tag of {arch}", tag, open_clip.list_pretrained_tags_by_model(arch))
-        )
-    return described
-
-
 def _agree(model_id: str, config: Config, described: dict[str, Any], what: str) -> None:
     trained_with = bool(described.get("quick_gelu", False))
     if config.quick_gelu != trained_with:
@@ -484,90 +378,11 @@ def _agree(model_id: str, config: Config, described: dict[str, Any], what: str) 
         )
 
 
-@cache
-def _known_files() -> dict[str, tuple[str, dict[str, Any]]]:
-    """First 8 hex digits of sha256 → (arch@tag, settings), for every file whose hash open_clip's registry states."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained
-
-    known = {}
-    for arch, tag in list_pretrained():
-        described = get_pretrained_cfg(arch, tag)
-        url = described.get("url", "")
-        if "openaipublic" in url:
-            known[url.split("/")[-2][:8]] = (f"{arch}@{tag}", described)
-        elif "mlfoundations" in url:
-            known[Path(url).stem.split("-")[-1]] = (f"{arch}@{tag}", described)
-    return known
-
-
-def _preprocess(arch: str, described: dict[str, Any]) -> Preprocess:
-    """open_clip's evaluation transform of `arch`, with what its pretrained tag says about it."""
-    import open_clip
-
-    size = described.get("size") or open_clip.get_model_config(arch)["vision_cfg"].get("image_size", 224)
-    sides = list(size)[-2:] if isinstance(size, list | tuple) else [size]
-    if len(set(sides)) > 1:
-        raise CardError(
-            f"{arch} takes images of {' × '.join(map(str, sides))} px; only square images are supported",
-            hint="choose a model for square images",
-        )
-    side = int(sides[-1])
-    mode = described.get("resize_mode", "shortest")
-    if mode not in ("shortest", "squash"):
-        raise CardError(
-            f"open_clip's resize mode {mode!r} of {arch} is not supported; allowed: shortest, squash"
-        )
-    return Preprocess(
-        size=side,
-        resize=mode,
-        interpolation=described.get("interpolation", "bicubic"),
-        mean=tuple(described.get("mean", open_clip.OPENAI_DATASET_MEAN)),
-        std=tuple(described.get("std", open_clip.OPENAI_DATASET_STD)),
-    )
-
-
-def _build(config: Config) -> Any:
-    """The architecture with uninitialised weights where that is possible: they are all about to be loaded."""
-    import open_clip
-    import torch
-
-    settings = open_clip.get_model_config(config.arch)
-    settings.pop("custom_text", None)
-    settings["quick_gelu"] = config.quick_gelu
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plain = not any(
-            k.startswith(("hf_", "timm_")) for part in ("vision_cfg", "text_cfg") for k in settings[part]
-        )
-        if plain and open_clip.get_model_config(config.arch).get("custom_text") is None:
-            with torch.device("meta"):
-                module = open_clip.CLIP(**settings)
-            # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
-            module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
-            return module
-        try:
-            return random_model(config.arch, quick_gelu=config.quick_gelu)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise WeightsError(f"{config.arch} cannot be built: {error}") from error
-
-
-def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
-    """open_clip's model `arch` with random weights from torch's generator, without its warnings about that."""
-    import open_clip
-
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        return open_clip.create_model(arch, pretrained=None, load_weights=False, force_quick_gelu=quick_gelu)
-    finally:
-        logging.disable(level)
-
-
 def _download(model: ModelEntry, arch: str, tag: str) -> Path:
     import open_clip
     from open_clip.pretrained import download_pretrained
 
-    described = _tag_config(arch, tag)
+    described = tag_settings(arch, tag)
     try:
         return Path(download_pretrained(described))
     except ClipbenchError:
@@ -581,103 +396,6 @@ def _download(model: ModelEntry, arch: str, tag: str) -> Path:
             f"({first[0][:160] if first else type(error).__name__})",
             hint=f"with network, run this again; without, bring the file and use --model {PREFIX}{named}@PATH",
         ) from None
-
-
-# --------------------------------------------------------------------- towers
-
-
-def _backbone(card: ModelCard, visual: Any) -> nn.Module:
-    """The image tower without its joint projection."""
-    import open_clip.transformer
-    import torch
-    from open_clip.modified_resnet import ModifiedResNet
-
-    if isinstance(visual, ModifiedResNet):
-        whole: nn.Module = visual
-        return whole
-    if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        raise NotApplicable(
-            f"{card.title}: features before the projection are not known for {type(visual).__name__}"
-        )
-
-    class Backbone(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.visual = visual
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            pooled: torch.Tensor = self.visual._pool(self.visual.transformer(self.visual._embeds(images)))[0]
-            return pooled
-
-    return Backbone()
-
-
-def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None) -> nn.Module:
-    """Token ids → joint features, exact for ids cut at the longest real token where the tower is causal.
-
-    With `tokens`, a projection of single tokens: all `context_length` positions, padding included, flattened.
-    """
-    import torch
-    from open_clip.transformer import TextTransformer, text_global_pool
-
-    tower = getattr(model, "text", model)
-    causal = (
-        isinstance(tower, TextTransformer | type(model))
-        and hasattr(tower, "transformer")
-        and getattr(tower, "attn_mask", None) is not None
-        and getattr(tower, "cls_emb", None) is None
-        and not getattr(tower, "use_pad_mask", False)
-    )
-    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
-
-    class CausalText(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tower = torch.nn.ModuleDict(
-                {name: getattr(tower, name) for name in ("token_embedding", "transformer", "ln_final")}
-            )
-            self.positions = tower.positional_embedding
-            self.projection = tower.text_projection if tokens is None else tokens
-            self.mask: torch.Tensor
-            self.register_buffer("mask", tower.attn_mask, persistent=False)
-
-        def hidden(self, ids: torch.Tensor) -> torch.Tensor:
-            length = ids.shape[1]
-            x = self.tower["token_embedding"](ids) + self.positions[:length]
-            x = self.tower["transformer"](x, attn_mask=self.mask[:length, :length])
-            normed: torch.Tensor = self.tower["ln_final"](x)
-            return normed
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            pooled: torch.Tensor = text_global_pool(self.hidden(ids), ids, pool, eos_token_id=eos)
-            if self.projection is None:
-                return pooled
-            if isinstance(self.projection, torch.nn.Parameter):
-                product: torch.Tensor = pooled @ self.projection
-                return product
-            projected: torch.Tensor = self.projection(pooled)
-            return projected
-
-    class TextTokens(CausalText):
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            hidden = self.hidden(torch.nn.functional.pad(ids, (0, context_length - ids.shape[1])))
-            projected: torch.Tensor = self.projection(hidden)
-            return projected.flatten(1)
-
-    class FullText(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            padding = context_length - ids.shape[1]
-            features: torch.Tensor = self.model.encode_text(torch.nn.functional.pad(ids, (0, padding)))
-            return features
-
-    if tokens is not None:
-        return TextTokens()
-    return CausalText() if causal and pool in ("argmax", "eos") else FullText()
 
 
 FAMILY: Final = Family(

@@ -16,9 +16,10 @@ from pydantic import Field
 
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import WeightsError
-from clipbench.models import dual
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, resolve
+from clipbench.models.towers.configs import DualConfig, parse_config
+from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict
+from clipbench.models.weights.resolve import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,7 @@ def load(model: ModelEntry) -> Adapter:
     """
     import torch
 
+    from clipbench.models.towers.adapters import DualAdapter
     from clipbench.models.towers.dual import DualTowers
 
     config = Config.model_validate(model.card.config)
@@ -133,7 +135,7 @@ def load(model: ModelEntry) -> Adapter:
         towers.log_scale = tree.get_parameter("loss.global_d.temperature")
     else:
         load_strict(towers, dict(state), path, adopt=_wanted(layout, found.config))
-    return dual.DualAdapter(towers.eval(), model.card, sha256)
+    return DualAdapter(towers.eval(), model.card, sha256)
 
 
 def detect(state: State) -> Detected | None:
@@ -206,7 +208,7 @@ def _agree(path: Path, config: Config, found: Detected) -> None:
             )
 
 
-def _dual_config(state: State, layout: _Layout, config: Config, found: Detected, path: Path) -> dual.Config:
+def _dual_config(state: State, layout: _Layout, config: Config, found: Detected, path: Path) -> DualConfig:
     """The towers and heads of the file, their sizes read from its shapes."""
     shortcuts = [f"{block}feature_shortcut.weight" for block in (layout.image_block, layout.text_block)]
     words = f"{layout.text}embeddings.word_embeddings.weight"
@@ -237,7 +239,7 @@ def _dual_config(state: State, layout: _Layout, config: Config, found: Detected,
         "embed_dim": _size(state, *((shortcut, 0) for shortcut in shortcuts)) or 2048,
         "projection": "clip-lite",
     }
-    return dual.parse_config(towers, str(path))
+    return parse_config(towers, str(path))
 
 
 def _size(state: State, *places: tuple[str, int]) -> int | None:

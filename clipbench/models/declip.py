@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.clip import ClipAdapter, known_arch, matching_archs, text_tower
-from clipbench.models.weights.reading import load_strict, read_state_dict, resolve
+from clipbench.models.clip import ClipAdapter
+from clipbench.models.towers.open_clip import text_tower
+from clipbench.models.weights.open_clip import known_arch, matching_archs
+from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.resolve import resolve
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,8 @@ from clipbench.cards.cards import Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.fetch import name as name_of
-from clipbench.models.weights.reading import read_state_dict, resolve, resolve_source
+from clipbench.models.weights.reading import read_state_dict
+from clipbench.models.weights.resolve import resolve, resolve_source
 from clipbench.utils import plugins
 from clipbench.utils.parsing import expanded
 

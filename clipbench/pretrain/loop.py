@@ -21,8 +21,9 @@ from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.split import Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import ClipbenchError, Stopped
-from clipbench.models import dual
 from clipbench.models.adapter import Adapter
+from clipbench.models.towers.adapters import DualAdapter, identity, serialise
+from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.frozen_features import Start
 from clipbench.pretrain.data.pairs import DrawnPairs, Source
@@ -101,7 +102,7 @@ def pretrain(
         Stopped: SIGTERM or SIGINT came; the run was saved after the step that was under way.
     """
     console = Console(stderr=True)
-    config = dual.parse_config(recipe.model.config, f"recipe {recipe_id}")
+    config = parse_config(recipe.model.config, f"recipe {recipe_id}")
     images = sum({split.fingerprint: len(split) for split, _ in data}.values())
     sources = [
         Source(*given, wanted)
@@ -192,7 +193,7 @@ def pretrain(
                 scores = {name: finite(score.value) for name, score in record.scores.items()}
                 run.log({"step": step, "task": record.task, **scores})
             if run.best_step() == step:
-                run.save_best(step, dual.serialise(start.whole(shown))[0])
+                run.save_best(step, serialise(start.whole(shown))[0])
 
         trained.train()
         shown = average.towers if average else towers
@@ -258,7 +259,7 @@ def pretrain(
         measure()
         best = run.best_step()
         chosen = step if best is None else best
-        weights = dual.serialise(start.whole(shown))[0] if chosen == step else run.read_best(chosen)
+        weights = serialise(start.whole(shown))[0] if chosen == step else run.read_best(chosen)
         metric = recipe.target.metric if recipe.target else "acc1"
         chance = learner.chance(schedule.batch_size)
         picture = curves.draw(run.lines(), title=recipe.title, chance=chance, metric=metric)
@@ -329,14 +330,14 @@ def _unique(given: Sequence[Images]) -> tuple[Images, ...]:
     return tuple(one for i, one in enumerate(given) if one not in given[:i])
 
 
-def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> dual.DualAdapter:
+def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> DualAdapter:
     """`towers`, which from now on are only looked at, behind the Adapter interface, which may move or cast them.
 
     `describe` makes the model card from the weights' sha256.
     """
-    _, sha256 = dual.serialise(towers)
+    _, sha256 = serialise(towers)
     towers.eval().requires_grad_(False)
-    return dual.DualAdapter(towers, describe(sha256), dual.identity(towers, sha256))
+    return DualAdapter(towers, describe(sha256), identity(towers, sha256))
 
 
 def _idle(device: torch.device, work: Callable[[], None]) -> float:

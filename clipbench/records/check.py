@@ -10,7 +10,7 @@ from typing import Final
 from clipbench.cards.cards import Images, Pairs
 from clipbench.catalog import Catalog, protocol_ids
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
-from clipbench.models.weights.reading import resolve
+from clipbench.models.weights.resolve import resolve
 from clipbench.records import record as records
 from clipbench.records.alignment import recomputed
 from clipbench.records.eligibility import Judge

@@ -15,8 +15,8 @@ from typing import Any, Final, Literal, NamedTuple
 from clipbench.cards.cards import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
-from clipbench.models import dual
 from clipbench.models.adapter import ModelEntry
+from clipbench.models.towers.configs import parse_config, stated
 from clipbench.records.exposure import exposure
 from clipbench.records.record import Json, Record, Seen, Stored
 
@@ -127,7 +127,7 @@ class Judge:
         own = self._own_weights(model)
         if own is None or model.card.family != "dual":
             return own
-        return dual.stated(dual.parse_config(model.card.config, model.id), own)
+        return stated(parse_config(model.card.config, model.id), own)
 
     def _own_weights(self, model: ModelEntry) -> str | None:
         """As `_weights`, of the file that the card itself names."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from clipbench.cards.cards import Preprocess
 from clipbench.errors import CardError
-from clipbench.models.dual import ClipResNetTower, ClipTextTower, ClipVitTower
-from clipbench.models.towers.dual import Masking, PatchTower, TokenTower
+from clipbench.models.towers.base import Masking, PatchTower, TokenTower
+from clipbench.models.towers.configs import ClipResNetConfig, ClipTextConfig, ClipVitConfig
 
 #: the tokenizer's ids: byte pairs, then start and end. Padding has the id of "!".
 _PAIRS, _START, _END = 49406, 49406, 49407
@@ -30,9 +30,9 @@ _MASKED = 187
 
 
 class ClipResNet(PatchTower):
-    """See `ClipResNetTower`. Without a joint space (FILIP) the feature is the mean over places, and nothing pools."""
+    """See `ClipResNetConfig`. Without a joint space (FILIP) the feature is the mean over places, and nothing pools."""
 
-    def __init__(self, config: ClipResNetTower, preprocess: Preprocess, embed_dim: int | None) -> None:
+    def __init__(self, config: ClipResNetConfig, preprocess: Preprocess, embed_dim: int | None) -> None:
         """Raises CardError: images of a size that five halvings do not divide."""
         super().__init__()
         _require_multiple(preprocess, 32, "clip-resnet")
@@ -65,9 +65,9 @@ class ClipResNet(PatchTower):
 
 
 class ClipVit(PatchTower):
-    """See `ClipVitTower`. Tokens are those before the last LayerNorm, as DeCLIP's repository compares them."""
+    """See `ClipVitConfig`. Tokens are those before the last LayerNorm, as DeCLIP's repository compares them."""
 
-    def __init__(self, config: ClipVitTower, preprocess: Preprocess) -> None:
+    def __init__(self, config: ClipVitConfig, preprocess: Preprocess) -> None:
         """Raises CardError: images of a size that patches do not cover."""
         super().__init__()
         _require_multiple(preprocess, config.patch, "clip-vit")
@@ -101,9 +101,9 @@ class ClipVit(PatchTower):
 
 
 class ClipText(TokenTower):
-    """See `ClipTextTower`. A batch cut at its longest text gives the same features, since no token sees a later one."""
+    """See `ClipTextConfig`. A batch cut at its longest text gives the same features: no token sees a later one."""
 
-    def __init__(self, config: ClipTextTower) -> None:
+    def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
         self.features = config.width
         self.context_length = config.context_length

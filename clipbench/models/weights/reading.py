@@ -1,4 +1,4 @@
-"""Checkpoint files: finding, hashing, reading safely, loading strictly."""
+"""Checkpoint files: read safely, loaded strictly."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipbench.cards.cards import Weights
-from clipbench.data.digests import digests, sha256_file
-from clipbench.errors import CardError, DataError, WeightsError, nearest
-from clipbench.models.adapter import ModelEntry
-from clipbench.utils.cache import remember
-from clipbench.utils.parsing import expanded
+from clipbench.errors import WeightsError, nearest
+from clipbench.models.weights.pickles import names_in, not_whole, storage_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -48,66 +44,6 @@ _NO_CHECKPOINTS = {
     b"\x1f\x8b": "a gzip archive, which is to be unpacked",
     b"7z\xbc\xaf": "a 7z archive, which is to be unpacked",
 }
-#: torch's names of typed storages → dtypes
-_STORAGES = {
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "IntStorage": "int32",
-    "LongStorage": "int64",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "UntypedStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
-
-
-def resolve(model: ModelEntry) -> tuple[Path, str]:
-    """The checkpoint file of a card, downloaded where it is missing, and its sha256; see `resolve_source`."""
-    return resolve_source(model.card.weights, owner=model.id, folder=model.folder)
-
-
-def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path, str]:
-    """The file that `weights` means, downloaded where it is missing, and its sha256 (hex).
-
-    `owner` is the model's id, for messages; relative paths start from `folder`. What comes from elsewhere is
-    checked against the card's hash, and where it has none, against the one recorded at first use.
-
-    Raises:
-        WeightsError: the file is missing or cannot be fetched, or its hash is not the card's.
-        ClipbenchError: its hash is not the one of its first use.
-        StorageError: the cache has no room for it.
-        CardError: a pretrained tag, which only the family clip knows.
-    """
-    if weights.file is not None:
-        path = (folder / expanded(weights.file)).resolve()
-        if not path.is_file():
-            raise WeightsError(
-                f"{owner}: no checkpoint at {path}",
-                hint="put the file there, or correct weights.file on the card",
-            )
-        return path, verify(path, weights.sha256)
-    if weights.open_clip is not None:
-        raise CardError(
-            f"{owner}: weights.open_clip names a pretrained tag, which only cards of the family clip can",
-            hint="set family: clip, or another source of weights",
-        )
-    from clipbench.models.weights import fetch
-
-    path = fetch.find(weights, owner)
-    digest = verify(path, weights.sha256, kept=True)
-    if weights.sha256 is None:
-        if what := strange(path):  # before its hash is kept as the right one
-            raise WeightsError(
-                f"{owner}: {path} is no checkpoint but {what}",
-                hint=f"delete it and bring the right file, by hand or with clipbench weights fetch {owner}",
-            )
-        remember("weights", fetch.name(weights), digest, what="sha256 of the weights")
-    return path, digest
 
 
 def strange(path: Path) -> str | None:
@@ -141,28 +77,6 @@ def strange(path: Path) -> str | None:
     if start[:1] == b"\x80" or start[257:262] == b"ustar":  # a pickle; the archive of a very old torch
         return None
     return f"something else (it begins with {start[:8]!r})"
-
-
-def verify(path: Path, expected: str | None, *, kept: bool = False) -> str:
-    """sha256 (hex) of `path`; a shorter `expected` is compared as a prefix, as open_clip's file names hold it.
-
-    With `kept`, a file that has not changed since it was hashed is not read again (see `clipbench.data.digests`).
-
-    Raises:
-        WeightsError: the file cannot be read, or the hash does not start with `expected`.
-    """
-    try:
-        actual = digests(path.parent, [path]).files[0][1] if kept else sha256_file(path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from None
-    except DataError as error:
-        raise WeightsError(error.message, hint=error.hint) from None
-    if expected is not None and not actual.startswith(expected):
-        raise WeightsError(
-            f"{path} is not the file that the card means: sha256 is {actual}, the card says {expected}",
-            hint="delete the file and fetch it again, or correct the card",
-        )
-    return actual
 
 
 def read_state_dict(path: Path) -> State:
@@ -224,10 +138,8 @@ def _is_safetensors(path: Path) -> bool:
 
 def _refusal(path: Path, error: pickle.UnpicklingError, *, script: bool) -> WeightsError:
     """What to say of a pickle that the safe reader refuses. torch's own text advises to read it all the same."""
-    from clipbench.models.weights import convert
-
     found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
-    names = [found[1]] if found else None if script else convert.names_in(path)
+    names = [found[1]] if found else None if script else names_in(path)
     if names is None:
         return not_whole(path, "it is no pickle that torch.save writes")
     way = f"copy its tensors, running nothing: clipbench weights convert {path} OUT.safetensors"
@@ -237,22 +149,6 @@ def _refusal(path: Path, error: pickle.UnpicklingError, *, script: bool) -> Weig
         f"{path} holds more than tensors ({', '.join(names[:3])}): reading it could run code from the file",
         hint="ask its author for a safetensors or state-dict file" + ("" if script else f", or {way}"),
     )
-
-
-def not_whole(path: Path, reason: str) -> WeightsError:
-    """The error for a file that is broken or no checkpoint at all."""
-    return WeightsError(
-        f"{path} is not a whole checkpoint: {reason}",
-        hint="fetch or write the file again; safetensors, torch.save files and TorchScript archives are read",
-    )
-
-
-def storage_dtype(module: str, name: str) -> torch.dtype | None:
-    """The dtype of a storage class that a pickle names, or None for any other name."""
-    import torch
-
-    known = name in _STORAGES and module in ("torch", "torch.cuda", "torch.storage")
-    return getattr(torch, _STORAGES[name]) if known else None
 
 
 def _torchscript(archive: zipfile.ZipFile) -> State:

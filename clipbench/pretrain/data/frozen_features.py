@@ -19,9 +19,11 @@ from clipbench.cards.cards import Frozen, RecipeModel, Weights
 from clipbench.data.pairs.lazy import LazySplit
 from clipbench.encoding.feature_store import Features
 from clipbench.errors import CardError, nearest
-from clipbench.models import dual
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.towers.dual import DualTowers, ImageTower, LibraryTower, TextTower
+from clipbench.models.towers.adapters import alone, load_tower
+from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower
+from clipbench.models.towers.configs import DualConfig, sources
+from clipbench.models.towers.dual import DualTowers
 
 if TYPE_CHECKING:
     from clipbench.encoding.encoder import ModelEncoder
@@ -90,14 +92,14 @@ class Start:
             its sha256, and the tensors of all others lie in the model's own file.
     """
 
-    def __init__(self, model: RecipeModel, config: dual.Config, recipe_id: str, runtime: Runtime) -> None:
+    def __init__(self, model: RecipeModel, config: DualConfig, recipe_id: str, runtime: Runtime) -> None:
         """Build the towers, load what they start from, and put stand-ins in the place of frozen ones.
 
         Raises:
             CardError: the towers cannot be built, or what is frozen has no weights, or no such part.
             WeightsError: weights are missing, corrupt, others than the recipe says, or do not fit.
         """
-        self._frozen, self._named = model.frozen, dual.sources(config)
+        self._frozen, self._named = model.frozen, sources(config)
         _refuse_random(self._frozen, self._named, recipe_id)
         if config.tokens is not None and True in (model.frozen.image, model.frozen.text):
             raise CardError(
@@ -112,7 +114,7 @@ class Start:
         for side, source in self._named.items():
             tower = getattr(self.towers, side)
             owner = f"recipe {recipe_id} (config.{side})"
-            self.digests[side] = dual.load_tower(tower, source, owner, Path())
+            self.digests[side] = load_tower(tower, source, owner, Path())
             tower.requires_grad_(True).train()
             pinned = source.model_copy(update={"sha256": self.digests[side]})
             frozen = getattr(model.frozen, side)
@@ -174,7 +176,7 @@ class Start:
 
         tower = getattr(self.towers, side).requires_grad_(False).eval()
         self.towers.elsewhere[side] = self.digests[side]
-        adapter = dual.alone(side, self.towers, model.config, model.preprocess, source)
+        adapter = alone(side, self.towers, model.config, model.preprocess, source)
         encoder = ModelEncoder(ModelEntry(adapter.card.title, adapter.card, Path()), runtime)
         encoder.adapter = adapter
         self._encoders[side], self._whole[side] = encoder, tower
@@ -223,6 +225,6 @@ def _below(known: dict[str, nn.Module]) -> str:
     return next((name for name in known if "." in name), next(iter(known)))
 
 
-def _with_weights(config: dual.Config, side: str, source: Weights | None) -> dual.Config:
+def _with_weights(config: DualConfig, side: str, source: Weights | None) -> DualConfig:
     tower = getattr(config, side).model_copy(update={"weights": source})
     return config.model_copy(update={side: tower})

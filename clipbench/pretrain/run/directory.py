@@ -32,7 +32,7 @@ import yaml
 
 from clipbench.cards.cards import Document, ModelCard, Recipe, parse, sealed
 from clipbench.errors import CardError, Damaged, StorageError, WeightsError, unknown
-from clipbench.models.weights.convert import names_in
+from clipbench.models.weights.pickles import names_in
 from clipbench.pretrain.data.pairs import PairsState
 from clipbench.pretrain.engine.optimisers import OptimiserState
 from clipbench.pretrain.run.events import Events, Line

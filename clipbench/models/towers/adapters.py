@@ -1,0 +1,229 @@
+"""Two towers, or one alone, behind the Adapter interface; their weights, read from files and made into one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from clipbench.cards.cards import ModelCard, Preprocess, Weights, fingerprint
+from clipbench.errors import WeightsError
+from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower
+from clipbench.models.towers.configs import parse_config, sources
+from clipbench.models.towers.dual import DualTowers, image_tower
+from clipbench.models.towers.heads import PatchTokens, TextTokens
+from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.resolve import resolve, resolve_source
+
+if TYPE_CHECKING:
+    from clipbench.models.weights.reading import State
+
+
+class DualAdapter(Adapter):
+    """Two towers behind the Adapter interface. `towers` must be in evaluation mode."""
+
+    def __init__(self, towers: DualTowers, card: ModelCard, weights_sha256: str) -> None:
+        self.card = card
+        self.weights_sha256 = weights_sha256
+        self.logit_scale = towers.logit_scale().item()
+        self.context_length = towers.text.context_length
+        self._towers = towers
+        joint = ("joint",) if towers.joint else ()
+        if towers.tokens is not None:
+            self.compared = towers.tokens.compared
+            self.token_width = towers.tokens.dim
+            self.image_spaces = (*joint, "tokens", "backbone")
+            self.text_spaces = (*joint, "tokens")
+
+    @property
+    def text_fingerprint(self) -> str:
+        """See `Adapter`."""
+        return self._towers.text.fingerprint
+
+    def image_tower(self, space: str) -> nn.Module:
+        """See `Adapter`. `backbone` is the image tower's pooled output, `joint` its projection.
+
+        Without a joint space nothing trained that output: `backbone` is then the mean of the places' states.
+        """
+        self.require_space(space)
+        towers = self._towers
+        if space == "tokens":
+            return PatchTokens(towers.patch_tower, towers.image_mapping).eval()
+        if space == "backbone":
+            return towers.image if towers.joint else PatchTokens(towers.patch_tower, None).eval()
+        return nn.Sequential(towers.image, towers.image_projection).eval()
+
+    def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
+        """See `Adapter`."""
+        towers = self._towers
+        self.require_space(space)
+        if "image" not in towers.elsewhere or not towers.joint or space == "tokens":
+            return None
+        head = towers.image_projection if space == "joint" else nn.Identity()
+        source = sources(parse_config(self.card.config, self.card.title))["image"]
+        return alone("image", towers, self.card.config, self.card.preprocess, source), head.eval()
+
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        """See `Adapter`. `tokens`: all `context_length` positions; those that do not count are zeros."""
+        self.require_text(space)
+        towers = self._towers
+        if space == "tokens":
+            assert towers.tokens is not None
+            return TextTokens(towers.token_tower, towers.text_mapping, padding=towers.tokens.padding).eval()
+        return nn.Sequential(towers.text, towers.text_projection).eval()
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Adapter`."""
+        return self._towers.text.tokenize(texts)
+
+
+def alone(
+    side: str, towers: DualTowers, config: dict[str, Any], preprocess: Preprocess, source: Weights
+) -> Adapter:
+    """The tower of `towers` on `side` (`image` or `text`), whose file lies elsewhere, as a model of its own.
+
+    Its config is as short as that of a shipped card of the same tower, so that all share their features.
+    """
+    typed = getattr(parse_config(config, f"{side} tower"), side)
+    own = typed.model_dump(mode="json", exclude_defaults=True, exclude={"weights"})
+    card = ModelCard(
+        title=f"{side} tower", family="dual", config={side: own}, preprocess=preprocess, weights=source
+    )
+    made: type[ImageAdapter | TextAdapter] = ImageAdapter if side == "image" else TextAdapter
+    return made(getattr(towers, side), card, towers.elsewhere[side])
+
+
+class ImageAdapter(Adapter):
+    """An image tower alone behind the Adapter interface: `backbone` is its one space."""
+
+    def __init__(self, tower: ImageTower, card: ModelCard, weights_sha256: str) -> None:
+        self.card = card
+        self.weights_sha256 = weights_sha256
+        self.logit_scale = math.nan
+        self.context_length = 0
+        self.image_spaces = ("backbone",)
+        self.text_spaces = ()
+        self._tower = tower
+
+    def image_tower(self, space: str) -> nn.Module:
+        """See `Adapter`."""
+        self.require_space(space)
+        return self._tower
+
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        """See `Adapter`."""
+        self.require_text(space)
+        raise AssertionError("require_text has raised")
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Adapter`."""
+        self.require_text()
+        raise AssertionError("require_text has raised")
+
+
+class TextAdapter(Adapter):
+    """A text tower alone behind the Adapter interface: `backbone`, its pooled output, is its one space."""
+
+    def __init__(self, tower: TextTower, card: ModelCard, weights_sha256: str) -> None:
+        self.card = card
+        self.weights_sha256 = weights_sha256
+        self.logit_scale = math.nan
+        self.context_length = tower.context_length
+        self.image_spaces = ()
+        self.text_spaces = ("backbone",)
+        self._tower = tower
+
+    @property
+    def text_fingerprint(self) -> str:
+        """See `Adapter`."""
+        return self._tower.fingerprint
+
+    def image_tower(self, space: str) -> nn.Module:
+        """See `Adapter`."""
+        self.require_space(space)
+        raise AssertionError("require_space has raised")
+
+    def text_tower(self, space: str = "backbone") -> nn.Module:
+        """See `Adapter`."""
+        self.require_text(space)
+        return self._tower
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Adapter`."""
+        return self._tower.tokenize(texts)
+
+
+def load(model: ModelEntry) -> Adapter:
+    """The adapter of `model`, weights loaded strictly.
+
+    Raises:
+        CardError: the card's config describes no towers that can be built.
+        WeightsError: a file is missing, corrupt, another one than the card's, or does not fit.
+    """
+    config = parse_config(model.card.config, model.id)
+    if config.text is None:
+        tower = image_tower(config.image, model.card.preprocess)
+        assert isinstance(tower, LibraryTower)
+        digest = load_tower(tower, model.card.weights, model.id, model.folder)
+        return ImageAdapter(tower.eval(), model.card, digest)
+
+    path, sha256 = resolve(model)
+    state = read_state_dict(path)
+    with torch.device("meta"):
+        towers = DualTowers(config, model.card.preprocess, model.folder)
+    for side, source in sources(config).items():
+        module = getattr(towers, side)
+        assert isinstance(module, LibraryTower)
+        _refuse_second_copy(state, f"{side}.", path)
+        digest = load_tower(module, source, f"{model.id} (config.{side})", model.folder)
+        towers.elsewhere[side] = digest
+        state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
+    load_strict(towers, state, path)
+    return DualAdapter(towers, model.card, identity(towers, sha256))
+
+
+def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
+    """Load a tower's weights from a file of its own, strictly; the file's sha256.
+
+    Raises:
+        WeightsError: the file is missing, corrupt, another one than the source says, or does not fit.
+    """
+    path, sha256 = resolve_source(source, owner=owner, folder=folder)
+    load_strict(tower.net, tower.published(read_state_dict(path)), path)
+    return sha256
+
+
+def _refuse_second_copy(state: State, prefix: str, path: Path) -> None:
+    held = [name for name in state if name.startswith(prefix)]
+    if held:
+        raise WeightsError(
+            f"{path} holds {len(held)} tensors of a tower whose weights the card takes from elsewhere ({held[0]}, …)",
+            hint=f"leave out config.{prefix}weights, or leave these tensors out of the file",
+        )
+
+
+def serialise(towers: DualTowers) -> tuple[bytes, str]:
+    """The towers' weights as the bytes of a safetensors file, and their sha256 (hex).
+
+    Without those of towers whose weights lie elsewhere. The same weights give the same bytes, so that a model in
+    memory has the hash of the file it becomes.
+    """
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in towers.state_dict().items()
+        if name.partition(".")[0] not in towers.elsewhere
+    }
+    data = save(state)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def identity(towers: DualTowers, sha256: str) -> str:
+    """sha256 (hex) of all that the features come from: of the model's own file, and of towers' files elsewhere."""
+    return fingerprint([sha256, *towers.elsewhere.values()]) if towers.elsewhere else sha256

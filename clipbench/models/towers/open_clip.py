@@ -1,0 +1,144 @@
+"""open_clip's models: built without weights, and their towers alone, as the encoder calls them."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from clipbench.errors import NotApplicable, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def build(arch: str, *, quick_gelu: bool) -> Any:
+    """The architecture with uninitialised weights where that is possible: they are all about to be loaded."""
+    import open_clip
+    import torch
+
+    settings = open_clip.get_model_config(arch)
+    settings.pop("custom_text", None)
+    settings["quick_gelu"] = quick_gelu
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = not any(
+            k.startswith(("hf_", "timm_")) for part in ("vision_cfg", "text_cfg") for k in settings[part]
+        )
+        if plain and open_clip.get_model_config(arch).get("custom_text") is None:
+            with torch.device("meta"):
+                module = open_clip.CLIP(**settings)
+            # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
+            module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
+            return module
+        try:
+            return random_model(arch, quick_gelu=quick_gelu)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise WeightsError(f"{arch} cannot be built: {error}") from error
+
+
+def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
+    """open_clip's model `arch` with random weights from torch's generator, without its warnings about that."""
+    import open_clip
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(arch, pretrained=None, load_weights=False, force_quick_gelu=quick_gelu)
+    finally:
+        logging.disable(level)
+
+
+def backbone(title: str, visual: Any) -> nn.Module:
+    """The image tower without its joint projection."""
+    import open_clip.transformer
+    import torch
+    from open_clip.modified_resnet import ModifiedResNet
+
+    if isinstance(visual, ModifiedResNet):
+        whole: nn.Module = visual
+        return whole
+    if not isinstance(visual, open_clip.transformer.VisionTransformer):
+        raise NotApplicable(
+            f"{title}: features before the projection are not known for {type(visual).__name__}"
+        )
+
+    class Backbone(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.visual = visual
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = self.visual._pool(self.visual.transformer(self.visual._embeds(images)))[0]
+            return pooled
+
+    return Backbone()
+
+
+def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None) -> nn.Module:
+    """Token ids → joint features, exact for ids cut at the longest real token where the tower is causal.
+
+    With `tokens`, a projection of single tokens: all `context_length` positions, padding included, flattened.
+    """
+    import torch
+    from open_clip.transformer import TextTransformer, text_global_pool
+
+    tower = getattr(model, "text", model)
+    causal = (
+        isinstance(tower, TextTransformer | type(model))
+        and hasattr(tower, "transformer")
+        and getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "cls_emb", None) is None
+        and not getattr(tower, "use_pad_mask", False)
+    )
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    eos = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+
+    class CausalText(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = torch.nn.ModuleDict(
+                {name: getattr(tower, name) for name in ("token_embedding", "transformer", "ln_final")}
+            )
+            self.positions = tower.positional_embedding
+            self.projection = tower.text_projection if tokens is None else tokens
+            self.mask: torch.Tensor
+            self.register_buffer("mask", tower.attn_mask, persistent=False)
+
+        def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+            length = ids.shape[1]
+            x = self.tower["token_embedding"](ids) + self.positions[:length]
+            x = self.tower["transformer"](x, attn_mask=self.mask[:length, :length])
+            normed: torch.Tensor = self.tower["ln_final"](x)
+            return normed
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            pooled: torch.Tensor = text_global_pool(self.hidden(ids), ids, pool, eos_token_id=eos)
+            if self.projection is None:
+                return pooled
+            if isinstance(self.projection, torch.nn.Parameter):
+                product: torch.Tensor = pooled @ self.projection
+                return product
+            projected: torch.Tensor = self.projection(pooled)
+            return projected
+
+    class TextTokens(CausalText):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            hidden = self.hidden(torch.nn.functional.pad(ids, (0, context_length - ids.shape[1])))
+            projected: torch.Tensor = self.projection(hidden)
+            return projected.flatten(1)
+
+    class FullText(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            padding = context_length - ids.shape[1]
+            features: torch.Tensor = self.model.encode_text(torch.nn.functional.pad(ids, (0, padding)))
+            return features
+
+    if tokens is not None:
+        return TextTokens()
+    return CausalText() if causal and pool in ("argmax", "eos") else FullText()
