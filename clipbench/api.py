@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from clipbench.cards.cards import ModelCard
 from clipbench.catalog import Catalog
 from clipbench.data.decode import BAD_IMAGE, IMAGE_FORMATS, cannot, normalise, open_image, pixels
-from clipbench.encoding.encoder import unit
+from clipbench.encoding.batches import unit
 from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import CardError, DataError
 from clipbench.metrics.similarity import similarity

@@ -35,6 +35,7 @@ from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.errors import CardError, unknown
 from clipbench.models import families
 from clipbench.models.adapter import ModelEntry
+from clipbench.protocols.base import Needs
 from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
@@ -65,7 +66,8 @@ class Task:
     @property
     def roles(self) -> list[str]:
         """The splits that it reads, by role."""
-        return sorted({role for role, _ in self.protocol.needs(self.params, "joint")})
+        needs: Needs = self.protocol.needs(self.params, "joint")
+        return needs.roles
 
     @property
     def marks(self) -> list[str]:

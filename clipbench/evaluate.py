@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +16,15 @@ from clipbench.catalog import Catalog, Task
 from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
 from clipbench.data.hub import DataPaths, open_split, refuse_lacking
 from clipbench.data.labels import without_samples
-from clipbench.data.split import Note, Split
-from clipbench.encoding.encoder import Counts, ModelEncoder, Subset, encode_images, same_preprocessing
-from clipbench.encoding.feature_store import among, repeated
+from clipbench.data.split import Note, Split, Subset
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.feature_store import Features, among, repeated
+from clipbench.encoding.images import Encoded, encode
+from clipbench.encoding.model_features import Counts
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.protocols.base import Needs
 from clipbench.records import record as records
 from clipbench.records.exposure import Exposure, exposure
 
@@ -83,33 +85,31 @@ def evaluate(
 def _evaluated(
     model_cards: Sequence[ModelEntry], tasks: Sequence[Task], options: Options, catalog: Catalog
 ) -> Iterator[Result]:
-    encoders = []
-    load_s = []
-    for model in model_cards:
-        start = time.perf_counter()
-        encoder = ModelEncoder(model, options.runtime, options.on_bad_image, options.progress)
-        encoder.adapter  # noqa: B018 - loads the weights
-        encoders.append(encoder)
-        load_s.append(time.perf_counter() - start)
+    encoders = [
+        ModelEncoder(model, options.runtime, options.on_bad_image, options.progress) for model in model_cards
+    ]
     opened: dict[tuple[str, str], Split] = {}
     for task in tasks:
-        before = [replace(e.counts) for e in encoders]
         try:
+            plans = [_plan(encoder, task) for encoder in encoders]
             splits = _splits(task, options, opened)
-            _encode(encoders, task, splits)
+            _encode([plan for plan in plans if plan.reason is None], splits)
         except DataError as error:
             yield from (Result(e.model.id, task.id, None, {}, error=error) for e in encoders)
             continue
-        for encoder, counts, seconds in zip(encoders, before, load_s, strict=True):
+        for plan in plans:
+            if plan.reason is not None:
+                yield Result(plan.encoder.model.id, task.id, None, {}, plan.reason)
+                continue
             try:
-                record, samples = _outcome(encoder, task, options, catalog, splits, counts, seconds)
-                pictures = _pictures(encoder, task, options, splits)
+                record, samples = _outcome(plan, options, catalog, splits)
+                pictures = _pictures(plan, options, splits)
             except NotApplicable as lack:
-                yield Result(encoder.model.id, task.id, None, {}, lack.message)
+                yield Result(plan.encoder.model.id, task.id, None, {}, lack.message)
             except DataError as error:
-                yield Result(encoder.model.id, task.id, None, {}, error=error)
+                yield Result(plan.encoder.model.id, task.id, None, {}, error=error)
             else:
-                yield Result(encoder.model.id, task.id, record, samples, pictures=pictures)
+                yield Result(plan.encoder.model.id, task.id, record, samples, pictures=pictures)
 
 
 def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence[str]], list[records.Record]]:
@@ -123,8 +123,11 @@ def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence
             found = []
             for task in catalog.tasks(task_ids):
                 splits = _splits(task, options, {})
-                before = replace(encoder.counts)
-                found.append(_outcome(encoder, task, options, catalog, splits, before, 0.0)[0])
+                plan = _plan(encoder, task)
+                if plan.reason is not None:
+                    raise NotApplicable(plan.reason)
+                _encode([plan], splits)
+                found.append(_outcome(plan, options, catalog, splits)[0])
             return found
 
     return measure
@@ -167,51 +170,81 @@ def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) 
     return splits
 
 
-def _encode(encoders: Sequence[ModelEncoder], task: Task, splits: dict[str, Split]) -> None:
-    """Encode what the task needs for all models that can do it at once, where their preprocessing agrees."""
-    todo: dict[tuple[str, str], list[ModelEncoder]] = {}
-    for encoder in encoders:
-        with contextlib.suppress(NotApplicable):
-            for role, space in _able(encoder, task):
-                if not encoder.has(splits[role], space):
-                    todo.setdefault((role, space), []).append(encoder)
-    for (role, space), lacking in todo.items():
-        for group in same_preprocessing(lacking):
-            encode_images(group, splits[role], space)
+@dataclass
+class _Plan:
+    """What a task needs of a model, worked out once; then what it got.
 
-
-def _able(encoder: ModelEncoder, task: Task) -> list[tuple[str, str]]:
-    """The image features that the task reads of this model: (split role, feature space).
-
-    Raises:
-        NotApplicable: the model lacks what the task needs; said before anything is encoded.
+    Attributes:
+        reason: why the model cannot do the task; None: it can.
+        before: what encoding had cost before.
+        encoded: (split role, feature space) → features.
     """
-    if task.protocol.TEXT:
-        encoder.adapter.require_text(encoder.compared)
-    needed: list[tuple[str, str]] = task.protocol.needs(task.params, encoder.compared)
-    for _, space in needed:
-        encoder.require(space)
-    return needed
+
+    encoder: ModelEncoder
+    task: Task
+    needs: Needs
+    reason: str | None
+    before: Counts
+    encoded: dict[tuple[str, str], Encoded] = field(default_factory=dict)
+
+
+class _Inputs:
+    """A model as the protocol of one task sees it: its images' features are there already (`protocols.base.Inputs`)."""
+
+    def __init__(self, plan: _Plan) -> None:
+        encoder = plan.encoder
+        self._features = {key: found.features for key, found in plan.encoded.items()}
+        self.logit_scale, self.device = encoder.logit_scale, encoder.device
+        self.compared, self.token_width = encoder.compared, encoder.token_width
+        self.texts, self.crops, self.tracked = encoder.texts, encoder.crops, encoder.tracked
+        if plan.needs.heat is not None:
+            self.heat = encoder.saliency.heat
+
+    def images(self, split: Split, space: str = "joint") -> Features:
+        return self._features[split.role, space]
+
+
+def _plan(encoder: ModelEncoder, task: Task) -> _Plan:
+    """What the task reads of this model, or why it cannot; said before anything is encoded."""
+    before, protocol = replace(encoder.counts), task.protocol
+    needs, reason = protocol.needs(task.params, encoder.compared), None
+    try:
+        if protocol.TEXT:
+            encoder.adapter.require_text(encoder.compared)
+        for _, space in needs.images:
+            encoder.require(space)
+        if needs.heat is not None:
+            encoder.saliency  # noqa: B018 - asks whether there is one
+    except NotApplicable as lack:
+        reason = lack.message
+    return _Plan(encoder, task, needs, reason, before)
+
+
+def _encode(plans: Sequence[_Plan], splits: dict[str, Split]) -> None:
+    """Encode what the task needs for all models that can do it at once, where their preprocessing agrees."""
+    for key in dict.fromkeys(key for plan in plans for key in plan.needs.images):
+        role, space = key
+        wanting = [plan for plan in plans if key in plan.needs.images]
+        for plan, found in zip(
+            wanting, encode([plan.encoder for plan in wanting], splits[role], space), strict=True
+        ):
+            plan.encoded[key] = found
 
 
 def _outcome(
-    encoder: ModelEncoder,
-    task: Task,
-    options: Options,
-    catalog: Catalog,
-    splits: dict[str, Split],
-    before: Counts,
-    load_s: float,
+    plan: _Plan, options: Options, catalog: Catalog, splits: dict[str, Split]
 ) -> tuple[records.Record, dict[str, records.Column]]:
     """Run the protocol; the record and its per-sample outcomes."""
-    needs = _able(encoder, task)
-    _encode([encoder], task, splits)
+    encoder, task = plan.encoder, plan.task
     inside = replace(encoder.counts)
     encoder.text_plans.clear()
     start = time.perf_counter()
-    outcome = task.protocol.run(task.dataset.card, splits, encoder, task.params, options.seed)
+    outcome = task.protocol.run(task.dataset.card, splits, _Inputs(plan), task.params, options.seed)
     encoding = encoder.counts.images_s - inside.images_s + encoder.counts.texts_s - inside.texts_s
     score_s = time.perf_counter() - start - encoding
+    before, load_s = plan.before, encoder.load_s
+    if plan.needs.heat is not None:
+        plan.encoded[plan.needs.heat, "heat"] = encoder.saliency.seen(splits[plan.needs.heat])
     counts = encoder.counts
     images_s, texts_s = counts.images_s - before.images_s, counts.texts_s - before.texts_s
     encoded = counts.images_encoded - before.images_encoded
@@ -221,8 +254,8 @@ def _outcome(
     )
     measured, trained_on = splits[protocol.split], encoder.model.card.trained_on
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
-    repeats = _repeats(encoder, splits, needs, protocol.split)
-    skipped = {i: r for role, space in needs for i, r in encoder.bad_images(splits[role], space).items()}
+    repeats = _repeats(plan.encoded, splits, protocol.split)
+    skipped = {i: reason for found in plan.encoded.values() for i, reason in found.bad.items()}
     record = records.Record(
         model=encoder.model.id,
         task=task.id,
@@ -240,7 +273,7 @@ def _outcome(
                 *split.notes,
                 *(without_samples(split) if set(task.protocol.KINDS) & {*LABELLED} else ()),
                 *(_unknown(known) if role == protocol.split else ()),
-                *_remarks(encoder, splits, needs, role),
+                *_remarks(plan.encoded, role),
                 *repeats.get(role, ()),
             )
         ),
@@ -264,7 +297,7 @@ def _outcome(
             images_encoded=encoded,
             texts_encoded=counts.texts_encoded - before.texts_encoded,
         ),
-        encoder=_encoded(encoder, splits, needs),
+        encoder=_how(plan),
         evidence=outcome.evidence,
         cards=records.ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
         created=records.utc_now(),
@@ -278,17 +311,16 @@ def _unknown(known: Exposure) -> list[Note]:
     return [Note.of("unknown-training-data", text, known.unknown)] if known.unknown else []
 
 
-def _encoded(
-    encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]]
-) -> records.Json:
+def _how(plan: _Plan) -> records.Json:
     """How the towers were run whose features were read, for the record."""
+    encoder = plan.encoder
     images: dict[str, JsonValue] = {
-        f"{role}:{space}": encoder.plan(splits[role], space) for role, space in needs
+        f"{role}:{space}": found.plan for (role, space), found in plan.encoded.items()
     }
     texts: dict[str, JsonValue] = {
         f"text:{space}": ", ".join(sorted(plans)) for space, plans in sorted(encoder.text_plans.items())
     }
-    devices = {device for role, space in needs for device in encoder.devices(splits[role], space)}
+    devices = {device for found in plan.encoded.values() for device in found.devices}
     found: records.Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
     if max_pixels() != MAX_PIXELS:
         found["max_pixels"] = max_pixels()
@@ -297,29 +329,25 @@ def _encoded(
     return found
 
 
-def _remarks(
-    encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]], role: str
-) -> list[Note]:
+def _remarks(encoded: dict[tuple[str, str], Encoded], role: str) -> list[Note]:
     """What must be said of how images of a split were decoded."""
     of_kind: dict[str, dict[str, None]] = {}
-    for own, space in needs:
+    for (own, _), found in encoded.items():
         if own == role:
-            for name, kind in encoder.remarks(splits[role], space):
+            for name, kind in found.remarks:
                 of_kind.setdefault(kind, {})[name] = None
     return [Note.of(kind, REMARKS.get(kind, kind), list(names)) for kind, names in of_kind.items()]
 
 
 def _repeats(
-    encoder: ModelEncoder, splits: dict[str, Split], needs: Sequence[tuple[str, str]], scored: str
+    encoded: dict[tuple[str, str], Encoded], splits: dict[str, Split], scored: str
 ) -> dict[str, list[Note]]:
     """Split → notes on images of the split `scored` that are there twice, byte for byte, or also in training."""
     seen = {}
-    for role, space in needs:
-        digests = encoder.digests(splits[role], space)
-        if digests is not None:
-            bad = encoder.bad_images(splits[role], space)
-            rows = np.array([i for i, name in enumerate(splits[role].ids) if name not in bad], dtype=np.int64)
-            seen[role] = rows, digests[rows]
+    for (role, _), found in encoded.items():
+        if found.digests is not None:
+            good = [i for i, name in enumerate(splits[role].ids) if name not in found.bad]
+            seen[role] = np.array(good, dtype=np.int64), found.digests[good]
     if scored not in seen:
         return {}
     rows, digests = seen.pop(scored)
@@ -334,14 +362,12 @@ def _repeats(
     return {scored: notes}
 
 
-def _pictures(
-    encoder: ModelEncoder, task: Task, options: Options, splits: dict[str, Split]
-) -> dict[str, bytes]:
+def _pictures(plan: _Plan, options: Options, splits: dict[str, Split]) -> dict[str, bytes]:
     """File name → PNG, where they are asked for and the protocol draws any."""
+    task = plan.task
     if not options.pictures or not hasattr(task.protocol, "pictures"):
         return {}
-    card = task.dataset.card
     made: dict[str, bytes] = task.protocol.pictures(
-        card, splits, encoder, task.params, options.seed, options.pictures
+        task.dataset.card, splits, _Inputs(plan), task.params, options.seed, options.pictures
     )
     return made

@@ -22,6 +22,7 @@ from clipbench.data.split import Objects
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
+from clipbench.protocols.base import Needs
 from clipbench.protocols.bias import Params, needs, run
 from clipbench.records import record as records
 
@@ -343,4 +344,4 @@ def test_a_limit_takes_both_groups_and_too_few_images_are_an_error(tmp_path: Pat
 
 
 def test_it_reads_one_vector_an_image_whatever_a_model_compares() -> None:
-    assert needs(params(), "tokens") == [("test", "joint")]
+    assert needs(params(), "tokens") == Needs((("test", "joint"),))

@@ -24,7 +24,7 @@ from test_records import make_record
 
 from clipbench import __version__, cli
 from clipbench.data import digests
-from clipbench.encoding import encoder
+from clipbench.encoding import model_features
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
 from clipbench.models.towers.adapters import DualAdapter
@@ -762,7 +762,7 @@ def test_a_disk_that_fills_up_while_features_are_written(
 ) -> None:
     shutil.rmtree(place.root / "data")
     small.write_images(place.root / "data", 1100)
-    monkeypatch.setattr(encoder, "_PROCESSES_WORTH", 10_000)
+    monkeypatch.setattr(model_features, "_PROCESSES_WORTH", 10_000)
     synced = os.fsync
     room = 50_000  # one shard, and a little more
 

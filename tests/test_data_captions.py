@@ -19,8 +19,7 @@ from clipbench.cards.cards import Columns, TaskCard
 from clipbench.catalog import Catalog, Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.layouts.captions import gather
-from clipbench.data.split import Split
-from clipbench.encoding.encoder import Subset
+from clipbench.data.split import Split, Subset
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import limited
 

@@ -375,8 +375,8 @@ KILLED = """
 import io, sys, time
 import numpy as np
 from PIL import Image
-from clipbench.cards import Preprocess
-from clipbench.data import Sample
+from clipbench.cards.cards import Preprocess
+from clipbench.data.split import Sample
 from clipbench.data.decode import decode_stream
 buffer = io.BytesIO()
 Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(buffer, "PNG")

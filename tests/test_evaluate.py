@@ -23,9 +23,9 @@ from clipbench.cards.cards import Preprocess, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data import decode
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.data.split import Sample, Split
+from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding import runtime as execution
-from clipbench.encoding.encoder import ModelEncoder, Subset
+from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, SHARD_ROWS
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
@@ -388,8 +388,9 @@ def untouched(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[rec
 
 PROGRAM = """
 import math
-from clipbench import cli, execution
-execution._TRIAL_WORTH_S = math.inf
+from clipbench import cli
+from clipbench.encoding import runtime
+runtime._TRIAL_WORTH_S = math.inf
 cli.main()
 """
 

@@ -19,7 +19,8 @@ from clipbench.catalog import Catalog
 from clipbench.data import decode
 from clipbench.data.decode import Batch
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.encoding import encoder
+from clipbench.encoding import batches as one_batch
+from clipbench.encoding import encoder, images
 from clipbench.encoding import runtime as execution
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, FeatureFile
@@ -131,7 +132,7 @@ def test_texts_share_their_batches_with_the_same_others_whatever_is_there(
     model = Catalog().model(str(small.write_run(tmp_path / "run")))
     texts = [f"{'long ' * (i % 3)}text {i}" for i in range(3 * 512 + 5)]
     batches: list[list[tuple[int, ...]]] = []
-    unit = encoder.unit
+    unit = one_batch.unit
 
     def counted(rows: torch.Tensor, piece: int | None = 0) -> torch.Tensor:
         batches[-1].append(tuple(rows.shape))
@@ -275,7 +276,7 @@ def test_remarks_on_images_stand_in_the_record_of_a_cached_run_too(
             yield replace(batch, remarks=((ids[64 * number], "turned"),))
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "decode_stream", remarked)
+        patch.setattr(images, "decode_stream", remarked)
         first = run(place)
     cached = run(place)
     assert cached.timing.images_encoded == 0

@@ -247,7 +247,7 @@ def test_file_that_was_put_there_by_hand(files: Files) -> None:
 RESOLVE = """
 import json, sys
 from pathlib import Path
-from clipbench.cards import Weights
+from clipbench.cards.cards import Weights
 from clipbench.models.weights.resolve import resolve_source
 print("ready", flush=True)
 path, digest = resolve_source(Weights(**json.loads(sys.argv[1])), owner="tiny", folder=Path("."))
@@ -559,7 +559,7 @@ def hub() -> Iterator[ModelHub]:
 FROM_HUB = """
 import json, sys
 from pathlib import Path
-from clipbench.cards import Weights
+from clipbench.cards.cards import Weights
 from clipbench.errors import ClipbenchError
 from clipbench.models.weights.resolve import resolve_source
 for source in sys.argv[1:]:

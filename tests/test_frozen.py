@@ -28,9 +28,9 @@ from clipbench.data.decode import normalise
 from clipbench.data.digests import sha256_file
 from clipbench.data.hub import DataPaths
 from clipbench.data.pairs.sources import open_pairs
-from clipbench.data.split import Split
-from clipbench.encoding import encoder as features
-from clipbench.encoding.encoder import ModelEncoder, Subset
+from clipbench.data.split import Split, Subset
+from clipbench.encoding import images as image_encoding
+from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, WeightsError
 from clipbench.evaluate import Options, evaluate
@@ -178,7 +178,7 @@ def test_features_are_computed_once(package: Path, tmp_path: Path, monkeypatch: 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a tower was run again")
 
-    monkeypatch.setattr("clipbench.encoding.encoder._encode_shards", fail)
+    monkeypatch.setattr("clipbench.encoding.images.encode_shards", fail)
     monkeypatch.setattr("clipbench.encoding.encoder.ModelEncoder._encode_texts", fail)
     train(recipe(package, WHOLE, seed=1), tmp_path / "second")
     model = recipe(package, WHOLE).model.canonical() | {"preprocess": PREPROCESS | {"mean": [0.2]}}
@@ -192,13 +192,13 @@ def test_features_of_a_table_are_computed_again_for_other_images(
     folder = write_table(tmp_path, rows_of([f"a photo of {number}" for number in range(8)]), "t.csv")
     wanted = {"name": "mine", "kind": "csv", "file": "t.csv", "images": "images"}
     encoded: list[int] = []
-    encode = features._encode_shards
+    encode = image_encoding.encode_shards
 
     def counting(*arguments: Any) -> None:
         encoded.append(len(arguments[4]))
         encode(*arguments)
 
-    monkeypatch.setattr(features, "_encode_shards", counting)
+    monkeypatch.setattr(image_encoding, "encode_shards", counting)
 
     def run(name: str) -> None:
         one = recipe(package, WHOLE, data=[wanted])
@@ -229,7 +229,7 @@ def test_models_with_heads_on_one_tower_share_its_features(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the tower was run again")
 
-    monkeypatch.setattr("clipbench.encoding.encoder._encode_shards", fail)
+    monkeypatch.setattr("clipbench.encoding.images.encode_shards", fail)
     found = []
     for out in outs:
         card, adapter = loaded(out)

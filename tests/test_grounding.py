@@ -334,13 +334,16 @@ def test_scores_inside_are_cosines_of_the_ordinary_features(tmp_path: Path) -> N
     assert found is not None
     before = np.array(encoder.images(split))
     cosines = (before[found.image] * encoder.texts(list(found.texts))).sum(axis=1)
-    heats = list(encoder.heat(split, found.texts, found.image, whole=False))
+    heats = list(encoder.saliency.heat(split, found.texts, found.image, whole=False))
     assert [h.sample for h in heats] == list(range(20))
     assert np.concatenate([h.texts for h in heats]).tolist() == list(range(len(found.texts)))
     np.testing.assert_allclose(np.concatenate([h.scores for h in heats]), cosines, atol=1e-5)
     assert {h.size for h in heats} == {(48, 32), (32, 48)}
     assert {h.seen for h in heats} == {(8, 0, 40, 32), (0, 8, 32, 40)}
-    assert {h.seen for h in encoder.heat(split, found.texts, found.image)} == {(0, 0, 48, 32), (0, 0, 32, 48)}
+    assert {h.seen for h in encoder.saliency.heat(split, found.texts, found.image)} == {
+        (0, 0, 48, 32),
+        (0, 0, 32, 48),
+    }
     # what is cached, and what would be encoded anew, is as before
     other = ModelEncoder(encoder.model, encoder.runtime, progress=False, root=tmp_path / "other")
     other.adapter = encoder.adapter
@@ -589,7 +592,7 @@ def test_heads_on_a_frozen_tower_point_at_the_half_that_shows_what_is_asked_for(
     encoder = ModelEncoder(Catalog().model("lite-minilm"), FP32, progress=False)
     hits = [
         boxes.contains(split.boxes[number], boxes.peak(heat.large(place)))
-        for heat in encoder.heat(split, split.texts, np.repeat(np.arange(10), 2))
+        for heat in encoder.saliency.heat(split, split.texts, np.repeat(np.arange(10), 2))
         for place, number in enumerate(heat.texts.tolist())
     ]
     assert len(hits) == 20

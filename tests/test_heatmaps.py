@@ -246,7 +246,7 @@ def test_a_stream_of_filips_maps_has_its_scores(tmp_path: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 256, (3, 40, 60), dtype=np.uint8)
     split = ArraySplit("noise", "test", ["0", "1", "2"], grey, np.zeros(3, dtype=np.int64), ("a", "b"))
     texts, image = ["a cat", "snow", "a cat", "a dog on a chair"], np.array([0, 0, 1, 2])
-    heats = list(encoder.heat(split, texts, image, whole=False))
+    heats = list(encoder.saliency.heat(split, texts, image, whole=False))
     scores = np.concatenate([h.scores for h in heats])
     tokens = np.asarray(encoder.texts(texts, "tokens")).reshape(4, -1, 256)
     every = similarity(np.asarray(encoder.images(split, "tokens")), tokens)

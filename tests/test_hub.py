@@ -743,7 +743,7 @@ OPEN = """
 import hashlib, json, sys, time
 from pathlib import Path
 import numpy as np
-from clipbench.cards import TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError

@@ -166,7 +166,7 @@ def test_validation_split_of_the_card_is_used_and_joined_for_the_last_fit(tmp_pa
     splits["train"] = Given("train", x[:450], y[:450], 10)
     splits["val"] = Given("val", x[450:], y[450:], 10)
     params = Params.model_validate({"validation": "val", "classifier": LAMBDAS | {"lambdas": 3}})
-    assert sorted(needs(params, "joint")) == [
+    assert sorted(needs(params, "joint").images) == [
         ("test", "backbone"),
         ("train", "backbone"),
         ("val", "backbone"),

@@ -18,8 +18,7 @@ from torch import nn
 
 from clipbench.cards.cards import Document, Recipe, TaskCard, parse
 from clipbench.data.builtin import digits
-from clipbench.data.split import Split
-from clipbench.encoding.encoder import Subset
+from clipbench.data.split import Split, Subset
 from clipbench.pretrain.engine.distributed import Processes, join
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.objectives.losses import clip_loss

@@ -21,8 +21,7 @@ from test_coco import jpeg
 from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog, Entry
 from clipbench.data.hub import DataPaths, open_split
-from clipbench.data.split import Expressions, Split
-from clipbench.encoding.encoder import Subset
+from clipbench.data.split import Expressions, Split, Subset
 from clipbench.errors import DataError
 
 hub = test_hub.hub

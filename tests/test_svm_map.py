@@ -22,6 +22,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics import scores as metrics
+from clipbench.protocols.base import Needs
 from clipbench.protocols.svm_map import Params, check, needs, run
 
 one_thread = small.one_thread
@@ -122,9 +123,9 @@ def test_params_that_a_card_cannot_have(params: dict[str, Any], message: str, tm
 
 
 def test_presets_name_the_size_that_images_are_scaled_to() -> None:
-    assert needs(Params(), "joint") == [("train", "backbone@256"), ("test", "backbone@256")]
-    assert needs(Params(resize=224), "joint")[0] == ("train", "backbone@224")
-    assert needs(Params(resize=None), "tokens")[0] == ("train", "backbone")
+    assert needs(Params(), "joint") == Needs((("train", "backbone@256"), ("test", "backbone@256")))
+    assert needs(Params(resize=224), "joint").images[0] == ("train", "backbone@224")
+    assert needs(Params(resize=None), "tokens").images[0] == ("train", "backbone")
 
 
 @pytest.fixture

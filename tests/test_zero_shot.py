@@ -22,6 +22,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
 from clipbench.models.adapter import Compared, ModelEntry
 from clipbench.protocols import zero_shot
+from clipbench.protocols.base import Needs
 from clipbench.protocols.zero_shot import Params, check, classifier, needs, prompts, run
 
 Array = NDArray[np.float32]
@@ -354,5 +355,5 @@ def test_what_a_multi_label_card_needs(tmp_path: Path) -> None:
 
 
 def test_the_split_that_params_name_is_the_one_read() -> None:
-    assert needs(Params(split="val"), "joint") == [("val", "joint")]
-    assert needs(Params(), "tokens") == [("test", "tokens")]
+    assert needs(Params(split="val"), "joint") == Needs((("val", "joint"),))
+    assert needs(Params(), "tokens") == Needs((("test", "tokens"),))

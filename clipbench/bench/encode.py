@@ -18,7 +18,10 @@ from clipbench.catalog import Catalog
 from clipbench.data.decode import decode, normalise
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Sample, Split
-from clipbench.encoding.encoder import Counts, ModelEncoder, batch_rows, encode_images, unit
+from clipbench.encoding.batches import batch_rows, unit
+from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.images import encode_images
+from clipbench.encoding.model_features import Counts
 from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import DataError
 from clipbench.models import clip

@@ -52,8 +52,8 @@ def measure(
     Raises:
         DataError: there are fewer λ than `every`.
     """
-    from clipbench.encoding.encoder import progress_bar
     from clipbench.solvers import logistic
+    from clipbench.utils.progress import progress_bar
 
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas
     if every > lambdas.size:

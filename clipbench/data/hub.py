@@ -173,7 +173,7 @@ def refuse_lacking(dataset: Entry[TaskCard], what: str, paths: DataPaths) -> Non
 
 def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
     """The samples of another split that the part `role` holds."""
-    from clipbench.encoding.encoder import Subset
+    from clipbench.data.split import Subset
 
     part = dataset.card.splits[role].part
     whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.cards.cards import fingerprint
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -158,3 +160,22 @@ class Split(ABC):
     @abstractmethod
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         """The samples at `rows` (ascending indices), read in one pass."""
+
+
+class Subset(Split):
+    """The samples of a split at `rows` (ascending): for `--limit`, or with a `role` of its own a part on the card."""
+
+    def __init__(self, whole: Split, rows: NDArray[np.int64], role: str | None = None) -> None:
+        self.whole, self.rows = whole, rows
+        self.limited = role is None
+        self.dataset, self.role, self.classes = whole.dataset, role or whole.role, whole.classes
+        self.fingerprint = fingerprint([whole.fingerprint, rows.tolist()])
+        self.ids = [whole.ids[r] for r in rows.tolist()]
+        self.labels = whole.labels[rows]
+        self.captions = None if whole.captions is None else whole.captions.part(rows)
+        self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
+        self.objects = None if whole.objects is None else whole.objects.part(rows)
+        self.notes = whole.notes
+
+    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
+        return self.whole.samples(self.rows[rows])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clipbench.data.split import Split
 from clipbench.encoding.feature_store import Features, Matrix
 from clipbench.errors import DataError
-from clipbench.protocols.base import Encoder
+from clipbench.protocols.base import Inputs
 from clipbench.solvers.selection import Selection
 
 
@@ -45,7 +45,7 @@ class Samples:
         self.features, self.labels, self.ids, self.rows = features, labels, ids, rows
 
     @classmethod
-    def of(cls, split: Split, encoder: Encoder, space: str, *, unit: bool = False) -> Samples:
+    def of(cls, split: Split, encoder: Inputs, space: str, *, unit: bool = False) -> Samples:
         """All of `split` that could be decoded, with features in `space`; with `unit`, rows of unit length.
 
         Raises:

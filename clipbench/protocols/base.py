@@ -6,11 +6,11 @@
     def check(card, params) -> str | None         what is wrong with `params` for this card, if anything
     TEXT                                          whether it reads text features
     VARIANTS                                      name → what it changes in `Params`; on every card that allows it
-    def needs(params, compared) -> [(role, space)]  the image features that it reads; space HEAT: heat maps instead
+    def needs(params, compared) -> Needs          what it reads of the model
     def run(task, splits, encoder, params, seed)  -> Outcome
     def pictures(task, splits, encoder, params, seed, count) -> {file name: PNG}, where there is something to see
 
-`compared` is the space in which the model compares images with text. A protocol sees splits and an Encoder;
+`compared` is the space in which the model compares images with text. A protocol sees splits and Inputs;
 never a checkpoint, a path or a command-line flag.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,22 @@ if TYPE_CHECKING:
     from clipbench.models.saliency import SaliencyMaps
 
 
-#: what stands for a feature space in `needs` where heat maps are read
-HEAT: Final = "heat"
+@dataclass(frozen=True)
+class Needs:
+    """What a protocol reads of a model.
+
+    Attributes:
+        images: features of images: (split role, feature space).
+        heat: the role of the split whose heat maps it reads, if any.
+    """
+
+    images: tuple[tuple[str, str], ...] = ()
+    heat: str | None = None
+
+    @property
+    def roles(self) -> list[str]:
+        """The splits, by role."""
+        return sorted({role for role, _ in self.images} | ({self.heat} if self.heat else set()))
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,8 @@ class Outcome:
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-class Encoder(Protocol):
-    """A model as a protocol sees it: float32 rows, cached."""
+class Inputs(Protocol):
+    """A model as a protocol sees it: float32 rows, which are there already or are made when they are asked for."""
 
     @property
     def logit_scale(self) -> float:
@@ -97,8 +111,8 @@ class Encoder(Protocol):
         ...
 
 
-class HeatEncoder(Encoder, Protocol):
-    """An encoder that can also say where in an image a score comes from."""
+class HeatInputs(Inputs, Protocol):
+    """Inputs that can also say where in an image a score comes from."""
 
     def heat(
         self,

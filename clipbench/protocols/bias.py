@@ -23,7 +23,7 @@ from clipbench.metrics.group_ranking import Counts, Rankings, membership
 from clipbench.metrics.intervals import Score
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols._samples import decoded
-from clipbench.protocols.base import Encoder, Outcome
+from clipbench.protocols.base import Inputs, Needs, Outcome
 from clipbench.protocols.zero_shot import classifier
 
 ID = "bias"
@@ -93,15 +93,15 @@ def check(card: TaskCard, params: Params) -> str | None:
     return None
 
 
-def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> Needs:
     """Image features that the protocol reads: (split role, feature space).
 
     Always `joint`: a direction is removed from one vector an image.
     """
-    return [(params.split, "joint")]
+    return Needs(((params.split, "joint"),))
 
 
-def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """Compare the groups with each query, remove the concept from the images, and compare again.
 
     The direction is `concept_direction` of the pairs' texts, as the model gives them, of unit length (CLIP-Lite's
@@ -203,7 +203,7 @@ def _cost(
     split: Split,
     rows: NDArray[np.int64],
     images: Images,
-    encoder: Encoder,
+    encoder: Inputs,
     params: Params,
     seed: int,
 ) -> tuple[dict[str, Score], dict[str, NDArray[np.float64]]]:

@@ -14,7 +14,7 @@ from clipbench.cards.cards import Strict, TaskCard
 from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import boxes, intervals
-from clipbench.protocols.base import HEAT, HeatEncoder, Outcome
+from clipbench.protocols.base import HeatInputs, Needs, Outcome
 
 ID = "ground"
 VERSION = 1
@@ -48,9 +48,9 @@ def check(card: TaskCard, params: Params) -> str | None:
     return None if params.split in card.splits else unknown("split", params.split, card.splits)
 
 
-def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> Needs:
     """Heat maps of the split's images."""
-    return [(params.split, HEAT)]
+    return Needs(heat=params.split)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Found:
     turned: int
 
 
-def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: Params, seed: int) -> Outcome:
+def run(card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: Params, seed: int) -> Outcome:
     """Point at every expression.
 
     `pointing_game`: the map's largest pixel, the first of several, is in the true box (Zhang et al. 2016,
@@ -151,7 +151,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: 
 
 
 def pictures(
-    card: TaskCard, splits: dict[str, Split], encoder: HeatEncoder, params: Params, seed: int, count: int
+    card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: Params, seed: int, count: int
 ) -> dict[str, bytes]:
     """Overlays of a seeded draw of `count` expressions, and a contact sheet of them: file name → PNG."""
     from clipbench.report import overlays
@@ -208,7 +208,7 @@ def _beside_centre(
 
 
 def _look(
-    expressions: Expressions, split: Split, encoder: HeatEncoder, params: Params
+    expressions: Expressions, split: Split, encoder: HeatInputs, params: Params
 ) -> Iterator[tuple[Found, NDArray[np.float32]]]:
     """What the map of each expression says, and the map, float32 [height, width]: one at a time."""
     for heat in encoder.heat(

@@ -19,7 +19,7 @@ from clipbench.metrics import intervals
 from clipbench.metrics import scores as metrics
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
-from clipbench.protocols.base import Encoder, Outcome
+from clipbench.protocols.base import Inputs, Needs, Outcome
 from clipbench.solvers.selection import Selection
 
 if TYPE_CHECKING:
@@ -142,13 +142,13 @@ def check(card: TaskCard, params: Params) -> str | None:
     return None
 
 
-def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> Needs:
     """Image features that the protocol reads: (split role, feature space)."""
     roles = [params.train, params.test, *([params.validation] if params.validation else [])]
-    return [(role, params.space) for role in roles]
+    return Needs(tuple((role, params.space) for role in roles))
 
 
-def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """Fit on the training split, choose on validation data, score once on the test split.
 
     Images that could not be decoded (rows of NaN) are left out. What is drawn depends on the seed and the split
@@ -211,7 +211,7 @@ def _logistic(
     validation: Samples | None,
     test: Samples,
     classes: int,
-    encoder: Encoder,
+    encoder: Inputs,
     params: Params,
     seed: int,
 ) -> tuple[Iterator[tuple[slice, NDArray[np.float32]]], dict[str, Any]]:
@@ -249,7 +249,7 @@ def _logistic(
     return blocks, evidence
 
 
-def _validation(splits: dict[str, Split], encoder: Encoder, params: Params) -> Samples | None:
+def _validation(splits: dict[str, Split], encoder: Inputs, params: Params) -> Samples | None:
     """The samples of the card's own validation split, where `params` names one."""
     return Samples.of(splits[params.validation], encoder, params.space) if params.validation else None
 
@@ -273,7 +273,7 @@ def _lambdas(settings: Logistic) -> NDArray[np.float64]:
     return np.geomspace(settings.lowest, settings.highest, settings.lambdas)
 
 
-def _solving(settings: Logistic, encoder: Encoder) -> dict[str, Any]:
+def _solving(settings: Logistic, encoder: Inputs) -> dict[str, Any]:
     """What all fits of a probe have in common."""
     return {"device": encoder.device, "tolerance": settings.tolerance, "max_iter": settings.max_iter}
 
@@ -351,7 +351,7 @@ def _multi_label(
     splits: dict[str, Split],
     train: Samples,
     test: Samples,
-    encoder: Encoder,
+    encoder: Inputs,
     params: Params,
     seed: int,
 ) -> Outcome:
@@ -410,7 +410,7 @@ def _few_shot(
     classes: int,
     train: Samples,
     test: Samples,
-    encoder: Encoder,
+    encoder: Inputs,
     params: Params,
     seed: int,
 ) -> Outcome:
@@ -522,7 +522,7 @@ def _minibatches(
     train: Samples,
     test: Samples,
     classes: int,
-    encoder: Encoder,
+    encoder: Inputs,
     params: Params,
     seed: int,
 ) -> tuple[Iterator[tuple[slice, NDArray[np.float32]]], dict[str, Any]]:

@@ -14,7 +14,7 @@ from clipbench.metrics import intervals
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.intervals import Score
 from clipbench.protocols._samples import decoded
-from clipbench.protocols.base import Encoder, Outcome
+from clipbench.protocols.base import Inputs, Needs, Outcome
 from clipbench.solvers import ranking
 from clipbench.solvers.ranking import Ranks
 
@@ -61,12 +61,12 @@ def check(card: TaskCard, params: Params) -> str | None:
     return None if params.primary in allowed else unknown("primary metric", params.primary, allowed)
 
 
-def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> Needs:
     """Image features that the protocol reads: (split role, feature space)."""
-    return [(params.split, compared)]
+    return Needs(((params.split, compared),))
 
 
-def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """Rank all captions for every image, and all images for every caption.
 
     All captions of an image count. The score is the cosine, or late interaction where the model compares tokens (each

@@ -12,7 +12,7 @@ from clipbench.data.split import Split
 from clipbench.errors import unknown
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
-from clipbench.protocols.base import Encoder, Outcome
+from clipbench.protocols.base import Inputs, Needs, Outcome
 
 ID = "svm"
 VERSION = 2
@@ -64,13 +64,13 @@ def check(card: TaskCard, params: Params) -> str | None:
     return "costs must be above 0" if params.costs[0] <= 0 else None
 
 
-def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> Needs:
     """Image features that the protocol reads: (split role, feature space)."""
     space = "backbone" if params.resize is None else f"backbone@{params.resize}"
-    return [(params.train, space), (params.test, space)]
+    return Needs(((params.train, space), (params.test, space)))
 
 
-def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """One squared-hinge SVM a class on L2-normalised features, its cost by cross-validation on the training split.
 
     Source: CLIP-Lite, `voc_clf.py`, and VirTex, `scripts/clf_voc07.py`.
@@ -78,7 +78,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Para
     from clipbench.solvers.svm import fit_map
 
     difficult = outcomes.require_difficult(splits[params.test], params.difficult)
-    (_, space), _ = needs(params, encoder.compared)
+    (_, space), _ = needs(params, encoder.compared).images
     train, test = (Samples.of(splits[r], encoder, space, unit=True) for r in (params.train, params.test))
     found = fit_map(
         train.features,

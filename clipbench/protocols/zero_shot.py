@@ -15,7 +15,7 @@ from clipbench.errors import unknown
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import decoded
-from clipbench.protocols.base import Encoder, Outcome
+from clipbench.protocols.base import Inputs, Needs, Outcome
 
 ID = "zs"
 VERSION = 2
@@ -61,12 +61,12 @@ def check(card: TaskCard, params: Params) -> str | None:
     return None
 
 
-def needs(params: Params, compared: str) -> list[tuple[str, str]]:
+def needs(params: Params, compared: str) -> Needs:
     """Image features that the protocol reads: (split role, feature space)."""
-    return [(params.split, compared)]
+    return Needs(((params.split, compared),))
 
 
-def run(card: TaskCard, splits: dict[str, Split], encoder: Encoder, params: Params, seed: int) -> Outcome:
+def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """Score every image against every class.
 
     Class weight = normalise(mean over prompts of normalise(text(prompt))); logit = cosine × logit scale, in
@@ -106,7 +106,7 @@ def same_prompts(card: TaskCard, templates: str) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def classifier(card: TaskCard, templates: str, encoder: Encoder) -> NDArray[np.float32]:
+def classifier(card: TaskCard, templates: str, encoder: Inputs) -> NDArray[np.float32]:
     """Class weights: float32 [C, D], unit rows; or [C, T, d], where the model compares tokens.
 
     Tokens are averaged over a class's prompts position by position, padding included, and divided by the

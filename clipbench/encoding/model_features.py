@@ -1,0 +1,213 @@
+"""One model: its towers as they are laid out here, and where its features are kept.
+
+A feature file's key is the hash of everything that can change a row of it. Rows are float32, in the split's
+order; a row of NaN stands for an image that could not be decoded.
+
+In a deterministic run the key also names what can move the last digits (`Runtime.fixed`), so that such a run never
+meets rows of another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipbench.cards.cards import Preprocess
+from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
+from clipbench.data.split import Split
+from clipbench.encoding.batches import batch_rows, noise
+from clipbench.encoding.feature_store import FOLDER, FeatureFile
+from clipbench.encoding.runtime import Runtime, Tower, fastest, under
+from clipbench.errors import NotApplicable
+from clipbench.models import families
+from clipbench.models.adapter import Adapter, Compared, ModelEntry
+from clipbench.utils.cache import cache_root
+from clipbench.utils.cpu import cores
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
+
+
+@dataclass
+class Counts:
+    """What encoding cost, for the record."""
+
+    images_encoded: int = 0
+    texts_encoded: int = 0
+    images_s: float = 0.0
+    texts_s: float = 0.0
+    decode_wait_s: float = 0.0
+    write_s: float = 0.0
+
+
+@dataclass
+class ModelFeatures:
+    """A model, how it runs, and its feature files below `root`."""
+
+    model: ModelEntry
+    runtime: Runtime
+    on_bad_image: OnBadImage = "stop"
+    progress: bool = True
+    root: Path = field(default_factory=lambda: cache_root() / FOLDER)
+    counts: Counts = field(default_factory=Counts)
+    #: seconds that loading the weights took
+    load_s: float = 0.0
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        start = time.perf_counter()
+        adapter = families.load(self.model)
+        self.load_s = time.perf_counter() - start
+        return adapter
+
+    @property
+    def logit_scale(self) -> float:
+        return self.adapter.logit_scale
+
+    @property
+    def device(self) -> str:
+        return self.runtime.device
+
+    @property
+    def compared(self) -> Compared:
+        return self.adapter.compared
+
+    @property
+    def token_width(self) -> int | None:
+        return self.adapter.token_width
+
+    def require(self, space: str) -> None:
+        """Raise NotApplicable unless images have `space`, at the size that it may name."""
+        base, size = sized(space)
+        self.adapter.require_space(base)
+        own = self.adapter.preprocess
+        if size is not None and (own.resize != "shortest" or own.side > size):
+            raise NotApplicable(
+                f"{self.adapter.card.title}: images are not scaled to {size} px and cropped (it sees {own.side} px, "
+                f"resize: {own.resize})"
+            )
+
+    def preprocess(self, space: str) -> Preprocess:
+        """How images are prepared for `space`: the model's own way, but for the size that it may name."""
+        own, size = self.adapter.preprocess, sized(space)[1]
+        if size is None or size == own.size:
+            return own
+        return own.model_copy(update={"size": size, "crop": own.side})
+
+    def file(self, split: Split, space: str) -> FeatureFile:
+        """Where the image features of `split` are kept."""
+        file = FeatureFile(self.key(space, split.fingerprint), len(split), self.root)
+        return self._files.setdefault(file.folder, file)  # that which has been checked
+
+    def tower(self, space: str, rows: int, file: FeatureFile | None = None) -> Tower:
+        """The image tower, laid out for `rows` images; or under the plan of `file`, which it fixes if it is new."""
+        space = sized(space)[0]
+        preprocess = self.adapter.preprocess
+        shape = (preprocess.channels, preprocess.side, preprocess.side)
+        return self._laid_out(
+            space,
+            lambda: self.adapter.image_tower(space),
+            lambda n: noise((n, *shape), self.runtime),
+            rows,
+            file,
+        )
+
+    def text_tower(
+        self, texts: Sequence[str], space: str = "joint", file: FeatureFile | None = None
+    ) -> Tower:
+        """The text tower, laid out for `texts`; or under the plan of `file`, as `tower`."""
+
+        def example(n: int) -> torch.Tensor:
+            ids, lengths = self.adapter.tokenize([max(texts, key=len)])
+            return ids[:, : int(lengths[0])].to(self.runtime.device).repeat(n, 1)
+
+        return self._laid_out(
+            f"text:{space}", lambda: self.adapter.text_tower(space), example, len(texts), file
+        )
+
+    def _laid_out(
+        self,
+        space: str,
+        module: Callable[[], nn.Module],
+        example: Callable[[int], torch.Tensor],
+        rows: int,
+        file: FeatureFile | None,
+    ) -> Tower:
+        """A tower under the plan of `file`; without one under the plan that was the fastest when it was first asked."""
+        plan = None if file is None else file.plan()
+        if plan is None:
+            if space not in self._fastest:
+                vary = space.startswith("text:")
+                chosen = fastest(module().to(self.runtime.device), self.runtime, example, rows, vary=vary)
+                self._fastest[space] = chosen.plan
+                self._towers[space, chosen.plan] = chosen
+            plan = self._fastest[space] if file is None else file.begin(self._fastest[space])
+        if (space, plan) not in self._towers:
+            assert file is not None
+            batch = example(batch_rows(self.runtime) if plan == "compiled" else 1)
+            self._towers[space, plan] = under(
+                module().to(self.runtime.device), self.runtime, plan, batch, file.folder
+            )
+        return self._towers[space, plan]
+
+    def decoders(self, images: int) -> int:
+        """Decoding processes for this many images."""
+        if self.runtime.workers is not None:
+            return self.runtime.workers
+        return cores() if images >= _PROCESSES_WORTH else 0
+
+    def unit_length(self, space: str) -> int | None:
+        """Length of the pieces of a row that are made unit vectors; 0: the whole row; None: left as they are."""
+        return {"joint": 0, "tokens": self.token_width}.get(sized(space)[0])
+
+    def key(self, space: str, content: str) -> dict[str, Any]:
+        """Everything that can change a feature; in a deterministic run also by its last digits."""
+        key = self._decisive(space, content)
+        return key | {"deterministic": self.runtime.fixed} if self.runtime.deterministic else key
+
+    def _decisive(self, space: str, content: str) -> dict[str, Any]:
+        """Everything that can change a feature."""
+        card = self.adapter.card
+        text = space.startswith("text:")
+        return {
+            "family": card.family,
+            "version": families.family(card.family).version,
+            "config": card.config,
+            "weights": self.adapter.weights_sha256,
+            "preprocess": None if text else self.preprocess(space).canonical(),
+            "tokenizer": self.adapter.text_fingerprint if text else None,
+            "precision": self.runtime.precision,
+            "space": sized(space)[0],
+            "content": content,
+            # Images that one limit refuses are rows of NaN, which another limit must not meet.
+            **({} if text or max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
+        }
+
+    @cached_property
+    def _files(self) -> dict[Path, FeatureFile]:
+        return {}
+
+    @cached_property
+    def _fastest(self) -> dict[str, str]:
+        return {}
+
+    @cached_property
+    def _towers(self) -> dict[tuple[str, str], Tower]:
+        return {}
+
+
+def sized(space: str) -> tuple[str, int | None]:
+    """The space, and the size of `<space>@<size>`.
+
+    >>> sized("backbone"), sized("backbone@256")
+    (('backbone', None), ('backbone', 256))
+    """
+    base, _, size = space.partition("@")
+    return base, int(size) if size else None
