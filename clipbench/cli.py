@@ -612,13 +612,14 @@ def compare_command(
     """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
     from clipbench.compare import compare
     from clipbench.report import comparison
+    from clipbench.standing import Judge
 
     tasks = None
+    catalog = _catalog(cards)
     if suite is not None:
-        catalog = _catalog(cards)
         catalog.suite(suite)
         tasks = [task.id for task in catalog.tasks([suite])]
-    found = compare(first, second, results, tasks, alpha, top)
+    found = compare(first, second, results, tasks, alpha, top, Judge(catalog))
     if as_json:
         print(json_text([one.as_json() for one in found]))
     else:

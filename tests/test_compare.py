@@ -16,8 +16,11 @@ from test_records import make_record
 
 from clipbench import compare, jointly, metrics, outcomes, pairing, records, stats
 from clipbench.cache import write_atomic
+from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.records import Stored
+from clipbench.report import comparison
+from clipbench.standing import Judge
 from clipbench.stats import Score
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -230,6 +233,36 @@ def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: 
     part = pairing.contributions(records.load(records.path_of("b", "a-lp@1-shot", tmp_path)))
     assert part is not None
     assert part.more == pytest.approx(0.1**2 / 3, rel=0.6)
+
+
+def test_a_model_that_was_trained_on_the_images_is_named(tmp_path: Path) -> None:
+    right, more = _right(300, 0.6, 0), _right(300, 0.9, 1)
+    counted = [{"data": "photos train", "images": 80, "of": 300}]
+    for task, seen in (("a-zs", counted), ("b-zs", [])):
+        write_model(tmp_path, "a", right, task=task)
+        write_model(tmp_path, "b", more, task=task, seen=seen)
+    found = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    said = "photos train: 80 of 300 images"
+    assert [(c.task, c.seen) for c in found] == [
+        ("a-zs", ("", said)),
+        ("b-zs", ("", "")),
+        ("mean", ("", "a-zs")),
+    ]
+    assert found[0].as_json()["seen"] == ["", said]
+    lines = comparison.text(found, "a", "b", 0.05).splitlines()
+    assert f"T a-zs: b was trained on {said}" in lines
+    marked = [line.split()[0] for line in lines[2:5] if " T  " in line]
+    assert marked == ["a-zs", "mean"]
+    (clean,) = compare.compare("a", "b", tmp_path, ["b-zs"], 0.05, 5)
+    assert "trained on" not in comparison.text([clean], "a", "b", 0.05)
+
+
+def test_what_todays_cards_say_of_training_data_is_named_too() -> None:
+    """The shipped record says it; one of before would not, and its model's card does."""
+    stored = records.load(RESULTS / "lite-minilm" / "coco-363-zs.json")
+    bare = Stored(stored.path, stored.record.model_copy(update={"seen": ()}), stored.seal)
+    assert compare._seen(None, bare, stored) == ("", "coco-363-captions train: some or all of 159 images")
+    assert compare._seen(Judge(Catalog()), bare, bare)[0].startswith("coco-363-captions train: ")
 
 
 def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:

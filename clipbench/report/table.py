@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from clipbench.report.board import Mean, Section
 
 DASH: Final = "–"
+#: marks a score of images that the model was trained on
+SEEN: Final = "T"
 _SECONDARY: Final = "†"
 _MEMORY: Final = "‡"
 _VERDICTS: Final = {"reproduced": "=", "within interval": "≈", "off": "≠"}
@@ -49,7 +51,7 @@ _LEGEND: Final = {
     "L": "limited: a sample of the split, not all of it",
     "P": "partial: this copy of the data has fewer images than the split has",
     "D": "dirty: made with uncommitted changes to clipbench",
-    "T": "trained on: the model has seen images of this split",
+    SEEN: "trained on: the model has seen images of this split",
     "S": "some images could not be read and were skipped",
     "E": "edited by hand: what is written is not what was measured",
     "U": "unsealed: without a digest nothing tells an edit from a measurement",
@@ -111,7 +113,7 @@ def _marks(row: Row) -> str:
         "L": row.limit is not None,
         "P": row.partial,
         "D": bool(row.dirty),
-        "T": bool(row.seen),
+        SEEN: bool(row.seen),
         "S": row.skipped > 0,
         "E": "edited" in kept_off,
         "U": "unsealed" in kept_off,
