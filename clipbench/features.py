@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-import tempfile
 import time
 import weakref
 from collections import deque
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench import models
-from clipbench.cache import cache_root, make_folder
+from clipbench.cache import cache_root, folder_for_now
 from clipbench.cards import Preprocess, fingerprint
 from clipbench.cores import cores
 from clipbench.data import Sample, Split
@@ -205,12 +204,12 @@ class ModelEncoder:
         They lie below the cache like any features, and are not kept.
         """
         how = Crops(**dict(self.adapter.preprocess), seed=seed, epoch=epoch)
-        folder = tempfile.mkdtemp(prefix="crops-", dir=make_folder(self.root))
+        folder = folder_for_now(self.root, "crops")
         if self._end_of_crops is not None:
             self._end_of_crops()
         self._end_of_crops = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         key = self._whole_key(space, split.fingerprint) | {"preprocess": how.canonical()}
-        file = FeatureFile(key, len(split), Path(folder))
+        file = FeatureFile(key, len(split), folder)
         shards = file.missing()
         _encode_shards([self], [file], {0: set(shards)}, shards, split, space, how)
         self.counts.images_encoded += len(split)

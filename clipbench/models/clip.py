@@ -21,6 +21,7 @@ from clipbench.models import Adapter, LoadedModel
 from clipbench.models.weights import (
     count_numbered,
     load_strict,
+    pin,
     read_state_dict,
     resolve,
     verify,
@@ -94,7 +95,7 @@ def tag_file(model: LoadedModel) -> tuple[Path, str]:
     path = _download(model, arch, weights.open_clip)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
-        remember("weights", f"{arch}@{weights.open_clip}", digest, what="sha256 of the weights")
+        pin(f"{arch}@{weights.open_clip}", path, digest, model.id)
     return path, digest
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipbench.cache import remember
+from clipbench.cache import recall, remember
 from clipbench.cards import Weights
 from clipbench.digests import digests, sha256_file
 from clipbench.errors import CardError, DataError, WeightsError, nearest
@@ -101,13 +101,44 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
     path = fetch.find(weights, owner)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
-        if what := strange(path):  # before its hash is kept as the right one
+        pin(fetch.name(weights), path, digest, owner)
+    return path, digest
+
+
+def pin(name: str, path: Path, digest: str, owner: str) -> None:
+    """Record `digest` as the sha256 of the weights `name` at their first use, once all tensors have been read.
+
+    A file that cannot be read, or that holds more than tensors, is not recorded: the right one may yet come.
+
+    Raises:
+        WeightsError: it is no checkpoint, broken, or holds more than tensors.
+        ClipbenchError: another hash was recorded at first use.
+    """
+    if recall("weights", name) is None:
+        if what := strange(path):
             raise WeightsError(
                 f"{owner}: {path} is no checkpoint but {what}",
                 hint=f"delete it and bring the right file, by hand or with clipbench weights fetch {owner}",
             )
-        remember("weights", fetch.name(weights), digest, what="sha256 of the weights")
-    return path, digest
+        read_state_dict(path)
+    remember("weights", name, digest, what="sha256 of the weights")
+
+
+def unreadable(path: Path) -> str | None:
+    """What a file is instead of a whole checkpoint, all of it having been read; or None.
+
+    None also for one that is whole and holds more than tensors, which `clipbench weights convert` can copy.
+    """
+    if what := strange(path):
+        return what
+    try:
+        read_state_dict(path)
+    except WeightsError:
+        from clipbench.models import convert
+
+        if convert.names_in(path) is None:
+            return "a broken checkpoint, perhaps cut off"
+    return None
 
 
 def strange(path: Path) -> str | None:
