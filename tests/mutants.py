@@ -40,7 +40,8 @@ _SOLVERS: Final = ("test_solvers", "test_linear_probe", "test_svm_map")
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "metrics": ("test_metrics", "test_stats", "test_ranking"),
     "stats": ("test_stats", "test_paired", "test_coverage", "test_retrieval"),
-    "paired": ("test_paired", "test_gate", "test_compare"),
+    "paired": ("test_paired", "test_ranks", "test_gate", "test_compare"),
+    "ranks": ("test_ranks",),
     "pairing": ("test_compare", "test_standing", "test_gate"),
     "boxes": ("test_boxes", "test_grounding"),
     "scoring": ("test_ranking", "test_filip", "test_heatmaps", "test_declip"),

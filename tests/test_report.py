@@ -123,6 +123,8 @@ def test_markdown_is_models_by_tasks_then_what_is_published() -> None:
         "| clip-vit-b32 | – | 63.36 ±0.42 |",
         "| small | 75.00 ±5.00 | 63.36 ±0.42 |",
         "",
+        "no rank for clip-vit-b32 on imagenet-zs, small on imagenet-zs: no per-sample file",
+        "",
         "Beside published numbers:",
         "",
         "| model | task | metric | value % | reported | Δ | verdict | source |",
