@@ -51,12 +51,15 @@ SURFACE = {
         "utc_now write write_pictures"
     ),
     "clipbench.report.frame": "Row centre_baseline less_is_better metrics_of of_tasks read results rows",
-    "clipbench.paired": "Difference holm of_average_precision of_contributions of_draws of_means of_scores sign_flip",
+    "clipbench.paired": (
+        "Difference all_signs holm normal_tail of_average_precision of_contributions of_draws of_means of_scores "
+        "over_draws sign_flip"
+    ),
     "clipbench.compare": "Comparison adjusted compare judged matched means of",
     "clipbench.report.board": "Mean Section check leaderboard sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
-        "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
+        "aligned as_printed csv_text json_text latex markdown markdown_table rank_notes record_table terminal"
     ),
     "clipbench.survey": "Checked Survey survey text",
     "clipbench.standing": "Gone Judge Reason lacking",
