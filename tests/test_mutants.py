@@ -26,7 +26,7 @@ from mutants import (
 
 NUMBERS = (
     *("metrics", "stats", "paired", "pairing", "jointly", "outcomes", "groups", "selection", "samples"),
-    *("report/numbers", "boxes", "scoring", "standing", "gate"),
+    *("ranks", "report/numbers", "boxes", "scoring", "standing", "gate"),
 )
 
 
