@@ -37,7 +37,7 @@ coverage: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/covering.py
 
 # whether some test notices small changes of the code that makes numbers and verdicts; MUTANTS="" tries all, for many hours
-MUTANTS ?= --sample 60
+MUTANTS ?= --sample 3
 mutants: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,mutants]'
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py $(MUTANTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -102,6 +103,16 @@ def main() -> None:
     except BrokenPipeError:  # `clipbench list tasks | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None  # as click ends when it meets one earlier
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which any look at a path may meet, of whatever option it is
+            raise
+        name = str(error.filename)
+        shown = name if len(name) <= 80 else f"{name[:40]}…{name[-20:]}"
+        hint = "a name has at most 255 bytes on most file systems; give a shorter one"
+        _print_error(
+            ClipbenchError(f"{shown} ({len(os.fsencode(name)):,} bytes): the name is too long", hint=hint)
+        )
+        raise SystemExit(2) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -611,14 +622,15 @@ def compare_command(
 ) -> None:
     """Two models on the same samples: is B better, worse, or not distinguishable, and where do they disagree?"""
     from clipbench.records.comparison import compare
+    from clipbench.records.eligibility import Judge
     from clipbench.report import comparison_table
 
     tasks = None
+    catalog = _catalog(cards)
     if suite is not None:
-        catalog = _catalog(cards)
         catalog.suite(suite)
         tasks = [task.id for task in catalog.tasks([suite])]
-    found = compare(first, second, results, tasks, alpha, top)
+    found = compare(first, second, results, tasks, alpha, top, Judge(catalog))
     if as_json:
         print(json_text([one.as_json() for one in found]))
     else:

@@ -1,34 +1,48 @@
 """`make mutants`: small changes of the code that makes numbers and verdicts, each of which some test must notice.
 
 Cosmic Ray (the extra `mutants`) makes the changes; `TESTS` says which tests look at which module, besides the examples
-in its docstrings. A changed module is never written: a process that has pytest and the large libraries loaded
-already forks, and the fork alone imports the changed text. Commands that a test starts see the code as it is. What no
-test can notice, because the changed code does the same, stands in `tests/mutants_equivalent.toml` with the reason.
+in its docstrings. No file is ever written. One process collects the tests, and every change has a fork of it:
 
-    python tests/mutants.py --sample 60 clipbench/records/gate.py clipbench/metrics/intervals.py
+- A first fork runs all tests without a change and says which test runs which line, and how long it takes.
+- A change in the body of a function is made in the functions as they were imported. The fork runs the tests that run
+  the changed statement, quick ones first, or all where none does.
+- A change in what runs at import (constants, defaults) has a fork that imports and collects everything anew.
+
+Commands that a test starts see the code as it is. What no test can notice, because the changed code does the same,
+stands in `tests/mutants_equivalent.toml` with the reason.
+
+    python tests/mutants.py --sample 8 --seed 1 clipbench/records/gate.py clipbench/metrics/intervals.py
+
+tries 8 places of each of the two modules, the same ones whenever seed and code are the same. The last lines are a
+table: of each module how many changes were tried, killed (by a test or the time limit), listed as equivalent, survived.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib
+import inspect
 import os
+import pickle
 import random
 import resource
 import signal
 import sys
+import threading
 import time
 import tomllib
 import traceback
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import CodeType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import IO, Any, Final, Literal, NamedTuple
 
 import pytest
@@ -40,10 +54,17 @@ _SOLVERS: Final = ("test_solvers", "test_linear_probe", "test_svm_map")
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "metrics": ("test_metrics", "test_stats", "test_ranking"),
     "stats": ("test_stats", "test_paired", "test_coverage", "test_retrieval"),
-    "paired": ("test_paired", "test_gate", "test_compare"),
+    "paired": ("test_paired", "test_ranks", "test_gate", "test_compare"),
+    "ranks": ("test_ranks",),
     "pairing": ("test_compare", "test_standing", "test_gate"),
+    "jointly": ("test_jointly",),
+    "outcomes": ("test_outcomes", "test_zero_shot"),
+    "groups": ("test_groups",),
+    "selection": ("test_selection",),
+    "samples": ("test_svm_map", "test_linear_probe"),
+    "report/numbers": ("test_report",),
     "boxes": ("test_boxes", "test_grounding"),
-    "scoring": ("test_ranking", "test_filip", "test_heatmaps", "test_declip"),
+    "scoring": ("test_ranking", "test_filip"),
     "standing": ("test_standing", "test_exposure", "test_gate"),
     "gate": ("test_gate", "test_escape"),
     "solvers/heads": _SOLVERS,
@@ -88,7 +109,9 @@ OPERATORS: Final = tuple(
     )
 )
 _MEMORY: Final = 16 << 30  # bytes that a fork may take; a changed size may ask for far more
-_FLOOR: Final = 10.0  # seconds that a fork has at least
+_FAULT: Final = 99  # what a fork returns that fails itself
+_FLOOR: Final = 30.0  # seconds that a fork has at least
+_SLOWER: Final = 4.0  # times that its tests may take longer than without a change
 
 Outcome = Literal["killed", "survived", "timeout", "equivalent"]
 
@@ -150,7 +173,11 @@ def mutant(place: Place, source: str) -> Mutant | None:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes out what is never run: annotations (of modules with `from __future__ import annotations`)."""
+    """Takes out what gives no other number: annotations (of modules with `from __future__ import annotations`), how
+    arguments may be given, and `strict` of zip and `frozen` of data classes, which guard what holds."""
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+        return None if node.arg in ("strict", "frozen") else self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)
@@ -169,6 +196,8 @@ class _Bare(ast.NodeTransformer):
             [],
             [],
         )
+        node.defaults += [one for one in node.kw_defaults if one]
+        node.kw_defaults = []
         return self.generic_visit(node)
 
 
@@ -180,15 +209,18 @@ def _what_runs(source: str) -> str | None:
         return None
 
 
-def sample(found: Sequence[Place], sources: Mapping[str, str], count: int, seed: int) -> list[Mutant]:
-    """Changes at `count` places of the code at random, one at each; in the order of the code."""
-    rng = random.Random(seed)
-    taken: dict[tuple[str, int, int], Mutant] = {}
-    for place in rng.sample(found, len(found)):
+def changes(file: str, source: str, count: int | None, seed: int) -> list[Mutant]:
+    """All changes of a module; with `count`, changes at so many places at random, one at each, in the code's order."""
+    found = list(places(file, source))
+    if count is None:
+        return [one for place in found if (one := mutant(place, source)) is not None]
+    taken: dict[tuple[int, int], Mutant] = {}
+    for place in random.Random(f"{seed} {file}").sample(found, len(found)):
         if len(taken) == count:
             break
-        if place[:3] not in taken and (one := mutant(place, sources[place.file])) is not None:
-            taken[place[:3]] = one
+        at = place.line, place.column
+        if at not in taken and (one := mutant(place, source)) is not None:
+            taken[at] = one
     return [taken[at] for at in sorted(taken)]
 
 
@@ -241,35 +273,148 @@ class _Finder(MetaPathFinder):
         return spec_from_file_location(name, self.path, loader=_Changed(name, self.path, self.text))
 
 
-def _run(file: str, text: str, limit: float | None, log: IO[bytes]) -> int | None:
-    """What pytest returns for the module's tests where `file` has this text, from a fork; None: out of time."""
+class Watch:
+    """A pytest plugin: which lines of some files each test runs, and how long each takes.
+
+    Attributes:
+        lines: id of a test → (path, line); what its set-up runs stands under its file ("" while modules are imported),
+            since a fixture of a module is set up by the first test alone.
+        seconds: id of a test → how long it takes.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self.paths = frozenset(paths)
+        self.lines: dict[str, set[tuple[str, int]]] = {"": set()}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._seen = self.lines[""]
+
+    def line(self, frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        """A trace function (`sys.settrace`)."""
+        path = frame.f_code.co_filename
+        if path not in self.paths:
+            return None
+        self._seen.add((path, frame.f_lineno))
+        return self.line
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._seen = self.lines.setdefault(_file_of(item.nodeid), set())
+
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self._seen = self.lines.setdefault(item.nodeid, set())
+
+    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
+        self.pytest_runtest_setup(item)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+
+    def at_import(self, path: str, lines: range) -> bool:
+        """Whether one of the lines runs when modules are imported, or never."""
+        found = {name for name, seen in self.lines.items() if any((path, line) in seen for line in lines)}
+        return "" in found or not found
+
+    def choice(self, path: str, lines: range, files: Sequence[str]) -> list[str]:
+        """Ids of the tests of `files` that run one of the lines (all, if none does): file by file, quick ones first."""
+        own = [name for name in self.seconds if _file_of(name) in files]
+        own.sort(key=lambda name: (files.index(_file_of(name)), self.seconds[name]))
+        if self.at_import(path, lines):
+            return own
+        ran = {name for name, seen in self.lines.items() if any((path, line) in seen for line in lines)}
+        return [name for name in own if ran & {name, _file_of(name)}] or own
+
+
+def _file_of(test: str) -> str:
+    return test.partition("::")[0]
+
+
+def statement(source: str, line: int) -> range:
+    """The lines of the innermost statement that holds this one; of one with a body, its head."""
+    found = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or line):
+            inner = [
+                child.lineno for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node
+            ]
+            end = min([at - 1 for at in inner if at > node.lineno], default=node.end_lineno or line)
+            if line <= end:
+                found = range(node.lineno, end + 1)
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _runs(code: CodeType) -> tuple[object, ...]:
+    """What of a code is run; of a function with the functions in it, which it makes."""
+    inside = [(type(c), c) for c in code.co_consts if not isinstance(c, CodeType)]
+    function = code.co_flags & inspect.CO_OPTIMIZED
+    return code.co_code, code.co_names, inside, [_runs(c) for c in _codes(code) if function and c is not code]
+
+
+def bodies(path: str, source: str, changed: str) -> dict[tuple[str, int], CodeType] | None:
+    """Name and line of each changed function, and of those around it → its code; None where it runs at import."""
+    pairs = list(zip(*(_codes(compile(text, path, "exec")) for text in (source, changed)), strict=True))
+    keys = Counter((old.co_qualname, old.co_firstlineno) for old, _ in pairs)
+    found = {}
+    for old, new in pairs:
+        if _runs(old) != _runs(new):
+            key = old.co_qualname, old.co_firstlineno
+            if not old.co_flags & inspect.CO_OPTIMIZED or keys[key] > 1:
+                return None
+            found[key] = new
+    return found
+
+
+def swap(path: str, codes: Mapping[tuple[str, int], CodeType]) -> None:
+    """Gives the functions that were imported from a file their changed code, wherever they are known by now."""
+    for function in [
+        one for one in gc.get_objects() if type(one) is FunctionType
+    ]:  # isinstance asks the object
+        code = function.__code__
+        if code.co_filename == path and (new := codes.get((code.co_qualname, code.co_firstlineno))):
+            function.__code__ = new
+
+
+def _forked(run: Callable[[], int], limit: float | None, log: IO[bytes]) -> int | None:
+    """What `run` returns, in a fork that prints to `log`; None: out of time.
+
+    Raises:
+        RuntimeError: it fails itself, instead of a test.
+    """
     child = os.fork()
     if child == 0:
-        code = 99
+        code = _FAULT
         try:
             os.setsid()  # what the tests start ends with it
             resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
-            sys.meta_path.insert(0, _Finder(file, text))
-            tests = [f"tests/{name}.py" for name in TESTS[file.removeprefix("clipbench/")[:-3]]]
-            # plain: pytest would load files that it is given itself, so as to rewrite their asserts
-            plain = ("-x", "--assert=plain", "-p", "no:xdist", "-p", "no:cacheprovider")
-            code = pytest.main([*plain, file, *tests])
+            code = run()
         except BaseException:  # of a fork, which must not go on as its parent would
             traceback.print_exc()
         finally:
             sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(int(code))
     end = None if limit is None else time.monotonic() + limit
-    while end is None or time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            _kill(child)
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    _kill(child)
+    try:
+        while end is None or time.monotonic() < end:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                if code == _FAULT:
+                    log.seek(0)
+                    raise RuntimeError(log.read().decode(errors="replace")[-3000:])
+                return code
+            time.sleep(0.02)
+    except BaseException:
+        os.kill(child, signal.SIGTERM)
+        raise
+    finally:
+        _kill(child)
     os.waitpid(child, 0)
     return None
 
@@ -281,13 +426,145 @@ def _kill(group: int) -> None:
         return
 
 
-def outcome(one: Mutant, limit: float, known: Sequence[Equivalent]) -> Outcome:
-    """What becomes of one change. A fork that is out of memory or crashes counts as killed."""
-    if any(entry.holds(one) for entry in known):
-        return "equivalent"
-    with TemporaryFile() as log:
-        code = _run(one.file, one.text, limit, log)
+#: nothing of pytest's that writes; plain: it would load files that it is given itself, so as to rewrite their asserts
+_PYTEST: Final = (
+    "-s",
+    "--hypothesis-profile=ci",
+    "--assert=plain",
+    "-p",
+    "no:xdist",
+    "-p",
+    "no:cacheprovider",
+)
+
+
+class Session:
+    """A pytest plugin: instead of the tests, runs all changes in the bodies of functions.
+
+    Attributes:
+        watch: what the tests run without a change.
+        outcomes: of these changes.
+    """
+
+    def __init__(self, sources: Mapping[str, str], found: Sequence[Mutant], told: IO[str]) -> None:
+        self.sources, self.found, self.told = sources, found, told
+        self.watch = Watch(str(ROOT / file) for file in sources)
+        self.outcomes: dict[Mutant, Outcome] = {}
+
+    def run(self) -> int:
+        """Collect the tests and run the changes."""
+        sys.settrace(self.watch.line)
+        tests = dict.fromkeys(test for file in self.sources for test in tests_of(file))
+        return pytest.main([*_PYTEST, *tests], [self])
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        sys.settrace(None)
+        items = {item.nodeid: item for item in session.items}
+
+        def show(names: Sequence[str]) -> int:
+            for name, after in zip(names, [*names[1:], None], strict=True):
+                item = items[name]
+                item.ihook.pytest_runtest_protocol(item=item, nextitem=after and items[after])
+                if session.testsfailed:
+                    return 1
+            return 0
+
+        def watch() -> int:
+            session.config.pluginmanager.register(self.watch)
+            threading.settrace(self.watch.line)
+            sys.settrace(self.watch.line)
+            code = show(list(items))
+            sys.settrace(None)
+            if code == 0:
+                pickle.dump((self.watch.lines, self.watch.seconds), seen)
+                seen.flush()
+            return code
+
+        def changed(one: Mutant, codes: Mapping[tuple[str, int], CodeType], names: Sequence[str]) -> int:
+            swap(str(ROOT / one.file), codes)
+            return show(names)
+
+        with TemporaryFile() as log, TemporaryFile() as seen:
+            if _forked(watch, None, log) != 0:
+                log.seek(0)
+                told = log.read().decode(errors="replace")[-3000:]
+                print(f"the tests fail without any change:\n{told}", file=self.told, flush=True)
+                session.testsfailed = 1
+                return True
+            seen.seek(0)
+            self.watch.lines, self.watch.seconds = pickle.load(seen)
+        for one in self.found:
+            path, source = str(ROOT / one.file), self.sources[one.file]
+            codes = bodies(path, source, one.text)
+            if codes is None or self.watch.at_import(path, statement(source, one.line)):
+                continue
+            names = self.watch.choice(path, statement(source, one.line), tests_of(one.file))
+            with TemporaryFile() as log:
+                code = _forked(partial(changed, one, codes, names), limit(self.watch, names), log)
+            self.outcomes[one] = became(code)
+            print(f"{self.outcomes[one]:10} {one}", file=self.told, flush=True)
+        return True
+
+
+class Only:
+    """A pytest plugin: runs the tests that are named, in that order."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = {name: place for place, name in enumerate(names)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.names), key=lambda item: self.names[item.nodeid]
+        )
+
+
+def tests_of(file: str) -> list[str]:
+    """The files of tests of a module, itself first, for its examples."""
+    return [file, *(f"tests/{name}.py" for name in TESTS[file.removeprefix("clipbench/")[:-3]])]
+
+
+def limit(watch: Watch, names: Sequence[str]) -> float:
+    """Seconds that these tests may take where something is changed."""
+    return _FLOOR + _SLOWER * sum(watch.seconds[name] for name in names)
+
+
+def became(code: int | None) -> Outcome:
+    """A fork that is out of memory or crashes counts as killed."""
     return "timeout" if code is None else "survived" if code == 0 else "killed"
+
+
+def outcomes(sources: Mapping[str, str], found: Sequence[Mutant]) -> dict[Mutant, Outcome]:
+    """What becomes of every change; printed as it comes."""
+
+    def collected() -> int:
+        session = Session(sources, found, told)
+        code = session.run()
+        if code == 0:
+            pickle.dump((session.watch.lines, session.watch.seconds, session.outcomes), passed)
+            passed.flush()
+        return code
+
+    def anew(one: Mutant, names: Sequence[str]) -> int:
+        sys.meta_path.insert(0, _Finder(one.file, one.text))
+        return pytest.main(["-x", *_PYTEST, *dict.fromkeys(map(_file_of, names))], [Only(names)])
+
+    with TemporaryFile() as log, TemporaryFile() as passed, os.fdopen(os.dup(1), "w") as told:
+        if _forked(collected, None, log) != 0:
+            log.seek(0)
+            sys.exit(log.read().decode(errors="replace")[-3000:])
+        passed.seek(0)
+        watch = Watch(str(ROOT / file) for file in sources)
+        ended: dict[Mutant, Outcome]
+        watch.lines, watch.seconds, ended = pickle.load(passed)
+    for one in found:
+        if one not in ended:
+            lines = statement(sources[one.file], one.line)
+            names = watch.choice(str(ROOT / one.file), lines, tests_of(one.file))
+            with TemporaryFile() as log:
+                code = _forked(partial(anew, one, names), _FLOOR + limit(watch, names), log)
+            ended[one] = became(code)
+            print(f"{ended[one]:10} {one}", flush=True)
+    return ended
 
 
 def main() -> int:
@@ -296,53 +573,41 @@ def main() -> int:
     every = [f"clipbench/{name}.py" for name in TESTS]
     parser.add_argument("files", nargs="*", default=every, help="modules (default: all that TESTS names)")
     parser.add_argument(
-        "--sample", type=int, help="so many places at random instead of all (which takes hours)"
+        "--sample",
+        type=int,
+        help="so many places of each module at random instead of all (which takes many hours)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="which places --sample takes (default: 0)")
     chosen = parser.parse_args()
     if unknown := set(chosen.files) - set(every):
         parser.error(f"no tests are named in TESTS for {', '.join(sorted(unknown))}")
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
-    sources = {file: (ROOT / file).read_text() for file in chosen.files}
-    every_place = [place for file, source in sources.items() for place in places(file, source)]
-    if chosen.sample is None:
-        found = [one for place in every_place if (one := mutant(place, sources[place.file])) is not None]
-    else:
-        found = sample(every_place, sources, chosen.sample, chosen.seed)
     known = equivalents()
-    print(f"{len(found):,} of at most {len(every_place):,} changes of {len(sources)} modules", flush=True)
     for name in _LARGE:
         importlib.import_module(name)
-    limits, outcomes = {}, Counter[Outcome]()
-    start = time.monotonic()
-    for one in found:
-        if one.file not in limits:
-            limits[one.file] = _limit(one.file, sources[one.file])
-        became = outcome(one, limits[one.file], known)
-        outcomes[became] += 1
-        print(f"{became:10} {one}", flush=True)
-    tried = len(found) - outcomes["equivalent"]
-    noticed = outcomes["killed"] + outcomes["timeout"]
-    told = ", ".join(f"{count:,} {name}" for name, count in outcomes.most_common())
-    share = f"{100 * noticed / tried:.1f} % of {tried:,} noticed" if tried else "none tried"
-    print(f"{told}; {share}; {time.monotonic() - start:.0f} s")
-    return int(outcomes["survived"] > 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    sources = {file: (ROOT / file).read_text() for file in chosen.files}
+    found = [
+        one for file, source in sources.items() for one in changes(file, source, chosen.sample, chosen.seed)
+    ]
+    ended: dict[Mutant, Outcome] = {
+        one: "equivalent" for one in found if any(entry.holds(one) for entry in known)
+    }
+    ended |= outcomes(sources, [one for one in found if one not in ended])
+    counts = {file: Counter(became for one, became in ended.items() if one.file == file) for file in sources}
+    print("\n".join(table(counts)))
+    return int("survived" in ended.values())
 
 
-def _limit(file: str, source: str) -> float:
-    """Seconds that a run of a changed module may take; its tests must pass as it is, and import what is changed."""
-    start = time.monotonic()
-    with TemporaryFile() as log:
-        if _run(file, source, None, log) != 0:
-            log.seek(0)
-            sys.exit(
-                f"the tests of {file} fail without any change:\n{log.read().decode(errors='replace')[-3000:]}"
-            )
-        took = time.monotonic() - start
-        if _run(file, "raise ImportError", None, log) == 0:
-            sys.exit(f"the tests of {file} do not import it")
-    return max(_FLOOR, 4 * took)
+def table(outcomes: Mapping[str, Counter[Outcome]]) -> Iterator[str]:
+    """Counts of each module and of all; a change that runs out of time is killed. The share leaves equivalents out."""
+    yield f"{'':36}  tried  killed  equivalent  survivors  killed of those that differ"
+    for name, of in {**outcomes, "all": sum(outcomes.values(), Counter[Outcome]())}.items():
+        killed = of["killed"] + of["timeout"]
+        differ = killed + of["survived"]
+        share = f"{killed / differ:.1%}" if differ else "none"
+        yield f"{name:36}  {of.total():5}  {killed:6}  {of['equivalent']:10}  {of['survived']:9}  {share:>8}"
 
 
 if __name__ == "__main__":

@@ -473,6 +473,21 @@ def test_lists_lead_nowhere_else(line: str, message: str, tmp_path: Path) -> Non
         opened(entry, "test", tmp_path)
 
 
+def test_an_image_that_a_list_names_twice_is_an_error(tmp_path: Path) -> None:
+    entry = of_card("food101")
+    names = [underscored(name) for name in entry.card.classes]
+    archived.food(tmp_path, names, 1, 1)
+    lists = tmp_path / "food-101" / "meta" / "test.txt"
+    first = lists.read_text().split()[0]
+    with lists.open("a") as file:
+        file.write(f"\n{first}\n")
+    twice = tmp_path / "food-101" / "images" / f"{first}.jpg"
+    with pytest.raises(DataError) as caught:
+        opened(entry, "test", tmp_path)
+    assert caught.value.message == f"{twice} is listed 2 times among the split's 102 images"
+    assert caught.value.hint == "list every image once"
+
+
 def test_pets_whose_number_means_two_breeds_are_an_error(tmp_path: Path) -> None:
     entry = of_card("pets")
     archived.pets(tmp_path, [underscored(name) for name in entry.card.classes], 1, 1)

@@ -166,6 +166,15 @@ def test_removal_takes_the_gap_and_says_how_far(world: World) -> None:
     )
 
 
+def test_where_nothing_is_removed_nothing_changes(world: World) -> None:
+    encoder = FakeEncoder(world.debiased().astype(np.float32), world.texts)
+    scores = run(card(), {"test": world.split()}, encoder, params(), seed=0).scores
+    assert scores["gap_before"].ci95[1] > 0.01
+    for name in ("gap", "maxskew@12", "object_acc1"):
+        change = scores[f"{name}_change"]
+        assert [change.value, *change.ci95] == pytest.approx([0, 0, 0], abs=1e-6), name
+
+
 def test_a_model_that_does_not_see_the_groups_is_at_chance() -> None:
     outside = 0
     for seed in range(4):

@@ -14,14 +14,18 @@ import pytest
 from numpy.typing import NDArray
 from test_records import make_record
 
+from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics import intervals, joint
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.intervals import Score
 from clipbench.protocols import _outcomes as outcomes
-from clipbench.records import alignment, comparison
+from clipbench.records import alignment
+from clipbench.records import comparison as compare
 from clipbench.records import record as records
+from clipbench.records.eligibility import Judge
 from clipbench.records.record import Stored
+from clipbench.report import comparison_table
 from clipbench.utils.cache import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -119,16 +123,16 @@ def test_a_better_model_is_better_and_the_same_one_not_distinguishable(tmp_path:
     write_model(tmp_path, "a", right)
     write_model(tmp_path, "b", more)
     write_model(tmp_path, "a2", right)
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert found.verdict == "better"
     assert found.difference == pytest.approx(more.mean() - right.mean())
     assert (found.first, found.second) == (right.mean(), more.mean())
     assert found.ci95 is not None
     assert found.ci95[0] > 0
     assert found.p_worse == 1.0
-    (back,) = comparison.compare("b", "a", tmp_path, None, 0.05, 5)
+    (back,) = compare.compare("b", "a", tmp_path, None, 0.05, 5)
     assert back.verdict == "worse"
-    (same,) = comparison.compare("a", "a2", tmp_path, None, 0.05, 5)
+    (same,) = compare.compare("a", "a2", tmp_path, None, 0.05, 5)
     assert (same.verdict, same.p, same.only_first, same.classes) == ("not distinguishable", 1.0, (), ())
 
 
@@ -137,7 +141,7 @@ def test_less_is_better_where_it_is(tmp_path: Path) -> None:
     lower = {"gap_before": Score(0.1, (0.09, 0.11), 100, None)}
     for model, scores in (("a", score), ("b", lower)):
         write_model(tmp_path, model, _right(9, 0.5, 0), primary="gap_before", scores=scores)
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.method) == ("better", "intervals, not paired")
 
 
@@ -151,11 +155,11 @@ def test_where_they_disagree_most_is_named(tmp_path: Path) -> None:
     other = worse.copy()
     other[1] = True
     write_model(tmp_path, "b", other)
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.only_first, found.only_second) == (("i0000",), ("i0001",))
     assert [name for name, _, _ in found.classes] == ["cat", "dog"]
     assert found.classes[0][1:] == pytest.approx((1.0, 0.9))
-    (none,) = comparison.compare("a", "b", tmp_path, None, 0.05, 0)
+    (none,) = compare.compare("a", "b", tmp_path, None, 0.05, 0)
     assert (none.only_first, none.classes) == ((), ())
 
 
@@ -165,9 +169,9 @@ def test_p_values_are_adjusted_for_the_number_of_tasks(tmp_path: Path) -> None:
     for task in ("a-zs", "b-zs"):
         write_model(tmp_path, "a", right, task=task)
         write_model(tmp_path, "b", less if task == "a-zs" else right, task=task)
-    alone, _, _mean = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    alone, _, _mean = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (alone.p, alone.p_adjusted, alone.verdict) == (0.03125, 0.0625, "not distinguishable")
-    (only,) = comparison.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)
+    (only,) = compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)
     assert (only.p_adjusted, only.verdict) == (0.03125, "worse")
 
 
@@ -178,15 +182,15 @@ def test_the_mean_over_tasks_takes_the_images_that_they_share_together(tmp_path:
         own: dict[str, Any] = {"task": task, "fingerprints": {"split:test": images}}
         write_model(tmp_path, "a", right, **own)
         write_model(tmp_path, "b", less if task != "c-zs" else right, **own)
-    *tasks, mean = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    *tasks, mean = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert [c.p for c in tasks] == [0.0625, 0.0625, 1]
     assert (mean.task, mean.metric, mean.model, mean.other) == ("mean", "mean of 3 tasks", "a", "b")
     assert mean.second == pytest.approx((2 * 55 / 60 + 1) / 3)
     assert mean.difference == pytest.approx(-10 / 180)
     assert mean.p == 0.0625  # of five images; of ten it would be 0.002
-    *_, mean = comparison.compare("a", "b", tmp_path, ["a-zs", "c-zs"], 0.05, 5)
+    *_, mean = compare.compare("a", "b", tmp_path, ["a-zs", "c-zs"], 0.05, 5)
     assert (mean.metric, mean.p, mean.n) == ("mean of 2 tasks", 0.0625, 120)
-    assert [c.task for c in comparison.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)] == ["a-zs"]
+    assert [c.task for c in compare.compare("a", "b", tmp_path, ["a-zs"], 0.05, 5)] == ["a-zs"]
     assert "contributions" not in mean.as_json()
 
 
@@ -226,14 +230,44 @@ def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: 
     of_draws(tmp_path, "a", [0.5, 0.5, 0.5])
     of_draws(tmp_path, "b", [0.48, 0.58, 0.68])  # by the images alone p would be below 1e-6
     of_draws(tmp_path, "c", [0.7, 0.72, 0.74])
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert found.difference == pytest.approx(0.08, abs=0.03)
     assert (found.method, found.verdict) == ("t over draws and samples", "not distinguishable")
-    (found,) = comparison.compare("a", "c", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "c", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.n) == ("better", 900)
     part = alignment.contributions(records.load(records.path_of("b", "a-lp@1-shot", tmp_path)))
     assert part is not None
     assert part.more == pytest.approx(0.1**2 / 3, rel=0.6)
+
+
+def test_a_model_that_was_trained_on_the_images_is_named(tmp_path: Path) -> None:
+    right, more = _right(300, 0.6, 0), _right(300, 0.9, 1)
+    counted = [{"data": "photos train", "images": 80, "of": 300}]
+    for task, seen in (("a-zs", counted), ("b-zs", [])):
+        write_model(tmp_path, "a", right, task=task)
+        write_model(tmp_path, "b", more, task=task, seen=seen)
+    found = compare.compare("a", "b", tmp_path, None, 0.05, 5)
+    said = "photos train: 80 of 300 images"
+    assert [(c.task, c.seen) for c in found] == [
+        ("a-zs", ("", said)),
+        ("b-zs", ("", "")),
+        ("mean", ("", "a-zs")),
+    ]
+    assert found[0].as_json()["seen"] == ["", said]
+    lines = comparison_table.text(found, "a", "b", 0.05).splitlines()
+    assert f"T a-zs: b was trained on {said}" in lines
+    marked = [line.split()[0] for line in lines[2:5] if " T  " in line]
+    assert marked == ["a-zs", "mean"]
+    (clean,) = compare.compare("a", "b", tmp_path, ["b-zs"], 0.05, 5)
+    assert "trained on" not in comparison_table.text([clean], "a", "b", 0.05)
+
+
+def test_what_todays_cards_say_of_training_data_is_named_too() -> None:
+    """The shipped record says it; one of before would not, and its model's card does."""
+    stored = records.load(RESULTS / "lite-minilm" / "coco-363-zs.json")
+    bare = Stored(stored.path, stored.record.model_copy(update={"seen": ()}), stored.seal)
+    assert compare._seen(None, bare, stored) == ("", "coco-363-captions train: some or all of 159 images")
+    assert compare._seen(Judge(Catalog()), bare, bare)[0].startswith("coco-363-captions train: ")
 
 
 def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:
@@ -241,14 +275,14 @@ def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:
         for model in ("a", "b"):
             write_model(tmp_path / folder, model, _right(200, share, 1))
     write_model(tmp_path / "old", "gone", _right(200, 0.5, 1))
-    found = comparison.compare(str(tmp_path / "old"), str(tmp_path / "new"), tmp_path / "none", None, 0.05, 5)
+    found = compare.compare(str(tmp_path / "old"), str(tmp_path / "new"), tmp_path / "none", None, 0.05, 5)
     assert [(c.model, c.other, c.verdict) for c in found] == [("a", "a", "better"), ("b", "b", "better")]
 
 
 def test_samples_that_only_one_has_are_left_out_and_counted(tmp_path: Path) -> None:
     write_model(tmp_path, "a", np.ones(10, dtype=bool))
     write_model(tmp_path, "b", np.ones(7, dtype=bool))
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.left_out, found.n) == (3, 7)
 
 
@@ -276,7 +310,7 @@ def test_what_was_measured_otherwise_is_not_compared(
 ) -> None:
     write_model(tmp_path, "a", _right(20, 0.5, 0))
     write_model(tmp_path, "b", _right(20, 0.5, 0), **changes)
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.p) == ("not comparable", None)
     assert found.reason is not None
     assert re.search(reason, found.reason)
@@ -286,7 +320,7 @@ def test_a_record_that_was_edited_is_not_compared(tmp_path: Path) -> None:
     write_model(tmp_path, "a", _right(20, 0.5, 0))
     path = write_model(tmp_path, "b", _right(20, 0.5, 0)).path
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.reason) == ("not comparable", f"{path} was edited by hand, or damaged")
 
 
@@ -295,10 +329,10 @@ def test_a_samples_file_that_is_not_the_records_is_refused(tmp_path: Path) -> No
     b = write_model(tmp_path, "b", _right(20, 0.5, 0))
     records.samples_path(a.path).write_bytes(records.samples_path(b.path).read_bytes() + b" ")
     with pytest.raises(DataError, match="not the file that was written with its record"):
-        comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+        compare.compare("a", "b", tmp_path, None, 0.05, 5)
     records.samples_path(a.path).unlink()
     with pytest.raises(DataError, match=r"there is no .*samples\.parquet"):
-        comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+        compare.compare("a", "b", tmp_path, None, 0.05, 5)
 
 
 def test_a_kill_between_samples_and_record_is_said_and_evaluating_again_mends_it(
@@ -322,9 +356,9 @@ def test_a_kill_between_samples_and_record_is_said_and_evaluating_again_mends_it
     assert records.load(a.path) == a
     why = r"is not the file .* was killed after writing it and before its record\n.*eval --model a --task animals-zs"
     with pytest.raises(DataError, match=why):
-        comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+        compare.compare("a", "b", tmp_path, None, 0.05, 5)
     write_model(tmp_path, "a", _right(20, 0.9, 1))
-    (found,) = comparison.compare("a", "b", tmp_path, None, 0.05, 5)
+    (found,) = compare.compare("a", "b", tmp_path, None, 0.05, 5)
     assert found.first == 0.9
 
 
@@ -332,11 +366,11 @@ def test_names_that_mean_nothing(tmp_path: Path) -> None:
     write_model(tmp_path, "small", _right(20, 0.5, 0))
     write_model(tmp_path, "other", _right(20, 0.5, 0), task="else-zs")
     with pytest.raises(DataError, match='unknown model "smal"; did you mean "small"'):
-        comparison.compare("small", "smal", tmp_path, None, 0.05, 5)
+        compare.compare("small", "smal", tmp_path, None, 0.05, 5)
     with pytest.raises(DataError, match="no task in common"):
-        comparison.compare("small", "other", tmp_path, None, 0.05, 5)
+        compare.compare("small", "other", tmp_path, None, 0.05, 5)
     with pytest.raises(DataError, match=r"is a model and .* a folder"):
-        comparison.compare("small", str(tmp_path), tmp_path, None, 0.05, 5)
+        compare.compare("small", str(tmp_path), tmp_path, None, 0.05, 5)
 
 
 def test_the_command_prints_a_line_a_task_and_json(tmp_path: Path) -> None:

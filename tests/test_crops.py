@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from clipbench.data.decode import Crops, decode
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
+from clipbench.utils.cache import folder_for_now
 
 one_thread = small.one_thread
 CROPS = Crops(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0, epoch=0)
@@ -78,3 +83,41 @@ def test_features_of_every_epoch_are_new_and_not_kept(tmp_path: Path) -> None:
     assert not np.allclose(first, second)
     assert not np.allclose(first, central)
     assert len(list(encoder.root.glob("crops-*"))) == 1
+
+
+def test_crops_of_killed_runs_are_cleared_away(tmp_path: Path) -> None:
+    killed = """
+import os, sys
+from pathlib import Path
+from clipbench.utils.cache import folder_for_now
+folder = folder_for_now(Path(sys.argv[1]), "crops")
+(folder / "below").mkdir()
+(folder / "below" / "00000.shard").write_bytes(b"x")
+print(folder, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", killed, tmp_path], capture_output=True, text=True)
+    left = Path(done.stdout.strip())
+    assert left.is_dir()
+    assert left.parent == tmp_path
+    hours = {"young": 23, "old": 25, "read": 25}  # since something came, from another machine
+    for name in hours:
+        folder = tmp_path / f"crops-{name}.0badcafe.1.part" / "below"
+        folder.mkdir(parents=True)
+        (folder / "00000.shard").write_bytes(b"x")
+    (tmp_path / "crops-earlier").mkdir()  # of a version whose names told nothing
+    (tmp_path / "crops-file").write_bytes(b"x")
+    (tmp_path / "crops-link").symlink_to(tmp_path / "theirs")
+    (tmp_path / "theirs").mkdir()
+    for name, age in hours.items():
+        top = tmp_path / f"crops-{name}.0badcafe.1.part"
+        for path in (top / "below" / "00000.shard", top / "below", top):
+            os.utime(path, (0, time.time() - 3600 * age))
+    os.utime(tmp_path / "crops-read.0badcafe.1.part" / "below" / "00000.shard")  # still being written
+    os.utime(tmp_path / "crops-earlier", (0, 0))
+    mine = folder_for_now(tmp_path, "crops")
+    other = folder_for_now(tmp_path, "crops")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(mine.name, other.name, "crops-file", "crops-link", "theirs"),
+        *("crops-young.0badcafe.1.part", "crops-read.0badcafe.1.part"),
+    }

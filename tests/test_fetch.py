@@ -34,8 +34,15 @@ from clipbench.models.weights.fetch import find, name, place
 from clipbench.models.weights.resolve import resolve_source
 from clipbench.utils.cache import cache_root, recall
 
-DATA = b"\x80\x02" + random.Random(0).randbytes(299_998)  # begins like a pickle
-TURNED = DATA[:2] + DATA[:1:-1]
+
+def checkpoint(size: int, seed: int = 0) -> bytes:
+    """A safetensors file of `size` bytes, which holds noise."""
+    count = size - 108
+    about = json.dumps({"a": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}).ljust(100)
+    return (100).to_bytes(8, "little") + about.encode() + random.Random(seed).randbytes(count)
+
+
+DATA, TURNED = checkpoint(300_000), checkpoint(300_000, seed=1)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -235,8 +242,8 @@ def test_file_that_was_put_there_by_hand(files: Files) -> None:
     weights = at(files)
     files.stop()
     refused(weights, "Connection refused")
-    place(weights).write_bytes(b"\x80by hand")
-    digest = hashlib.sha256(b"\x80by hand").hexdigest()
+    place(weights).write_bytes(TURNED)
+    digest = hashlib.sha256(TURNED).hexdigest()
     assert resolved(weights) == (place(weights), digest)
     assert recall("weights", name(weights)) == digest
     assert files.asked == []
@@ -361,7 +368,7 @@ def test_file_that_changes_between_two_halves_is_not_mixed(files: Files, heeds: 
 def test_shrunken_file_without_a_version_is_not_mixed(files: Files, etag: str | None) -> None:
     files.etag, files.drops = etag, [100_000, *[0] * 9]
     refused(at(files), "ended early")
-    for data in (TURNED[:200_000], b"\x80short"):  # one answers with another size, one has no such part
+    for data in (checkpoint(200_000), checkpoint(200)):  # one answers with another size, one has no such part
         files.drops, files.data = [], data
         assert resolved(at(files))[0].read_bytes() == data
         place(at(files)).unlink()
@@ -383,6 +390,26 @@ def test_whole_part_is_not_asked_for_again(files: Files) -> None:
     assert resolved(at(files))[1] == DIGEST
     assert len(files.asked) == 1
     assert files.sent == 0
+
+
+@pytest.mark.parametrize(
+    "note",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"total": "9", "version": null}', b'{"total": -1}', b"[" * 99_999],
+)
+def test_damaged_note_on_a_part_is_named_and_the_transfer_starts_anew(
+    note: bytes, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.drops = [100_000, *[0] * 9]
+    refused(at(files), "ended early")
+    about = place(at(files)).with_name(f"{place(at(files)).name}.part.json")
+    assert json.loads(about.read_text()) == {"total": 300_000, "version": '"one"'}
+    about.write_bytes(note)
+    files.drops, files.sent = [], 0
+    assert resolved(at(files))[1] == DIGEST
+    said = capsys.readouterr().err
+    assert said == f"clipbench: {about} is damaged; the weights of tiny are fetched from the beginning\n"
+    assert files.sent == len(DATA)
+    assert left(place(at(files))) == {place(at(files)).name}
 
 
 def test_busy_server_is_asked_again(files: Files) -> None:

@@ -198,6 +198,16 @@ def test_detections_are_ranked_by_heat_for_their_size() -> None:
     assert outcome.evidence["without_candidates"] == 1
 
 
+def test_an_overlap_of_one_half_is_found() -> None:
+    """Boxes of 8 and of 4 pixels, one in the other; and of 8 and of 3.9."""
+    candidates: list[list[list[float]]] = [[[0, 0, 4, 1]], [[0, 0, 3.9, 1]]]
+    split = Given([0, 1], [[0, 0, 8, 1]] * 2, candidates)
+    outcome = run(CARD, {"test": split}, Maps(spots((1, 0), (1, 0))), Params(primary="acc@iou0.5"), seed=0)
+    assert np.asarray(outcome.samples["iou"]).tolist() == pytest.approx([0.5, 3.9 / 8])
+    score = outcome.scores["acc@iou0.5"]
+    assert (score.value, score.chance) == (0.5, 0.5)
+
+
 def test_detections_are_needed_where_they_are_the_metric() -> None:
     split = Given([0], [[0, 0, 2, 2]])
     with pytest.raises(

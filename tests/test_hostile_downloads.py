@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import socket
 import threading
 import urllib.error
@@ -15,15 +16,17 @@ from typing import Any
 import pytest
 import test_fetch
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from test_fetch import DATA, Files, at, resolved
+from test_hostile_input import Caller
 
 from clipbench.cards.cards import ShardPairs, Weights
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.errors import DataError, WeightsError
+from clipbench.models.weights import fetch
 from clipbench.models.weights.fetch import place
 from clipbench.models.weights.reading import strange
-from clipbench.utils.cache import cache_root
+from clipbench.utils.cache import cache_root, recall
 from clipbench.utils.web import Refused, open_address, public
 
 files = test_fetch.files
@@ -64,6 +67,47 @@ def test_a_file_put_there_by_hand_is_looked_at_too(files: Files, kind: str) -> N
         resolved(at(files))
     assert f"is no checkpoint but {WRONG[kind][1]}" in caught.value.message
     assert not (cache_root() / "ledger.json").exists()
+
+
+def _saved(form: str) -> bytes:
+    buffer = io.BytesIO()
+    state = {"a": torch.arange(500.0), "b": torch.ones(7, dtype=torch.int64)}
+    if form == "safetensors":
+        return save(state)
+    torch.save(state, buffer, _use_new_zipfile_serialization=form == "zip")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "pickle"])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.6, 0.9, 0.999])
+def test_a_file_that_is_cut_off_where_it_comes_from_is_neither_kept_nor_pinned(
+    files: Files, form: str, share: float
+) -> None:
+    whole = _saved(form)
+    files.data = whole[: max(2, int(share * len(whole)))]
+    test_fetch.refused(at(files), "what came is ", "(it is deleted)")
+    assert not (cache_root() / "ledger.json").exists()
+    place(at(files)).write_bytes(files.data)  # by hand
+    with pytest.raises(WeightsError, match=r"is no checkpoint but|is not a whole checkpoint"):
+        resolved(at(files))
+    assert not (cache_root() / "ledger.json").exists()
+    place(at(files)).unlink()
+    files.data, files.etag = whole, '"two"'
+    assert resolved(at(files))[0].read_bytes() == whole
+    assert recall("weights", fetch.name(at(files))) == hashlib.sha256(whole).hexdigest()
+
+
+def test_a_checkpoint_that_holds_code_is_kept_to_be_converted_and_not_pinned(
+    files: Files, tmp_path: Path
+) -> None:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {"a": torch.ones(2)}, "args": Caller(tmp_path / "witness")}, buffer)
+    files.data = buffer.getvalue()
+    with pytest.raises(WeightsError, match=r"holds more than tensors(.|\n)*clipbench weights convert"):
+        resolved(at(files))
+    assert place(at(files)).read_bytes() == files.data
+    assert not (cache_root() / "ledger.json").exists()
+    assert not (tmp_path / "witness").exists()
 
 
 def test_the_hash_on_a_card_rules(files: Files) -> None:

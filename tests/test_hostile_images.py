@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 import small
 import test_cli
+import test_data_captions
 import test_hub
+import test_refer
 from PIL import Image
 from test_cli import Run
+from test_coco import jpeg
 
 import clipbench
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.cards import Preprocess, TaskCard
 from clipbench.data import decode as decoding
 from clipbench.data.decode import MAX_PIXELS, Oversized, decode, decode_stream, open_image
 from clipbench.data.split import Sample
@@ -101,9 +104,21 @@ def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return witness
 
 
-def _evaluation(place: Path, data: Path, *more: object) -> list[object]:
+def _silent(run: Run, ghostscript: Path, *arguments: object) -> None:
+    """Assert that an evaluation with one PostScript image stops, or leaves it out, and starts nothing."""
+    done = run(*arguments)
+    assert done.code == 2
+    assert "cannot be decoded: not an image in any known format" in done.err
+    done = run(*arguments, "--on-bad-image", "skip")
+    assert done.code == 0, done.err
+    (record,) = json.loads(done.out)
+    assert [bad["reason"][:31] for bad in record["skipped"]] == ["not an image in any known forma"]
+    assert not ghostscript.exists()
+
+
+def _evaluation(place: Path, data: Path, *more: object, task: str = "animals-zs") -> list[object]:
     """What is typed to measure the model in `place` on `data`, as JSON."""
-    what = ("--model", place / "run", "--task", "animals-zs", "--cards", place / "cards", "--json")
+    what = ("--model", place / "run", "--task", task, "--cards", place / "cards", "--json")
     return ["eval", *what, "--data", f"animals={data}", "--results", place / "results", *more]
 
 
@@ -119,14 +134,41 @@ def test_postscript_starts_nothing_in_any_layout(
     small.write_task(tmp_path / "cards")
     small.write_run(tmp_path / "run")
     arguments = _evaluation(tmp_path, data, "--workers", workers, "-q")
-    done = run(*arguments)
-    assert done.code == 2
-    assert "cannot be decoded: not an image in any known format" in done.err
-    done = run(*arguments, "--on-bad-image", "skip")
-    assert done.code == 0, done.err
-    (record,) = json.loads(done.out)
-    assert [bad["reason"][:31] for bad in record["skipped"]] == ["not an image in any known forma"]
-    assert not ghostscript.exists()
+    _silent(run, ghostscript, *arguments)
+
+
+@pytest.mark.parametrize("layout", test_data_captions.LAYOUTS)
+def test_postscript_starts_nothing_in_retrieval(
+    tmp_path: Path, run: Run, ghostscript: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = small.picture
+    monkeypatch.setattr(small, "picture", lambda number: POSTSCRIPT if number == 1 else own(number))
+    test_data_captions.LAYOUTS[layout](tmp_path / "data")
+    _card(
+        tmp_path, test_data_captions.entry(protocols={"ret": {"ks": [1, 2], "primary": "mean_recall"}}).card
+    )
+    small.write_run(tmp_path / "run", context=64)
+    _silent(run, ghostscript, *_evaluation(tmp_path, tmp_path / "data", "-q", task="animals-ret"))
+
+
+@pytest.mark.parametrize("form", test_refer.FORMS)
+def test_postscript_starts_nothing_in_grounding(
+    tmp_path: Path, run: Run, ghostscript: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_refer, "jpeg", lambda number: POSTSCRIPT if number == 1 else jpeg(number))
+    test_refer.FORMS[form](tmp_path / "data" / "copy")
+    _card(tmp_path, test_refer.entry().card)
+    small.write_run(tmp_path / "run", size=16, context=64)
+    arguments = _evaluation(tmp_path, tmp_path / "data" / "copy", "-q", task="animals-ground")
+    _silent(run, ghostscript, *arguments, "--save-heatmaps", "4")
+    assert len(list((tmp_path / "results").glob("*/animals-ground.heatmaps/*.png"))) == 4
+
+
+def _card(place: Path, card: TaskCard) -> None:
+    """Write a card as that of the set `animals`."""
+    (place / "cards").mkdir()
+    text = card.model_dump_json(exclude_unset=True)
+    (place / "cards" / "animals.yaml").write_text(text)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.eps", "a.jpg", "a.ps"])

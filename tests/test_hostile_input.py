@@ -14,6 +14,7 @@ import small
 import test_cli
 from test_cli import Place, Run, mended
 
+from clipbench import cli
 from clipbench.cards.cards import ShardPairs
 from clipbench.data.pairs.shards import captions
 from clipbench.errors import ClipbenchError, DataError, StorageError, WeightsError
@@ -134,6 +135,54 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPBENCH_CACHE", "~nobody-of-this-name/x")
     with pytest.raises(ClipbenchError, match="where the home folder is, is not known"):
         cache.cache_root()
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        f"report --results {LONG}",
+        f"list tasks --cards {LONG}",
+        f"gate --candidate {LONG} --baseline HERE/results",
+        f"site --results {LONG} --out HERE/site",
+        f"site --results HERE/results --out {LONG}",
+        f"check --results {LONG}",
+        f"report --results HERE/results --beside {LONG}",
+        f"pretrain --recipe clip-lite-digits --out {LONG}",
+        f"data check animals --cards HERE/cards --data animals={LONG}",
+        f"eval --model HERE/run --task animals-zs --cards HERE/cards --data animals=HERE/{LONG}",
+        f"gate --candidate HERE/results --baseline HERE/results --junit {LONG}",
+    ],
+)
+@pytest.mark.usefixtures("record")
+def test_a_name_that_no_file_system_takes(run: Run, place: Place, arguments: str) -> None:
+    done = run(*arguments.replace("HERE", str(place.root)).split())
+    assert done.code == 2
+    assert "error: " in done.err
+    assert "Traceback" not in done.err
+    assert "too long" in done.err
+    assert len(done.err) < 2_000
+
+
+@pytest.mark.parametrize("kind", ["file", "loop", "lost"])
+def test_check_does_not_pass_over_what_is_no_folder(run: Run, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "results"
+    if kind == "file":
+        path.write_text("x")
+    else:
+        path.symlink_to(path if kind == "loop" else tmp_path / "gone")
+    mended(run("check", "--results", path), f"{path} is no folder of records", "--results DIR")
+
+
+def test_other_errors_of_the_system_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise PermissionError(13, "Permission denied", "a")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(PermissionError):
+        cli.main()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -53,13 +53,14 @@ SURFACE = {
     ),
     "clipbench.report.dataframe": "Row centre_baseline less_is_better metrics_of of_tasks read results rows",
     "clipbench.metrics.paired_tests": (
-        "Difference holm of_average_precision of_contributions of_draws of_means of_scores sign_flip"
+        "Difference all_signs holm normal_tail of_average_precision of_contributions of_draws of_means of_scores "
+        "over_draws sign_flip"
     ),
     "clipbench.records.comparison": "Comparison adjusted compare judged matched means of",
     "clipbench.report.leaderboard": "Mean Section check leaderboard sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
-        "aligned as_printed csv_text json_text latex markdown markdown_table record_table terminal"
+        "aligned as_printed csv_text json_text latex markdown markdown_table rank_notes record_table terminal"
     ),
     "clipbench.report.data_check": "Checked Survey survey text",
     "clipbench.records.eligibility": "Gone Judge Reason lacking",

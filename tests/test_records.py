@@ -457,3 +457,43 @@ def test_environment_names_the_packages_that_move_numbers() -> None:
 
 def test_now_is_a_time_that_records_take() -> None:
     assert make_record(created=records.utc_now())
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "word"),
+    [("Tiny", "digits-zs", "model"), ("tiny", "Digits-zs", "task"), ("TINY", "digits-zs", "model")],
+)
+def test_names_that_differ_in_case_alone_are_refused(
+    model: str, task: str, word: str, tmp_path: Path
+) -> None:
+    first = make_record(model="tiny", task="digits-zs")
+    path = records.write(first, SAMPLES, tmp_path)
+    other = make_record(model=model, task=task)
+    for force in (False, True):
+        with pytest.raises(
+            StorageError, match=rf"whose name differs from that of the {word} .* in upper and lower"
+        ) as caught:
+            records.write(other, SAMPLES, tmp_path, force=force)
+        assert "--results DIR" in str(caught.value.hint)
+    assert [stored.record.model for stored in records.load_all(tmp_path)] == ["tiny"]
+    assert records.write(first, SAMPLES, tmp_path) == path  # its own place is its own
+    assert records.write(other, SAMPLES, tmp_path / "elsewhere").is_file()
+
+
+def test_names_that_differ_in_their_normal_form_have_files_of_their_own(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    paths = {records.write(make_record(model=m), SAMPLES, tmp_path) for m in (composed, apart)}
+    assert len({path.parent.name.casefold() for path in paths}) == 2
+    assert all(path.parent.name.isascii() for path in paths)
+    own = records.path_of(composed, "digits-zs", tmp_path).parent
+    assert own.name.casefold() not in records.RESERVED
+    assert {records.file_name(name).casefold() for name in ("Bench", "bench", "PARITY")}.isdisjoint(
+        records.RESERVED
+    )
+
+
+def test_a_folder_of_another_program_with_a_like_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "Tiny").mkdir()
+    with pytest.raises(StorageError, match="Tiny is there, whose name differs"):
+        records.write(make_record(model="tiny"), SAMPLES, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["Tiny"]

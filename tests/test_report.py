@@ -25,7 +25,7 @@ from clipbench.errors import DataError
 from clipbench.metrics.intervals import Score
 from clipbench.records import record as records
 from clipbench.records.record import Record, Stored
-from clipbench.report import dataframe, leaderboard, table
+from clipbench.report import dataframe, leaderboard, numbers, table
 from clipbench.report.leaderboard import Section
 
 
@@ -122,6 +122,8 @@ def test_markdown_is_models_by_tasks_then_what_is_published() -> None:
         "| :-- | --: | --: |",
         "| clip-vit-b32 | – | 63.36 ±0.42 |",
         "| small | 75.00 ±5.00 | 63.36 ±0.42 |",
+        "",
+        "no rank for clip-vit-b32 on imagenet-zs, small on imagenet-zs: no per-sample file",
         "",
         "Beside published numbers:",
         "",
@@ -229,6 +231,25 @@ def test_a_skewed_interval_or_one_at_a_bound_is_written_by_its_ends_in_every_tab
         assert all(cell in text for cell in shown), text
         assert "±4.82" not in text
     assert "0.00 … 9.64" in _printed(table.record_table(given[0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "metric", "shown"),
+    [
+        (0.05, 0.0, 0.1, "acc1", "(0.00 … 10.00)"),
+        (0.05, 0.01, 0.09, "acc1", "±4.00"),
+        (0.95, 0.9, 1.0, "acc1", "(90.00 … 100.00)"),
+        (0.5, 0.4, 0.61, "acc1", "±10.50"),  # the middle is 0.505: a twentieth of the width away
+        (0.5, 0.4, 0.63, "acc1", "(40.00 … 63.00)"),
+        (0.5, 0.37, 0.6, "acc1", "(37.00 … 60.00)"),
+        (1.5, 1.0, 2.0, "text_retrieval_mean_rank", "(1.0 … 2.0)"),
+        (2.0, 1.5, 2.5, "text_retrieval_mean_rank", "±0.5"),
+    ],
+)
+def test_an_interval_is_written_by_half_its_width_only_where_that_is_so(
+    value: float, low: float, high: float, metric: str, shown: str
+) -> None:
+    assert numbers.interval(value, low, high, metric) == shown
 
 
 def test_the_ends_stand_below_the_value_where_a_line_would_be_too_long() -> None:

@@ -9,11 +9,12 @@ import random
 import shutil
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import test_cli
 import torch
 from damage import flip
 from test_processes import recipe_with, run
@@ -21,8 +22,10 @@ from test_processes import recipe_with, run
 from clipbench.cards.cards import Document, ModelCard, Recipe, parse
 from clipbench.errors import CardError, ClipbenchError, Damaged, WeightsError
 from clipbench.models.adapter import Adapter
+from clipbench.pretrain.run import events
 from clipbench.utils.cache import open_checked
 
+cli = test_cli.run
 TASK = "digits-zs@val"
 
 
@@ -301,3 +304,57 @@ def test_weights_are_those_of_the_card(whole: Path, tmp_path: Path) -> None:
     flip(out / "model.safetensors", -8)
     with pytest.raises(ClipbenchError, match=r"model\.safetensors is not the file that the card means"):
         load(Catalog().model(str(out)))
+
+
+# ------------------------------------------------------------------- a full disk
+
+
+@pytest.mark.parametrize("file", ["events.out.tfevents", "metrics.jsonl"])
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_disk_that_fills_up_under_what_a_run_says_loses_nothing(
+    file: str, done: int, tmp_path: Path, cli: test_cli.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = {"steps": 5, "batch_size": 8, "checkpoint_every": 3}
+    card = recipe_with({"kind": "clip"}, schedule=schedule).model_dump(mode="json", exclude_none=True)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(card))
+    command = ["pretrain", "--recipe", tmp_path / "recipe.yaml", "--tensorboard", "--quiet", "--out"]
+    assert cli(*command, tmp_path / "undisturbed").code == 0
+    out, opened = tmp_path / "run", Path.open
+
+    def on_a_full_disk(self: Path, *arguments: Any, **named: Any) -> Any:
+        full = self.name.startswith(file) and arguments in (("wb",), ("ab",))
+        return opened(Path("/dev/full") if full else self, *arguments, **named)
+
+    if done:
+        add = events.Events.add
+
+        def stopping(self: events.Events, line: events.Line) -> None:
+            add(self, line)
+            if line["step"] == done + 1:
+                raise ClipbenchError("stopped behind a checkpoint")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(events.Events, "add", stopping)
+            test_cli.mended(cli(*command, out), "stopped behind a checkpoint")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", on_a_full_disk)
+        ended = cli(*command, out)
+    said = ended.err[ended.err.index("error: ") :]  # behind where it goes on, which may be said first
+    test_cli.mended(
+        replace(ended, err=said),
+        f"cannot write {out}/{file}",
+        "No space left on device",
+        "free some space there",
+    )
+    assert [path.name[-4:] for path in out.glob("*.pt")] == (["3.pt"] if done else [])
+    assert cli(*command, out).code == 0
+    assert outcome(out) == outcome(tmp_path / "undisturbed")
+    assert len(list(out.glob("events.out.tfevents.*"))) == 1
+
+
+def test_event_files_of_others_in_a_run_stay(recipe: Recipe, tmp_path: Path) -> None:
+    out = run(recipe, tmp_path / "run", tensorboard=True, evaluator=by_weights, stop_after=2)
+    (out / "events.out.tfevents.1.somebody").write_bytes(b"theirs")
+    run(recipe, out, tensorboard=True, evaluator=by_weights, stop_after=3)
+    assert (out / "events.out.tfevents.1.somebody").read_bytes() == b"theirs"
+    assert len(list(out.glob("events.out.tfevents.*"))) == 2

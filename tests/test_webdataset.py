@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from small import CLASSES, picture
 
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.cards import TaskCard, fingerprint
 from clipbench.catalog import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Note, Split
@@ -347,6 +348,32 @@ def test_class_names_are_lines(end: str, tmp_path: Path) -> None:
     assert "classnames.txt:2: a blank line" in message(root)
     (root / "test" / "classnames.txt").write_bytes(b"\xff")
     assert "classnames.txt:1: not UTF-8" in message(root)
+    for nothing in (b"", b" \n\n", b"\xef\xbb\xbf\n"):
+        (root / "test" / "classnames.txt").write_bytes(nothing)
+        assert "classnames.txt holds no class names" in message(root)
+    (root / "test" / "classnames.txt").write_bytes(b"\ncat\ndog")
+    assert "classnames.txt:1: a blank line" in message(root)
+
+
+def test_class_names_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    files = every(lambda row: [(f"{row}.png", picture(row)), (f"{row}.cls", str(LABELS[row]).encode())])
+    root = write(tmp_path, files)
+    bare = opened(root)
+    (hashed,) = [
+        (f"test/{path.name}", hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in root.glob("test/*.tar")
+    ]
+    columns = {"layout": "_WebDataset", "files": [hashed], "column": "image"}
+    assert bare.fingerprint == fingerprint(columns)  # as before there were names in it
+    seen = {bare.fingerprint}
+    for names in (CLASSES, [*CLASSES[1:], CLASSES[0]]):
+        (root / "classnames.txt").write_text("\n".join(names))
+        split = opened(root)
+        assert split.labels.tolist() == [CLASSES.index(names[label]) for label in LABELS]
+        seen.add(split.fingerprint)
+        (root / "classnames.txt").write_text("\r\n".join(names) + "\r\n")
+        assert opened(root).fingerprint == split.fingerprint  # their content, and not how it is written
+    assert len(seen) == 3
 
 
 def test_a_character_that_ends_a_line_elsewhere_is_part_of_a_class_name(tmp_path: Path) -> None:

@@ -328,7 +328,7 @@ def _parquet(files: list[Path], card: TaskCard, root: Path, where: str | None = 
 def _content(
     dataset: Entry[TaskCard], source: Layout, root: Path, files: list[Path], paths: DataPaths
 ) -> str:
-    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them.
+    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them, and class names.
 
     Raises:
         DataError: the name of a file cannot be written.
@@ -342,7 +342,12 @@ def _content(
                 hint="rename it; convmv renames whole folders",
             ) from None
     hashed = _hashed(source, root, files, paths)
-    return fingerprint({"layout": source.name_in_fingerprint, "files": hashed} | _columns(dataset.card))
+    named = isinstance(source, WebDataset) and source.names and dataset.card.kind in LABELLED
+    return fingerprint(
+        {"layout": source.name_in_fingerprint, "files": hashed}
+        | _columns(dataset.card)
+        | ({"class names": source.names} if named else {})
+    )
 
 
 def _hashed(source: Layout, root: Path, files: list[Path], paths: DataPaths) -> list[tuple[str, str]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +22,7 @@ from clipbench.encoding.feature_store import FeatureFile, Features
 from clipbench.encoding.images import encode, encode_shards
 from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Tower
-from clipbench.utils.cache import make_folder
+from clipbench.utils.cache import folder_for_now
 from clipbench.utils.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -76,12 +74,12 @@ class ModelEncoder(ModelFeatures):
         They lie below the cache like any features, and are not kept.
         """
         how = Crops(**dict(self.adapter.preprocess), seed=seed, epoch=epoch)
-        folder = tempfile.mkdtemp(prefix="crops-", dir=make_folder(self.root))
+        folder = folder_for_now(self.root, "crops")
         if self._end_of_crops is not None:
             self._end_of_crops()
         self._end_of_crops = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         key = self.key(space, split.fingerprint) | {"preprocess": how.canonical()}
-        file = FeatureFile(key, len(split), Path(folder))
+        file = FeatureFile(key, len(split), folder)
         shards = file.missing()
         encode_shards([self], [file], {0: set(shards)}, shards, split, space, how)
         self.counts.images_encoded += len(split)

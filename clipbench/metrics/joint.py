@@ -24,12 +24,14 @@ class Contributions:
         ids: of the images, each once.
         values: float64 [n], n ≥ 1, of independent images; they sum to the score.
         more: variance of the score that does not come from which images there are, such as which shots were drawn.
+        draws: the score in each draw of shots, where there are several.
     """
 
     images: str
     ids: Sequence[Hashable]
     values: Doubles
     more: float = 0.0
+    draws: Sequence[float] = ()
 
 
 def summed(parts: Sequence[Contributions]) -> tuple[Doubles, float]:

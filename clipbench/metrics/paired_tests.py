@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from statistics import NormalDist
 from typing import Final
 
@@ -27,6 +28,10 @@ EXACT: Final = 14
 #: otherwise so many random ones
 FLIPS: Final = 20_000
 _BLOCK: Final = 4_000_000  # signs drawn at a time
+_RADEMACHER: Final = 1 / (
+    4 * _NORMAL.cdf(-math.sqrt(2))
+)  # by which a sum of random signs may pass a normal tail
+_FAR: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,64 @@ def sign_flip(d: NDArray[np.float64], seed: int) -> tuple[float, float, str]:
         below += int((sums <= total + slack).sum())
         above += int((sums >= total - slack).sum())
     return (1 + below) / (1 + FLIPS), (1 + above) / (1 + FLIPS), f"{FLIPS:,} random signs"
+
+
+def all_signs(d: NDArray[np.float64]) -> float:
+    """Two-sided p value of a mean of differences (float64 [N]) as `sign_flip`, where it draws by a formula.
+
+    The p value of draws is never below one in their number, which hardly any pair of many models could do with. The
+    formula is the saddlepoint approximation of the tail of the same sum of random signs (Lugannani & Rice 1980,
+    Advances in Applied Probability 12:475; Robinson 1982, JRSS B 44:91, for such tests) with the second continuity
+    correction of Daniels 1987 (International Statistical Review 55:37) for steps of the smallest difference, which
+    is right where all are multiples of it and else somewhat too careful. Far out it is a bound of that tail (Bentkus &
+    Dzindzalieta 2015, Bernoulli 21:1231), which is quicker.
+
+    >>> all_signs(np.array([0.5, 0.25, 0.0])), round(all_signs(np.linspace(-0.5, 1, 20)), 3)
+    (0.5, 0.029)
+    """
+    sizes = np.abs(d)
+    largest = float(sizes.max(initial=0.0))
+    if largest == 0:
+        return 1.0
+    sizes = sizes[sizes > 1e-9 * largest] / largest
+    total, spread = abs(float(d.sum())) / largest, math.sqrt(float((sizes**2).sum()))
+    bound = _RADEMACHER * 2 * normal_tail(total / spread)
+    if bound < _FAR:
+        return bound
+    smallest = float(sizes.min())
+    if smallest > 1 - 1e-9 or sizes.size <= EXACT:
+        less, more, _ = sign_flip(d / largest, seed=0)
+        return min(1.0, 2 * min(less, more))
+    return min(1.0, 2 * _tail(sizes, total, smallest))
+
+
+def _tail(sizes: NDArray[np.float64], total: float, half: float) -> float:
+    """P(S ≥ total) of the sum S of `sizes` with random signs; `half` of the step between its values."""
+    at = total - half
+    if at <= 0.01 * math.sqrt(float((sizes**2).sum())):
+        return 0.5  # where the formula is 0/0
+    if at >= (1 - 1e-9) * float(sizes.sum()):
+        return float(0.5**sizes.size)
+    t = 0.0
+    for _ in range(100):  # Newton's method, from below: the slope falls
+        curvature = float(sizes @ (sizes / np.cosh(np.minimum(sizes * t, 300)) ** 2))
+        step = (at - float(sizes @ np.tanh(sizes * t))) / curvature
+        t += step
+        if step < 1e-9 * t:
+            break
+    log_cosh = float((sizes * t + np.log1p(np.exp(-2 * sizes * t)) - math.log(2)).sum())
+    w = math.sqrt(2 * (t * at - log_cosh))
+    u = math.sinh(t * half) / half * math.sqrt(curvature)
+    return normal_tail(w) - _NORMAL.pdf(w) * (1 / w - 1 / u)
+
+
+def normal_tail(z: float) -> float:
+    """P(Z ≥ z) of a standard normal variable, however far out.
+
+    >>> normal_tail(0), round(normal_tail(1.96), 4), normal_tail(20) > 0
+    (0.5, 0.025, True)
+    """
+    return math.erfc(z / math.sqrt(2)) / 2
 
 
 def _binomial_tails(k: int, m: int) -> tuple[float, float]:
@@ -203,24 +266,36 @@ def of_draws(
     from scipy.stats import t
 
     gains = second.mean(axis=0) - first.mean(axis=0)
-    n = gains.size
-    error = float(gains.std()) / math.sqrt(max(n - 1, 1))
     one, other = first.mean(axis=1), second.mean(axis=1)
-    value = float(gains.mean())
-    parts = [other - one] if same else [one, other]
-    told = [part for part in parts if part.size > 1]
-    between = sum(float(np.var(part, ddof=1)) / part.size for part in told)
-    total = between + error**2
-    if total == 0:
+    value, n = float(gains.mean()), gains.size
+    spread, between, freedom = over_draws(gains, one, other, same=same)
+    if spread == 0:
         return _normal(value, (value, value), 0.0, "no spread", n), 0.0
-    square = sum((float(np.var(part, ddof=1)) / part.size) ** 2 / (part.size - 1) for part in told)
-    freedom = total**2 / (square + error**4 / max(n - 1, 1))
-    spread = math.sqrt(total)
     half = float(t.ppf(0.975, freedom)) * spread
     less, more = float(t.cdf(value / spread, freedom)), float(t.sf(value / spread, freedom))
     ci95 = value - half, value + half
     method = "t over draws and samples"
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n), between
+
+
+def over_draws(
+    gains: NDArray[np.float64], one: NDArray[np.float64], other: NDArray[np.float64], *, same: bool
+) -> tuple[float, float, float]:
+    """Standard error of a difference over draws and samples, the variance from the draws in it, degrees of freedom.
+
+    Args:
+        gains: how much more the second has of each sample, over its draws: float64 [N].
+        one, other: the score in each draw, float64 [R] and [S].
+        same: as of `of_draws`.
+    """
+    error = float(gains.std()) / math.sqrt(max(gains.size - 1, 1))
+    parts = [other - one] if same else [one, other]
+    told = [part for part in parts if part.size > 1]
+    between = sum(float(np.var(part, ddof=1)) / part.size for part in told)
+    total = between + error**2
+    square = sum((float(np.var(part, ddof=1)) / part.size) ** 2 / (part.size - 1) for part in told)
+    square += error**4 / max(gains.size - 1, 1)
+    return math.sqrt(total), between, total**2 / square if square else math.inf
 
 
 def of_contributions(parts: Sequence[Contributions], seed: int) -> Difference:
@@ -263,9 +338,9 @@ def holm(p: Sequence[float], weights: Sequence[float] | None = None) -> list[flo
     """
     weights = [1.0] * len(p) if weights is None else weights
     order = sorted(range(len(p)), key=lambda i: p[i] / weights[i])
+    lefts = reversed(list(accumulate(weights[i] for i in reversed(order))))
     adjusted, largest = [0.0] * len(p), 0.0
-    for place, i in enumerate(order):
-        left = sum(weights[j] for j in order[place:])
+    for i, left in zip(order, lefts, strict=True):
         largest = max(largest, min(1.0, left * p[i] / weights[i]))
         adjusted[i] = largest
     return adjusted

@@ -26,7 +26,7 @@ from clipbench.models.weights.open_clip import (
     tag_settings,
 )
 from clipbench.models.weights.reading import load_strict, read_state_dict
-from clipbench.models.weights.resolve import resolve, verify
+from clipbench.models.weights.resolve import pin, resolve, verify
 from clipbench.utils.cache import remember
 from clipbench.utils.parsing import expanded
 
@@ -94,7 +94,7 @@ def weights_file(model: ModelEntry) -> tuple[Path, str]:
     path = _download(model, arch, weights.open_clip)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
-        remember("weights", f"{arch}@{weights.open_clip}", digest, what="sha256 of the weights")
+        pin(f"{arch}@{weights.open_clip}", path, digest, model.id)
     return path, digest
 
 

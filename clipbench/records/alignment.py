@@ -21,6 +21,8 @@ from clipbench.records.record import Record, Stored
 Columns = dict[str, list[Any]]
 Doubles = NDArray[np.float64]
 _HITS: Final = {"acc1": 1, "acc5": 5}  # metric → from which rank on a sample is wrong
+#: columns that say what a model answered, not how well
+_TOLD: Final = frozenset({"confidence", "expression", "prediction", "top_image", "top_texts_of", "x", "y"})
 _KINDS: Final[dict[str, APKind]] = {"map_area": "area", "map_11pt": "11pt", "map_envelope": "envelope"}
 
 
@@ -127,7 +129,7 @@ def contributions(stored: Stored) -> Contributions | None:
     draws = [float(one.mean()) for one in _draws(metric, table, params)]
     more = float(np.var(draws, ddof=1)) / len(draws) if len(draws) > 1 else 0.0
     names, grouped, _ = _grouped(table.get("image", table["id"]), shares, shares)
-    return Contributions(images, names, grouped / len(names), more)
+    return Contributions(images, names, grouped / len(names), more, draws if more else ())
 
 
 def _draws(metric: str, table: Columns, params: dict[str, Any]) -> list[Doubles]:
@@ -227,7 +229,8 @@ def _table(stored: Stored) -> Columns:
             hint=f"restore the file, or evaluate again: clipbench eval --model {stored.record.model} "
             f"--task {stored.record.task}",
         )
-    table: Columns = pq.read_table(path).to_pydict()
+    file = pq.ParquetFile(path)
+    table: Columns = file.read([name for name in file.schema_arrow.names if name not in _TOLD]).to_pydict()
     return table
 
 

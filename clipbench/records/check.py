@@ -38,7 +38,13 @@ class Found:
 
 
 def check(catalog: Catalog, results: Path) -> Found:
-    """Load everything that can be loaded without a network."""
+    """Load everything that can be loaded without a network.
+
+    Raises:
+        DataError: `results` is a file, or a link that leads nowhere; there need not be such a folder.
+    """
+    if not results.is_dir() and (results.exists() or results.is_symlink()):
+        raise DataError(f"{results} is no folder of records", hint="name one: --results DIR")
     found = Found()
     for dataset in catalog.dataset_files:
         found.attempt("data sets", lambda d=dataset: catalog.dataset(d))  # type: ignore[misc]

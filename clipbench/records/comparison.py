@@ -13,6 +13,7 @@ from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Interval
 from clipbench.metrics.joint import Contributions
 from clipbench.records import alignment, record
+from clipbench.records.eligibility import Judge
 from clipbench.records.record import Stored
 from clipbench.report.dataframe import less_is_better
 
@@ -35,6 +36,8 @@ class Comparison:
         verdict: on the second: better or worse where `p_adjusted` is below alpha.
         reason: why they are not comparable.
         left_out: samples that only one of them has.
+        seen: of each, which images of the split it was trained on, in words; empty where none is known. Of means the
+            tasks that have such images.
         classes: (class, first, second), where they differ most first.
         only_first, only_second: ids of samples that one gets right, or more of, and the other does not.
         contributions: what each image adds to the difference, for means over tasks.
@@ -60,6 +63,7 @@ class Comparison:
     only_first: tuple[str, ...] = ()
     only_second: tuple[str, ...] = ()
     contributions: Contributions | None = field(default=None, repr=False)
+    seen: tuple[str, str] = ("", "")
 
     @property
     def is_mean(self) -> bool:
@@ -69,11 +73,17 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON types, by field name."""
         fields = {name: value for name, value in vars(self).items() if name != "contributions"}
-        return fields | {"classes": [list(c) for c in self.classes]}
+        return fields | {"classes": [list(c) for c in self.classes], "seen": list(self.seen)}
 
 
 def compare(
-    first: str, second: str, results: Path, tasks: Sequence[str] | None, alpha: float, top: int
+    first: str,
+    second: str,
+    results: Path,
+    tasks: Sequence[str] | None,
+    alpha: float,
+    top: int,
+    judge: Judge | None = None,
 ) -> list[Comparison]:
     """Compare two models of `results`, or two folders model by model, on the tasks that both have.
 
@@ -81,6 +91,7 @@ def compare(
         first, second: ids of models that have records below `results`, or folders of records.
         tasks: these only; None: all.
         top: how many classes and samples to name.
+        judge: knows what today's cards say that models have seen; None: what the records say.
 
     Raises:
         DataError: there is no such model or folder, or they have no task in common.
@@ -107,7 +118,14 @@ def compare(
             f"{first} and {second} have no task in common" + (" in this suite" if tasks is not None else ""),
             hint="evaluate both on one: clipbench eval --model … --task …",
         )
-    return judged([of(*pair, top=top) for pair in pairs], alpha)
+    said = [_seen(judge, *pair) for pair in pairs]
+    found = [replace(of(*pair, top=top), seen=seen) for pair, seen in zip(pairs, said, strict=True)]
+    return judged(found, alpha)
+
+
+def _seen(judge: Judge | None, *pair: Stored) -> tuple[str, str]:
+    one, other = (judge.seen(stored.record) if judge else stored.record.seen for stored in pair)
+    return "; ".join(seen.text for seen in one), "; ".join(seen.text for seen in other)
 
 
 def matched(first: Iterable[Stored], second: Iterable[Stored]) -> list[tuple[Stored, Stored]]:
@@ -157,13 +175,14 @@ def means(found: Sequence[Comparison]) -> list[Comparison]:
     """
     made = []
     for pair in dict.fromkeys((one.model, one.other) for one in found):
-        parts, first, second = [], [], []
+        parts, first, second, seen = [], [], [], list[tuple[str, str]]()
         for one in found:
             fits = (one.model, one.other) == pair and not one.is_mean and not less_is_better(one.metric)
             if fits and one.contributions is not None and one.first is not None and one.second is not None:
                 parts.append(one.contributions)
                 first.append(one.first)
                 second.append(one.second)
+                seen.append((one.task if one.seen[0] else "", one.task if one.seen[1] else ""))
         if len(parts) < 2:
             continue
         mean = paired_tests.of_contributions(parts, seed=0)
@@ -181,9 +200,14 @@ def means(found: Sequence[Comparison]) -> list[Comparison]:
                 p_worse=mean.p_less,
                 method=mean.method,
                 n=mean.n,
+                seen=(_joined(a for a, _ in seen), _joined(b for _, b in seen)),
             )
         )
     return made
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(filter(None, texts))
 
 
 def adjusted(p: Sequence[float], means: Sequence[bool]) -> list[float]:

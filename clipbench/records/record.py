@@ -22,6 +22,7 @@ import platform
 import re
 import shutil
 import subprocess
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -318,7 +319,7 @@ def file_name(identifier: str) -> str:
     ('imagenet-zs@single', 'open_clip-RN50@-data-a.pt-b4cddc7a')
     """
     safe = re.sub(r"[^A-Za-z0-9._@+-]+", "-", identifier).strip("-.")[:100]
-    if safe == identifier and safe not in RESERVED:
+    if safe == identifier and safe.casefold() not in RESERVED:
         return safe
     return f"{safe}-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}".lstrip("-")
 
@@ -357,9 +358,18 @@ def refuse_foreign(model: str, task: str, root: Path, *, force: bool = False) ->
 
     Raises:
         StorageError: at its place lies a link or a file that is no record (unless `force`), or a folder that leads out
-            of `root`.
+            of `root`; or there is a folder or a record whose name differs in upper and lower case alone, and which some
+            file systems would take for the same.
     """
     path = path_of(model, task, root)
+    for what, place in ((f"model {model}", path.parent), (f"task {task}", path)):
+        near = _alike(place)
+        if near is not None:
+            raise StorageError(
+                f"{near} is there, whose name differs from that of the {what} in upper and lower case alone: on "
+                "Windows and macOS one would overwrite the other",
+                hint=f"rename the {what.split()[0]}, move {near.name} away, or choose another folder: --results DIR",
+            )
     if path.parent.exists() and path.parent.resolve().parent != root.resolve():
         raise StorageError(
             f"{path.parent} is a link that leads out of the results folder {root}; what lies there is not replaced",
@@ -367,6 +377,20 @@ def refuse_foreign(model: str, task: str, root: Path, *, force: bool = False) ->
         )
     outputs.refuse_foreign(path, _OURS, force=force)
     outputs.refuse_foreign(samples_path(path), b"PAR1", force=force)
+
+
+def _alike(path: Path) -> Path | None:
+    """What lies beside `path` under another name that a file system may take for the same; or None."""
+    if not path.parent.is_dir():
+        return None
+    folded = _same_name(path.name)
+    there = (p for p in path.parent.iterdir() if p.name != path.name and _same_name(p.name) == folded)
+    return min(there, default=None)
+
+
+def _same_name(name: str) -> str:
+    """Equal for names that differ in case or in Unicode's normal form alone."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def write(record: Record, samples: Mapping[str, Column], root: Path, *, force: bool = False) -> Path:

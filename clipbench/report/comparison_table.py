@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from clipbench.records.comparison import Comparison
 from clipbench.report import numbers
-from clipbench.report.table import DASH, aligned
+from clipbench.report.table import DASH, SEEN, aligned
 from clipbench.utils.escape import visible
 
 
 def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> str:
     """A line a task: values, difference with its interval, p, verdict on the second; then where they differ most.
 
-    Values and differences are in percent, ranks as they are.
+    Values and differences are in percent, ranks as they are; T marks a value of images that the model was trained on.
     """
     means = any(c.is_mean for c in found)
     models = len({(c.model, c.other) for c in found}) > 1 or found[0].model == found[0].other
@@ -29,6 +29,13 @@ def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> 
             f"{c.task}: {c.left_out:,} samples that only one of them has were left out"
             for c in found
             if c.left_out
+        ),
+        *(
+            f"{SEEN} {f'{c.model} {c.task}' if models else c.task}: {side} was trained on {seen}"
+            for c in found
+            if not c.is_mean
+            for side, seen in zip((first, second), c.seen, strict=True)
+            if seen
         ),
     ]
     return (
@@ -51,8 +58,10 @@ def _cells(one: Comparison) -> list[str]:
         return [metric, DASH, DASH, DASH, DASH, DASH, f"not comparable: {one.reason}"]
     return [
         metric,
-        numbers.number(one.first, one.metric),
-        numbers.number(one.second, one.metric),
+        *(
+            f"{numbers.number(value, one.metric)}{f' {SEEN}' if seen else ''}"
+            for value, seen in zip((one.first, one.second), one.seen, strict=True)
+        ),
         numbers.number(one.difference, one.metric, "+"),
         numbers.ends(*one.ci95, one.metric, "+"),
         DASH if one.p_adjusted is None else p_value(one.p_adjusted),

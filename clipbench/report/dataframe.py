@@ -42,6 +42,7 @@ class Row(NamedTuple):
     `commit` that of its checkout. `kept_off` has the kinds of reasons why the record may not stand on the leaderboard
     ("limited, dirty"), empty where it may, and `why` says them whole (`clipbench.records.eligibility`). `seen` says
     which images of the split the model was trained on. Tasks with the same `images` were measured on the same ones.
+    `digest` is the record's seal, None where it is broken or missing.
     """
 
     model: str
@@ -77,6 +78,7 @@ class Row(NamedTuple):
     created: str | None = None
     path: str | None = None
     images: str | None = None
+    digest: str | None = None
     kept_off: str = ""
     why: str = ""
 
@@ -224,6 +226,7 @@ def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]
         "created": record.created,
         "path": stored.path.as_posix(),
         "images": alignment.images_of(record),
+        "digest": record.digest if stored.seal == "whole" else None,
         "kept_off": ", ".join(reason.kind for reason in against),
         "why": "; ".join(reason.text for reason in against),
     }

@@ -15,8 +15,10 @@ from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics.joint import summed
 from clipbench.records import alignment, record
-from clipbench.report import table
+from clipbench.records.comparison import MEAN
+from clipbench.report import ranks, table
 from clipbench.report.dataframe import Row, less_is_better
+from clipbench.report.ranks import Ranks
 
 _Z: Final = NormalDist().inv_cdf(0.975)
 LEADERBOARD: Final = "LEADERBOARD.md"
@@ -101,6 +103,27 @@ class Section:
             return not whole, -mean.value if mean is not None and whole else 0.0, model
 
         return sorted(found, key=place)
+
+    @cached_property
+    def ranks(self) -> dict[str, Ranks]:
+        """Ranks in the mean of models whose mean is whole, as `MEAN`; where there are no means, on each task.
+
+        Only of what two models have.
+        """
+        if any(mean is not None for _, mean in self.ranked):
+            tasks = [task for task in self.tasks if task not in self._no_share]
+            whole = sorted(model for model, mean in self.ranked if mean is not None and mean.whole)
+            entries = {MEAN: {model: [self.cells[model][task] for task in tasks] for model in whole}}
+        else:
+            entries = {
+                task: {model: [own[task]] for model, own in self.cells.items() if task in own}
+                for task in self.tasks
+            }
+        return {name: ranks.of(own) for name, own in entries.items() if len(own) > 1}
+
+    def seen(self, model: str) -> bool:
+        """Whether the model was trained on images of one of its tasks."""
+        return any(row.seen for row in self.cells[model].values())
 
 
 def _half_of_sum(rows: Sequence[Row]) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -16,9 +16,11 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.data.split import Note
+from clipbench.records.comparison import ALPHA, MEAN
 from clipbench.records.record import Noted, Record, Stored
 from clipbench.report import dataframe, numbers
 from clipbench.report.dataframe import Row
+from clipbench.report.ranks import POWER, Ranks
 from clipbench.utils import escape
 from clipbench.utils.escape import visible
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from clipbench.report.leaderboard import Mean, Section
 
 DASH: Final = "–"
+#: marks a score of images that the model was trained on
+SEEN: Final = "T"
 _SECONDARY: Final = "†"
 _MEMORY: Final = "‡"
 _VERDICTS: Final = {"reproduced": "=", "within interval": "≈", "off": "≠"}
@@ -41,6 +45,11 @@ _VERDICT_LEGEND: Final = {
 _MEANS: Final = (
     "mean: plain mean of k of the n tasks; only means of all n compare, and only they are ranked",
 )
+_RANKS: Final = (
+    f"rank: 1 + how many models are better beyond noise (paired tests, p below {ALPHA:g} after Holm over all pairs); "
+    "those that cannot be told apart share it",
+)
+_NAMED: Final = 3  # models without a rank, by name
 _WIDTH: Final = 80  # of a terminal
 _METRIC_WIDTH: Final = 14  # a long metric reads well over two lines
 _LEGEND: Final = {
@@ -49,7 +58,7 @@ _LEGEND: Final = {
     "L": "limited: a sample of the split, not all of it",
     "P": "partial: this copy of the data has fewer images than the split has",
     "D": "dirty: made with uncommitted changes to clipbench",
-    "T": "trained on: the model has seen images of this split",
+    SEEN: "trained on: the model has seen images of this split",
     "S": "some images could not be read and were skipped",
     "E": "edited by hand: what is written is not what was measured",
     "U": "unsealed: without a digest nothing tells an edit from a measurement",
@@ -111,7 +120,7 @@ def _marks(row: Row) -> str:
         "L": row.limit is not None,
         "P": row.partial,
         "D": bool(row.dirty),
-        "T": bool(row.seen),
+        SEEN: bool(row.seen),
         "S": row.skipped > 0,
         "E": "edited" in kept_off,
         "U": "unsealed" in kept_off,
@@ -127,6 +136,7 @@ def _legend(found: Sequence[Section], *, signs: bool = False) -> list[str]:
     marks = {mark for row in shown for mark in (_source_mark(row), *_marks(row))}
     verdicts = {row.verdict for row in shown}
     means = any(mean is not None for section in found for _, mean in section.ranked)
+    ranks = any(own.ranks for section in found for own in section.ranks.values())
     return [
         *(f"{mark} {meaning}" for mark, meaning in _LEGEND.items() if mark in marks),
         *(
@@ -135,7 +145,40 @@ def _legend(found: Sequence[Section], *, signs: bool = False) -> list[str]:
             if word in verdicts
         ),
         *(_MEANS if means else ()),
+        *(_RANKS if ranks else ()),
     ]
+
+
+def rank_notes(found: Mapping[str, Ranks]) -> list[str]:
+    """The smallest difference that would have been seen, and who has no rank and why; `found` is by task, or `MEAN`."""
+    notes, seen, by_reason = [], [], dict[str, list[str]]()
+    for task, own in found.items():
+        of_task = "" if task == MEAN else f"{task} "
+        if own.detectable is not None:
+            low, high = (f"{100 * end:.2f}" for end in own.detectable)
+            seen.append(f"{of_task}{low if low == high else f'{low} to {high}, by pair'}")
+        for model, reason in own.left_out.items():
+            by_reason.setdefault(reason, []).append(model if task == MEAN else f"{model} on {task}")
+    if seen:
+        notes.append(
+            f"smallest difference that would have been seen {100 * POWER:.0f} % of the time, in points: "
+            + "; ".join(seen)
+        )
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        notes.append(f"no rank for {', '.join(names[:_NAMED])}{more}: {reason}")
+    return notes
+
+
+def _rank_cell(section: Section, model: str, task: str = MEAN) -> str:
+    """The rank in the mean, or on a task; nothing where none is given to any model."""
+    own = section.ranks.get(task)
+    return "" if own is None or not own.ranks else str(own.ranks.get(model, DASH))
+
+
+def _seen_mark(section: Section, model: str) -> str:
+    """The mark of a mean of which the model has seen images."""
+    return SEEN if section.seen(model) else ""
 
 
 # ------------------------------------------------------------------ renderers
@@ -151,8 +194,17 @@ def terminal(found: Sequence[Section]) -> str:
         if len(found) > 1:
             text += ("\n" if text else "") + f"{visible(_heading(section))}\n\n"
         text += _listing(section)
+        notes = rank_notes(section.ranks)
+        text += ("\n" if notes else "") + _folded(notes)
     legend = _legend(found, signs=True)
-    return text + ("\n" + "".join(f"{line}\n" for line in legend) if legend else "")
+    return text + ("\n" if legend else "") + _folded(legend)
+
+
+def _folded(lines: Sequence[str]) -> str:
+    """Lines of text that fit a terminal; names stay whole."""
+    return "".join(
+        f"{part}\n" for line in lines for part in wrap(visible(line), _WIDTH, break_on_hyphens=False)
+    )
 
 
 def _heading(section: Section) -> str:
@@ -171,7 +223,11 @@ def _listing(section: Section) -> str:
 def _listed(section: Section, *, below: bool) -> str:
     reported = any(row.reported_percent is not None for row in section.rows)
     marked = any(_marks(row) for row in section.rows)
-    headings = ["model / task", "metric", "value %", *(["reported", "Δ"] if reported else []), "n"]
+    ranked = any(own.ranks for own in section.ranks.values())
+    headings = [
+        *("model / task", "metric", "value %", *(["reported", "Δ"] if reported else []), "n"),
+        *(["rank"] if ranked else []),
+    ]
     lines: list[list[str]] = []
     for model, mean in section.ranked:
         lines.append([model])
@@ -184,14 +240,15 @@ def _listed(section: Section, *, below: bool) -> str:
             n = DASH if row.n is None else f"{row.n:,}"
             metric, *more = _wrapped(row.metric or DASH)
             value, *ends = _parted(_value(row), below)
-            lines.append([f"  {task}", metric, value, *beside, n, _marks(row)])
+            place = [_rank_cell(section, model, task)] if ranked else []
+            lines.append([f"  {task}", metric, value, *beside, n, *place, _marks(row)])
             lines += [["", *pair] for pair in zip_longest(more, ends, fillvalue="")]
         if mean is not None:
             covered = f"  mean of {mean.covers}" + ("" if mean.whole else f" of {mean.of}")
-            lines += [
-                [covered if i == 0 else "", "", part]
-                for i, part in enumerate(_parted(_mean_value(mean), below))
-            ]
+            value, *ends = _parted(_mean_value(mean), below)
+            blank = [""] * (len(headings) - 4)
+            place = [*blank, _rank_cell(section, model), _seen_mark(section, model)] if ranked else []
+            lines += [[covered, "", value, *place], *(["", "", part] for part in ends)]
     columns = [*headings, ""] if marked else headings
     return aligned(columns, [line[: len(columns)] for line in lines], left={0, 1, len(headings)})
 
@@ -240,6 +297,7 @@ def markdown(found: Sequence[Section]) -> str:
         text += f"\n## {escape.markdown(_heading(section))}\n\n"
         headings, rows = _matrix(section)
         text += markdown_table(headings, "l" + "r" * (len(headings) - 1), rows)
+        text += "".join(f"\n{escape.markdown(note)}\n" for note in rank_notes(section.ranks))
         beside = [row for row in section.rows if row.reported_percent is not None]
         if beside:
             text += "\nBeside published numbers:\n\n"
@@ -263,17 +321,24 @@ def _matrix(section: Section) -> tuple[list[str], list[list[str]]]:
     metrics: dict[str, str] = {row.task: row.metric or "" for row in section.rows if row.metric is not None}
     headings = ["model", *(f"{task} {metrics.get(task, '')}".strip() for task in section.tasks)]
     means = any(mean is not None for _, mean in section.ranked)
+    ranked = means and any(own.ranks for own in section.ranks.values())
     rows = []
     for model, mean in section.ranked:
         own = section.cells[model]
-        cells = [_marked(own[task]) if task in own else DASH for task in section.tasks]
-        rows.append([model, *cells, *([_mean_cell(mean)] if means else [])])
-    return [*headings, *(["mean"] if means else [])], rows
+        cells = [
+            _marked(own[task], _rank_cell(section, model, task)) if task in own else DASH
+            for task in section.tasks
+        ]
+        cells += [_mean_cell(mean)] if means else []
+        rank = f"{_rank_cell(section, model)} {_seen_mark(section, model)}".strip()
+        rows.append([model, *cells, *([rank] if ranked else [])])
+    return [*headings, *(["mean"] if means else []), *(["rank"] if ranked else [])], rows
 
 
-def _marked(row: Row) -> str:
+def _marked(row: Row, rank: str) -> str:
+    """A value with its marks and, in tables without means, its rank."""
     marks = _marks(row)
-    return f"{_value(row)} {marks}" if marks else _value(row)
+    return f"{_value(row)}{f' {marks}' if marks else ''}{f', rank {rank}' if rank not in ('', DASH) else ''}"
 
 
 def _mean_cell(mean: Mean | None) -> str:
@@ -306,6 +371,7 @@ def latex(found: Sequence[Section]) -> str:
         text += " & ".join(map(_tex, headings)) + " \\\\\n\\midrule\n"
         text += "".join(" & ".join(map(_tex, row)) + " \\\\\n" for row in rows)
         text += "\\bottomrule\n\\end{tabular}\n"
+        text += "".join(f"% {visible(note)}\n" for note in rank_notes(section.ranks))
     return text + "".join(f"% {line}\n" for line in _legend(found))
 
 

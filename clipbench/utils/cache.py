@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -107,13 +109,41 @@ def part_of(path: Path) -> Path:
     make_folder(path.parent)
     with contextlib.suppress(OSError):  # what another process clears away at the same time
         for entry in os.scandir(path.parent):
-            if entry.name.endswith(".part") and entry.name.startswith(".") and _abandoned(entry):
+            if entry.name.endswith(".part") and entry.name.startswith(".") and _abandoned(Path(entry)):
                 Path(entry).unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{_processes_known_here()}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}{_of_this_process()}")
 
 
-def _abandoned(part: os.DirEntry[str]) -> bool:
-    """Whether the process that wrote this has ended. Of one that cannot be seen from here: nothing came for an hour."""
+def folder_for_now(root: Path, kind: str) -> Path:
+    """A new folder of this process below `root` (created), `<kind>-….part`; those that killed processes left go.
+
+    Raises:
+        StorageError: `root` cannot be written.
+    """
+    make_folder(root)
+    for old in root.glob(f"{kind}-*"):
+        with contextlib.suppress(OSError):  # what another process clears away at the same time
+            if not old.is_symlink() and old.is_dir() and _abandoned(old):
+                shutil.rmtree(old, ignore_errors=True)
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{kind}-", suffix=_of_this_process(), dir=root))
+    except OSError as error:
+        raise StorageError(
+            f"cannot create a folder in {root}: {error.strerror}",
+            hint="free some space or set CLIPBENCH_CACHE to another folder",
+        ) from None
+
+
+def _of_this_process() -> str:
+    """How names of files end that this process is writing."""
+    return f".{_processes_known_here()}.{os.getpid()}.part"
+
+
+def _abandoned(part: Path) -> bool:
+    """Whether the process that wrote this has ended.
+
+    Of one that cannot be seen from here: whether nothing came for an hour, or into a folder for a day.
+    """
     *_, where, process, _ = f"..{part.name}".split(".")
     if where == _processes_known_here() and process.isdigit():
         try:
@@ -123,7 +153,10 @@ def _abandoned(part: os.DirEntry[str]) -> bool:
         except OSError:  # another user's
             pass
         return False
-    return time.time() - part.stat().st_mtime > _ABANDONED_S
+    if not part.is_dir():
+        return time.time() - part.stat().st_mtime > _ABANDONED_S
+    newest = max(path.stat().st_mtime for path in (part, *part.rglob("*")))
+    return time.time() - newest > 24 * _ABANDONED_S
 
 
 @cache

@@ -242,12 +242,14 @@ def class_names(*folders: Path) -> list[str] | None:
     """The names in the first of `folders` that holds CLIP_benchmark's classnames.txt, one a line; None without one.
 
     Raises:
-        DataError: two of them that differ, one that is no text, or that has a blank line between names.
+        DataError: two of them that differ, one that is no text or empty, or that has a blank line between names.
     """
     files = list(dict.fromkeys(f for folder in folders if (f := folder / CLASS_NAMES).is_file()))
     found: list[list[str]] = []
     for file in files:
         names = [line.strip() for line in lines(decoded(file).rstrip())]
+        if not any(names):
+            raise DataError(f"{file} holds no class names", hint="write one a line, or delete the file")
         if not all(names):
             raise DataError(
                 f"{file}:{names.index('') + 1}: a blank line, where the class number {names.index('')} stands"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import json
 import os
 import re
 import sys
@@ -18,12 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from clipbench.cards.cards import Weights
+from pydantic import Field, ValidationError
+
+from clipbench.cards.cards import Strict, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
-from clipbench.models.weights.reading import strange
-from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, write_atomic
+from clipbench.models.weights.reading import strange, unreadable
+from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, say, write_atomic
 from clipbench.utils.package import __version__
+from clipbench.utils.parsing import Unreadable, file_bytes
 from clipbench.utils.web import Refused, open_address
 
 if TYPE_CHECKING:
@@ -171,10 +173,17 @@ def _download(weights: Weights, target: Path, owner: str) -> None:
                     hint=f"run this again if the transfer may be at fault; or bring the right file to {target}, "
                     "or correct weights on the card",
                 )
-        elif what := strange(part.path):
+        elif what := unreadable(part.path):
             part.clear()
             raise _unavailable(weights, target, owner, f"what came is {what} (it is deleted)")
         part.finish()
+
+
+class _About(Strict):
+    """What is written beside a part: the whole file's size in bytes, and what the server calls this version of it."""
+
+    total: int | None = Field(ge=0)
+    version: str | None
 
 
 class _Part:
@@ -187,9 +196,13 @@ class _Part:
         self._owner = owner
         self.total: int | None = None
         self.version: str | None = None
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            about = json.loads(self._about.read_text())
-            self.total, self.version = about["total"], about["version"]
+        if self._about.exists():
+            try:
+                about = _About.model_validate_json(file_bytes(self._about, 1 << 16))
+                self.total, self.version = about.total, about.version
+            except (Unreadable, ValidationError):
+                say(f"{self._about} is damaged; the weights of {owner} are fetched from the beginning")
+                self.clear()
 
     @property
     def size(self) -> int:
@@ -204,7 +217,7 @@ class _Part:
         """Keep the whole file's size, and what the server calls this version of it (its ETag or date)."""
         if (total, version) != (self.total, self.version):
             self.total, self.version = total, version
-            write_atomic(self._about, json.dumps({"total": total, "version": version}).encode())
+            write_atomic(self._about, _About(total=total, version=version).model_dump_json().encode())
 
     def append(self, data: bytes) -> None:
         """Add `data` to the file itself, not to a buffer: what came before a kill need not come again."""

@@ -46,6 +46,21 @@ _NO_CHECKPOINTS = {
 }
 
 
+def unreadable(path: Path) -> str | None:
+    """What a file is instead of a whole checkpoint, all of it having been read; or None.
+
+    None also for one that is whole and holds more than tensors, which `clipbench weights convert` can copy.
+    """
+    if what := strange(path):
+        return what
+    try:
+        read_state_dict(path)
+    except WeightsError:
+        if names_in(path) is None:
+            return "a broken checkpoint, perhaps cut off"
+    return None
+
+
 def strange(path: Path) -> str | None:
     """What a file is instead of a checkpoint, by its first bytes and, where it has one, its table of contents; or None.
 

@@ -8,9 +8,9 @@ from clipbench.cards.cards import Weights
 from clipbench.data.digests import digests, sha256_file
 from clipbench.errors import CardError, DataError, WeightsError
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.weights.fetch import find, name
-from clipbench.models.weights.reading import strange
-from clipbench.utils.cache import remember
+from clipbench.models.weights import fetch
+from clipbench.models.weights.reading import read_state_dict, strange
+from clipbench.utils.cache import recall, remember
 from clipbench.utils.parsing import expanded
 
 
@@ -44,16 +44,30 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
             f"{owner}: weights.open_clip names a pretrained tag, which only cards of the family clip can",
             hint="set family: clip, or another source of weights",
         )
-    path = find(weights, owner)
+    path = fetch.find(weights, owner)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
-        if what := strange(path):  # before its hash is kept as the right one
+        pin(fetch.name(weights), path, digest, owner)
+    return path, digest
+
+
+def pin(name: str, path: Path, digest: str, owner: str) -> None:
+    """Record `digest` as the sha256 of the weights `name` at their first use, once all tensors have been read.
+
+    A file that cannot be read, or that holds more than tensors, is not recorded: the right one may yet come.
+
+    Raises:
+        WeightsError: it is no checkpoint, broken, or holds more than tensors.
+        ClipbenchError: another hash was recorded at first use.
+    """
+    if recall("weights", name) is None:
+        if what := strange(path):
             raise WeightsError(
                 f"{owner}: {path} is no checkpoint but {what}",
                 hint=f"delete it and bring the right file, by hand or with clipbench weights fetch {owner}",
             )
-        remember("weights", name(weights), digest, what="sha256 of the weights")
-    return path, digest
+        read_state_dict(path)
+    remember("weights", name, digest, what="sha256 of the weights")
 
 
 def verify(path: Path, expected: str | None, *, kept: bool = False) -> str:

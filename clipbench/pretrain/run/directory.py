@@ -22,7 +22,8 @@ import io
 import json
 import pickle
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NotRequired, TypedDict
@@ -121,7 +122,8 @@ class RunFolder:
     ) -> None:
         for file in (self._metrics, self._events):
             if file:
-                file.close()
+                with suppress(OSError):  # of a line that could not be written, which has been said
+                    file.close()
         self._stack.close()
 
     @property
@@ -214,7 +216,7 @@ class RunFolder:
             data: fingerprint of the training split, which must not have changed.
 
         Raises:
-            StorageError: the run began on other data.
+            StorageError: the run began on other data, or the folder cannot be written.
             Damaged: files to go on from are there, but none that is whole.
             WeightsError: a checkpoint holds code.
         """
@@ -232,11 +234,12 @@ class RunFolder:
         write_atomic(self.path / "metrics.jsonl", *kept)
         self._lines, self._sum = len(kept), hashlib.sha256(b"".join(kept))
         if self._tensorboard:
-            for path in self.path.glob("events.out.tfevents.*"):
+            for path in self.path.glob("events.out.tfevents.*.clipbench"):
                 path.unlink()
-            self._events = Events(self.path)
-            for line in self.lines():
-                self._events.add(line)
+            with _going_on(self.path / "events.out.tfevents.*"):
+                self._events = Events(self.path)
+                for line in self.lines():
+                    self._events.add(line)
         return found
 
     def log(self, line: Line) -> None:
@@ -247,18 +250,18 @@ class RunFolder:
         """
         if not self._writes:
             return
-        try:
+        path = self.path / "metrics.jsonl"
+        text = (json.dumps(line, allow_nan=False) + "\n").encode()
+        with _going_on(path):
             if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("ab")
-            text = (json.dumps(line, allow_nan=False) + "\n").encode()
+                self._metrics = path.open("ab")
             self._metrics.write(text)
             self._metrics.flush()
-            self._lines += 1
-            self._sum.update(text)
-            if self._events:
+        self._lines += 1
+        self._sum.update(text)
+        if self._events:
+            with _going_on(self._events.path):
                 self._events.add(line)
-        except OSError as error:
-            raise StorageError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from None
 
     def lines(self) -> list[Line]:
         """What metrics.jsonl holds; a line that a killed run left incomplete is passed over.
@@ -398,6 +401,18 @@ _AGAIN = "the same command goes on from an older checkpoint, where there is one,
 _WITHOUT_METRICS = (
     "put back a copy of it; or delete it: the curves, and the choice of the best weights, then lack its lines"
 )
+
+
+@contextmanager
+def _going_on(path: Path) -> Iterator[None]:
+    """Say which file of a run cannot be written, and that the run is not lost."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}",
+            hint="free some space there; the same command goes on from the last checkpoint, or starts over without one",
+        ) from None
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:

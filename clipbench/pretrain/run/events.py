@@ -19,7 +19,8 @@ class Events:
     """One event file in a folder, of a name that TensorBoard finds."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.clipbench").open("wb")
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}.clipbench"
+        self._file = self.path.open("wb")
         self._write(_text(3, "brain.Event:2"))
 
     def add(self, line: Line) -> None:

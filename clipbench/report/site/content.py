@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from clipbench.catalog import Catalog, protocol_ids, protocol_module
+from clipbench.records.comparison import MEAN
 from clipbench.records.record import Record
-from clipbench.report import numbers
+from clipbench.report import numbers, ranks
 from clipbench.report.dataframe import Row, less_is_better
 from clipbench.report.leaderboard import sections
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
 from clipbench.report.site.leaderboard import Judged, group_of
+from clipbench.report.table import rank_notes
 
 _SHOWN_PROMPTS: Final = 100
 _HASH: Final = 12  # hex digits of a fingerprint that are shown
@@ -66,7 +68,7 @@ def gather(judged: Sequence[Judged], catalog: Catalog) -> Content:
         required[f"model/{i}"] = packed(_model(own, number, shown, set(curves)))
     for task, own in of_task.items():
         j = number[task]
-        required[f"task/{j}"] = packed(_task(own[0].record))
+        required[f"task/{j}"] = packed(_task(own[0].record) | _ranks(own, place))
         classes = _classes(own, place)
         if classes:
             extras[f"classes/{j}"] = packed(classes)
@@ -110,7 +112,7 @@ def _task_headline(own: Sequence[Judged]) -> Json:
 
 def _suites(catalog: Catalog, number: dict[str, int], standing: Sequence[Row]) -> list[Json]:
     """The suites of which a task has a record: all its tasks, by number, None for those without; and by model the
-    interval of the mean over all of them."""
+    interval of the mean over all of them, and the rank in it."""
     found = []
     for name, suite in sorted(catalog.suites.items()):
         tasks = [number.get(task.id) for task in catalog.tasks([name])]
@@ -121,7 +123,10 @@ def _suites(catalog: Catalog, number: dict[str, int], standing: Sequence[Row]) -
                 for model, mean in section.ranked
                 if mean is not None and mean.whole
             }
-            found.append({"id": name, "title": suite.title, "tasks": tasks, "means": means})
+            own = {task: one for task, one in section.ranks.items() if task == MEAN}
+            places = own[MEAN].ranks if own else {}
+            told = {"means": means, "ranks": places, "rank_notes": rank_notes(own)}
+            found.append({"id": name, "title": suite.title, "tasks": tasks, **told})
     return found
 
 
@@ -232,6 +237,16 @@ def _task(record: Record) -> Json:
         "parameters": parameters,
         "params": record.protocol.params,
     }
+
+
+def _ranks(own: Sequence[Judged], models: dict[str, int]) -> Json:
+    """Ranks on a task by model, and what to know of them; of the records that stand, where there are two."""
+    standing = {one.record.model: [one.primary] for one in own if one.stands}
+    if len(standing) < 2:
+        return {"ranks": {}, "rank_notes": []}
+    found = ranks.of(standing)
+    notes = rank_notes({MEAN: found})
+    return {"ranks": {models[model]: rank for model, rank in found.ranks.items()}, "rank_notes": notes}
 
 
 def _protocol_text(name: str) -> tuple[str, str]:

@@ -108,12 +108,15 @@ const board = (() => {
       r.mean = whole ? of.reduce((sum, i) => sum + r.values[i], 0) / of.length : NaN;
       r.cells[MEAN].hidden = !whole;
       r.cells[MEAN].textContent = Number.isNaN(r.mean) ? DASH : r.mean.toFixed(2);
+      if (whole && suite.ranks[r.model.id]) r.cells[MEAN].append(el("span", { class: "under" }, `rank ${suite.ranks[r.model.id]}`));
       if (!whole || !suite.means[r.model.id]) continue;
       const interval = document.createElement("i");
       interval.textContent = suite.means[r.model.id];
       interval.hidden = !shows.checked;
-      r.cells[MEAN].append(interval);
+      r.cells[MEAN].firstChild.after(interval);
     }
+    const notes = whole ? suite.rank_notes : [];
+    document.getElementById("ranks").replaceChildren(...notes.map((note) => el("li", {}, note)));
   }
 
   /** The best of the models that are shown, in bold, where there are two to compare. */

@@ -125,9 +125,10 @@ async function taskView(task) {
     const top = own.slice(0, MOST_DOTS);
     if (top.length < own.length) parts.push(el("p", { class: "faint" }, `The chart shows the best ${MOST_DOTS} models, the table all ${own.length}.`));
     parts.push(dots(`${task.metric} of ${plural(top.length, "model")} on ${task.id}, each with its 95 % interval`, top, `${task.metric}, per cent`),
-      table(`Models on ${task.id}, best first`, [["Model"], ["Family"], ["Pairs", "number"], ["Value %", "number"], ["95 % interval", "number"], ["Reported", "number"], ["n", "number"]],
+      table(`Models on ${task.id}, best first`, [["Model"], ["Family"], ["Pairs", "number"], ["Value %", "number"], ["95 % interval", "number"], ["Rank", "number"], ["Reported", "number"], ["n", "number"]],
         own.map((r) => [el("a", { href: modelHref(r.name) }, r.name), r.model.group, pairsText(r.model.pairs), num(r.value),
-          `${num(r.low)} … ${num(r.high)}`, r.reported === null ? DASH : asPrinted(r.reported), count(r.n)])));
+          `${num(r.low)} … ${num(r.high)}`, String(data.ranks[r.m] ?? DASH), r.reported === null ? DASH : asPrinted(r.reported), count(r.n)])),
+      el("ul", { class: "faint" }, data.rank_notes.map((note) => el("li", {}, note))));
     const perClass = await block(`classes/${j}`);
     if (perClass) parts.push(...classBars(task, own, perClass));
     else if (page.left_out.includes(`classes/${j}`)) parts.push(el("h2", {}, "By class"), el("p", { class: "note" }, LEFT_OUT));
