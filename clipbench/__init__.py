@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from clipbench.utils.package import __version__
-
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
     from clipbench.api import Model, load_model
@@ -11,6 +9,7 @@ if TYPE_CHECKING:
     from clipbench.report.dataframe import results
 
 __all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept", "results"]
+__version__ = "0.1.0"
 _HOMES = {
     "Model": "api",
     "concept_direction": "metrics.concepts",

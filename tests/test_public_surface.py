@@ -35,7 +35,7 @@ SURFACE = {
     "clipbench.api": "Model load_model",
     "clipbench.models.adapter": "Adapter Family ModelEntry",
     "clipbench.models.families": "Fetched config_model detected families family fetch load named",
-    "clipbench.protocols": "Encoder HeatEncoder Outcome",
+    "clipbench.protocols.base": "HeatInputs Inputs Needs Outcome",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
     "clipbench.metrics.concepts": "concept_direction remove_concept",
     "clipbench.data.layouts.archives": "layout refuse_unfinished",
@@ -45,7 +45,7 @@ SURFACE = {
     "clipbench.data.layouts._matlab": "read",
     "clipbench.data.layouts._caption_tables": "Table read tells_splits",
     "clipbench.data.text": "decoded lines",
-    "clipbench.data": "Captions Expressions Note Objects Sample Split",
+    "clipbench.data.split": "Captions Expressions Note Objects Sample Split Subset",
     "clipbench.records.record": (
         "Env Noted ProtocolUsed Record ResolvedCards Seen Skipped Stored Timing by_class each environment file_name "
         "filed load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json "

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-__version__: Final = "0.1.0"
+_ROOT: Final = sys.modules[__name__.partition(".")[0]]  # imported before any part of it
+__version__: Final[str] = _ROOT.__version__
 #: the folder `clipbench`, wherever this file lies in it
-PACKAGE: Final = Path(str(sys.modules[__name__.partition(".")[0]].__file__)).resolve().parent
+PACKAGE: Final = Path(str(_ROOT.__file__)).resolve().parent
