@@ -1,8 +1,6 @@
 """clipbench: zero-shot and linear-probe evaluation of CLIP-like models, and their efficient pretraining."""
 
-from __future__ import annotations
-
-from clipbench.utils.package import __version__
+from clipbench.utils.version import __version__
 
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:

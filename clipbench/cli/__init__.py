@@ -14,10 +14,10 @@ from typing import Annotated
 
 import typer
 
-from clipbench import __version__
 from clipbench.cli.commands import COMMANDS, Group, group
 from clipbench.cli.output import catalogs, note, print_error
 from clipbench.errors import ClipbenchError, Stopped
+from clipbench.utils.version import __version__
 
 app = group(
     Group(

@@ -1,4 +1,4 @@
-"""The package itself: its version, and the folder that it is imported from."""
+"""The folder that the package is imported from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,5 @@ import sys
 from pathlib import Path
 from typing import Final
 
-__version__: Final = "0.1.0"
 #: the folder `clipbench`, wherever this file lies in it
 PACKAGE: Final = Path(str(sys.modules[__name__.partition(".")[0]].__file__)).resolve().parent

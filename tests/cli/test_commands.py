@@ -110,7 +110,7 @@ def test_the_help_of_a_group_imports_no_command_and_nothing_heavy(arguments: str
     own = {name for name in found if name.partition(".")[0] == "clipbench"}
     assert own == {
         *("clipbench", "clipbench.cli", "clipbench.cli.commands", "clipbench.cli.output", "clipbench.errors"),
-        *("clipbench.utils", "clipbench.utils.escape", "clipbench.utils.package"),
+        *("clipbench.utils", "clipbench.utils.escape", "clipbench.utils.version"),
     }
     assert not found & (HEAVY | {"numpy", "yaml", "rich.console", "rich.markdown"})
 

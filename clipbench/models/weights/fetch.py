@@ -23,7 +23,7 @@ from clipbench.data.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
 from clipbench.models.weights.reading import strange
 from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, write_atomic
-from clipbench.utils.package import __version__
+from clipbench.utils.version import __version__
 from clipbench.utils.web import Refused, open_address
 
 if TYPE_CHECKING:
