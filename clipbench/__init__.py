@@ -1,6 +1,6 @@
 """clipbench: zero-shot and linear-probe evaluation of CLIP-like models, and their efficient pretraining."""
 
-from __future__ import annotations
+from clipbench.utils.version import __version__
 
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from clipbench.report.dataframe import results
 
 __all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept", "results"]
-__version__ = "0.1.0"
 _HOMES = {
     "Model": "api",
     "concept_direction": "metrics.concepts",

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import commandline
 import pytest
 import small
-import test_cli
-from test_cli import Run
+from commandline import Run
 
 from clipbench.cards.cards import Document
 from clipbench.cards.overrides import parse_assignments
@@ -19,7 +19,7 @@ from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.utils.parsing import MOST_YAML
 
-run = test_cli.run
+run = commandline.run
 TWO = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 MERGED = "a0: &a0 {x: 1}\n" + "".join(
     f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)

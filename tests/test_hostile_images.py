@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commandline
 import numpy as np
 import pytest
 import small
-import test_cli
 import test_data_captions
 import test_hub
 import test_refer
+from commandline import Run
 from PIL import Image
-from test_cli import Run
 from test_coco import jpeg
 
 import clipbench
@@ -34,7 +34,7 @@ from clipbench.errors import DataError
 from clipbench.report import overlays
 from clipbench.report.site import pictures
 
-run = test_cli.run
+run = commandline.run
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n"
 EYES = Preprocess(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import commandline
 import pytest
 import small
-import test_cli
-from test_cli import Place, Run, mended
+from commandline import Place, Run, mended
 
 from clipbench import cli
 from clipbench.cards.cards import ShardPairs
@@ -24,7 +24,7 @@ from clipbench.records import record as records
 from clipbench.report import export
 from clipbench.utils import cache
 
-run, place, one_thread = test_cli.run, test_cli.place, small.one_thread
+run, place, one_thread = commandline.run, commandline.place, small.one_thread
 DEEP = "[" * 100_000
 FOREIGN = {
     "dataset": "wds/x",

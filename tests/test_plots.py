@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commandline import Run, run
 from PIL import Image
 from rich.console import Console
-from test_cli import Run, run
 from test_records import make_record
 
 from clipbench.errors import ClipbenchError

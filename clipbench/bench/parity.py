@@ -36,7 +36,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from clipbench import __version__
 from clipbench.cards.cards import Strict
 from clipbench.catalog import Catalog
 from clipbench.data.decode import open_image
@@ -47,6 +46,7 @@ from clipbench.errors import ClipbenchError, DataError, unknown
 from clipbench.metrics import scores as metrics
 from clipbench.records import record as records
 from clipbench.utils.cache import cache_root, locked, make_folder, write_atomic
+from clipbench.utils.version import __version__
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -24,8 +24,8 @@ from clipbench.data.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
 from clipbench.models.weights.reading import strange, unreadable
 from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, say, write_atomic
-from clipbench.utils.package import __version__
 from clipbench.utils.parsing import Unreadable, file_bytes
+from clipbench.utils.version import __version__
 from clipbench.utils.web import Refused, open_address
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from clipbench.report.site.content import Content
 from clipbench.report.site.leaderboard import Column, Judged, Line
 from clipbench.utils.cache import cache_root, write_atomic
 from clipbench.utils.escape import visible
-from clipbench.utils.package import __version__
+from clipbench.utils.version import __version__
 
 #: bytes that the page may have at most; extras are left out above it
 LIMIT: Final = 4_900_000

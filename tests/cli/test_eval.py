@@ -1,111 +1,35 @@
-"""The command line: what it prints and where, and that every mistake ends in one clear error and exit code 2."""
+"""`clipbench eval`: what it prints and where, and every mistake in data, images, weights and folders."""
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import commandline
 import numpy as np
 import pytest
 import small
 import torch
-from test_records import make_record
+from commandline import Place, Run, mended
 
-from clipbench import __version__, cli
 from clipbench.data import digests
 from clipbench.encoding import model_features
-from clipbench.encoding.runtime import Runtime
 from clipbench.errors import NotApplicable
 from clipbench.models.towers.adapters import DualAdapter
 from clipbench.records import record as records
 
 one_thread = small.one_thread
+run, place = commandline.run, commandline.place
+
+
 TASK_IDS = ["animals-zs", "animals-zs@simple"]
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`clipbench <arguments>` in this process."""
-
-    def run(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["clipbench", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        code = end.value.code
-        assert isinstance(code, int)
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
-@dataclass(frozen=True)
-class Place:
-    """A model, a task card and an image folder of 60 pictures, and the arguments that name them."""
-
-    root: Path
-
-    @property
-    def cards(self) -> Path:
-        return self.root / "cards"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results"
-
-    def eval(self, *more: str | Path, data: str = "data") -> list[str | Path]:
-        return [
-            *("eval", "--model", self.root / "run", "--task", "animals-zs", "--cards", self.cards),
-            *("--data", f"animals={self.root / data}", "--results", self.results, "--precision", "fp32"),
-            *more,
-        ]
-
-    def record(self) -> records.Record:
-        ((_, record),) = records.read_all(self.results)
-        return record
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    small.write_run(tmp_path / "run")
-    small.write_task(tmp_path / "cards")
-    small.write_images(tmp_path / "data", 60)
-    return Place(tmp_path)
-
-
-def mended(done: Done, *words: str) -> None:
-    """Assert that `done` is an error of the user's, told on stderr with all of `words`."""
-    assert done.code == 2, done
-    assert done.err.startswith("error: "), done.err
-    assert "Traceback" not in done.err
-    for word in words:
-        assert word in done.err, done.err
-    assert done.out.strip() in ("", "[]")
 
 
 # --------------------------------------------------------------------- what it prints
@@ -165,253 +89,6 @@ def test_what_a_model_cannot_do_is_a_dash_and_no_failure(
     assert json.loads(run(*place.eval("--json")).out) == []
 
 
-@pytest.mark.parametrize("kind", ["models", "tasks", "suites", "recipes"])
-def test_list_shows_every_id_whole_at_80_columns(
-    run: Run, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    rows = json.loads(run("list", kind, "--json").out)
-    done = run("list", kind)
-    assert done.code == 0
-    assert rows
-    lines = done.out.splitlines()
-    assert max(map(len, lines)) <= 80
-    first = [line.split()[0] for line in lines if line and not line.startswith(" ")]
-    assert [row["id"] for row in rows if "@" not in row["id"]] == first[2:]  # after the head and its rule
-    for row in rows:
-        variant = row["id"].partition("@")[2]
-        assert (
-            not variant
-            or f"@{variant}" in done.out
-            or (variant.endswith("-shot") and "@{1,2,4,8,16}-shot" in done.out)
-        )
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("digits-clip-lite", "preprocess"),
-        ("clip-rn50", "reported"),
-        ("digits-zs", "protocol"),
-        ("imagenet-zs@best7", "protocol"),
-        ("digits", "classes"),
-        ("declip-11-zs", "tasks"),
-        ("clip-lite-digits", "objective"),
-        ("open_clip:RN50@openai", "preprocess"),
-    ],
-)
-def test_show_gives_any_card_as_text_and_as_json(run: Run, name: str, key: str) -> None:
-    value = json.loads(run("show", name, "--json").out)
-    assert value[key]
-    done = run("show", name)
-    assert done.code == 0
-    assert done.out.startswith(name)
-
-
-def test_show_gives_a_record_and_a_run_folder(run: Run, place: Place) -> None:
-    run(*place.eval("--quiet"))
-    (path,) = records.paths(place.results)
-    assert json.loads(run("show", path, "--json").out) == json.loads(path.read_text())
-    assert "acc1" in run("show", path).out
-    assert json.loads(run("show", place.root / "run", "--json").out)["title"] == "Small 0"
-
-
-def test_show_resolves_a_variants_params(run: Run) -> None:
-    value = json.loads(run("show", "digits-zs@simple", "--json").out)
-    assert value["protocol"] == {
-        "name": "zs",
-        "version": 2,
-        "params": {"primary": "acc1", "templates": "simple", "split": "test", "difficult": None},
-    }
-
-
-def test_report_in_every_format(run: Run, place: Place) -> None:
-    run(*place.eval("--quiet", "--task", "animals-zs@simple"))
-    at = ("report", "--results", place.results)
-    table = run(*at)
-    assert table.code == 0
-    assert all(name in table.out for name in TASK_IDS)
-    markdown = run(*at, "--format", "markdown").out
-    assert "\n| model | " in markdown
-    assert run(*at, "--format", "latex").out.startswith("% needs")
-    rows = list(csv.DictReader(io.StringIO(run(*at, "--format", "csv").out)))
-    assert {row["task"] for row in rows} == set(TASK_IDS)
-    found = json.loads(run(*at, "--format", "json").out)
-    assert len(found) == len(rows) == 2 * 4
-    assert json.loads(run(*at, "--json").out) == found
-
-
-def test_report_writes_the_leaderboard_and_says_when_it_is_stale(run: Run, place: Place) -> None:
-    run(*place.eval("--quiet"))
-    at = ("report", "--results", place.results, "--cards", place.cards)
-    missing = run(*at, "--check")
-    assert missing.code == 2
-    assert "--write" in missing.err
-    assert run(*at, "--write").code == 0
-    assert run(*at, "--check").code == 0
-    run(*place.eval("--quiet", "--limit", "5"))
-    stale = run(*at, "--check")
-    assert stale.code == 2
-    assert "is not what the records and cards say today" in stale.err
-
-
-def test_report_of_a_suite_shows_what_is_missing(run: Run, place: Place) -> None:
-    (place.cards / "suites.yaml").write_text("suites: {own: {title: Own, tasks: [animals-zs, digits-zs]}}")
-    run(*place.eval("--quiet", "--task", "animals-zs@simple"))
-    done = run("report", "--results", place.results, "--suite", "own", "--cards", place.cards, "--json")
-    rows = json.loads(done.out)
-    assert {row["task"] for row in rows} == {"animals-zs", "digits-zs"}
-    assert [row["value"] for row in rows if row["task"] == "digits-zs"] == [None]
-
-
-def test_version(run: Run) -> None:
-    assert run("--version").out == f"{__version__}\n"
-
-
-def test_an_interrupt_says_what_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "app", interrupted)
-    done = run()
-    assert done.code == 130
-    assert "the same command goes on from there" in done.err
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(cli, "app", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        cli.main()
-
-
-# ------------------------------------------------------------------------------ light
-
-LIGHT = """
-import sys, time
-from clipbench.cli import main
-sys.argv = ["clipbench", *sys.argv[1:]]
-try:
-    main()
-finally:
-    heavy = {"torch", "torchvision", "open_clip", "datasets", "pandas", "matplotlib", "sklearn", "pyarrow"}
-    print(sorted(heavy & set(sys.modules)), time.process_time(), file=sys.stderr)
-"""
-
-
-@pytest.mark.parametrize("command", ["--help", "list tasks"])
-def test_help_and_list_are_quick_and_import_nothing_heavy(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, *command.split()], capture_output=True, text=True, check=True
-    )
-    assert done.stdout
-    heavy, _, seconds = done.stderr.rpartition(" ")
-    assert heavy == "[]"
-    if command == "--help":
-        assert float(seconds) < 1
-
-
-def test_a_reader_that_stops_reading_is_no_error() -> None:
-    command = f"'{sys.executable}' -m clipbench list tasks --json | head -c 1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1)  # 1: it had more to say
-    assert done.stderr == ""
-
-
-# ------------------------------------------------------------------------ unknown names
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            "eval --model digits-clip-lit --task digits-zs",
-            ['unknown model "digits-clip-lit"', '"digits-clip-lite"'],
-        ),
-        (
-            "eval --model digits-clip-lite --task digit-zs",
-            ['unknown task or suite "digit-zs"', '"digits-zs"'],
-        ),
-        (
-            "eval --model digits-clip-lite --task digits-zs@simpl",
-            ["digits-zs@simple", "clipbench list tasks"],
-        ),
-        ("eval --model , --task digits-zs", ["--model names nothing", "clipbench list models"]),
-        ("eval --model digits-clip-lite --task ,", ["--task names nothing"]),
-        ("show digits-z", ['unknown id "digits-z"', "did you mean"]),
-        ("list model", ['unknown kind "model"', '"models"']),
-        (
-            "pretrain --recipe clip-lite-digit --out x",
-            ['unknown recipe "clip-lite-digit"', '"clip-lite-digits"'],
-        ),
-        ("report --results . --suite quikstart", ['unknown suite "quikstart"', '"quickstart"']),
-        (
-            "report --results . --format markdwn",
-            ['unknown format "markdwn"', '"markdown"', "csv, json, latex"],
-        ),
-        ("report --results . --suite quickstart --check", ["LEADERBOARD.md has every suite"]),
-        ("list tasks --cards nowhere", ["no folder nowhere", "--cards and CLIPBENCH_CARDS"]),
-    ],
-)
-def test_an_unknown_name(run: Run, place: Place, arguments: str, words: list[str]) -> None:
-    mended(run(*arguments.split()), *words)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("--precision", "fp8", ['unknown precision "fp8"', "auto, fp32, bf16, fp16"]),
-        ("--device", "tpu", ['unknown device "tpu"', "auto, cpu, cuda, cuda:N"]),
-        ("--batch-size", "0", ["--batch-size must be 1 to 512 (found 0)"]),
-        ("--batch-size", "many", ["--batch-size takes auto or a whole number", "'many'"]),
-        ("--batch-size", "-4", ["--batch-size takes auto or a whole number"]),
-        ("--workers", "two", ["--workers takes auto or a whole number"]),
-        ("--on-bad-image", "ignore", ['unknown choice for --on-bad-image "ignore"', "skip, stop"]),
-        ("--data", "animls=data", ['unknown data set "animls"; did you mean "animals"?']),
-    ],
-)
-def test_a_bad_option(run: Run, place: Place, option: str, value: str, words: list[str]) -> None:
-    mended(run(*place.eval(option, value)), *words)
-    assert not place.results.exists() or not records.read_all(place.results)
-
-
-@pytest.mark.parametrize("option", [("--limit", "0"), ("--seed", "-1"), ("--limt", "3")])
-def test_options_that_the_parser_refuses(run: Run, place: Place, option: tuple[str, str]) -> None:
-    done = run(*place.eval(*option))
-    assert done.code == 2
-    assert option[0] in done.err
-
-
-@pytest.mark.parametrize("arguments", ["bench encod", "bench encode --images 3", "evl"])
-def test_a_command_that_is_not_there(run: Run, arguments: str) -> None:
-    done = run(*arguments.split())
-    assert done.code == 2
-    assert "Usage" in done.err
-
-
-def test_bench_refuses_what_eval_refuses(run: Run) -> None:
-    mended(run("bench", "encode", "--precision", "fp8"), 'unknown precision "fp8"')
-    mended(run("bench", "encode", "--data", "nowhere"), "no data folder nowhere")
-    for more in (("--precision", "bf16"), ("--compile",)):
-        mended(run("bench", "pretrain", *more), "on a CPU steps are measured in fp32", "add --device cuda")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-def test_a_device_that_is_not_there(run: Run, place: Place) -> None:
-    mended(run(*place.eval("--device", "cuda:1")), "this machine has no CUDA device", "use --device cpu")
-
-
-@pytest.mark.parametrize("device", ["cuda:1", "cuda:x", "cudax", "cuda:", "cuda:00"])
-def test_a_device_number_that_is_not_there(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(Exception, match="this machine has 1 CUDA devices"):
-        Runtime.choose(device, "fp32")
-    assert Runtime.choose("cuda:0", "fp32").device == "cuda:0"
-
-
 # -------------------------------------------------------------------------------- cards
 
 
@@ -468,62 +145,6 @@ def test_a_card_that_is_wrong(run: Run, place: Place, command: str, text: str, w
         assert all(word in done.err for word in ("left out: ", *words))
     else:
         mended(done, *words)
-
-
-def test_check_of_what_ships_is_well(run: Run, place: Place) -> None:
-    done = run("check", "--results", "nowhere")
-    assert done.code == 0
-    assert done.out.endswith("all well\n")
-    counts = json.loads(run("check", "--results", "nowhere", "--json").out)
-    assert counts["problems"] == []
-    assert counts["tasks"] > 20
-
-
-def test_check_names_every_problem(run: Run, place: Place) -> None:
-    run(*place.eval("--quiet"))
-    (path,) = records.paths(place.results)
-    path.write_text(path.read_text()[:100])
-    card = json.loads((place.root / "run" / "card.yaml").read_text())
-    (place.cards / "lost.yaml").write_text(json.dumps(card | {"weights": {"file": "lost.safetensors"}}))
-    (place.root / "cards" / "model.safetensors").write_bytes(b"other")
-    (place.cards / "changed.yaml").write_text(json.dumps(card))
-    done = run("check", "--results", place.results, "--cards", place.cards)
-    assert done.code == 2
-    assert "3 problems" in " ".join(done.out.split())
-    assert done.err.count("✗") == 3
-    for word in ("not a whole record", "no checkpoint at", "is not the file that the card means"):
-        assert word in done.err
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        *(
-            "report --results R",
-            "report --results R --json",
-            "report --results R --check",
-            "site --results R",
-        ),
-        *("export --format clip-benchmark-csv --results R", "log --to tensorboard --results R"),
-        *(
-            "gate --baseline R --candidate R",
-            "compare small small --results R",
-            "compare R R",
-            "check --results R",
-        ),
-    ],
-)
-def test_every_command_refuses_a_stray_copy_of_a_record(command: str, run: Run, tmp_path: Path) -> None:
-    root = tmp_path / "R"
-    path = records.write(make_record(), {"id": ["a"]}, root)
-    copy = root / "backup" / path.name
-    copy.parent.mkdir()
-    copy.write_bytes(path.read_bytes())
-    done = run(*(str(root) if word == "R" else word for word in command.split()))
-    assert done.code == 2
-    said = " ".join(done.err.split())
-    assert f"{copy} is a record of small on digits-zs, whose own place is {path}, where there is one" in said
-    assert f"delete it and digits-zs.samples.parquet, or move both out of {root}" in said
 
 
 # --------------------------------------------------------------------------------- data

@@ -1,0 +1,146 @@
+"""`clipbench compare` and `clipbench gate`: one set of records against another."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipbench.cli.inputs import names, open_catalog
+from clipbench.cli.options import Cards, Force, Json, Results
+from clipbench.cli.output import note
+from clipbench.records import gate
+from clipbench.records.comparison import compare
+from clipbench.records.eligibility import Judge
+from clipbench.report import comparison_table
+from clipbench.utils.escape import json_text
+from clipbench.utils.outputs import write_own
+
+
+def compare_command(
+    first: Annotated[
+        str, typer.Argument(help="A model that has records, or a folder of records.", metavar="A")
+    ],
+    second: Annotated[str, typer.Argument(help="The one that is held against it.", metavar="B")],
+    results: Results = Path("results"),
+    suite: Annotated[
+        str | None, typer.Option("--suite", help="Compare on this suite's tasks only.", metavar="SUITE")
+    ] = None,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            "--alpha", min=0, max=1, help="How often chance may pass for a difference.", metavar="P"
+        ),
+    ] = 0.05,
+    top: Annotated[
+        int,
+        typer.Option("--top", min=0, help="How many classes and samples to name for each task.", metavar="N"),
+    ] = 5,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same samples.
+
+    For each task: is B better than A, worse, or not distinguishable from it, and where do they disagree?
+    """
+    tasks = None
+    catalog = open_catalog(cards)
+    if suite is not None:
+        catalog.suite(suite)
+        tasks = [task.id for task in catalog.tasks([suite])]
+    found = compare(first, second, results, tasks, alpha, top, Judge(catalog))
+    if as_json:
+        print(json_text([one.as_json() for one in found]))
+    else:
+        sys.stdout.write(comparison_table.text(found, first, second, alpha))
+
+
+def gate_command(
+    candidate: Annotated[Path, typer.Option("--candidate", help="Folder of the new records.", metavar="DIR")],
+    baseline: Annotated[
+        Path,
+        typer.Option("--baseline", help="Folder of the records that they are held against.", metavar="DIR"),
+    ] = Path("results"),
+    max_drop: Annotated[
+        float,
+        typer.Option("--max-drop", min=0, help="Percentage points that a score may fall.", metavar="POINTS"),
+    ] = 0.5,
+    max_mean_drop: Annotated[
+        float,
+        typer.Option(
+            "--max-mean-drop",
+            min=0,
+            help="Percentage points that a model's mean over its tasks may fall.",
+            metavar="POINTS",
+        ),
+    ] = 0.1,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            "--alpha",
+            min=0,
+            max=1,
+            help="How often equal models may fail, over all tasks together.",
+            metavar="P",
+        ),
+    ] = 0.05,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            help="Suite or task that must have a record; repeatable, or separated by commas. "
+            "[default: the baseline's tasks]",
+            metavar="TASK",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Judge only this model; repeatable, or separated by commas. [default: the baseline's models]",
+            metavar="MODEL",
+        ),
+    ] = None,
+    junit: Annotated[
+        Path | None,
+        typer.Option("--junit", help="Also write the verdict as JUnit XML into this file.", metavar="XML"),
+    ] = None,
+    force: Force = False,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Fail if a score dropped by more than is allowed: for CI.
+
+    The exit code is 1 if a score dropped by more than is allowed and by more than noise explains, or if a record
+    cannot be judged.
+    """
+    catalog = open_catalog(cards)
+    found = gate.gate(
+        baseline,
+        candidate,
+        Judge(catalog),
+        max_drop=max_drop,
+        max_mean_drop=max_mean_drop,
+        alpha=alpha,
+        require=[task.id for task in catalog.tasks(names("--require", require))] if require else None,
+        models=names("--model", model) if model else None,
+    )
+    text = gate.summary(found, max_drop, max_mean_drop, alpha)
+    if junit is not None:
+        write_own(junit, gate.junit(found), gate.JUNIT_MARK, force=force)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except OSError as error:  # the verdict counts, not where else it is told
+            note(f"the summary cannot be written to {summary}: {error.strerror}")
+    if as_json:
+        print(json_text([check.as_json() for check in found]))
+    else:
+        sys.stdout.write(text)
+    if any(check.outcome == "fail" for check in found):
+        raise typer.Exit(1)

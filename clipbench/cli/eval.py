@@ -1,0 +1,185 @@
+"""`clipbench eval`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from clipbench.catalog import Catalog, Task
+from clipbench.cli.inputs import auto, choose_runtime, data_paths, names, open_catalog
+from clipbench.cli.options import (
+    BatchSize,
+    Cards,
+    Data,
+    Device,
+    Force,
+    Json,
+    MaxPixels,
+    Precision,
+    Results,
+    VerifyData,
+    Workers,
+)
+from clipbench.cli.output import note, print_error, show
+from clipbench.data.decode import allow_pixels
+from clipbench.errors import ClipbenchError, unknown
+from clipbench.evaluate import Options, Result, evaluate
+from clipbench.records import record as records
+from clipbench.records.eligibility import Judge
+from clipbench.report import dataframe, leaderboard, table
+from clipbench.utils.cache import make_folder
+from clipbench.utils.escape import json_text
+
+
+def eval_command(
+    model: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help="Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, or "
+            "hf-hub:<owner>/<repo>; repeatable, or separated by commas.",
+            metavar="MODEL",
+        ),
+    ],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            "-t",
+            help="Task or suite id (see clipbench list tasks); repeatable, or separated by commas.",
+            metavar="TASK",
+        ),
+    ],
+    data: Data = None,
+    cards: Cards = None,
+    results: Results = Path("results"),
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Measure on a seeded, class-balanced sample of N images only; the record says so.",
+            metavar="N",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, help="Seed of samples and of bootstrap intervals.", metavar="N"),
+    ] = 0,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    workers: Workers = "auto",
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="Do not time different ways to encode: the same options on the same machine then give the same "
+            "record.",
+        ),
+    ] = False,
+    on_bad_image: Annotated[
+        str,
+        typer.Option(
+            "--on-bad-image",
+            help="Stop at an image that cannot be decoded, or skip, count and name it.",
+            metavar="stop|skip",
+        ),
+    ] = "stop",
+    max_pixels: MaxPixels = None,
+    save_heatmaps: Annotated[
+        int,
+        typer.Option(
+            "--save-heatmaps",
+            min=0,
+            help="Save the heat maps of N expressions as PNG (tasks that end in -ground).",
+            metavar="N",
+        ),
+    ] = 0,
+    force: Force = False,
+    verify_data: VerifyData = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")] = False,
+) -> None:
+    """Measure models on tasks, and write one record for each pair."""
+    allow_pixels(max_pixels)
+    if on_bad_image not in ("stop", "skip"):
+        raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
+    catalog = open_catalog(cards)
+    tasks = catalog.tasks(names("--task", task))
+    if save_heatmaps and not any(hasattr(t.protocol, "pictures") for t in tasks):
+        raise ClipbenchError(
+            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(t.id for t in tasks)})",
+            hint="tasks that end in -ground have some; leave the option out for others",
+        )
+    paths = data_paths(data, catalog, verify=verify_data)
+    make_folder(results)
+    models = [catalog.model(name) for name in names("--model", model)]
+    for made in models:
+        for wanted in tasks:
+            records.refuse_foreign(made.id, wanted.id, results, force=force)
+    for made in models:
+        if made.detected:
+            note(f"{made.id}: {made.card.notes}")
+    options = Options(
+        runtime=choose_runtime(
+            device,
+            precision,
+            auto("--batch-size", batch_size),
+            auto("--workers", workers),
+            deterministic=deterministic,
+        ),
+        data=paths,
+        limit=limit,
+        seed=seed,
+        on_bad_image="skip" if on_bad_image == "skip" else "stop",
+        progress=not quiet,
+        pictures=save_heatmaps,
+    )
+    done: list[Result] = []
+    for result in evaluate(models, tasks, options, catalog):
+        done.append(result)
+        if result.record is not None:
+            _keep(result, results, force=force, scores=not quiet and not as_json, quiet=quiet)
+        elif result.error is None:
+            note(f"{result.model} × {result.task}: not applicable: {result.reason}", "[yellow]–[/]")
+        elif all(r.error is not result.error for r in done[:-1]):  # once a task, not once a model
+            print_error(result.error, f"{result.task}: " if len(tasks) > 1 else "")
+    if as_json:
+        written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
+        print(json_text([record.canonical() for record in written]))
+    elif len(done) > 1 and not quiet:
+        _print_table(done, tasks, catalog, results)
+    if any(r.error for r in done):
+        raise typer.Exit(2)
+
+
+def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bool) -> None:
+    """Write the record and the pictures of a result, and print what was found and where it is."""
+    record = result.record
+    assert record is not None
+    path = records.write(record, result.samples, results, force=force)
+    if scores:
+        timing = record.timing
+        rate = (
+            f", {timing.images_per_s:,.0f} images/s" if timing.images_per_s else ", features from the cache"
+        )
+        show(table.record_table(record))
+        show(Text(f"{path}  ({timing.total_s:.1f} s{rate}, {record.precision})", style="dim"))
+    if result.pictures:
+        folder = records.write_pictures(result.pictures, path, force=force)
+        if not quiet:
+            note(f"{len(result.pictures)} pictures in {folder}")
+
+
+def _print_table(done: list[Result], tasks: list[Task], catalog: Catalog, results: Path) -> None:
+    """The records that were written as one table, model × task."""
+    stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
+    rows = [row for row in dataframe.rows(stored, Judge(catalog).reasons) if row.primary]
+    section = leaderboard.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+    sys.stdout.write(table.terminal([section]))

@@ -1,0 +1,62 @@
+"""What commands work with, made from the values of their options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipbench.catalog import Catalog
+from clipbench.cli.output import catalogs
+from clipbench.data.hub import DataPaths
+from clipbench.encoding.runtime import Runtime, keep_freed_memory
+from clipbench.errors import ClipbenchError, unknown
+
+
+def open_catalog(cards: list[Path] | None) -> Catalog:
+    """The cards; those that had to be passed over are named when the command ends."""
+    catalog = Catalog(cards or ())
+    catalogs.append(catalog)
+    return catalog
+
+
+def names(option: str, given: list[str]) -> list[str]:
+    """Comma-separated and repeated values as one list, each once, in order."""
+    found = list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    if not found:
+        raise ClipbenchError(f"{option} names nothing", hint="see clipbench list models|tasks|suites")
+    return found
+
+
+def data_paths(
+    given: list[str] | None, catalog: Catalog, more: Sequence[str] = (), *, verify: bool = False
+) -> DataPaths:
+    """The values of --data; a misspelt data set would otherwise be fetched instead of read. `more`: other names."""
+    known = {*catalog.dataset_files, *more}
+    for text in given or ():
+        name, separator, _ = text.partition("=")
+        if separator and name not in known:
+            raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
+    return DataPaths.parse(given or (), verify=verify)
+
+
+def choose_runtime(
+    device: str,
+    precision: str,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    deterministic: bool = False,
+) -> Runtime:
+    """The runtime of this process, which on a CPU keeps the memory that it frees."""
+    runtime = Runtime.choose(device, precision, batch_size, workers, deterministic)
+    if runtime.on_cpu:
+        keep_freed_memory()
+    return runtime
+
+
+def auto(option: str, text: str) -> int | None:
+    """The number of an option that takes `auto` (None) or a whole number."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise ClipbenchError(f"{option} takes auto or a whole number (found {text!r})")
+    return int(text)

@@ -1,0 +1,72 @@
+"""`clipbench list` and `clipbench show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipbench.cli import output
+from clipbench.cli.inputs import open_catalog
+from clipbench.cli.options import Cards, Force, Json
+from clipbench.errors import ClipbenchError, unknown
+from clipbench.records import record as records
+from clipbench.report import listing
+from clipbench.report.plots import validation_curve
+from clipbench.utils.escape import json_text
+from clipbench.utils.outputs import PNG_MARK, write_own
+
+
+def list_command(
+    kind: Annotated[str, typer.Argument(help="models, tasks, suites or recipes.", metavar="KIND")],
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="List the tasks of this suite only, and where the data of each comes from.",
+            metavar="SUITE",
+        ),
+    ] = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """List the models, tasks, suites or recipes."""
+    if kind not in listing.KINDS:
+        raise ClipbenchError(unknown("kind", kind, listing.KINDS))
+    if suite is not None and kind != "tasks":
+        raise ClipbenchError("--suite goes with list tasks")
+    catalog = open_catalog(cards)
+    rows = listing.tasks(catalog, suite) if suite is not None else listing.KINDS[kind](catalog)
+    if as_json:
+        print(json_text(rows))
+    elif suite is not None:
+        output.show(listing.table([{key: row[key] for key in ("id", "metric", "data")} for row in rows]))
+    else:
+        output.show(listing.table(listing.with_variants(rows) if kind == "tasks" else rows))
+
+
+def show_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The id of a model, task, data set, suite or recipe, or a record file.", metavar="NAME"
+        ),
+    ],
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the record's validation curve into this file.", metavar="PNG"),
+    ] = None,
+    force: Force = False,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Show one card with all its defaults, or one record."""
+    if plot is not None:
+        write_own(plot, validation_curve(records.read(Path(name))), PNG_MARK, force=force)
+        output.note(f"wrote {plot}")
+    value, view = listing.show(name, open_catalog(cards))
+    if as_json:
+        print(json_text(value))
+    else:
+        output.show(view)

@@ -1,0 +1,95 @@
+"""`clipbench report` and `clipbench site`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipbench.cli.inputs import open_catalog
+from clipbench.cli.options import Cards, Force, Json, Results
+from clipbench.cli.output import note
+from clipbench.errors import ClipbenchError, unknown
+from clipbench.report import dataframe, export, leaderboard, site, table
+from clipbench.utils.escape import visible
+from clipbench.utils.outputs import write_own
+
+FORMATS = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
+
+
+def report_command(
+    results: Results = Path("results"),
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="Show only this suite's tasks; those without a record are shown as –.",
+            metavar="SUITE",
+        ),
+    ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="Format of the output.", metavar="|".join(FORMATS))
+    ] = "terminal",
+    write: Annotated[
+        bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
+    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside",
+            help="Also show scores that CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
+            metavar="PATH",
+        ),
+    ] = None,
+    force: Force = False,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Show records as model × task tables beside the papers' numbers."""
+    format_ = "json" if as_json else format_
+    if format_ not in FORMATS:
+        raise ClipbenchError(unknown("format", format_, FORMATS))
+    if (write or check) and (suite is not None or beside):
+        raise ClipbenchError(
+            "LEADERBOARD.md has every suite and our records alone",
+            hint="leave --suite and --beside out, or --write and --check",
+        )
+    catalog = open_catalog(cards)
+    if suite is not None:
+        catalog.suite(suite)
+    rows = dataframe.read(results, catalog, primary=format_ in table.SECTION_FORMATS or write or check)
+    for path in beside or ():
+        rows += export.rows(export.read(path), catalog)
+    if write:
+        text = leaderboard.leaderboard(rows, catalog)
+        write_own(results / leaderboard.LEADERBOARD, text.encode(), leaderboard.MARK, force=force)
+        note(f"wrote {results / leaderboard.LEADERBOARD}")
+    elif check:
+        leaderboard.check(results, leaderboard.leaderboard(rows, catalog))
+        note(f"{results / leaderboard.LEADERBOARD} is current")
+    elif format_ in table.SECTION_FORMATS:
+        sys.stdout.write(table.SECTION_FORMATS[format_](leaderboard.sections(rows, catalog, suite)))
+    else:
+        if suite is not None:
+            rows = dataframe.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
+        sys.stdout.write(table.ROW_FORMATS[format_](rows))
+
+
+def site_command(
+    results: Results = Path("results"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write the page into.", metavar="DIR")
+    ] = Path("site"),
+    force: Force = False,
+    cards: Cards = None,
+) -> None:
+    """Write all records as one HTML page that opens from a file.
+
+    It has the leaderboard, charts, and a page for each model and task.
+    """
+    text = site.build(results, open_catalog(cards))
+    path = visible(str(site.write(text, out, force=force)))
+    print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")
