@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import commandline
 import pytest
-import test_cli
 import torch
 from damage import flip
 from test_processes import recipe_with, run
@@ -25,7 +25,7 @@ from clipbench.models.adapter import Adapter
 from clipbench.pretrain.run import events
 from clipbench.utils.cache import open_checked
 
-cli = test_cli.run
+cli = commandline.run
 TASK = "digits-zs@val"
 
 
@@ -312,7 +312,7 @@ def test_weights_are_those_of_the_card(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["events.out.tfevents", "metrics.jsonl"])
 @pytest.mark.parametrize("done", [0, 3])
 def test_a_disk_that_fills_up_under_what_a_run_says_loses_nothing(
-    file: str, done: int, tmp_path: Path, cli: test_cli.Run, monkeypatch: pytest.MonkeyPatch
+    file: str, done: int, tmp_path: Path, cli: commandline.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     schedule = {"steps": 5, "batch_size": 8, "checkpoint_every": 3}
     card = recipe_with({"kind": "clip"}, schedule=schedule).model_dump(mode="json", exclude_none=True)
@@ -335,12 +335,12 @@ def test_a_disk_that_fills_up_under_what_a_run_says_loses_nothing(
 
         with monkeypatch.context() as patched:
             patched.setattr(events.Events, "add", stopping)
-            test_cli.mended(cli(*command, out), "stopped behind a checkpoint")
+            commandline.mended(cli(*command, out), "stopped behind a checkpoint")
     with monkeypatch.context() as patched:
         patched.setattr(Path, "open", on_a_full_disk)
         ended = cli(*command, out)
     said = ended.err[ended.err.index("error: ") :]  # behind where it goes on, which may be said first
-    test_cli.mended(
+    commandline.mended(
         replace(ended, err=said),
         f"cannot write {out}/{file}",
         "No space left on device",
