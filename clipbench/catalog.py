@@ -7,25 +7,20 @@ kind side by side; they come first, so a user's card may replace a shipped one.
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from clipbench import protocols
 from clipbench.cards.cards import (
     DIFFICULT_MARKS,
     Document,
     ModelCard,
     Recipe,
-    Strict,
     Suite,
     Suites,
     TaskCard,
@@ -35,7 +30,9 @@ from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.errors import CardError, unknown
 from clipbench.models import families
 from clipbench.models.adapter import ModelEntry
-from clipbench.protocols.base import Needs
+from clipbench.protocols.base import Params, Protocol
+from clipbench.protocols.registry import protocol as find
+from clipbench.protocols.registry import protocol_ids
 from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
@@ -60,14 +57,13 @@ class Task:
 
     id: str
     dataset: Entry[TaskCard]
-    protocol: ModuleType
-    params: Strict
+    protocol: Protocol[Any]
+    params: Params
 
     @property
     def roles(self) -> list[str]:
         """The splits that it reads, by role."""
-        needs: Needs = self.protocol.needs(self.params, "joint")
-        return needs.roles
+        return self.protocol.needs(self.params, "joint").roles
 
     @property
     def marks(self) -> list[str]:
@@ -169,7 +165,7 @@ class Catalog:
         settings = entry.card.protocols.get(protocol)
         if settings is None or (at and variant not in self._variants(dataset_id, protocol, settings)):
             raise self._unknown("task", task_id, self.task_ids(), "clipbench list tasks")
-        module = protocol_module(protocol)
+        module = find(protocol)
         return Task(task_id, entry, module, self._params(entry, protocol, settings, variant or None))
 
     def tasks(self, names: Sequence[str]) -> list[Task]:
@@ -384,21 +380,21 @@ class Catalog:
 
     def _params(
         self, entry: Entry[TaskCard], protocol: str, settings: dict[str, Any], variant: str | None
-    ) -> Strict:
+    ) -> Params:
         document = self._document(entry.path)
         where: tuple[str, ...] = ("protocols", protocol)
         if protocol not in protocol_ids():
             line = document.line(where)
             raise CardError(f"{entry.path}:{line}: {unknown('protocol', protocol, protocol_ids())}")
         merged = {k: v for k, v in settings.items() if k != "variants"}
-        module = protocol_module(protocol)
+        module = find(protocol)
         if variant in settings.get("variants", {}):
             merged |= settings["variants"][variant]
             where = (*where, "variants", str(variant))
         elif variant is not None:
-            merged |= module.VARIANTS[variant]
-        params: Strict = parse(module.Params, document, merged, prefix=where)
-        problem = _misfit(module, entry.card, params)
+            merged |= module.variants[variant]
+        params: Params = parse(module.params, document, merged, prefix=where)
+        problem = module.misfit(entry.card, params)
         if problem:
             raise CardError(f"{entry.path}:{document.line(where)}: {'.'.join(where)}: {problem}")
         return params
@@ -406,13 +402,13 @@ class Catalog:
     def _variants(self, dataset: str, protocol: str, settings: dict[str, Any]) -> list[str]:
         """Names of a protocol's variants on a data set: the card's own, then the protocol's that suit the card."""
         own = settings.get("variants", {})
-        module = protocol_module(protocol)
+        module = find(protocol)
         base = {k: v for k, v in settings.items() if k != "variants"}
         standard = [
             name
-            for name, changes in module.VARIANTS.items()
+            for name, changes in module.variants.items()
             if name not in own
-            and _misfit(module, self.dataset(dataset).card, module.Params.model_validate(base | changes))
+            and module.misfit(self.dataset(dataset).card, module.params.model_validate(base | changes))
             is None
         ]
         return [*own, *standard]
@@ -456,30 +452,3 @@ def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, A
         if not isinstance(value, dict):
             line = Document(entry.path).line(place)
             raise CardError(f"{entry.path}:{line}: {'.'.join(place)}: expected a mapping of keys to values")
-
-
-def _misfit(module: ModuleType, card: TaskCard, params: Strict) -> str | None:
-    """What keeps a protocol with `params` from measuring on `card`, or None."""
-    kinds = (card.kind, *card.also)
-    if not set(kinds) & set(module.KINDS):
-        wanted, found = " or ".join(module.KINDS), " and ".join(kinds)
-        return f"{module.ID} is for sets of kind {wanted}, this one is of kind {found}"
-    problem: str | None = module.check(card, params)
-    return problem
-
-
-def protocol_ids() -> list[str]:
-    """Ids of the protocols: the `ID` of each module of clipbench.protocols."""
-    return sorted(_protocols())
-
-
-def protocol_module(protocol: str) -> ModuleType:
-    """The module of the protocol with this `ID`."""
-    return _protocols()[protocol]
-
-
-@cache
-def _protocols() -> dict[str, ModuleType]:
-    names = [m.name for m in pkgutil.iter_modules(protocols.__path__) if not m.name.startswith("_")]
-    modules = [importlib.import_module(f"{protocols.__name__}.{name}") for name in names if name != "base"]
-    return {module.ID: module for module in modules}

@@ -209,7 +209,7 @@ def _plan(encoder: ModelEncoder, task: Task) -> _Plan:
     before, protocol = replace(encoder.counts), task.protocol
     needs, reason = protocol.needs(task.params, encoder.compared), None
     try:
-        if protocol.TEXT:
+        if protocol.text:
             encoder.adapter.require_text(encoder.compared)
         for _, space in needs.images:
             encoder.require(space)
@@ -250,7 +250,7 @@ def _outcome(
     encoded = counts.images_encoded - before.images_encoded
     card, runtime = task.dataset.card, options.runtime
     protocol = records.ProtocolUsed(
-        name=task.protocol.ID, version=task.protocol.VERSION, params=task.params.canonical()
+        name=task.protocol.id, version=task.protocol.version, params=task.params.canonical()
     )
     measured, trained_on = splits[protocol.split], encoder.model.card.trained_on
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
@@ -260,7 +260,7 @@ def _outcome(
         model=encoder.model.id,
         task=task.id,
         protocol=protocol,
-        primary=task.params.primary,  # type: ignore[attr-defined]
+        primary=task.params.primary,
         scores=outcome.scores,
         per_class={m: records.by_class(card.classes, values) for m, values in outcome.per_class.items()},
         seed=options.seed,
@@ -271,7 +271,7 @@ def _outcome(
             for role, split in splits.items()
             for note in (
                 *split.notes,
-                *(without_samples(split) if set(task.protocol.KINDS) & {*LABELLED} else ()),
+                *(without_samples(split) if set(task.protocol.kinds) & {*LABELLED} else ()),
                 *(_unknown(known) if role == protocol.split else ()),
                 *_remarks(plan.encoded, role),
                 *repeats.get(role, ()),
@@ -365,9 +365,8 @@ def _repeats(
 def _pictures(plan: _Plan, options: Options, splits: dict[str, Split]) -> dict[str, bytes]:
     """File name → PNG, where they are asked for and the protocol draws any."""
     task = plan.task
-    if not options.pictures or not hasattr(task.protocol, "pictures"):
+    if not options.pictures or task.protocol.pictures is None:
         return {}
-    made: dict[str, bytes] = task.protocol.pictures(
+    return task.protocol.pictures(
         task.dataset.card, splits, _Inputs(plan), task.params, options.seed, options.pictures
     )
-    return made

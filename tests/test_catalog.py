@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from clipbench.catalog import Catalog, protocol_ids
+from clipbench.catalog import Catalog
 from clipbench.errors import CardError
 from clipbench.models.families import config_model, families
+from clipbench.protocols.registry import protocol_ids
 
 ROOT = Path(__file__).parents[1]
 TASK = """\

@@ -202,7 +202,7 @@ def test_average_precision_is_in_the_mean_by_how_it_hangs_on_each_image() -> Non
     for lift in (1.0, 1.5):
         scores = (rng.normal(size=labels.shape) + lift * labels).astype(np.float32)
         table = {"score": list(scores), "target": list(labels)}
-        added = alignment._precision_contributed("map_area", table, {})
+        added = alignment._precision_contributed("area", table, {})
         assert added.sum() == pytest.approx(metrics.mean_average_precision(scores, labels, "area"))
         draws = np.array(
             [

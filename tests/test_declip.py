@@ -518,7 +518,7 @@ def test_zero_shot_of_filip_is_the_official_evaluation(tmp_path: Path) -> None:
     logits = torch.tensor(
         [[(torch.tensor(i).double() @ c.T).max(dim=1).values.mean() for c in classes] for i in images]
     )
-    assert outcome.samples["prediction"].tolist() == logits.argmax(1).tolist()  # type: ignore[union-attr]
+    assert outcome.samples["prediction"].tolist() == logits.argmax(1).tolist()
     confidence = (logits * adapter.logit_scale).softmax(1).amax(1)
     np.testing.assert_allclose(np.asarray(outcome.samples["confidence"]), confidence, rtol=1e-4)
 

@@ -191,7 +191,7 @@ def test_a_card_that_tells_more_marks_older_records_and_makes_none_stale(cards: 
     assert "trained_on" not in before
     record = make_record(
         model="own", task="animals-zs",
-        protocol={"name": "zs", "version": task.protocol.VERSION, "params": task.params.canonical()},
+        protocol={"name": "zs", "version": task.protocol.version, "params": task.params.canonical()},
         fingerprints={"model_card": fingerprint(before)},
         cards={"model": before, "task": task.dataset.card.canonical()},
     )  # fmt: skip

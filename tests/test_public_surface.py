@@ -30,12 +30,12 @@ SURFACE = {
     "clipbench.errors": (
         "CardError ClipbenchError Damaged DataError NotApplicable Stopped StorageError WeightsError nearest unknown"
     ),
-    "clipbench.catalog": "Catalog Entry Task protocol_ids protocol_module",
+    "clipbench.catalog": "Catalog Entry Task",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
     "clipbench.api": "Model load_model",
     "clipbench.models.adapter": "Adapter Family ModelEntry",
     "clipbench.models.families": "Fetched config_model detected families family fetch load named",
-    "clipbench.protocols.base": "HeatInputs Inputs Needs Outcome",
+    "clipbench.protocols.base": "Elsewhere HeatInputs Inputs MetricSpec Needs Outcome Params Protocol",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
     "clipbench.metrics.concepts": "concept_direction remove_concept",
     "clipbench.data.layouts.archives": "layout refuse_unfinished",
@@ -51,7 +51,7 @@ SURFACE = {
         "filed load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json "
         "utc_now write write_pictures"
     ),
-    "clipbench.report.dataframe": "Row centre_baseline less_is_better metrics_of of_tasks read results rows",
+    "clipbench.report.dataframe": "Row centre_baseline metrics_of of_tasks read results rows",
     "clipbench.metrics.paired_tests": (
         "Difference all_signs holm normal_tail of_average_precision of_contributions of_draws of_means of_scores "
         "over_draws sign_flip"

@@ -427,8 +427,8 @@ def test_the_suites_of_the_page_have_ranks(tmp_path: Path, monkeypatch: pytest.M
             own: dict[str, Any] = {
                 "task": task.id,
                 "protocol": {
-                    "name": task.protocol.ID,
-                    "version": task.protocol.VERSION,
+                    "name": task.protocol.id,
+                    "version": task.protocol.version,
                     "params": task.params.canonical(),
                 },
                 "cards": {"model": {"title": model}, "task": task.dataset.card.canonical()},

@@ -400,8 +400,8 @@ def _write_many(root: Path, models: int, tasks: Sequence[str]) -> None:
             "model": "one of many",
             "task": name,
             "protocol": {
-                "name": task.protocol.ID,
-                "version": task.protocol.VERSION,
+                "name": task.protocol.id,
+                "version": task.protocol.version,
                 "params": task.params.canonical(),
             },
             "cards": {"model": base.cards.model, "task": card.canonical()},

@@ -222,7 +222,7 @@ def test_suites_name_tasks_and_variants_that_exist() -> None:
     for protocol in ("zs", "lp"):
         assert set(suites[f"declip-11-{protocol}"].tasks) == {f"{stem}-{protocol}" for stem in DECLIP_11}
     assert suites["declip-11"].tasks == ("declip-11-zs", "declip-11-lp")
-    protocols = {task.protocol.ID for task in Catalog().tasks(["quickstart"])}
+    protocols = {task.protocol.id for task in Catalog().tasks(["quickstart"])}
     assert protocols == {"zs", "lp", "svm", "ret", "ground"}  # all but the one that needs a download
     for suite in suites.values():
         for task in suite.tasks:

@@ -231,7 +231,7 @@ def test_the_mean_of_a_suite_is_for_models_that_have_all_of_it(browser: Browser,
                 model=model,
                 task=task.id,
                 scores={"acc1": Score(value, (value, value), 10_000, None)},
-                protocol={"name": task.protocol.ID, "version": task.protocol.VERSION, "params": params},
+                protocol={"name": task.protocol.id, "version": task.protocol.version, "params": params},
                 cards={"model": {"title": model}, "task": card},
             )
             found.append(Stored(records.path_of(model, task.id, Path("results")), record, "whole"))

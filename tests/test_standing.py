@@ -13,9 +13,11 @@ from test_records import make_record
 
 import clipbench
 from clipbench.cards.cards import fingerprint
-from clipbench.catalog import Catalog, protocol_ids, protocol_module
+from clipbench.catalog import Catalog
 from clipbench.errors import CardError, DataError
 from clipbench.metrics.intervals import Score
+from clipbench.protocols import registry
+from clipbench.protocols.registry import protocol_ids
 from clipbench.records import eligibility
 from clipbench.records import record as records
 from clipbench.records.check import check
@@ -66,7 +68,7 @@ def _current(cards: Path, **changes: Any) -> Record:
     fields: dict[str, Any] = {
         "model": "own",
         "task": task.id,
-        "protocol": {"name": "zs", "version": task.protocol.VERSION, "params": task.params.canonical()},
+        "protocol": {"name": "zs", "version": task.protocol.version, "params": task.params.canonical()},
         "fingerprints": {
             "model_card": fingerprint(model.canonical()),
             "task_card": fingerprint(card.canonical()),
@@ -241,14 +243,14 @@ def test_check_computes_the_score_anew_from_the_samples(cards: Path, tmp_path: P
 
 def _other(cards: Path) -> records.ProtocolUsed:
     task = Catalog([cards]).task("animals-zs@other")
-    return records.ProtocolUsed(name="zs", version=task.protocol.VERSION, params=task.params.canonical())
+    return records.ProtocolUsed(name="zs", version=task.protocol.version, params=task.params.canonical())
 
 
 @pytest.mark.parametrize("protocol", protocol_ids())
 def test_every_bump_of_a_protocols_version_stands_in_the_changelog_with_the_numbers(protocol: str) -> None:
     """`<protocol>` version N → N + 1, and in the same entry at least one number, old → new."""
     entries = (Path(__file__).parents[1] / "CHANGELOG.md").read_text().split("\n- ")
-    for version in range(1, protocol_module(protocol).VERSION):
+    for version in range(1, registry.protocol(protocol).version):
         bump = f"`{protocol}` version {version} → {version + 1}"
         entry = next((e for e in entries if bump in e), None)
         assert entry is not None, f"CHANGELOG.md: no entry has: {bump}"

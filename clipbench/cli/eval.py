@@ -112,7 +112,7 @@ def eval_command(
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
     catalog = open_catalog(cards)
     tasks = catalog.tasks(names("--task", task))
-    if save_heatmaps and not any(hasattr(t.protocol, "pictures") for t in tasks):
+    if save_heatmaps and not any(task.protocol.pictures for task in tasks):
         raise ClipbenchError(
             f"--save-heatmaps: none of the tasks has heat maps ({', '.join(t.id for t in tasks)})",
             hint="tasks that end in -ground have some; leave the option out for others",

@@ -416,7 +416,7 @@ def _key(study: Study, folder: Path, catalog: Catalog) -> str:
     tasks = {name: catalog.task(measure.task) for name, measure in study.measures.items()}
     return fingerprint(
         [
-            {name: [task.id, task.params.canonical(), task.protocol.VERSION] for name, task in tasks.items()},
+            {name: [task.id, task.params.canonical(), task.protocol.version] for name, task in tasks.items()},
             {name: measure.metric for name, measure in study.measures.items()},
             [study.retrieval.canonical(), DEPTHS],
             (folder / "card.yaml").read_text(encoding="utf-8"),

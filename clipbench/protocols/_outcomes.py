@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,55 @@ from clipbench.errors import DataError
 from clipbench.metrics import intervals
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.scores import APKind, Difficult
-from clipbench.protocols.base import Outcome
+from clipbench.protocols.base import Columns, MetricSpec, Outcome, Recorded
+
+Doubles = NDArray[np.float64]
+
+
+def _drawn(table: Columns) -> list[NDArray[Any]]:
+    """The ranks of the right class, from 0: of one probe, or of each draw of shots."""
+    return [np.array(table[name]) for name in table if name == "rank" or name.startswith("rank_")]
+
+
+def _mean(hits: Sequence[NDArray[np.bool_]]) -> Doubles:
+    mean: Doubles = np.stack(hits).mean(axis=0, dtype=np.float64)
+    return mean
+
+
+def _hits(metric: str, table: Columns, params: Recorded) -> Doubles | None:
+    """Which samples are right by their best class, or by one of their best five."""
+    ranks = _drawn(table)
+    return _mean([rank < (5 if metric == "acc5" else 1) for rank in ranks]) if ranks else None
+
+
+def _recalled(metric: str, table: Columns, params: Recorded) -> Doubles | None:
+    """What each sample adds to the mean over classes."""
+    ranks = _drawn(table)
+    if not ranks:
+        return None
+    _, label, counts = np.unique(table["target"], return_inverse=True, return_counts=True)
+    right = _mean([rank == 0 for rank in ranks])
+    return right * len(right) / (counts.size * counts[label])
+
+
+_THEIRS: Final = "CLIP_benchmark"
+#: what `single_label` reports
+SINGLE_LABEL: Final = (
+    MetricSpec("acc1", "1 / classes", shares=_hits, elsewhere={_THEIRS: "acc1", "huggingface": "accuracy"}),
+    MetricSpec("acc5", "5 / classes", shares=_hits, elsewhere={_THEIRS: "acc5"}),
+    MetricSpec(
+        "mean_per_class_recall", "1 / classes", shares=_recalled, elsewhere={_THEIRS: "mean_per_class_recall"}
+    ),
+    MetricSpec("ece", "none", less_is_better=True),
+)
+#: what `multi_label` may report
+MULTI_LABEL: Final = (
+    MetricSpec(
+        "map_area", "share of positives", precision="area", elsewhere={_THEIRS: "mean_average_precision"}
+    ),
+    MetricSpec("map_11pt", "share of positives", precision="11pt"),
+    MetricSpec("map_envelope", "share of positives", precision="envelope"),
+)
 
 
 def single_label(

@@ -1,35 +1,116 @@
-"""Ways of measuring, one module each, found by its `ID` (the last part of a task id).
+"""The contract of protocols. A protocol is one module that holds a `PROTOCOL`; `registry` finds it by the folder.
 
-    ID, VERSION                                   "zs", 1
-    KINDS                                         the kinds of cards that it can measure on
-    class Params(Strict)                          what a task card may set; `primary` names the main metric
-    def check(card, params) -> str | None         what is wrong with `params` for this card, if anything
-    TEXT                                          whether it reads text features
-    VARIANTS                                      name → what it changes in `Params`; on every card that allows it
-    def needs(params, compared) -> Needs          what it reads of the model
-    def run(task, splits, encoder, params, seed)  -> Outcome
-    def pictures(task, splits, encoder, params, seed, count) -> {file name: PNG}, where there is something to see
-
-`compared` is the space in which the model compares images with text. A protocol sees splits and Inputs;
-never a checkpoint, a path or a command-line flag.
+A protocol sees splits and `Inputs`; never a checkpoint, a path or a command-line flag. What it measures of a metric
+that others must know (how it is written, which way is better, how two models are paired on it) its `MetricSpec` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Protocol as Structure
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipbench.cards.cards import Strict, TaskCard
 
 if TYPE_CHECKING:
     from clipbench.data.split import Split
     from clipbench.encoding.feature_store import Features
     from clipbench.metrics.intervals import Score
+    from clipbench.metrics.scores import APKind
     from clipbench.models.adapter import Compared
     from clipbench.models.saliency import SaliencyMaps
+
+
+#: columns of a per-sample file
+Columns = Mapping[str, Sequence[Any]]
+#: the parameters that stand in a record, of its time
+Recorded = Mapping[str, Any]
+
+
+class Params(Strict):
+    """What a task card may set of a protocol, under `protocols: {<id>: …}`; `primary` is the metric for the task."""
+
+    primary: str
+
+
+P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """What a metric is, for all who meet its numbers later.
+
+    Attributes:
+        name: as records have it; `*` stands for a number (`maxskew@*_before`).
+        unit: "share" of 1, written in per cent; "rank", counted from 1.
+        chance: what a model gets that tells nothing apart, in words.
+        less_is_better: whether the smaller number is the better one.
+        shares: what each sample adds to the metric, which is their mean, from the per-sample file: float64 [n], or None
+            where the file has not what it needs. None: the metric is no such mean.
+        precision: of a mean of average precisions over classes, their kind; it is paired from scores and labels.
+        elsewhere: program → its name of the metric.
+    """
+
+    name: str
+    chance: str
+    unit: Literal["share", "rank"] = "share"
+    less_is_better: bool = False
+    shares: Callable[[str, Columns, Recorded], NDArray[np.float64] | None] | None = None
+    precision: APKind | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+
+
+class Elsewhere(NamedTuple):
+    """What another program calls a protocol, and what it puts before the names of its metrics."""
+
+    task: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol(Generic[P]):
+    """A way of measuring.
+
+    Attributes:
+        id: the last part of a task's id.
+        version: raised whenever a number moves.
+        kinds: the kinds of cards that it can measure on.
+        params: what a task card may set.
+        metrics: all that it may report.
+        check: what is wrong with parameters for a card, or None.
+        needs: what it reads of a model, whose images and texts are compared in the space that is given.
+        run: measures: (card, splits by role, inputs, params, seed).
+        text: whether it reads features of texts.
+        variants: name → what it changes in `params`; on every card that allows it.
+        pictures: file name → PNG of as many samples as are asked for, where there is something to see.
+        elsewhere: program → what it is called there.
+    """
+
+    id: str
+    version: int
+    kinds: tuple[str, ...]
+    params: type[P]
+    metrics: tuple[MetricSpec, ...]
+    check: Callable[[TaskCard, P], str | None]
+    needs: Callable[[P, Compared], Needs]
+    run: Callable[[TaskCard, dict[str, Split], Any, P, int], Outcome]
+    text: bool = False
+    variants: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pictures: Callable[[TaskCard, dict[str, Split], Any, P, int, int], dict[str, bytes]] | None = None
+    elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
+
+    def misfit(self, card: TaskCard, params: P) -> str | None:
+        """What keeps it from measuring on `card` with `params`, or None."""
+        kinds = (card.kind, *card.also)
+        if not set(kinds) & set(self.kinds):
+            wanted, found = " or ".join(self.kinds), " and ".join(kinds)
+            return f"{self.id} is for sets of kind {wanted}, this one is of kind {found}"
+        return self.check(card, params)
 
 
 @dataclass(frozen=True)
@@ -63,11 +144,11 @@ class Outcome:
 
     scores: dict[str, Score]
     per_class: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    samples: dict[str, NDArray[Any] | list[NDArray[Any]]] = field(default_factory=dict)
+    samples: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
 
 
-class Inputs(Protocol):
+class Inputs(Structure):
     """A model as a protocol sees it: float32 rows, which are there already or are made when they are asked for."""
 
     @property
@@ -111,7 +192,7 @@ class Inputs(Protocol):
         ...
 
 
-class HeatInputs(Inputs, Protocol):
+class HeatInputs(Inputs, Structure):
     """Inputs that can also say where in an image a score comes from."""
 
     def heat(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.cards import Strict, TaskCard, Tuple
+from clipbench.cards.cards import TaskCard, Tuple
 from clipbench.data.labels import fold, match
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
@@ -23,14 +23,9 @@ from clipbench.metrics.group_ranking import Counts, Rankings, membership
 from clipbench.metrics.intervals import Score
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols._samples import decoded
-from clipbench.protocols.base import Inputs, Needs, Outcome
+from clipbench.protocols.base import Elsewhere, Inputs, MetricSpec, Needs, Outcome, Protocol
+from clipbench.protocols.base import Params as ParamsBase
 from clipbench.protocols.zero_shot import classifier
-
-ID = "bias"
-VERSION = 2
-KINDS = ("objects",)
-TEXT = True
-VARIANTS: dict[str, dict[str, object]] = {}
 
 Pair = Annotated[tuple[str, str], Field(strict=False)]
 Stage = Literal["before", "after"]
@@ -51,7 +46,7 @@ _DOES_NOT_MEASURE: Final = (
 )
 
 
-class Params(Strict):
+class Params(ParamsBase):
     """What a task card may set under `protocols: {bias: …}`.
 
     Attributes:
@@ -283,3 +278,28 @@ def _evidence(
             for q, query in enumerate(params.queries)
         },
     }
+
+
+_METRICS: Final = (
+    *(
+        MetricSpec(f"{measure}_{stage}", "mean over shuffled groups", less_is_better=True)
+        for measure in ("gap", "maxskew@*")
+        for stage in _STAGES
+    ),
+    *(MetricSpec(f"{measure}_change", "none") for measure in ("gap", "object_acc1")),
+    MetricSpec("maxskew@*_change", "none", less_is_better=True),
+    *(MetricSpec(f"object_acc1_{stage}", "mean share of objects that an image shows") for stage in _STAGES),
+    *(MetricSpec(f"object_map_{stage}", "share of positives") for stage in _STAGES),
+)
+PROTOCOL: Final = Protocol(
+    id="bias",
+    version=2,
+    kinds=("objects",),
+    params=Params,
+    metrics=_METRICS,
+    check=check,
+    needs=needs,
+    run=run,
+    text=True,
+    elsewhere={"huggingface": Elsewhere("bias-evaluation")},
+)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.cards import Strict, TaskCard
+from clipbench.cards.cards import TaskCard
 from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import boxes, intervals
-from clipbench.protocols.base import HeatInputs, Needs, Outcome
-
-ID = "ground"
-VERSION = 1
-KINDS = ("expressions",)
-TEXT = True
-VARIANTS: dict[str, dict[str, object]] = {"crop": {"view": "crop"}}
+from clipbench.protocols.base import (
+    Columns,
+    Elsewhere,
+    HeatInputs,
+    MetricSpec,
+    Needs,
+    Outcome,
+    Protocol,
+    Recorded,
+)
+from clipbench.protocols.base import Params as ParamsBase
 
 _IOU = 0.5
 
 
-class Params(Strict):
+class Params(ParamsBase):
     """What a task card may set under `protocols: {ground: …}`.
 
     Attributes:
@@ -245,3 +249,37 @@ def _look(
                 heat.turned,
             )
             yield found, large
+
+
+def _pointed(metric: str, table: Columns, params: Recorded) -> NDArray[np.float64] | None:
+    """What each expression adds, from the column that holds it."""
+    column, least = {
+        "pointing_game": ("hit", None),
+        "heat_energy_in_box": ("energy", None),
+        "acc@iou0.5": ("iou", _IOU),
+    }[metric]
+    if column not in table:
+        return None
+    value = np.array(table[column], dtype=np.float64)
+    return value if least is None else (value >= least).astype(np.float64)
+
+
+_METRICS: Final = (
+    MetricSpec("pointing_game", "mean share of the image that the boxes are", shares=_pointed),
+    MetricSpec("heat_energy_in_box", "mean share of the image that the boxes are", shares=_pointed),
+    MetricSpec("acc@iou0.5", "mean share of candidate boxes that would do", shares=_pointed),
+)
+PROTOCOL: Final = Protocol(
+    id="ground",
+    version=1,
+    kinds=("expressions",),
+    params=Params,
+    metrics=_METRICS,
+    check=check,
+    needs=needs,
+    run=run,
+    text=True,
+    variants={"crop": {"view": "crop"}},
+    pictures=pictures,
+    elsewhere={"huggingface": Elsewhere("visual-grounding")},
+)

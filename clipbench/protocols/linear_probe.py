@@ -19,21 +19,13 @@ from clipbench.metrics import intervals
 from clipbench.metrics import scores as metrics
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
-from clipbench.protocols.base import Inputs, Needs, Outcome
+from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
+from clipbench.protocols.base import Params as ParamsBase
 from clipbench.solvers.selection import Selection
 
 if TYPE_CHECKING:
     from clipbench.solvers.logistic import Path
 
-ID = "lp"
-VERSION = 3
-KINDS = LABELLED
-TEXT = False
-VARIANTS: dict[str, dict[str, object]] = {
-    **{f"{k}-shot": {"shots": k} for k in (1, 2, 4, 8, 16)},
-    "knn": {"classifier": {"kind": "knn"}},
-    "adamw": {"classifier": {"kind": "adamw"}, "space": "joint"},
-}
 
 _SINGLE: Final = ("acc1", "acc5", "mean_per_class_recall")
 _MULTI: Final = ("map_area", "map_11pt")
@@ -90,7 +82,7 @@ class Knn(Strict):
     k: int = Field(20, ge=1)
 
 
-class Params(Strict):
+class Params(ParamsBase):
     """What a task card may set under `protocols: {lp: …}`.
 
     Attributes:
@@ -564,3 +556,24 @@ def _minibatches(
         "new crops every epoch" if isinstance(settings, SgdVirtex) and settings.crops else "stored features"
     )
     return blocks, {"loss": head.losses, "trained_on": seen}
+
+
+PROTOCOL: Final = Protocol(
+    id="lp",
+    version=3,
+    kinds=LABELLED,
+    params=Params,
+    metrics=tuple(spec for spec in outcomes.SINGLE_LABEL if spec.name != "ece") + outcomes.MULTI_LABEL,
+    check=check,
+    needs=needs,
+    run=run,
+    variants={
+        **{f"{k}-shot": {"shots": k} for k in (1, 2, 4, 8, 16)},
+        "knn": {"classifier": {"kind": "knn"}},
+        "adamw": {"classifier": {"kind": "adamw"}, "space": "joint"},
+    },
+    elsewhere={
+        "CLIP_benchmark": Elsewhere("linear_probe", "lp_"),
+        "huggingface": Elsewhere("image-classification"),
+    },
+)

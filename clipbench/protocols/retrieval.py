@@ -7,22 +7,26 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Strict, TaskCard, Tuple
+from clipbench.cards.cards import TaskCard, Tuple
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import intervals
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.intervals import Score
 from clipbench.protocols._samples import decoded
-from clipbench.protocols.base import Inputs, Needs, Outcome
+from clipbench.protocols.base import (
+    Columns,
+    Elsewhere,
+    Inputs,
+    MetricSpec,
+    Needs,
+    Outcome,
+    Protocol,
+    Recorded,
+)
+from clipbench.protocols.base import Params as ParamsBase
 from clipbench.solvers import ranking
 from clipbench.solvers.ranking import Ranks
-
-ID = "ret"
-VERSION = 1
-KINDS = ("captions",)
-TEXT = True
-VARIANTS: dict[str, dict[str, object]] = {}
 
 #: captions are what is retrieved for an image: CLIP_benchmark's names of the two directions
 _OF_IMAGES: Final = "text_retrieval"
@@ -32,7 +36,7 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class Params(Strict):
+class Params(ParamsBase):
     """What a task card may set under `protocols: {ret: …}`.
 
     Attributes:
@@ -231,3 +235,53 @@ def _samples(
         "image_rank": np.split(_rank(of_texts), ends),
         "top_image": np.split(ids[of_texts.top[:, 0]], ends),
     }
+
+
+def _recalls(metric: str, table: Columns, params: Recorded) -> Doubles | None:
+    """What each image and its captions add to a recall."""
+    if "text_rank" not in table:
+        return None
+    kind, _, k = metric.partition("@")
+    ks = [int(k)] if k else params["ks"]
+    of_texts = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
+    hits = [[sum(rank <= k for k in ks) / len(ks) for rank in ranks] for ranks in table["image_rank"]]
+    captions = sum(map(len, hits))
+    of_images = np.array([sum(own) for own in hits]) * len(hits) / captions
+    if kind == "mean_recall":
+        return (of_texts + of_images) / 2
+    return of_texts if kind == f"{_OF_IMAGES}_recall" else of_images
+
+
+_METRICS: Final = (
+    MetricSpec("mean_recall", "mean of the recalls' chances", shares=_recalls),
+    *(
+        MetricSpec(
+            f"{way}_recall@*",
+            "that of equal scores",
+            shares=_recalls,
+            elsewhere={"CLIP_benchmark": f"{way}_recall@*"},
+        )
+        for way in (_OF_IMAGES, _OF_TEXTS)
+    ),
+    *(
+        MetricSpec(f"{way}_{kind}_rank", "that of equal scores", unit="rank", less_is_better=True)
+        for way in (_OF_IMAGES, _OF_TEXTS)
+        for kind in ("mean", "median")
+    ),
+    MetricSpec(f"{_OF_IMAGES}_map@R", "that of equal scores"),
+)
+PROTOCOL: Final = Protocol(
+    id="ret",
+    version=1,
+    kinds=("captions",),
+    params=Params,
+    metrics=_METRICS,
+    check=check,
+    needs=needs,
+    run=run,
+    text=True,
+    elsewhere={
+        "CLIP_benchmark": Elsewhere("zeroshot_retrieval"),
+        "huggingface": Elsewhere("image-text-retrieval"),
+    },
+)

@@ -7,23 +7,18 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import Strict, TaskCard, Tuple
+from clipbench.cards.cards import TaskCard, Tuple
 from clipbench.data.split import Split
 from clipbench.errors import unknown
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
-from clipbench.protocols.base import Inputs, Needs, Outcome
-
-ID = "svm"
-VERSION = 2
-KINDS = ("multi-label",)
-TEXT = False
-VARIANTS: dict[str, dict[str, object]] = {"clip-lite": {"resize": 224}, "as-trained": {"resize": None}}
+from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
+from clipbench.protocols.base import Params as ParamsBase
 
 _METRICS: Final = ("map_area", "map_11pt", "map_envelope")
 
 
-class Params(Strict):
+class Params(ParamsBase):
     """What a task card may set under `protocols: {svm: …}`; the defaults are VirTex's.
 
     Attributes:
@@ -111,3 +106,17 @@ def _evidence(card: TaskCard, found: Any, params: Params) -> dict[str, Any]:
             for c, cost, fold in found.unconverged
         ],
     }
+
+
+PROTOCOL: Final = Protocol(
+    id="svm",
+    version=2,
+    kinds=("multi-label",),
+    params=Params,
+    metrics=outcomes.MULTI_LABEL,
+    check=check,
+    needs=needs,
+    run=run,
+    variants={"clip-lite": {"resize": 224}, "as-trained": {"resize": None}},
+    elsewhere={"huggingface": Elsewhere("image-classification")},
+)

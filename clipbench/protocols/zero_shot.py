@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, Strict, TaskCard
+from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.data.split import Split
 from clipbench.encoding.feature_store import Features
 from clipbench.errors import unknown
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import decoded
-from clipbench.protocols.base import Inputs, Needs, Outcome
-
-ID = "zs"
-VERSION = 2
-KINDS = LABELLED
-TEXT = True
-VARIANTS: dict[str, dict[str, object]] = {}
+from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
+from clipbench.protocols.base import Params as ParamsBase
 
 _BLOCK = 4_000_000  # scores, and features, held at once
 _SINGLE = ("acc1", "acc5", "mean_per_class_recall")
 _MULTI = ("map_area", "map_11pt")
 
 
-class Params(Strict):
+class Params(ParamsBase):
     """What a task card may set under `protocols: {zs: …}`.
 
     Attributes:
@@ -152,3 +147,20 @@ def _multi_label(
         [similarity(images[rows[i : i + step]], weights) for i in range(0, len(rows), step)]
     )
     return outcomes.multi_label(scores, split.labels[rows].astype(np.uint8), ids, difficult, seed)
+
+
+PROTOCOL: Final = Protocol(
+    id="zs",
+    version=2,
+    kinds=LABELLED,
+    params=Params,
+    metrics=outcomes.SINGLE_LABEL + outcomes.MULTI_LABEL,
+    check=check,
+    needs=needs,
+    run=run,
+    text=True,
+    elsewhere={
+        "CLIP_benchmark": Elsewhere("zeroshot_classification"),
+        "huggingface": Elsewhere("zero-shot-image-classification"),
+    },
+)

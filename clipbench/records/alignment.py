@@ -15,6 +15,7 @@ from clipbench.metrics import scores as metrics
 from clipbench.metrics.joint import Contributions
 from clipbench.metrics.paired_tests import Difference
 from clipbench.metrics.scores import APKind, Difficult
+from clipbench.protocols import registry
 from clipbench.records import record as records
 from clipbench.records.record import Record, Stored
 
@@ -78,16 +79,17 @@ def pair(first: Stored, second: Stored) -> Pair:
     classes = _classes(first.record, second.record)
     seed = first.record.seed
     images = images_of(first.record)
-    if metric in _KINDS and "score" in a:
+    kind = registry.metric(metric).precision
+    if kind is not None and "score" in a:
         found = paired_tests.of_average_precision(
             np.array(a["score"], dtype=np.float32),
             np.array(b["score"], dtype=np.float32),
             np.array(a["target"], dtype=np.uint8),
-            _KINDS[metric],
+            kind,
             _difficult(params.get("difficult")),
             seed,
         )
-        added = [_precision_contributed(metric, table, params) for table in (a, b)]
+        added = [_precision_contributed(kind, table, params) for table in (a, b)]
         return Pair(found, ids, None, classes, left_out, Contributions(images, ids, added[1] - added[0]))
     shares = [_shares(metric, table, params) for table in (a, b)]
     if shares[0] is None or shares[1] is None:
@@ -121,8 +123,9 @@ def contributions(stored: Stored) -> Contributions | None:
     """
     record, table = stored.record, _table(stored)
     metric, params, images = record.primary, record.protocol.params, images_of(record)
-    if metric in _KINDS and "score" in table:
-        return Contributions(images, table["id"], _precision_contributed(metric, table, params))
+    kind = registry.metric(metric).precision
+    if kind is not None and "score" in table:
+        return Contributions(images, table["id"], _precision_contributed(kind, table, params))
     shares = _shares(metric, table, params)
     if shares is None or not shares.size:
         return None
@@ -140,10 +143,10 @@ def _draws(metric: str, table: Columns, params: dict[str, Any]) -> list[Doubles]
     return [share for share in found if share is not None]
 
 
-def _precision_contributed(metric: str, table: Columns, params: dict[str, Any]) -> Doubles:
+def _precision_contributed(kind: APKind, table: Columns, params: dict[str, Any]) -> Doubles:
     """The same part of a mean average precision for each image, and how it hangs on the image: float64 [n]."""
     scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
-    kind, difficult = _KINDS[metric], _difficult(params.get("difficult"))
+    difficult = _difficult(params.get("difficult"))
     value = metrics.mean_average_precision(scores, target, kind, difficult)
     return metrics.mean_average_precision_influence(scores, target, kind, difficult) + value / len(target)
 
@@ -156,53 +159,18 @@ def recomputed(stored: Stored) -> float | None:
     """
     record, table = stored.record, _table(stored)
     metric, params = record.primary, record.protocol.params
-    if metric in _KINDS and "score" in table:
+    kind = registry.metric(metric).precision
+    if kind is not None and "score" in table:
         scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
-        return metrics.mean_average_precision(
-            scores, target, _KINDS[metric], _difficult(params.get("difficult"))
-        )
+        return metrics.mean_average_precision(scores, target, kind, _difficult(params.get("difficult")))
     shares = _shares(metric, table, params)
     return None if shares is None or not shares.size else float(shares.mean())
 
 
 def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:
     """What each sample adds to the metric, which is their mean: float64 [n]; None where it is no such mean."""
-    draws = [np.array(table[name]) for name in table if name == "rank" or name.startswith("rank_")]
-    if metric in _HITS and draws:
-        return _mean([rank < _HITS[metric] for rank in draws])
-    if metric == "mean_per_class_recall" and draws:
-        _, label, counts = np.unique(table["target"], return_inverse=True, return_counts=True)
-        right = _mean([rank == 0 for rank in draws])
-        return right * len(right) / (counts.size * counts[label])
-    for name, column, least in (
-        ("pointing_game", "hit", None), ("heat_energy_in_box", "energy", None), ("acc@iou0.5", "iou", 0.5),
-    ):  # fmt: skip
-        if metric == name and column in table:
-            value = np.array(table[column], dtype=np.float64)
-            return value if least is None else (value >= least).astype(np.float64)
-    if "text_rank" in table:
-        return _recalls(metric, table, params)
-    return None
-
-
-def _mean(hits: Sequence[NDArray[np.bool_]]) -> Doubles:
-    mean: Doubles = np.stack(hits).mean(axis=0, dtype=np.float64)
-    return mean
-
-
-def _recalls(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:
-    """What each image and its captions add to a recall of retrieval."""
-    kind, _, k = metric.partition("@")
-    ks = params["ks"] if metric == "mean_recall" else [int(k)] if k.isdecimal() else []
-    if not ks or kind not in ("mean_recall", "text_retrieval_recall", "image_retrieval_recall"):
-        return None
-    of_texts = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
-    hits = [[sum(rank <= k for k in ks) / len(ks) for rank in ranks] for ranks in table["image_rank"]]
-    captions = sum(map(len, hits))
-    of_images = np.array([sum(own) for own in hits]) * len(hits) / captions
-    if kind == "mean_recall":
-        return (of_texts + of_images) / 2
-    return of_texts if kind == "text_retrieval_recall" else of_images
+    spec = registry.metric(metric)
+    return None if spec.shares is None else spec.shares(metric, table, params)
 
 
 def _grouped(groups: Sequence[str], *shares: Doubles) -> tuple[list[str], Doubles, Doubles]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from clipbench.cards.cards import Images, Pairs
-from clipbench.catalog import Catalog, protocol_ids
+from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights.resolve import resolve
+from clipbench.protocols.registry import protocol_ids
 from clipbench.records import record as records
 from clipbench.records.alignment import recomputed
 from clipbench.records.eligibility import Judge

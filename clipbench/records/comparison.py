@@ -12,10 +12,10 @@ from clipbench.errors import DataError, unknown
 from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Interval
 from clipbench.metrics.joint import Contributions
+from clipbench.protocols.registry import metric as spec_of
 from clipbench.records import alignment, record
 from clipbench.records.eligibility import Judge
 from clipbench.records.record import Stored
-from clipbench.report.dataframe import less_is_better
 
 Verdict = Literal["better", "worse", "not distinguishable", "not comparable"]
 ALPHA: Final = 0.05
@@ -156,7 +156,7 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
         difference=found.value,
         ci95=found.ci95,
         p=found.p,
-        p_worse=found.p_more if less_is_better(one.primary) else found.p_less,
+        p_worse=found.p_more if spec_of(one.primary).less_is_better else found.p_less,
         method=found.method,
         n=found.n,
         left_out=pair.left_out,
@@ -177,7 +177,9 @@ def means(found: Sequence[Comparison]) -> list[Comparison]:
     for pair in dict.fromkeys((one.model, one.other) for one in found):
         parts, first, second, seen = [], [], [], list[tuple[str, str]]()
         for one in found:
-            fits = (one.model, one.other) == pair and not one.is_mean and not less_is_better(one.metric)
+            fits = (
+                (one.model, one.other) == pair and not one.is_mean and not spec_of(one.metric).less_is_better
+            )
             if fits and one.contributions is not None and one.first is not None and one.second is not None:
                 parts.append(one.contributions)
                 first.append(one.first)
@@ -226,7 +228,7 @@ def judged(found: Sequence[Comparison], alpha: float) -> list[Comparison]:
 
 def _judged(one: Comparison, adjusted: float, alpha: float) -> Comparison:
     assert one.difference is not None
-    better = (one.difference < 0) == less_is_better(one.metric)
+    better = (one.difference < 0) == spec_of(one.metric).less_is_better
     distinct = adjusted < alpha and one.difference != 0
     verdict: Verdict = "not distinguishable" if not distinct else "better" if better else "worse"
     return replace(one, p_adjusted=adjusted, verdict=verdict)

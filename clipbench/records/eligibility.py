@@ -149,9 +149,9 @@ class Judge:
         if isinstance(task, Gone):
             return [f"the card of {task.dataset} no longer has this task"]
         used, found = record.protocol, []
-        if (used.name, used.version) != (task.protocol.ID, task.protocol.VERSION):
+        if (used.name, used.version) != (task.protocol.id, task.protocol.version):
             found.append(
-                f"protocol {used.name} version {used.version} → {task.protocol.ID} version {task.protocol.VERSION}"
+                f"protocol {used.name} version {used.version} → {task.protocol.id} version {task.protocol.version}"
             )
         if record.fingerprints.get("task_card") != self._fingerprint("task", record.task, task.dataset.card):
             found += _differing("task card", record.cards.task, task.dataset.card.canonical(), _OF_TASK)

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from xml.etree import ElementTree
 
 from clipbench.errors import DataError, unknown
+from clipbench.protocols.registry import metric as spec_of
 from clipbench.records import comparison as compare
 from clipbench.records import record as records
 from clipbench.records.comparison import Comparison
@@ -25,7 +26,6 @@ from clipbench.records.eligibility import Judge
 from clipbench.records.record import Record, Stored
 from clipbench.report import numbers
 from clipbench.report.comparison_table import p_value
-from clipbench.report.dataframe import less_is_better
 from clipbench.report.table import DASH, markdown_table
 from clipbench.utils.escape import visible
 
@@ -150,7 +150,7 @@ def change(comparison: Comparison) -> float:
     """How much better the candidate is, in percentage points (of ranks: places)."""
     assert comparison.difference is not None
     scale = 1 if numbers.is_rank(comparison.metric) else 100
-    return scale * comparison.difference * (-1 if less_is_better(comparison.metric) else 1)
+    return scale * comparison.difference * (-1 if spec_of(comparison.metric).less_is_better else 1)
 
 
 _Records = dict[tuple[str, str], Stored]

@@ -28,8 +28,6 @@ _TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
 REPRODUCED: Final = 0.1
 #: records that are worth another process to read them
 _SHARE: Final = 2_000
-#: names of metrics of which less is better begin like these
-_LESS: Final = ("ece", "gap_before", "gap_after", "maxskew@")
 
 
 class Row(NamedTuple):
@@ -174,15 +172,6 @@ def metrics_of(record: Record) -> list[str]:
         return metric != record.primary, name, int(k) if k.isdecimal() else 0
 
     return sorted(record.scores, key=place)
-
-
-def less_is_better(metric: str) -> bool:
-    """Whether a smaller number is the better one: ranks, calibration error, gaps between groups.
-
-    >>> less_is_better("image_retrieval_median_rank"), less_is_better("acc1")
-    (True, False)
-    """
-    return metric.endswith("_rank") or metric.startswith(_LESS)
 
 
 def centre_baseline(record: Record) -> tuple[float, float, tuple[float, float] | None] | None:

@@ -15,13 +15,14 @@ from typing import Any, Final, NamedTuple
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
+from clipbench.protocols import registry
+from clipbench.protocols.base import Elsewhere
 from clipbench.records.record import Record
 from clipbench.report.dataframe import Row, metrics_of
 from clipbench.utils.escape import csv_row, json_text
 from clipbench.utils.parsing import MOST_JSON, Unreadable, file_bytes, json_value
 
-#: our protocol → their task
-_TASKS: Final = {"zs": "zeroshot_classification", "ret": "zeroshot_retrieval", "lp": "linear_probe"}
+_PROGRAM: Final = "CLIP_benchmark"
 #: their names of data sets that are other than ours → ours
 _DATASETS: Final = {
     "imagenet1k": "imagenet",
@@ -69,13 +70,12 @@ def foreign(record: Record) -> Foreign | None:
     The name of the model is open_clip's architecture and tag or file where the record has them.
     """
     dataset, _, variant = _dataset(record.task)
-    name = record.protocol.name
-    metrics = _theirs(record)
-    if name not in _TASKS or not metrics:
+    task = next((theirs for name, theirs in _tasks().values() if name == record.protocol.name), None)
+    if task is None or not (metrics := _theirs(record, task.prefix)):
         return None
     whole = f"{dataset}@{variant}" if variant else dataset
     arch, pretrained = _model(record)
-    return Foreign(_THEIRS.get(whole, whole), arch, pretrained, _TASKS[name], metrics)
+    return Foreign(_THEIRS.get(whole, whole), arch, pretrained, task.task, metrics)
 
 
 def _dataset(task: str) -> tuple[str, str, str]:
@@ -84,14 +84,21 @@ def _dataset(task: str) -> tuple[str, str, str]:
     return dataset, protocol, variant
 
 
-def _theirs(record: Record) -> dict[str, float]:
+def _theirs(record: Record, prefix: str) -> dict[str, float]:
     """The metrics that both know, by their names."""
-    names = {metric: metric for metric in ("acc1", "acc5", "mean_per_class_recall")}
-    if record.protocol.name == "lp":
-        names = {metric: f"lp_{metric}" for metric in names}
-    names["map_area"] = "mean_average_precision"
-    names |= {m: m for m in record.scores if "_retrieval_recall@" in m}
-    return {names[m]: record.scores[m].value for m in metrics_of(record) if m in names}
+    found = {}
+    for metric in metrics_of(record):
+        theirs = registry.metric(metric).elsewhere.get(_PROGRAM)
+        if theirs is not None:
+            number = metric.rpartition("@")[2]
+            found[prefix + theirs.replace("*", number)] = record.scores[metric].value
+    return found
+
+
+def _tasks() -> dict[str, tuple[str, Elsewhere]]:
+    """Their names of tasks → our protocol, and what they call it."""
+    known = ((name, registry.protocol(name).elsewhere.get(_PROGRAM)) for name in registry.protocol_ids())
+    return {theirs.task: (name, theirs) for name, theirs in known if theirs is not None}
 
 
 def _model(record: Record) -> tuple[str, str]:
@@ -188,16 +195,14 @@ def rows(results: Iterable[Foreign], catalog: Catalog) -> list[Row]:
     CSV and JSON.
     """
     found = []
-    known = set(catalog.task_ids())
+    known, tasks = set(catalog.task_ids()), _tasks()
     for one in results:
-        protocol = next((ours for ours, theirs in _TASKS.items() if theirs == one.task), one.task)
+        protocol, theirs = tasks.get(one.task, (one.task, Elsewhere(one.task)))
         name = one.dataset.removeprefix("wds/")
         dataset, _, variant = _DATASETS.get(name, name.replace("/", "-")).partition("@")
         task = f"{dataset}-{protocol}" + (f"@{variant}" if variant else "")
-        names = {m: m.removeprefix("lp_").replace("mean_average_precision", "map_area") for m in one.metrics}
-        ours = (
-            getattr(catalog.task(task).params, "primary", None) if task in known else _primary(names.values())
-        )
+        names = {m: _ours(m.removeprefix(theirs.prefix)) for m in one.metrics}
+        ours = catalog.task(task).params.primary if task in known else _primary(names.values())
         for metric, value in one.metrics.items():
             found.append(
                 Row(
@@ -215,20 +220,17 @@ def rows(results: Iterable[Foreign], catalog: Catalog) -> list[Row]:
     return found
 
 
+def _ours(theirs: str) -> str:
+    """Our name of their metric: the same, where no metric of ours is called otherwise there."""
+    specs = (spec for name in registry.protocol_ids() for spec in registry.protocol(name).metrics)
+    return next((spec.name for spec in specs if spec.elsewhere.get(_PROGRAM) == theirs), theirs)
+
+
 def _primary(metrics: Iterable[str]) -> str | None:
     return next((m for m in ("acc1", "map_area", "image_retrieval_recall@5") if m in set(metrics)), None)
 
 
 # ----------------------------------------------------------------- model-index
-
-_HUB_TASKS: Final = {
-    "zs": "zero-shot-image-classification",
-    "lp": "image-classification",
-    "svm": "image-classification",
-    "ret": "image-text-retrieval",
-    "ground": "visual-grounding",
-    "bias": "bias-evaluation",
-}
 
 
 def model_index(found: Sequence[Record], name: str) -> str:
@@ -249,13 +251,13 @@ def model_index(found: Sequence[Record], name: str) -> str:
             score = record.scores[metric]
             results.append(
                 EvalResult(
-                    task_type=_HUB_TASKS.get(record.protocol.name, record.protocol.name),
+                    task_type=_hub_task(record.protocol.name),
                     dataset_type=source.get("hub") or _dataset(record.task)[0],
                     dataset_name=card.get("title") or _dataset(record.task)[0],
                     dataset_config=source.get("config"),
                     dataset_split=split.get("name"),
                     dataset_revision=source.get("revision"),
-                    metric_type="accuracy" if metric == "acc1" else metric,
+                    metric_type=registry.metric(metric).elsewhere.get("huggingface", metric),
                     metric_value=score.value,
                     metric_name=f"{metric} ({record.task})",
                     metric_args={
@@ -268,3 +270,9 @@ def model_index(found: Sequence[Record], name: str) -> str:
     index = {"model-index": eval_results_to_model_index(name, results)}
     text: str = yaml.safe_dump(index, sort_keys=False, allow_unicode=True, width=100)
     return f"---\n{text}---\n"
+
+
+def _hub_task(name: str) -> str:
+    """What the hub calls a protocol; of one that is not here, its own name."""
+    known = registry.protocol(name).elsewhere if name in registry.protocol_ids() else {}
+    return known["huggingface"].task if "huggingface" in known else name

@@ -14,10 +14,11 @@ from typing import Final
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics.joint import summed
+from clipbench.protocols.registry import metric as spec_of
 from clipbench.records import alignment, record
 from clipbench.records.comparison import MEAN
 from clipbench.report import ranks, table
-from clipbench.report.dataframe import Row, less_is_better
+from clipbench.report.dataframe import Row
 from clipbench.report.ranks import Ranks
 
 _Z: Final = NormalDist().inv_cdf(0.975)
@@ -75,7 +76,9 @@ class Section:
     @cached_property
     def _no_share(self) -> set[str]:
         """Tasks whose primary metric is no share of 1 that more of is better."""
-        return {row.task for row in self.rows if row.metric is not None and less_is_better(row.metric)}
+        return {
+            row.task for row in self.rows if row.metric is not None and spec_of(row.metric).less_is_better
+        }
 
     def mean(self, model: str) -> Mean | None:
         """The mean of a model's scores; None where tasks share no suite or none has a share of 1 to average."""

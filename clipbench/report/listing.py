@@ -178,8 +178,8 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
         value = {
             "task": name,
             "protocol": {
-                "name": task.protocol.ID,
-                "version": task.protocol.VERSION,
+                "name": task.protocol.id,
+                "version": task.protocol.version,
                 "params": task.params.canonical(),
             },
             "data": data_of(task),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from clipbench.protocols import registry
+
 #: an interval that is further from symmetric than this share of its width is written by its ends
 SKEWED: Final = 0.1
 
 
 def is_rank(metric: str | None) -> bool:
     """Whether a metric counts from 1, where the others are shares."""
-    return metric is not None and metric.endswith("_rank")
+    return metric is not None and registry.metric(metric).unit == "rank"
 
 
 def number(value: float, metric: str | None, sign: str = "") -> str:

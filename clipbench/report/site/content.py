@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from clipbench.catalog import Catalog, protocol_ids, protocol_module
+from clipbench.catalog import Catalog
+from clipbench.protocols.registry import metric as spec_of
+from clipbench.protocols.registry import protocol, protocol_ids
 from clipbench.records.comparison import MEAN
 from clipbench.records.record import Record
 from clipbench.report import numbers, ranks
-from clipbench.report.dataframe import Row, less_is_better
+from clipbench.report.dataframe import Row
 from clipbench.report.leaderboard import sections
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
@@ -104,7 +106,7 @@ def _task_headline(own: Sequence[Judged]) -> Json:
         "id": record.task,
         "title": record.cards.task.get("title", dataset),
         "metric": record.primary,
-        "less": less_is_better(record.primary),
+        "less": spec_of(record.primary).less_is_better,
         "protocol": record.protocol.name,
         "versions": sorted({j.record.protocol.version for j in own}),
     }
@@ -143,7 +145,7 @@ def _numbers(row: Row) -> list[float | None]:
 def _shown(value: float | None, row: Row) -> float | None:
     if value is None:
         return None
-    return round(value, 1) if (row.metric or "").endswith("_rank") else round(100 * value, 2)
+    return round(value, 1) if numbers.is_rank(row.metric) else round(100 * value, 2)
 
 
 def _reported(catalog: Catalog, judged: Sequence[Judged]) -> list[list[Any]]:
@@ -253,8 +255,8 @@ def _protocol_text(name: str) -> tuple[str, str]:
     """What the protocol's module and its parameters say of themselves; empty where this clipbench has it not."""
     if name not in protocol_ids():
         return "", ""
-    module = protocol_module(name)
-    return inspect.getdoc(module) or "", inspect.getdoc(module.Params) or ""
+    params = protocol(name).params
+    return inspect.getdoc(inspect.getmodule(params)) or "", inspect.getdoc(params) or ""
 
 
 def _curves(record: Record) -> list[Json]:
