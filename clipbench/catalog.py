@@ -15,9 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from clipbench import protocols
 from clipbench.cards.cards import (
@@ -31,6 +29,7 @@ from clipbench.cards.cards import (
     TaskCard,
     parse,
 )
+from clipbench.cards.entry import Card, Entry
 from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.errors import CardError, unknown
 from clipbench.models import families
@@ -40,18 +39,8 @@ from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
 
-Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
 CHECKPOINTS = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
-
-
-@dataclass(frozen=True)
-class Entry(Generic[Card]):
-    """A card with its id and its file."""
-
-    id: str
-    card: Card
-    path: Path
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any, Final
 import pytest
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 
 #: data set → split → fingerprint; of data sets of `../shared/data`, of built-in ones, and of copies made here
