@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from clipbench.cards.cards import (
     DIFFICULT_MARKS,
@@ -26,6 +24,7 @@ from clipbench.cards.cards import (
     TaskCard,
     parse,
 )
+from clipbench.cards.entry import Card, Entry
 from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.errors import CardError, unknown
 from clipbench.models import families
@@ -37,18 +36,8 @@ from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
 
-Card = TypeVar("Card", bound=BaseModel)
 #: how names of checkpoint files end
 CHECKPOINTS = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
-
-
-@dataclass(frozen=True)
-class Entry(Generic[Card]):
-    """A card with its id and its file."""
-
-    id: str
-    card: Card
-    path: Path
 
 
 @dataclass(frozen=True)

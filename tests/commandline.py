@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 import small
 
 from clipbench import cli
+from clipbench.cli.commands import Command, Group
 from clipbench.records import record as records
 
 
@@ -86,3 +87,13 @@ def mended(done: Done, *words: str) -> None:
     for word in words:
         assert word in done.err, done.err
     assert done.out.strip() in ("", "[]")
+
+
+def walk(
+    commands: Mapping[str, Command | Group], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Command | Group]]:
+    """Every command and group below `commands`, by its path."""
+    for name, found in commands.items():
+        yield (*above, name), found
+        if isinstance(found, Group):
+            yield from walk(found.commands, (*above, name))

@@ -19,7 +19,7 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest
     """A cache folder of this test alone (made at first use); no user's cards or data come in."""
     cache = tmp_path_factory.mktemp("cache") / "clipbench"
     monkeypatch.setenv("CLIPBENCH_CACHE", str(cache))
-    for name in ("CLIPBENCH_CARDS", "CLIPBENCH_DATA"):
+    for name in ("CLIPBENCH_CARDS", "CLIPBENCH_DATA", "CLIPBENCH_PLUGINS"):
         monkeypatch.delenv(name, raising=False)
     return cache
 

@@ -263,7 +263,7 @@ def stored_records(root: Path) -> Target:
 def _opened(root: Path, card: dict[str, Any]) -> None:
     """Open the split that lies in root/x as `card` says, and read its images."""
     from clipbench.cards.cards import TaskCard
-    from clipbench.catalog import Entry
+    from clipbench.cards.entry import Entry
     from clipbench.data.hub import DataPaths, open_split
 
     entry = Entry("x", TaskCard.model_validate(card), root / "x.yaml")

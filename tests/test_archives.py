@@ -19,7 +19,8 @@ from scipy.io import loadmat, savemat
 
 from clipbench import cli
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.decode import open_image
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split
 from clipbench.errors import DataError

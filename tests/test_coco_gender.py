@@ -16,7 +16,8 @@ from test_coco import jpeg
 
 from clipbench import cli
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.layouts.coco_gender import convert
 from clipbench.data.split import Split

@@ -16,7 +16,8 @@ import small
 from pydantic import ValidationError
 
 from clipbench.cards.cards import Columns, TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.layouts.captions import gather
 from clipbench.data.split import Split, Subset

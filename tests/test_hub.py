@@ -27,7 +27,7 @@ from damage import flip
 from PIL import Image
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.layouts import archives, captions, coco, coco_gender, refer, voc
 from clipbench.data.layouts.base import FileLayout, Layout
@@ -744,7 +744,7 @@ import hashlib, json, sys, time
 from pathlib import Path
 import numpy as np
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.errors import DataError
 found = {}

@@ -16,7 +16,8 @@ from PIL import Image
 
 from clipbench.bench import parity, parity_sets
 from clipbench.cards.cards import SplitSpec
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split
 from clipbench.errors import DataError

@@ -18,7 +18,8 @@ import small
 from PIL import Image
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data import digests as digests_module
 from clipbench.data.builtin import digits
 from clipbench.data.hub import DataPaths, open_split

@@ -27,10 +27,11 @@ HEAVY = (
 )
 #: module → the public names that it defines itself
 SURFACE = {
+    "clipbench.cards.entry": "Entry",
     "clipbench.errors": (
         "CardError ClipbenchError Damaged DataError NotApplicable Stopped StorageError WeightsError nearest unknown"
     ),
-    "clipbench.catalog": "Catalog Entry Task",
+    "clipbench.catalog": "Catalog Task",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
     "clipbench.api": "Model load_model",
     "clipbench.models.adapter": "Adapter Family ModelEntry",

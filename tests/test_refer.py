@@ -19,7 +19,8 @@ from PIL import Image
 from test_coco import jpeg
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Expressions, Split, Subset
 from clipbench.errors import DataError

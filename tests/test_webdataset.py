@@ -16,7 +16,7 @@ import pytest
 from small import CLASSES, picture
 
 from clipbench.cards.cards import TaskCard, fingerprint
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Note, Split
 from clipbench.errors import DataError

@@ -14,7 +14,7 @@ from clipbench.solvers.selection import forget
 
 if TYPE_CHECKING:
     from clipbench.cards.cards import TaskCard
-    from clipbench.catalog import Entry
+    from clipbench.cards.entry import Entry
     from clipbench.data.hub import DataPaths
     from clipbench.data.split import Split
     from clipbench.encoding.encoder import ModelEncoder

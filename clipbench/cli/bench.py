@@ -12,7 +12,7 @@ from rich.console import RenderableType
 
 from clipbench.bench import cached, encode, inputs, pretrain, pretrain_gpu, probe, retrieval, svm
 from clipbench.cli.inputs import choose_runtime, data_paths, names, open_catalog
-from clipbench.cli.options import Cards, Data, Device, Json, Precision
+from clipbench.cli.options import Cards, Data, Device, Json, Plugins, Precision, number
 from clipbench.cli.output import show
 from clipbench.data.hub import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
@@ -32,12 +32,9 @@ def _print(found: dict[str, Any], view: Callable[[dict[str, Any]], RenderableTyp
 def encode_command(
     data: Data = None,
     arch: Annotated[
-        str,
-        typer.Option("--arch", help="Architecture of open_clip, with random weights.", metavar="ARCH"),
+        str, typer.Option("--arch", help="Architecture of open_clip, with random weights.", metavar="ARCH")
     ] = "ViT-B-32",
-    images: Annotated[
-        int, typer.Option("--images", min=128, help="How many images of CIFAR-10 to encode.", metavar="N")
-    ] = 512,
+    images: Annotated[int, number("--images", help="How many images of CIFAR-10 to encode.", min=128)] = 512,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -66,10 +63,9 @@ def cached_command(
     ] = None,
     data: Data = None,
     cards: Cards = None,
-    rows: Annotated[
-        int, typer.Option("--rows", min=1, help="How many random features to read.", metavar="N")
-    ] = 50_000,
-    columns: Annotated[int, typer.Option("--columns", min=1, help="Their length.", metavar="N")] = 512,
+    plugins: Plugins = None,
+    rows: Annotated[int, number("--rows", help="How many random features to read.", min=1)] = 50_000,
+    columns: Annotated[int, number("--columns", help="Their length.", min=1)] = 512,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -78,7 +74,7 @@ def cached_command(
 
     Also: what checking costs in a run that encodes nothing.
     """
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     options = Options(
         runtime=choose_runtime(device, precision), data=data_paths(data, catalog), progress=False
     )
@@ -92,11 +88,11 @@ def probe_command(
         typer.Option("--model", "-m", help="The model whose backbone features are probed.", metavar="MODEL"),
     ] = "efficientnet-lite0",
     dataset: Annotated[
-        str,
-        typer.Option("--dataset", help="A data set with the splits train and test.", metavar="DATASET"),
+        str, typer.Option("--dataset", help="A data set with the splits train and test.", metavar="DATASET")
     ] = "cifar10",
     data: Data = None,
     cards: Cards = None,
+    plugins: Plugins = None,
     random: Annotated[
         str | None,
         typer.Option(
@@ -106,10 +102,7 @@ def probe_command(
         ),
     ] = None,
     every: Annotated[
-        int,
-        typer.Option(
-            "--every", min=0, help="Let scikit-learn fit only every N-th λ; 0 for none.", metavar="N"
-        ),
+        int, number("--every", help="Let scikit-learn fit only every N-th λ; 0 for none.", min=0)
     ] = 8,
     precision: Precision = "auto",
     device: Device = "auto",
@@ -124,7 +117,7 @@ def probe_command(
         if random is not None:
             features = inputs.random_labelled(Path(folder), *_sizes(random))
         else:
-            catalog = open_catalog(cards)
+            catalog = open_catalog(cards, plugins)
             paths = data_paths(data, catalog)
             encoder = ModelEncoder(catalog.model(model), runtime, progress=not as_json)
             features = inputs.labelled(encoder, catalog.dataset(dataset), paths)
@@ -158,14 +151,11 @@ def svm_command(
     ] = None,
     data: Data = None,
     cards: Cards = None,
+    plugins: Plugins = None,
     rows: Annotated[
-        int | None,
-        typer.Option("--rows", min=9, help="Use only N evenly spaced rows. [default: all]", metavar="N"),
+        int | None, number("--rows", help="Use only N evenly spaced rows. [default: all]", min=9)
     ] = None,
-    every: Annotated[
-        int,
-        typer.Option("--every", min=1, help="Let LinearSVC fit only every N-th class.", metavar="N"),
-    ] = 1,
+    every: Annotated[int, number("--every", help="Let LinearSVC fit only every N-th class.", min=1)] = 1,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -174,7 +164,7 @@ def svm_command(
 
     Both cross-validate the cost, on the same features in the same run.
     """
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     paths = data_paths(data, catalog)
     entries = [catalog.dataset(name) for name in dataset or ("coco-363-voc", "voc2012-100")]
     encoder = ModelEncoder(catalog.model(model), choose_runtime(device, precision), progress=not as_json)
@@ -184,15 +174,10 @@ def svm_command(
 
 def pretrain_command(
     batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=2, help="Pairs per step. [default: 32; on a GPU 1024]", metavar="N"),
+        int | None, number("--batch-size", help="Pairs per step. [default: 32; on a GPU 1024]", min=2)
     ] = None,
-    steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Steps of each candidate in one round.", metavar="N")
-    ] = 3,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Rounds, in which all take turns.", metavar="N")
-    ] = 3,
+    steps: Annotated[int, number("--steps", help="Steps of each candidate in one round.", min=1)] = 3,
+    rounds: Annotated[int, number("--rounds", help="Rounds, in which all take turns.", min=1)] = 3,
     device: Device = "cpu",
     precision: Annotated[
         str,
@@ -220,15 +205,11 @@ def pretrain_command(
 
 
 def retrieval_command(
-    images: Annotated[
-        int, typer.Option("--images", min=1, help="How many random images.", metavar="N")
-    ] = 10_000,
-    captions: Annotated[int, typer.Option("--captions", min=1, help="Texts per image.", metavar="N")] = 5,
-    width: Annotated[int, typer.Option("--width", min=1, help="Length of a row.", metavar="N")] = 512,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many best keys to find.", metavar="N")] = 10,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Rounds, of which the best counts.", metavar="N")
-    ] = 2,
+    images: Annotated[int, number("--images", help="How many random images.", min=1)] = 10_000,
+    captions: Annotated[int, number("--captions", help="Texts per image.", min=1)] = 5,
+    width: Annotated[int, number("--width", help="Length of a row.", min=1)] = 512,
+    top: Annotated[int, number("--top", help="How many best keys to find.", min=1)] = 10,
+    rounds: Annotated[int, number("--rounds", help="Rounds, of which the best counts.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
     """Best keys and ranks, against faiss's exact search.

@@ -7,17 +7,21 @@ from pathlib import Path
 import typer
 
 from clipbench.catalog import Catalog
-from clipbench.cli.options import Cards, Json, Results
+from clipbench.cli.inputs import add_plugins
+from clipbench.cli.options import Cards, Json, Plugins, Results
 from clipbench.cli.output import note, show
 from clipbench.records.check import check
 from clipbench.utils.escape import json_text
 
 
-def check_command(results: Results = Path("results"), cards: Cards = None, as_json: Json = False) -> None:
+def check_command(
+    results: Results = Path("results"), cards: Cards = None, plugins: Plugins = None, as_json: Json = False
+) -> None:
     """Check every card, shipped weights file and record.
 
     Every problem is named. The exit code is 2 if there is one.
     """
+    add_plugins(plugins)
     found = check(Catalog(cards or ()), results)  # problems of cards are named among the others
     if as_json:
         print(json_text(found.counts | {"problems": found.problems}))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import names, open_catalog
-from clipbench.cli.options import Cards, Force, Json, Results
+from clipbench.cli.options import Cards, Force, Json, Plugins, Results, number
 from clipbench.cli.output import note
 from clipbench.records import gate
 from clipbench.records.comparison import compare
@@ -31,15 +31,13 @@ def compare_command(
     ] = None,
     alpha: Annotated[
         float,
-        typer.Option(
-            "--alpha", min=0, max=1, help="How often chance may pass for a difference.", metavar="P"
-        ),
+        number("--alpha", help="How often chance may pass for a difference.", min=0, max=1, metavar="P"),
     ] = 0.05,
     top: Annotated[
-        int,
-        typer.Option("--top", min=0, help="How many classes and samples to name for each task.", metavar="N"),
+        int, number("--top", help="How many classes and samples to name for each task.", min=0)
     ] = 5,
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Compare two models on the same samples.
@@ -47,7 +45,7 @@ def compare_command(
     For each task: is B better than A, worse, or not distinguishable from it, and where do they disagree?
     """
     tasks = None
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     if suite is not None:
         catalog.suite(suite)
         tasks = [task.id for task in catalog.tasks([suite])]
@@ -65,25 +63,24 @@ def gate_command(
         typer.Option("--baseline", help="Folder of the records that they are held against.", metavar="DIR"),
     ] = Path("results"),
     max_drop: Annotated[
-        float,
-        typer.Option("--max-drop", min=0, help="Percentage points that a score may fall.", metavar="POINTS"),
+        float, number("--max-drop", help="Percentage points that a score may fall.", min=0, metavar="POINTS")
     ] = 0.5,
     max_mean_drop: Annotated[
         float,
-        typer.Option(
+        number(
             "--max-mean-drop",
-            min=0,
             help="Percentage points that a model's mean over its tasks may fall.",
+            min=0,
             metavar="POINTS",
         ),
     ] = 0.1,
     alpha: Annotated[
         float,
-        typer.Option(
+        number(
             "--alpha",
+            help="How often equal models may fail, over all tasks together.",
             min=0,
             max=1,
-            help="How often equal models may fail, over all tasks together.",
             metavar="P",
         ),
     ] = 0.05,
@@ -111,6 +108,7 @@ def gate_command(
     ] = None,
     force: Force = False,
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Fail if a score dropped by more than is allowed: for CI.
@@ -118,7 +116,7 @@ def gate_command(
     The exit code is 1 if a score dropped by more than is allowed and by more than noise explains, or if a record
     cannot be judged.
     """
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     found = gate.gate(
         baseline,
         candidate,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import data_paths, open_catalog
-from clipbench.cli.options import Cards, Data, Json
+from clipbench.cli.options import Cards, Data, Json, Plugins
 from clipbench.data.layouts.coco_gender import convert
 from clipbench.report.data_check import survey, text
 from clipbench.utils.escape import json_text, visible
@@ -23,6 +23,7 @@ def check_command(
         bool, typer.Option("--all", help="Decode every image, not only a sample of each split.")
     ] = False,
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Check copies of data sets against their cards.
@@ -30,7 +31,7 @@ def check_command(
     Every split is opened, and its counts, classes and images are held against the card. The exit code is 2 if one is
     wrong. Nothing is fetched: give your copies with --data.
     """
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     own = [i for i in catalog.task_ids() if i.partition("@")[0].rpartition("-")[0] == name]
     tasks = catalog.tasks(own or [name])
     found = survey(tasks, data_paths(data, catalog), every=every)

@@ -19,10 +19,12 @@ from clipbench.cli.options import (
     Force,
     Json,
     MaxPixels,
+    Plugins,
     Precision,
     Results,
     VerifyData,
     Workers,
+    number,
 )
 from clipbench.cli.output import note, print_error, show
 from clipbench.data.decode import allow_pixels
@@ -57,20 +59,17 @@ def eval_command(
     ],
     data: Data = None,
     cards: Cards = None,
+    plugins: Plugins = None,
     results: Results = Path("results"),
     limit: Annotated[
         int | None,
-        typer.Option(
+        number(
             "--limit",
-            min=1,
             help="Measure on a seeded, class-balanced sample of N images only; the record says so.",
-            metavar="N",
+            min=1,
         ),
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option("--seed", min=0, help="Seed of samples and of bootstrap intervals.", metavar="N"),
-    ] = 0,
+    seed: Annotated[int, number("--seed", help="Seed of samples and of bootstrap intervals.", min=0)] = 0,
     precision: Precision = "auto",
     device: Device = "auto",
     batch_size: BatchSize = "auto",
@@ -94,11 +93,10 @@ def eval_command(
     max_pixels: MaxPixels = None,
     save_heatmaps: Annotated[
         int,
-        typer.Option(
+        number(
             "--save-heatmaps",
-            min=0,
             help="Save the heat maps of N expressions as PNG (tasks that end in -ground).",
-            metavar="N",
+            min=0,
         ),
     ] = 0,
     force: Force = False,
@@ -110,13 +108,10 @@ def eval_command(
     allow_pixels(max_pixels)
     if on_bad_image not in ("stop", "skip"):
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     tasks = catalog.tasks(names("--task", task))
-    if save_heatmaps and not any(task.protocol.pictures for task in tasks):
-        raise ClipbenchError(
-            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(t.id for t in tasks)})",
-            hint="tasks that end in -ground have some; leave the option out for others",
-        )
+    if save_heatmaps:
+        _require_heatmaps(tasks)
     paths = data_paths(data, catalog, verify=verify_data)
     make_folder(results)
     models = [catalog.model(name) for name in names("--model", model)]
@@ -157,6 +152,14 @@ def eval_command(
         _print_table(done, tasks, catalog, results)
     if any(r.error for r in done):
         raise typer.Exit(2)
+
+
+def _require_heatmaps(tasks: list[Task]) -> None:
+    if not any(task.protocol.pictures for task in tasks):
+        raise ClipbenchError(
+            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(task.id for task in tasks)})",
+            hint="tasks that end in -ground have some; leave the option out for others",
+        )
 
 
 def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bool) -> None:

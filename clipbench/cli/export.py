@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from clipbench.catalog import Catalog
 from clipbench.cli.inputs import names, open_catalog
-from clipbench.cli.options import Cards, Force, Models, Results
+from clipbench.cli.options import Cards, Force, Models, Plugins, Results
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.records import record as records
@@ -23,8 +24,7 @@ FORMATS = ("model-index", "clip-benchmark-json", "clip-benchmark-csv")
 
 def export_command(
     format_: Annotated[
-        str,
-        typer.Option("--format", "-f", help="model-index is Hugging Face's.", metavar="|".join(FORMATS)),
+        str, typer.Option("--format", "-f", help="model-index is Hugging Face's.", metavar="|".join(FORMATS))
     ],
     model: Models = None,
     out: Annotated[
@@ -39,6 +39,7 @@ def export_command(
     results: Results = Path("results"),
     force: Force = False,
     cards: Cards = None,
+    plugins: Plugins = None,
 ) -> None:
     """Write records in another program's format.
 
@@ -46,7 +47,7 @@ def export_command(
     """
     if format_ not in FORMATS:
         raise ClipbenchError(unknown("format", format_, FORMATS))
-    found = _eligible(results, cards, model)
+    found = _eligible(results, open_catalog(cards, plugins), model)
     if format_ == "model-index":
         if len({record.model for record in found}) > 1:
             raise ClipbenchError("model-index is of one model", hint="choose it: --model …")
@@ -84,23 +85,24 @@ def log_command(
     ] = Path("runs/tensorboard"),
     results: Results = Path("results"),
     cards: Cards = None,
+    plugins: Plugins = None,
 ) -> None:
     """Log records to Weights & Biases, MLflow or TensorBoard.
 
     Each model is one run. Only records that may stand on the leaderboard are logged, and only by this command.
     """
-    runs = trackers.log(_eligible(results, cards, model), to, project, out)
+    runs = trackers.log(_eligible(results, open_catalog(cards, plugins), model), to, project, out)
     note(f"logged {runs} {'run' if runs == 1 else 'runs'} to {to}")
 
 
-def _eligible(results: Path, cards: list[Path] | None, models: list[str] | None) -> list[Record]:
+def _eligible(results: Path, catalog: Catalog, models: list[str] | None) -> list[Record]:
     """Records of these models (None: of all) that may stand on the leaderboard; the others are named."""
     stored = records.load_all(results)
     known = {one.record.model for one in stored}
     chosen = set(names("--model", models)) if models else known
     for name in sorted(chosen - known):
         raise ClipbenchError(f"{unknown('model', name, known)} (records of {results})")
-    judge = Judge(open_catalog(cards))
+    judge = Judge(catalog)
     found = []
     for one in stored:
         if one.record.model in chosen:

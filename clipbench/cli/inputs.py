@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,20 @@ from clipbench.cli.output import catalogs
 from clipbench.data.hub import DataPaths
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import ClipbenchError, unknown
+from clipbench.utils import plugins
+from clipbench.utils.parsing import expanded
 
 
-def open_catalog(cards: list[Path] | None) -> Catalog:
-    """The cards; those that had to be passed over are named when the command ends."""
+def add_plugins(folders: list[Path] | None) -> None:
+    """Look for models, protocols, layouts and objectives in these folders too, and in those of CLIPBENCH_PLUGINS."""
+    for folder in (*(folders or ()), *os.environ.get("CLIPBENCH_PLUGINS", "").split(os.pathsep)):
+        if folder:
+            plugins.add(expanded(folder))
+
+
+def open_catalog(cards: list[Path] | None, code: list[Path] | None) -> Catalog:
+    """The cards, read with these plugins; those that had to be passed over are named when the command ends."""
+    add_plugins(code)
     catalog = Catalog(cards or ())
     catalogs.append(catalog)
     return catalog

@@ -9,7 +9,7 @@ import typer
 
 from clipbench.cli import output
 from clipbench.cli.inputs import open_catalog
-from clipbench.cli.options import Cards, Force, Json
+from clipbench.cli.options import Cards, Force, Json, Plugins
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.records import record as records
 from clipbench.report import listing
@@ -29,6 +29,7 @@ def list_command(
         ),
     ] = None,
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """List the models, tasks, suites or recipes."""
@@ -36,7 +37,7 @@ def list_command(
         raise ClipbenchError(unknown("kind", kind, listing.KINDS))
     if suite is not None and kind != "tasks":
         raise ClipbenchError("--suite goes with list tasks")
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     rows = listing.tasks(catalog, suite) if suite is not None else listing.KINDS[kind](catalog)
     if as_json:
         print(json_text(rows))
@@ -59,13 +60,14 @@ def show_command(
     ] = None,
     force: Force = False,
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Show one card with all its defaults, or one record."""
     if plot is not None:
         write_own(plot, validation_curve(records.read(Path(name))), PNG_MARK, force=force)
         output.note(f"wrote {plot}")
-    value, view = listing.show(name, open_catalog(cards))
+    value, view = listing.show(name, open_catalog(cards, plugins))
     if as_json:
         print(json_text(value))
     else:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipbench.cli.inputs import auto, choose_runtime, data_paths, open_catalog
-from clipbench.cli.options import Cards, Data, Device, Force, MaxPixels, Quiet, VerifyData, Workers
+from clipbench.cli.options import (
+    Cards,
+    Data,
+    Device,
+    Force,
+    MaxPixels,
+    Plugins,
+    Quiet,
+    VerifyData,
+    Workers,
+    number,
+)
 from clipbench.cli.output import note
 from clipbench.data.decode import allow_pixels
 from clipbench.data.pairs.sources import open_pairs
@@ -44,6 +55,7 @@ def pretrain_command(
         bool, typer.Option("--quick", help="Train the recipe's quick form: minutes on a CPU.")
     ] = False,
     cards: Cards = None,
+    plugins: Plugins = None,
     device: Device = "auto",
     workers: Workers = "auto",
     max_pixels: MaxPixels = None,
@@ -60,7 +72,7 @@ def pretrain_command(
     Several GPUs or machines: torchrun --nproc-per-node N -m clipbench pretrain …
     """
     allow_pixels(max_pixels)
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     entry = catalog.recipe(recipe, quick=quick, assignments=assign or ())
     catalog.tasks(entry.card.evaluate)
     paths = data_paths(data, catalog, [source.name for source in entry.card.data], verify=verify_data)
@@ -96,16 +108,13 @@ def study_command(
     ] = Path("runs/studies"),
     data: Data = None,
     cards: Cards = None,
+    plugins: Plugins = None,
     device: Device = "auto",
     jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs", "-j", min=1, help="Runs at a time, each with its share of the cores.", metavar="N"
-        ),
+        int, number("--jobs", "-j", help="Runs at a time, each with its share of the cores.", min=1)
     ] = 1,
     so_far: Annotated[
-        bool,
-        typer.Option("--so-far", help="Train nothing; write the page of the runs that are finished."),
+        bool, typer.Option("--so-far", help="Train nothing; write the page of the runs that are finished.")
     ] = False,
     quick: Annotated[
         bool,
@@ -121,7 +130,7 @@ def study_command(
     runtime = None if so_far else choose_runtime(device, "fp32")  # a page needs no device
     on_gpu = device.startswith("cuda") if runtime is None else not runtime.on_cpu
     form: Form = "quick" if quick else "gpu" if on_gpu else "cpu"
-    study, catalog = studies.read(name, form), open_catalog(cards)
+    study, catalog = studies.read(name, form), open_catalog(cards, plugins)
     folder = name if form == "cpu" else f"{name}-{form}"
     if runtime is None:
         measured = studies.finished(study, catalog, runs / folder)

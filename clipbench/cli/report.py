@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import open_catalog
-from clipbench.cli.options import Cards, Force, Json, Results
+from clipbench.cli.options import Cards, Force, Json, Plugins, Results
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.report import dataframe, export, leaderboard, site, table
@@ -46,6 +46,7 @@ def report_command(
     ] = None,
     force: Force = False,
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Show records as model × task tables beside the papers' numbers."""
@@ -57,7 +58,7 @@ def report_command(
             "LEADERBOARD.md has every suite and our records alone",
             hint="leave --suite and --beside out, or --write and --check",
         )
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     if suite is not None:
         catalog.suite(suite)
     rows = dataframe.read(results, catalog, primary=format_ in table.SECTION_FORMATS or write or check)
@@ -85,11 +86,12 @@ def site_command(
     ] = Path("site"),
     force: Force = False,
     cards: Cards = None,
+    plugins: Plugins = None,
 ) -> None:
     """Write all records as one HTML page that opens from a file.
 
     It has the leaderboard, charts, and a page for each model and task.
     """
-    text = site.build(results, open_catalog(cards))
+    text = site.build(results, open_catalog(cards, plugins))
     path = visible(str(site.write(text, out, force=force)))
     print(f"{path}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser, no server is needed")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import names, open_catalog
-from clipbench.cli.options import Cards, Json
+from clipbench.cli.options import Cards, Json, Plugins
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError
 from clipbench.models.families import fetch
@@ -20,13 +20,14 @@ from clipbench.utils.escape import json_text, visible
 def fetch_command(
     model: Annotated[list[str], typer.Argument(help="Model ids, as for clipbench eval.", metavar="MODEL")],
     cards: Cards = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Fetch the weights of models to this machine.
 
     Nothing is fetched twice. Afterwards the models can be measured without a network.
     """
-    catalog = open_catalog(cards)
+    catalog = open_catalog(cards, plugins)
     models = [catalog.model(name) for name in names("MODEL", model)]
     found = [file for entry in models for file in fetch(entry)]
     if as_json:
@@ -40,8 +41,7 @@ def fetch_command(
 
 def convert_command(
     source: Annotated[
-        Path,
-        typer.Argument(help="A file of torch.save that holds more than tensors.", metavar="SOURCE"),
+        Path, typer.Argument(help="A file of torch.save that holds more than tensors.", metavar="SOURCE")
     ],
     out: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT")],
     yes: Annotated[

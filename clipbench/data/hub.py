@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import LABELLED, SplitSpec, TaskCard, fingerprint
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data import labels, repeats
 from clipbench.data.digests import digests, sha256_file
 from clipbench.data.fetched import archive_of

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.layouts.base import Layout
 from clipbench.data.split import Note, Split
 from clipbench.errors import DataError, nearest

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from clipbench.cards.cards import Images, Part, SplitSpec, TaskCard
-from clipbench.catalog import Catalog, Entry
+from clipbench.cards.entry import Entry
+from clipbench.catalog import Catalog
 from clipbench.records.record import Seen
 
 

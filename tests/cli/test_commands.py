@@ -7,7 +7,6 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -16,23 +15,14 @@ import pytest
 from commandline import Run
 
 from clipbench import cli
-from clipbench.cli.commands import COMMANDS, Command, Group, made
+from clipbench.cli.commands import COMMANDS, Command, made
 
 run = commandline.run
 NO_COMMANDS = {"__init__", "commands", "inputs", "options", "output"}
 HEAVY = {"torch", "torchvision", "open_clip", "datasets", "pandas", "matplotlib", "sklearn", "pyarrow"}
 
 
-def walk(
-    commands: Mapping[str, Command | Group], above: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Command | Group]]:
-    for name, found in commands.items():
-        yield (*above, name), found
-        if isinstance(found, Group):
-            yield from walk(found.commands, (*above, name))
-
-
-ALL = dict(walk(COMMANDS))
+ALL = dict(commandline.walk(COMMANDS))
 PATHS = [(), *ALL]
 BY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: " ".join(path) or "clipbench")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ import small
 import torch
 from commandline import Place, Run, mended
 
-from clipbench import __version__, cli
+from clipbench import __version__, cli, models
+from clipbench.cli.commands import COMMANDS, Command, made
 from clipbench.encoding.runtime import Runtime
 from clipbench.records import record as records
+from clipbench.utils import plugins
 
 one_thread = small.one_thread
 run, place = commandline.run, commandline.place
@@ -139,3 +142,41 @@ def test_a_device_number_that_is_not_there(device: str, monkeypatch: pytest.Monk
     with pytest.raises(Exception, match="this machine has 1 CUDA devices"):
         Runtime.choose(device, "fp32")
     assert Runtime.choose("cuda:0", "fp32").device == "cuda:0"
+
+
+# ------------------------------------------------------------------------------ plugins
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_plugins_are_found_when_they_are_named_and_never_otherwise(
+    how: str, run: Run, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugins, "_folders", [])
+    monkeypatch.setattr(models, "__path__", list(models.__path__))
+    folder = place.root / "mine"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "shiny.py").write_text("from clipbench.models.dual import FAMILY as FAMILY\n")
+    card = json.loads((place.root / "run" / "card.yaml").read_text())
+    (place.root / "run" / "card.yaml").write_text(json.dumps(card | {"family": "shiny"}))
+    mended(run(*place.eval("--cards", folder)), 'unknown model family "shiny"')
+    assert "clipbench.models.shiny" not in sys.modules
+    if how == "environment":
+        monkeypatch.setenv("CLIPBENCH_PLUGINS", str(folder))
+    done = run(*place.eval("--quiet", *(("--plugins", folder) if how == "option" else ())))
+    assert done.code == 0, done.err
+    assert place.record().model == str(place.root / "run")
+    assert sys.modules.pop("clipbench.models.shiny").__file__ == str(folder / "models" / "shiny.py")
+
+
+@pytest.mark.parametrize(
+    "command", ["list models", "check", "weights fetch digits-clip-lite", "study data-efficiency"]
+)
+def test_a_plugin_folder_that_is_not_there(command: str, run: Run, place: Place) -> None:
+    mended(run(*command.split(), "--plugins", "nowhere"), "there is no plugin folder", "nowhere", "models/")
+
+
+def test_plugins_may_be_named_wherever_cards_may() -> None:
+    for path, found in commandline.walk(COMMANDS):
+        if isinstance(found, Command):
+            options = {name for parameter in made(path[-1], found).params for name in parameter.opts}
+            assert ("--cards" in options) == ("--plugins" in options), path

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import split_names
 from clipbench.data.layouts import _cifar as cifar
 from clipbench.data.layouts import _matlab as matlab

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clipbench.cards.cards import Columns, TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.hub import split_names
 from clipbench.data.layouts import _caption_tables as tables

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import split_names
 from clipbench.data.layouts.base import FileLayout
 from clipbench.data.split import Note

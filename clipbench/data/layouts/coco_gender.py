@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import split_names
 from clipbench.data.layouts.base import FileLayout
 from clipbench.data.split import Objects

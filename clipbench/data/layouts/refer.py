@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.decode import BAD_IMAGE, open_image
 from clipbench.data.hub import split_names
 from clipbench.data.images import frames

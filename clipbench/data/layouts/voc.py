@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import TaskCard
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data import labels
 from clipbench.data.hub import split_names
 from clipbench.data.layouts.base import FileLayout

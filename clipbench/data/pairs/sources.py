@@ -23,7 +23,7 @@ from clipbench.cards.cards import (
     TaskCard,
     YfccPairs,
 )
-from clipbench.catalog import Entry
+from clipbench.cards.entry import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.pairs.shards import LocalShards, RemoteShards
 from clipbench.data.pairs.tables import RowSplit
