@@ -239,6 +239,7 @@ def _outcome(
             for role, split in splits.items()
             for note in (
                 *split.notes,
+                *split.cluster_notes(),
                 *(without_samples(split) if set(task.protocol.KINDS) & {*LABELLED} else ()),
                 *(_unknown(known) if role == protocol.split else ()),
                 *_remarks(encoder, splits, needs, role),

@@ -65,6 +65,7 @@ class Subset(Split):
         self.fingerprint = fingerprint([whole.fingerprint, rows.tolist()])
         self.ids = [whole.ids[r] for r in rows.tolist()]
         self.labels = whole.labels[rows]
+        self.clusters = None if whole.clusters is None else whole.clusters[rows]
         self.captions = None if whole.captions is None else whole.captions.part(rows)
         self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
         self.objects = None if whole.objects is None else whole.objects.part(rows)

@@ -52,10 +52,11 @@ EQUIVALENT: Final = ROOT / "tests" / "mutants_equivalent.toml"
 #: module → the files of tests that look at it, quick ones first
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "metrics": ("test_metrics", "test_stats", "test_ranking"),
-    "stats": ("test_stats", "test_paired", "test_coverage", "test_retrieval"),
-    "paired": ("test_paired", "test_ranks", "test_gate", "test_compare"),
+    "stats": ("test_stats", "test_clustered", "test_paired", "test_coverage", "test_retrieval"),
+    "clustered": ("test_clustered", "test_coverage"),
+    "paired": ("test_paired", "test_ranks", "test_gate", "test_compare", "test_clustered"),
     "ranks": ("test_ranks",),
-    "pairing": ("test_compare", "test_standing", "test_gate"),
+    "pairing": ("test_compare", "test_clustered", "test_standing", "test_gate"),
     "jointly": ("test_jointly",),
     "outcomes": ("test_outcomes", "test_zero_shot"),
     "groups": ("test_groups",),
@@ -77,7 +78,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "solvers/svm": ("test_solvers", "test_svm_map"),
     "protocols/bias": ("test_bias", "test_coco_gender"),
     "protocols/grounding": ("test_grounding", "test_images"),
-    "protocols/linear_probe": ("test_linear_probe",),
+    "protocols/linear_probe": ("test_linear_probe", "test_clustered"),
     "protocols/retrieval": ("test_retrieval",),
     "protocols/svm_map": ("test_svm_map",),
     "protocols/zero_shot": ("test_zero_shot", "test_labels"),

@@ -13,7 +13,7 @@ from clipbench.cards import LABELLED, Strict, TaskCard
 from clipbench.data import Split
 from clipbench.errors import unknown
 from clipbench.protocols import Encoder, Outcome
-from clipbench.samples import decoded
+from clipbench.samples import clusters_of, decoded
 from clipbench.scoring import similarity
 from clipbench.store import Features
 
@@ -134,7 +134,8 @@ def _single_label(
     starts = range(0, len(rows), step)
     blocks = (slice(start, start + step) for start in starts)
     logits = ((block, similarity(images[rows[block]], weights)) for block in blocks)
-    return outcomes.single_label(logits, split.labels[rows].astype(np.int64), ids, len(weights), seed)
+    target = split.labels[rows].astype(np.int64)
+    return outcomes.single_label(logits, target, ids, len(weights), seed, clusters_of(split, rows))
 
 
 def _multi_label(
@@ -151,4 +152,5 @@ def _multi_label(
     scores = np.concatenate(
         [similarity(images[rows[i : i + step]], weights) for i in range(0, len(rows), step)]
     )
-    return outcomes.multi_label(scores, split.labels[rows].astype(np.uint8), ids, difficult, seed)
+    labels = split.labels[rows].astype(np.uint8)
+    return outcomes.multi_label(scores, labels, ids, difficult, seed, clusters=clusters_of(split, rows))
