@@ -65,12 +65,9 @@ class Samples:
         """
         matrix = encoder.images(split, space)
         rows = decoded(split, matrix)
-        labels = split.labels[rows]
-        if labels.ndim == 1:
-            labels = labels.astype(np.int64)
         ids = np.array(split.ids, dtype=object)[rows]
         clusters = clusters_of(split, rows)
-        return cls(Selection([(matrix, rows)], unit=unit), labels, ids, rows, clusters)
+        return cls(Selection([(matrix, rows)], unit=unit), split.labels[rows], ids, rows, clusters)
 
     def part(self, rows: NDArray[np.int64]) -> Samples:
         """The samples at `rows` (ascending) of these."""
