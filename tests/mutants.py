@@ -68,7 +68,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "standing": ("test_standing", "test_exposure", "test_gate"),
     "gate": ("test_gate", "test_escape"),
     "solvers/heads": ("test_linear_probe",),
-    "solvers/hinge": ("test_solvers", "test_svm_map"),
+    "solvers/hinge": ("test_hinge", "test_solvers", "test_svm_map"),
     "solvers/logistic": ("test_solvers",),
     "solvers/losses": ("test_solvers",),
     "solvers/neighbours": ("test_linear_probe",),
