@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint check torture fuzz parity coverage mutants clean
+.PHONY: all setup demo test lint check torture fuzz parity coverage mutants matrix clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -41,6 +41,12 @@ MUTANTS ?= --sample 3
 mutants: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,mutants]'
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py $(MUTANTS)
+
+# install, demo and smoke test on the lowest versions on Python 3.11 and the newest on 3.13 and 3.14, 5 to 8 GB at a
+# time; writes docs/matrix.md. MATRIX="--row newest-3.14 --python PATH" tries one
+MATRIX ?=
+matrix:
+	$(PYTHON) tests/matrix.py $(MATRIX)
 
 parity: setup
 	$(BIN)/python -m clipbench.bench.parity

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from clipbench.metrics import intervals, paired_tests
+from clipbench.metrics import clustered, intervals, paired_tests
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.joint import Contributions, summed
 from clipbench.metrics.scores import APKind
@@ -156,6 +156,127 @@ def few_shots_of_two(draws: int, trials: int, seed: int, *, same: bool) -> tuple
     return covered / trials, told / trials
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """Test sets of `count` clusters of uneven size (geometric, 20 on average), whose samples agree: `agreement` is the
+    intra-cluster correlation."""
+
+    count: int
+    agreement: float = 0.3
+
+    def drawn(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The cluster of each sample."""
+        return np.repeat(np.arange(self.count), rng.geometric(1 / 20, self.count))
+
+    def right(self, rng: np.random.Generator, cluster: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+        """Which samples are right, `share` of all there are: beta-binomial."""
+        more = (1 - self.agreement) / self.agreement
+        found: NDArray[np.bool_] = (
+            rng.random(cluster.size) < rng.beta(share * more, (1 - share) * more, self.count)[cluster]
+        )
+        return found
+
+    def noise(
+        self, rng: np.random.Generator, cluster: NDArray[np.int64], columns: int
+    ) -> NDArray[np.float64]:
+        """Normal variables [n, columns] that correlate within clusters."""
+        own, shared = rng.normal(size=(cluster.size, columns)), rng.normal(size=(self.count, columns))
+        found: NDArray[np.float64] = self.agreement**0.5 * shared[cluster] + (1 - self.agreement) ** 0.5 * own
+        return found
+
+
+def clustered_accuracy(
+    clusters: Clusters, share: float, trials: int, seed: int, *, samples_alone: bool = False
+) -> float:
+    """Of the accuracy over clusters; `samples_alone`: of Wilson's, as if samples were independent."""
+    rng = np.random.default_rng(seed)
+    covered = 0
+    for _ in range(trials):
+        cluster = clusters.drawn(rng)
+        right = clusters.right(rng, cluster, share)
+        score = intervals.accuracy_score(right, 0.1)
+        if not samples_alone:
+            score = clustered.mean_score(right.astype(np.float64), cluster, 0.1)
+        covered += score.ci95[0] <= share <= score.ci95[1]
+    return covered / trials
+
+
+def clustered_recall(
+    clusters: Clusters,
+    share: float,
+    trials: int,
+    seed: int,
+    *,
+    of_one_class: bool,
+    samples_alone: bool = False,
+) -> float:
+    """Of the mean recall of 5 classes of uneven size; `of_one_class`: all samples of a cluster are."""
+    rng = np.random.default_rng(seed)
+    classes = np.array([0.4, 0.25, 0.15, 0.1, 0.1])
+    covered = 0
+    for trial in range(trials):
+        cluster = clusters.drawn(rng)
+        target = rng.choice(5, clusters.count, p=classes)[cluster]
+        if not of_one_class:
+            target = rng.choice(5, cluster.size, p=classes)
+        right = clusters.right(rng, cluster, share)
+        prediction = np.where(right, target, (target + 1) % 5)
+        if samples_alone:
+            score = intervals.mean_per_class_recall_score(target, prediction, 5, trial)
+        else:
+            score = clustered.recall_score(target, prediction, 5, cluster)
+        covered += score.ci95[0] <= share <= score.ci95[1]
+    return covered / trials
+
+
+def clustered_ece(
+    clusters: Clusters,
+    power: float,
+    trials: int,
+    seed: int,
+    *,
+    samples_alone: bool = False,
+    count: int = 1_000,
+) -> float:
+    """Of the expected calibration error of a model that is right with its confidence to this power."""
+    rng = np.random.default_rng(seed)
+    every = rng.beta(5, 2, 200_000)
+    gaps = np.bincount(metrics.confidence_bin(every, 15), weights=every - every**power)
+    truth = float(np.abs(gaps).sum() / every.size)
+    covered = 0
+    for trial in range(trials):
+        cluster = clusters.drawn(rng)
+        confidence = rng.beta(5, 2, cluster.size)
+        correct = norm.cdf(clusters.noise(rng, cluster, 1)[:, 0]) < confidence**power
+        if samples_alone:
+            score = intervals.ece_score(confidence, correct, trial)
+        else:
+            score = clustered.ece_score(confidence, correct, cluster, trial, count=count)
+        covered += score.ci95[0] <= truth <= score.ci95[1]
+    return covered / trials
+
+
+def clustered_precision(
+    clusters: Clusters, sets: Sets, trials: int, seed: int, *, samples_alone: bool = False, count: int = 100
+) -> float:
+    """Of the mean average precision (`area`) of sets whose labels and scores correlate within clusters."""
+    rng = np.random.default_rng(seed)
+    parts = np.random.default_rng(sets.classes)
+    share, apart = (parts.uniform(*bounds, sets.classes) for bounds in (sets.positives, sets.apart))
+    covered = 0
+    for trial in range(trials):
+        cluster = clusters.drawn(rng)
+        labels = (norm.cdf(clusters.noise(rng, cluster, sets.classes)) < share).astype(np.uint8)
+        scores = (clusters.noise(rng, cluster, sets.classes) + apart * labels).astype(np.float32)
+        truth = float(sets.truth("area")[labels.any(axis=0)].mean())
+        found = intervals.mean_average_precision_scores(
+            scores, labels, trial, kinds=("area",), count=count, cluster=None if samples_alone else cluster
+        )
+        low, high = found["map_area"].ci95
+        covered += low <= truth <= high
+    return covered / trials
+
+
 def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
     """Name, simulation, and how many trials of 1,000 it gets (large sets are slow)."""
     kinds: tuple[APKind, ...] = ("area", "11pt", "envelope")
@@ -168,6 +289,21 @@ def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
     yield "few shots, 5 draws", partial(few_shots, 5), 2_000
     yield "few shots, 3 draws", partial(few_shots, 3), 2_000
     yield "mean of a suite, 5 tasks of the same images", partial(suite_mean, 5), 2_000
+    for count in (20, 50):
+        clusters = Clusters(count)
+        for right in (0.6, 0.9):
+            label = f"{count} clusters, {right:.0%} right"
+            yield f"accuracy, {label}", partial(clustered_accuracy, clusters, right), 5_000
+            for of_one_class in (False, True):
+                of = "one class each" if of_one_class else "several classes"
+                recall = partial(clustered_recall, clusters, right, of_one_class=of_one_class)
+                yield f"mean recall, {label}, of {of}", recall, 2_000
+        for power in (1.0, 1.5):
+            label = f"{count} clusters, right with confidence ^ {power:g}"
+            yield f"ece, {label}", partial(clustered_ece, clusters, power), 500
+        for name in ("FEW_CLASSES", "RARE"):
+            precision = partial(clustered_precision, clusters, globals()[name])
+            yield f"map_area, {name.lower()}, {count} clusters", precision, 500
     yield "difference of two map_area, few_classes", _difference, 1_000
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import covering
 import pytest
-from covering import EASY, FEW_CLASSES, HARD, RARE, Sets
+from covering import EASY, FEW_CLASSES, HARD, RARE, Clusters, Sets
 
 from clipbench.metrics.scores import APKind
 
@@ -32,6 +32,29 @@ def test_a_difference_of_average_precisions_is_covered_and_equal_models_are_told
 
 def test_a_mean_over_tasks_that_share_images_is_covered() -> None:
     assert 0.92 <= covering.suite_mean(5, trials=1_000, seed=1) <= 0.98  # as if independent: about 0.65
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9])
+@pytest.mark.parametrize("count", [20, 50])
+def test_accuracy_over_clusters_is_covered(count: int, share: float) -> None:
+    clusters = Clusters(count)
+    assert covering.clustered_accuracy(clusters, share, trials=1_500, seed=1) >= 0.92
+    assert covering.clustered_accuracy(clusters, share, trials=300, seed=1, samples_alone=True) < 0.6
+
+
+@pytest.mark.parametrize("of_one_class", [False, True], ids=["of several classes", "of one class each"])
+def test_mean_recall_over_clusters_is_covered(of_one_class: bool) -> None:
+    clusters = Clusters(20)
+    assert covering.clustered_recall(clusters, 0.6, trials=1_000, seed=1, of_one_class=of_one_class) >= 0.92
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5], ids=["calibrated", "too confident"])
+def test_calibration_over_clusters_is_covered(power: float) -> None:
+    assert covering.clustered_ece(Clusters(20), power, trials=500, seed=1, count=100) >= 0.92
+
+
+def test_average_precision_over_clusters_is_covered() -> None:
+    assert covering.clustered_precision(Clusters(20), FEW_CLASSES, trials=500, seed=1, count=60) >= 0.92
 
 
 @pytest.mark.parametrize("draws", [3, 5])

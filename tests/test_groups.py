@@ -52,6 +52,15 @@ def test_as_brute_force_does_it(seed: int) -> None:
         assert skew[q] == pytest.approx(brute_skew(similarities[:, q], counts, k), abs=1e-12)
 
 
+def test_images_that_do_not_count_are_passed_over() -> None:
+    """The 30 most similar images count for nobody: the best two are of group 0."""
+    counts = membership(np.repeat([0, 0, 1], [30, 2, 8]), 2)
+    counts[:, :30] = 0
+    ranked = Rankings(np.arange(40.0)[::-1, None])
+    assert ranked.max_skew(2, counts) == pytest.approx([math.log(5)])
+    assert ranked.top_means(2, counts).tolist() == [[8.5, 6.5]]
+
+
 def test_ties_are_shared_as_all_orders_would_on_average() -> None:
     values = np.array([0.9, 0.5, 0.5, 0.5, 0.5, 0.1])
     groups = np.array([0, 0, 1, 1, 1, 0])

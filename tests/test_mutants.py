@@ -26,7 +26,7 @@ from mutants import (
 
 NUMBERS = (
     *("metrics", "stats", "paired", "pairing", "jointly", "outcomes", "groups", "selection", "samples"),
-    *("ranks", "report/numbers", "boxes", "scoring", "standing", "gate"),
+    *("clustered", "ranks", "report/numbers", "boxes", "scoring", "standing", "gate"),
 )
 
 

@@ -178,7 +178,7 @@ def test_importing_clipbench_alone_loads_next_to_nothing() -> None:
 
 
 def test_the_version_is_the_packages() -> None:
-    project = tomllib.loads((Path(clipbench.__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert clipbench.__version__ == project["version"]
 
 

@@ -82,6 +82,7 @@ def test_what_runs_on_a_gpu_finds_the_same(kind: str, monkeypatch: pytest.Monkey
     images, texts, owner = features(kind, 150)
     scores = (torch.from_numpy(images) @ torch.from_numpy(texts).T).numpy()
     check(ranking.rank(images, texts, owner, block=(64, 192)), (scores, scores), owner, 10)
+    check(ranking.rank(images, texts, owner, top=100, block=(64, 64)), (scores, scores), owner, 100)
 
 
 @pytest.mark.parametrize("top", [1, 3, 40, 10_000])

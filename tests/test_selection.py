@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clipbench.solvers.selection import Selection
@@ -16,6 +16,7 @@ ROWS = st.lists(st.integers(0, 9), unique=True).map(lambda r: np.array(sorted(r)
 
 
 @given(ROWS, st.lists(st.integers(0, 5), unique=True), st.integers(0, 20), st.integers(0, 20))
+@example(np.arange(6), [0, 1, 2], 2, 8)  # from the middle of one matrix to that of the next
 def test_slices_are_those_of_the_copied_rows(
     first: np.ndarray, second: list[int], start: int, stop: int
 ) -> None:

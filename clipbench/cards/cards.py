@@ -323,21 +323,25 @@ class Source(Strict):
 
 
 class Columns(Strict):
-    """Column names of a tabular source (parquet, hub). WebDataset and image folders need none.
+    """Column names of a tabular source (parquet, hub). Image folders have none.
 
-    `image_id` says which image a row of a set of captions shows, where an image has several rows.
+    `image_id` says which image a row of a set of captions shows, where an image has several rows. `cluster` says which
+    samples belong together (the slide, the patient, the camera's sequence that each is from): intervals and tests are
+    then over clusters, and no validation data cuts one. In WebDataset tars it is a field of each sample's `.json`.
     """
 
     image: str = "image"
     label: str = "label"
     caption: str = "caption"
     image_id: str | None = None
+    cluster: str | None = None
 
     @model_serializer(mode="wrap")
     def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
         fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) not in (("caption", "caption"), ("image_id", None))}
+        unset = (("caption", "caption"), ("image_id", None), ("cluster", None))
+        return {k: v for k, v in fields.items() if (k, v) not in unset}
 
 
 class Part(Strict):

@@ -21,7 +21,7 @@ from clipbench.cards.entry import Entry
 from clipbench.data import labels, repeats
 from clipbench.data.digests import digests, sha256_file
 from clipbench.data.fetched import archive_of
-from clipbench.data.layouts.base import FileLayout, Layout, is_junk, printable
+from clipbench.data.layouts.base import FileLayout, Layout, is_junk, no_columns, printable
 from clipbench.data.layouts.folder import ImageFolder
 from clipbench.data.layouts.parquet import Parquet
 from clipbench.data.layouts.webdataset import CLASS_NAMES, SHARDS, WebDataset, check_shards
@@ -142,6 +142,8 @@ def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) 
     if card.source.builtin is not None:
         from clipbench.data.builtin import BUILTINS
 
+        if card.columns.cluster is not None:
+            raise no_columns(f"{dataset.id}, {role}", "cluster", card.columns.cluster)
         if card.source.builtin not in BUILTINS:
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
@@ -233,6 +235,8 @@ class TableSplit(Split):
         else:
             self.labels = np.zeros(len(self.ids), np.int64)
         self.notes = source.notes + notes
+        if dataset.card.columns.cluster is not None:
+            self.clusters = np.array(source.beside("cluster", dataset.card.columns.cluster), dtype=object)
         self.objects = source.objects
         self.scattered = isinstance(source, FileLayout)
 
@@ -283,7 +287,7 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
     if tars:
         if folder is not None:
             check_shards(folder / SHARDS, len(tars))
-        source, files = WebDataset(tars, root, tars[0].parent, dataset.card.kind), tars
+        source, files = WebDataset(tars, root, tars[0].parent, dataset.card), tars
     elif tables:
         source = _parquet(tables, dataset.card, root)
         files = source.files
@@ -454,7 +458,7 @@ def _hub(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> 
     if kinds == {".parquet"}:
         opened = _parquet(files, dataset.card, folder, where)
     elif kinds == {".tar"} and dataset.card.kind != "expressions":
-        opened = WebDataset(files, folder, where, dataset.card.kind)
+        opened = WebDataset(files, folder, where, dataset.card)
     else:
         raise DataError(
             f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",

@@ -137,6 +137,7 @@ class Split(ABC):
         labels: int64 [n] class indices into the card's `classes`, or uint8 [n, C] for multi-label sets
             (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
         classes: the names that go with the labels.
+        clusters: text [n], which samples belong together, where the card names a column that says it.
         captions, expressions, objects: what a set of that kind has, else None.
         scattered: whether samples at scattered rows are read as quickly as those in order.
         notes: what a reader of its numbers must know of it; they stand in the record.
@@ -148,6 +149,7 @@ class Split(ABC):
     ids: Sequence[str]
     labels: NDArray[np.int64] | NDArray[np.uint8]
     classes: tuple[str, ...]
+    clusters: NDArray[np.object_] | None = None
     captions: Captions | None = None
     expressions: Expressions | None = None
     objects: Objects | None = None
@@ -156,6 +158,14 @@ class Split(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def cluster_notes(self) -> tuple[Note, ...]:
+        """How many clusters samples belong to, where the card names a column that says it."""
+        if self.clusters is None:
+            return ()
+        names, sizes = np.unique(self.clusters, return_counts=True)
+        text = f"clusters of samples, the largest of {sizes.max():,}; intervals and tests are over clusters"
+        return (Note.of("clusters", text, names.tolist()),)
 
     @abstractmethod
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
@@ -172,6 +182,7 @@ class Subset(Split):
         self.fingerprint = fingerprint([whole.fingerprint, rows.tolist()])
         self.ids = [whole.ids[r] for r in rows.tolist()]
         self.labels = whole.labels[rows]
+        self.clusters = None if whole.clusters is None else whole.clusters[rows]
         self.captions = None if whole.captions is None else whole.captions.part(rows)
         self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
         self.objects = None if whole.objects is None else whole.objects.part(rows)

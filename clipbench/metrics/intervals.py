@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import NormalDist
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,26 @@ def wilson(successes: float, n: float) -> Interval:
     half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # At 0 and 1 an end meets the value; rounding must not leave the value outside its own interval.
     return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
+
+
+def quantile(freedom: float = math.inf) -> float:
+    """How many standard errors 95 % lie within: of Student's t, or of the normal distribution.
+
+    >>> round(quantile(4), 3), round(quantile(), 3)
+    (2.776, 1.96)
+    """
+    from scipy.stats import t
+
+    return _Z if math.isinf(freedom) else float(t.ppf(0.975, freedom))
+
+
+def alike(sizes: NDArray[Any]) -> float:
+    """How many clusters of equal size would weigh as those of `sizes` do: (Σ s)² / Σ s² (Kish 1965, section 8.2).
+
+    >>> alike(np.array([10, 10, 10])), alike(np.array([98, 1, 1])) < 1.1
+    (3.0, True)
+    """
+    return float(sizes.sum()) ** 2 / float((sizes.astype(np.float64) ** 2).sum())
 
 
 def percentile(draws: NDArray[np.float64]) -> Interval:
@@ -171,7 +191,7 @@ def of_seeds(values: Sequence[float]) -> tuple[float, Interval]:
     return mean, (mean - half, mean + half)
 
 
-def of_draws(values: Sequence[float], error: float, n: int) -> tuple[float, float]:
+def of_draws(values: Sequence[float], error: float, n: float) -> tuple[float, float]:
     """How uncertain the mean of `values` is, of draws (of shots) that are all measured on the same images.
 
     Returns half the width of its 95 % interval, and the degrees of freedom: Student's t at Welch's degrees for the sum
@@ -181,7 +201,7 @@ def of_draws(values: Sequence[float], error: float, n: int) -> tuple[float, floa
     Args:
         values: R ≥ 1 of them, one a draw.
         error: standard error of their mean where the images alone vary.
-        n: images.
+        n: images; where they belong together in clusters, one more than the degrees of freedom of `error`.
 
     >>> half, freedom = of_draws([0.5, 0.6, 0.7], 0.0, 100)
     >>> round(half, 3), freedom  # as `of_seeds`
@@ -336,6 +356,7 @@ def mean_average_precision_scores(
     difficult: Difficult = "ignore",
     kinds: Sequence[APKind] = ("area", "11pt"),
     count: int = RESAMPLES,
+    cluster: Ints | None = None,
 ) -> dict[str, Score]:
     """`map_area`, `map_11pt` and `map_envelope`, as asked for, with intervals from the same resamples of images.
 
@@ -351,7 +372,8 @@ def mean_average_precision_scores(
     no value of its own. Where no draw differs, as when every ranking is perfect, it is Wilson's, each image with a
     positive counting as one sample.
 
-    Args: as `metrics.mean_average_precision`; count: of resamples.
+    Args: as `metrics.mean_average_precision`; count: of resamples; cluster: int64 [N], from 0 on, which images
+        belong together: whole clusters are resampled then.
 
     Raises:
         DataError: a score is not finite, or no class has a positive.
@@ -363,36 +385,40 @@ def mean_average_precision_scores(
     (1.0, 0.6667)
     """
     n = scores.shape[0]
-    draws = mean_average_precision_draws(scores, labels, seed, difficult, kinds, count)
+    draws = mean_average_precision_draws(scores, labels, seed, difficult, kinds, count, cluster)
     if any(math.isnan(found.value) for found in draws.values()):
         raise DataError(
             f"no class has a positive among these {n:,} images, so mean average precision is not defined",
             hint="score more images: raise --limit, or leave it out",
         )
     chance = _mean_prevalence(labels, difficult)
-    shown = int(metrics.positives(labels, difficult)[0].any(axis=1).sum())
+    shows = metrics.positives(labels, difficult)[0].any(axis=1)
+    if cluster is None:
+        sizes = float(n), float(shows.sum())
+    else:
+        sizes = alike(np.bincount(cluster)), alike(np.bincount(cluster, weights=shows))
     return {
-        f"map_{kind}": Score(found.value, _map_interval(found, n, shown), n, chance)
+        f"map_{kind}": Score(found.value, _map_interval(found, *sizes), n, chance)
         for kind, found in draws.items()
     }
 
 
-def _map_interval(found: APDraws, n: int, shown: int) -> Interval:
-    """The interval of a mean average precision over `n` images, `shown` of which have a positive."""
+def _map_interval(found: APDraws, n: float, shown: float) -> Interval:
+    """The interval of a mean average precision over `n` images or clusters, `shown` of which have a positive."""
     if np.nanmax(found.draws) - np.nanmin(found.draws) < 1e-12:
         return wilson(found.value * shown, shown)
     centre = min(max(found.centre, 1 / (2 * n)), 1 - 1 / (2 * n))
-    low, high = _on_logit_scale(centre, found.error)
+    low, high = on_logit_scale(centre, found.error, quantile(found.freedom))
     return min(low, found.value), max(high, found.value)
 
 
-def _on_logit_scale(value: float, error: float) -> Interval:
+def on_logit_scale(value: float, error: float, quantile: float = _Z) -> Interval:
     """95 % interval of a share, 0 < value < 1, with this standard error: symmetric in ln(p / (1 − p)).
 
-    >>> [round(end, 4) for end in _on_logit_scale(0.9, 0.05)]
+    >>> [round(end, 4) for end in on_logit_scale(0.9, 0.05)]
     [0.7518, 0.9639]
     """
-    at, half = math.log(value / (1 - value)), _Z * error / (value * (1 - value))
+    at, half = math.log(value / (1 - value)), quantile * error / (value * (1 - value))
     return 1 / (1 + math.exp(min(half - at, 700.0))), 1 / (1 + math.exp(-at - half))
 
 
@@ -406,7 +432,8 @@ class APDraws:
             there are (`metrics.curve_average_precision`), of `11pt` the value.
         draws: float64 [count], NaN where nothing is positive.
         population: whether the interval is about all images there are, not about test sets of this size.
-        positives: of a class, the harmonic mean over classes.
+        positives: of a class, or clusters that hold some, the harmonic mean over classes.
+        freedom: degrees of freedom of `error`.
     """
 
     value: float
@@ -414,6 +441,7 @@ class APDraws:
     draws: NDArray[np.float64]
     population: bool
     positives: float
+    freedom: float = math.inf
 
     @property
     def centre(self) -> float:
@@ -437,6 +465,7 @@ def mean_average_precision_draws(
     difficult: Difficult,
     kinds: Sequence[APKind],
     count: int = RESAMPLES,
+    cluster: Ints | None = None,
 ) -> dict[APKind, APDraws]:
     """Mean average precisions and their bootstrap draws; equal seeds draw equal images.
 
@@ -449,12 +478,17 @@ def mean_average_precision_draws(
     """
     n = len(scores)
     ranked = list(metrics.rankings(scores, labels, difficult))
-    counts = [one.hits.size for one in ranked if one.hits.size]
+    if cluster is None:
+        counts: list[float] = [one.hits.size for one in ranked if one.hits.size]
+    else:
+        shows = metrics.positives(labels, difficult)[0]
+        counts = [alike(np.bincount(cluster, weights=own)) for own in shows.T if own.any()]
     positives = len(counts) / sum(1 / found for found in counts) if counts else 0.0
     whole = np.ones((n, 1), dtype=np.int32)
     value = _map_of_weightings(ranked, whole, kinds, expected=False)
     about = _map_of_weightings(ranked, whole, kinds)
-    parts = [_map_of_weightings(ranked, weights, kinds) for weights in _weight_chunks(n, seed, count)]
+    chunks = _weight_chunks(n, seed, count, cluster)
+    parts = [_map_of_weightings(ranked, weights, kinds) for weights in chunks]
     return {
         kind: APDraws(
             float(value[kind][0]),
@@ -462,6 +496,7 @@ def mean_average_precision_draws(
             np.concatenate([part[kind] for part in parts]),
             kind != "11pt",
             positives,
+            math.inf if cluster is None else max(1.0, alike(np.bincount(cluster)) - 1),
         )
         for kind in kinds
     }
@@ -494,9 +529,12 @@ def _mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def _weight_chunks(n: int, seed: int, count: int) -> Iterator[NDArray[np.int32]]:
-    """`resamples` as counts of each sample, int32 [n, up to _CHUNK]."""
-    counts = (np.bincount(drawn, minlength=n) for drawn in resamples(n, seed, count))
+def _weight_chunks(n: int, seed: int, count: int, cluster: Ints | None = None) -> Iterator[NDArray[np.int32]]:
+    """`resamples` of samples, or of whole clusters, as counts of each sample, int32 [n, up to _CHUNK]."""
+    groups = n if cluster is None else int(cluster.max()) + 1
+    counts = (np.bincount(drawn, minlength=groups) for drawn in resamples(groups, seed, count))
+    if cluster is not None:
+        counts = (drawn[cluster] for drawn in counts)
     while chunk := list(islice(counts, _CHUNK)):
         yield np.stack(chunk, axis=1).astype(np.int32)
 

@@ -25,6 +25,9 @@ class Contributions:
         values: float64 [n], n ≥ 1, of independent images; they sum to the score.
         more: variance of the score that does not come from which images there are, such as which shots were drawn.
         draws: the score in each draw of shots, where there are several.
+        effects: of images that come in clusters of uneven size, how far each cluster pulls the score; None: as far
+            as its value is from the mean of all.
+        freedom: degrees of freedom of the spread of `effects`.
     """
 
     images: str
@@ -32,6 +35,17 @@ class Contributions:
     values: Doubles
     more: float = 0.0
     draws: Sequence[float] = ()
+    effects: Doubles | None = None
+    freedom: float = math.inf
+
+    @property
+    def centred(self) -> Doubles:
+        """How far each image pulls the score; their squares, times n / (n − 1), sum to its variance."""
+        if self.effects is None:
+            centred: Doubles = self.values - self.values.mean()
+        else:  # `summed` widens once more by what these, of `clustered.spread`, are already widened by
+            centred = self.effects * math.sqrt(1 - 1 / self.effects.size)
+        return centred
 
 
 def summed(parts: Sequence[Contributions]) -> tuple[Doubles, float]:
@@ -51,7 +65,7 @@ def summed(parts: Sequence[Contributions]) -> tuple[Doubles, float]:
         own = [part for part in parts if part.images == images]
         names = np.concatenate([np.array(part.ids, dtype=object) for part in own])
         _, place = np.unique(names, return_inverse=True)
-        centred = np.concatenate([part.values - part.values.mean() for part in own])
+        centred = np.concatenate([part.centred for part in own])
         off = np.bincount(place, weights=centred)
         variance += float((off**2).sum()) * off.size / max(off.size - 1, 1)
         found.append(np.bincount(place, weights=np.concatenate([part.values for part in own])))

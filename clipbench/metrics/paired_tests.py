@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.metrics import intervals
+from clipbench.metrics.clustered import Spread
 from clipbench.metrics.intervals import Interval, Score
 from clipbench.metrics.joint import Contributions, summed
 from clipbench.metrics.scores import APKind, Difficult
@@ -80,6 +81,28 @@ def of_means(first: NDArray[np.float64], second: NDArray[np.float64], seed: int)
     value = float(d.mean())
     ci95 = min(ci95[0], value), max(ci95[1], value)
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, d.size)
+
+
+def of_clusters(values: NDArray[np.float64], spread: Spread, seed: int) -> Difference:
+    """The difference of two means over samples that belong together in clusters.
+
+    Under no difference, either model could have been either on each cluster as a whole: the test is that of `of_means`
+    on what clusters add. The interval is Student's t, from `clustered.spread`.
+
+    Args:
+        values: what each cluster adds to the difference, float64 [G].
+        spread: of the difference.
+
+    >>> from clipbench.metrics import clustered
+    >>> found = of_clusters(np.array([0.25, 0.25]), clustered.spread(np.full(4, 0.5), np.array([0, 0, 1, 1])), seed=0)
+    >>> found.value, found.p, found.method, found.n
+    (0.5, 0.5, 'sign test, exact, of clusters', 2)
+    """
+    less, more, method = sign_flip(values, seed)
+    method = f"{method.replace('McNemar', 'sign test')}, of clusters"
+    value = float(values.sum())
+    ci95 = value - spread.half, value + spread.half
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, values.size)
 
 
 def sign_flip(d: NDArray[np.float64], seed: int) -> tuple[float, float, str]:
@@ -198,6 +221,7 @@ def of_average_precision(
     difficult: Difficult,
     seed: int,
     count: int = intervals.RESAMPLES,
+    cluster: NDArray[np.int64] | None = None,
 ) -> Difference:
     """The difference of two mean average precisions over the same images; the same resamples of images for both.
 
@@ -208,16 +232,21 @@ def of_average_precision(
         first, second: scores, float32 [N, C].
         labels: uint8 [N, C], as `metrics.mean_average_precision`.
         count: of resamples.
+        cluster: int64 [N], from 0 on, which images belong together: p is then that of Student's t.
     """
     one, other = (
-        intervals.mean_average_precision_draws(scores, labels, seed, difficult, [kind], count)[kind]
+        intervals.mean_average_precision_draws(scores, labels, seed, difficult, [kind], count, cluster)[kind]
         for scores in (first, second)
     )
     found = replace(
         one, value=other.value - one.value, about=other.about - one.about, draws=other.draws - one.draws
     )
     error, value, centre = found.error, found.value, found.centre
-    ci95 = min(centre - _Z * error, value), max(centre + _Z * error, value)
+    half = intervals.quantile(found.freedom) * error
+    ci95 = min(centre - half, value), max(centre + half, value)
+    if cluster is not None:
+        groups = int(cluster.max()) + 1
+        return _student(value, ci95, error, "paired bootstrap of clusters", groups, found.freedom, centre)
     return _normal(value, ci95, error, "paired bootstrap", len(labels), centre)
 
 
@@ -248,8 +277,27 @@ def _normal(
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
 
 
+def _student(
+    value: float,
+    ci95: Interval,
+    error: float,
+    method: str,
+    n: int,
+    freedom: float,
+    centre: float | None = None,
+) -> Difference:
+    """A difference whose p is that of Student's t about `centre` (None: the value)."""
+    from scipy.stats import t
+
+    centre = value if centre is None else centre
+    if error == 0:
+        return _normal(value, ci95, error, method, n)
+    less, more = float(t.cdf(centre / error, freedom)), float(t.sf(centre / error, freedom))
+    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
+
+
 def of_draws(
-    first: NDArray[np.float64], second: NDArray[np.float64], *, same: bool
+    first: NDArray[np.float64], second: NDArray[np.float64], *, same: bool, spread: Spread | None = None
 ) -> tuple[Difference, float]:
     """The difference of two means over draws (of shots) and samples, and the variance that comes from the draws.
 
@@ -258,43 +306,47 @@ def of_draws(
     Args:
         first, second: what each sample adds in each draw, float64 [R, N] and [S, N].
         same: both had the same shots in each draw (then R = S), so that draws are paired.
+        spread: of the difference, where samples belong together in clusters.
 
     >>> found, _ = of_draws(np.zeros((3, 4)), np.full((3, 4), 0.5) + np.array([[-0.1], [0.0], [0.1]]), same=True)
     >>> round(found.value, 3), round(found.p, 3), found.method
     (0.5, 0.013, 't over draws and samples')
     """
-    from scipy.stats import t
-
     gains = second.mean(axis=0) - first.mean(axis=0)
     one, other = first.mean(axis=1), second.mean(axis=1)
-    value, n = float(gains.mean()), gains.size
-    spread, between, freedom = over_draws(gains, one, other, same=same)
-    if spread == 0:
+    value, n = float(gains.mean()), gains.size if spread is None else spread.effects.size
+    error, between, freedom = over_draws(gains, one, other, same=same, spread=spread)
+    if error == 0:
         return _normal(value, (value, value), 0.0, "no spread", n), 0.0
-    half = float(t.ppf(0.975, freedom)) * spread
-    less, more = float(t.cdf(value / spread, freedom)), float(t.sf(value / spread, freedom))
-    ci95 = value - half, value + half
-    method = "t over draws and samples"
-    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n), between
+    half = intervals.quantile(freedom) * error
+    method = f"t over draws and {'samples' if spread is None else 'clusters'}"
+    return _student(value, (value - half, value + half), error, method, n, freedom), between
 
 
 def over_draws(
-    gains: NDArray[np.float64], one: NDArray[np.float64], other: NDArray[np.float64], *, same: bool
+    gains: NDArray[np.float64],
+    one: NDArray[np.float64],
+    other: NDArray[np.float64],
+    *,
+    same: bool,
+    spread: Spread | None = None,
 ) -> tuple[float, float, float]:
     """Standard error of a difference over draws and samples, the variance from the draws in it, degrees of freedom.
 
     Args:
         gains: how much more the second has of each sample, over its draws: float64 [N].
         one, other: the score in each draw, float64 [R] and [S].
-        same: as of `of_draws`.
+        same, spread: as of `of_draws`.
     """
-    error = float(gains.std()) / math.sqrt(max(gains.size - 1, 1))
+    error, own = float(gains.std()) / math.sqrt(max(gains.size - 1, 1)), float(max(gains.size - 1, 1))
+    if spread is not None:
+        error, own = spread.error, spread.freedom
     parts = [other - one] if same else [one, other]
     told = [part for part in parts if part.size > 1]
     between = sum(float(np.var(part, ddof=1)) / part.size for part in told)
     total = between + error**2
     square = sum((float(np.var(part, ddof=1)) / part.size) ** 2 / (part.size - 1) for part in told)
-    square += error**4 / max(gains.size - 1, 1)
+    square += error**4 / own
     return math.sqrt(total), between, total**2 / square if square else math.inf
 
 
@@ -302,7 +354,7 @@ def of_contributions(parts: Sequence[Contributions], seed: int) -> Difference:
     """The mean of the differences of several tasks; images that tasks share count once, with all that they add.
 
     Under no difference either model could have been either on each image, in all of its tasks at once, so the test is
-    that of `of_means` on what each image adds. The interval is normal.
+    that of `of_means` on what each image adds. The interval is normal, or Student's t where images come in clusters.
 
     >>> part = Contributions("a", ["x", "y", "z"], np.array([0.1, 0.1, 0.1]))
     >>> found = of_contributions([part, part], seed=0)  # two tasks of the same three images
@@ -313,12 +365,14 @@ def of_contributions(parts: Sequence[Contributions], seed: int) -> Difference:
     values, error = values / len(parts), error / len(parts)
     less, more, method = sign_flip(values * values.size, seed)
     value = float(values.sum())
+    freedom = min(part.freedom for part in parts)
     if any(part.more for part in parts):  # what does not come from images has no signs to flip
         method = "normal"
         less, more = (
             _NORMAL.cdf(side * value / error) if error else float(side * value >= 0) for side in (1, -1)
         )
-    ci95 = value - _Z * error, value + _Z * error
+    half = intervals.quantile(freedom) * error
+    ci95 = value - half, value + half
     method = method.replace("McNemar", "sign test")
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, values.size)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clipbench.data.split import Split
 from clipbench.errors import DataError
-from clipbench.metrics import intervals
+from clipbench.metrics import clustered, intervals
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.scores import APKind, Difficult
 from clipbench.protocols.base import Columns, MetricSpec, Outcome, Recorded
@@ -63,6 +63,9 @@ MULTI_LABEL: Final = (
     MetricSpec("map_envelope", "share of positives", precision="envelope"),
 )
 
+Clusters = NDArray[np.object_]
+SampleColumns = dict[str, NDArray[Any] | list[NDArray[Any]]]
+
 
 def single_label(
     blocks: Iterable[tuple[slice, NDArray[np.float32]]],
@@ -70,12 +73,16 @@ def single_label(
     ids: Sequence[str] | NDArray[np.object_],
     classes: int,
     seed: int,
+    clusters: Clusters | None = None,
 ) -> Outcome:
     """acc1, acc5 (from 5 classes on), mean per-class recall and ece, the lowest index winning a tie.
+
+    Intervals are over samples, or over clusters where samples belong together (see `clipbench.metrics.clustered`).
 
     Args:
         blocks: row slices and their logits, float32 [b, classes], that cover all samples.
         target: int64 [n], class indices below `classes`.
+        clusters: text [n], the cluster of each sample.
     """
     rank, prediction = np.empty_like(target), np.empty_like(target)
     confidence = np.empty(len(target), dtype=np.float64)
@@ -84,17 +91,31 @@ def single_label(
         prediction[rows] = metrics.predict(logits)
         confidence[rows] = metrics.winning_confidence(logits)
     correct = rank == 0
-    scores = {"acc1": intervals.accuracy_score(correct, 1 / classes)}
-    if classes >= 5:
-        scores["acc5"] = intervals.accuracy_score(rank < 5, 5 / classes)
-    scores["mean_per_class_recall"] = intervals.mean_per_class_recall_score(target, prediction, classes, seed)
-    scores["ece"] = intervals.ece_score(confidence, correct, seed)
-    samples = {"id": ids, "target": target, "prediction": prediction, "rank": rank, "confidence": confidence}
+    hits = {"acc1": (correct, 1 / classes)} | ({"acc5": (rank < 5, 5 / classes)} if classes >= 5 else {})
+    if clusters is None:
+        scores = {name: intervals.accuracy_score(*right) for name, right in hits.items()}
+        recall = intervals.mean_per_class_recall_score(target, prediction, classes, seed)
+        scores |= {"mean_per_class_recall": recall, "ece": intervals.ece_score(confidence, correct, seed)}
+    else:
+        of = clustered.codes(clusters)
+        scores = {
+            name: clustered.mean_score(right.astype(np.float64), of, chance)
+            for name, (right, chance) in hits.items()
+        }
+        scores["mean_per_class_recall"] = clustered.recall_score(target, prediction, classes, of)
+        scores["ece"] = clustered.ece_score(confidence, correct, of, seed)
+    samples: SampleColumns = {"id": np.asarray(ids), "target": target, "prediction": prediction}
+    samples |= {"rank": rank, "confidence": confidence} | column_of(clusters)
     return Outcome(
         scores,
         {"recall": metrics.per_class_recall(target, prediction, classes)},
-        {name: np.asarray(column) for name, column in samples.items()},
+        samples,
     )
+
+
+def column_of(clusters: Clusters | None) -> SampleColumns:
+    """The column of clusters for the samples of an outcome; nothing where samples do not belong together."""
+    return {} if clusters is None else {"cluster": clusters}
 
 
 def multi_label(
@@ -104,6 +125,7 @@ def multi_label(
     difficult: Difficult,
     seed: int,
     kinds: Sequence[APKind] = ("area", "11pt"),
+    clusters: Clusters | None = None,
 ) -> Outcome:
     """Mean average precisions over classes, each class ranked over all images.
 
@@ -111,11 +133,15 @@ def multi_label(
         scores: float32 [n, C].
         labels: uint8 [n, C]: 0, 1, or `metrics.DIFFICULT`.
         kinds: of average precision.
+        clusters: text [n], the cluster of each sample.
     """
+    of = None if clusters is None else clustered.codes(clusters)
+    samples: SampleColumns = {"id": np.asarray(ids), "target": list(labels)}
+    samples |= {"score": list(scores.astype(np.float32))} | column_of(clusters)
     return Outcome(
-        dict(intervals.mean_average_precision_scores(scores, labels, seed, difficult, kinds)),
+        dict(intervals.mean_average_precision_scores(scores, labels, seed, difficult, kinds, cluster=of)),
         {f"ap_{k}": metrics.per_class_average_precision(scores, labels, k, difficult) for k in kinds},
-        {"id": np.asarray(ids), "target": list(labels), "score": list(scores.astype(np.float32))},
+        samples,
     )
 
 

@@ -29,6 +29,11 @@ def decoded(split: Split, features: Features) -> NDArray[np.int64]:
     return rows
 
 
+def clusters_of(split: Split, rows: NDArray[np.int64]) -> NDArray[np.object_] | None:
+    """The clusters of the samples at `rows`; None where they do not belong together."""
+    return None if split.clusters is None else split.clusters[rows]
+
+
 class Samples:
     """Some samples of a split, or of several.
 
@@ -37,12 +42,19 @@ class Samples:
         labels: int64 [n], or uint8 [n, C].
         ids: [n].
         rows: int64 [n], their places in the split.
+        clusters: text [n], which belong together; None where the data does not say.
     """
 
     def __init__(
-        self, features: Selection, labels: NDArray[Any], ids: NDArray[np.object_], rows: NDArray[np.int64]
+        self,
+        features: Selection,
+        labels: NDArray[Any],
+        ids: NDArray[np.object_],
+        rows: NDArray[np.int64],
+        clusters: NDArray[np.object_] | None = None,
     ) -> None:
         self.features, self.labels, self.ids, self.rows = features, labels, ids, rows
+        self.clusters = clusters
 
     @classmethod
     def of(cls, split: Split, encoder: Inputs, space: str, *, unit: bool = False) -> Samples:
@@ -53,21 +65,22 @@ class Samples:
         """
         matrix = encoder.images(split, space)
         rows = decoded(split, matrix)
-        labels = split.labels[rows]
-        if labels.ndim == 1:
-            labels = labels.astype(np.int64)
         ids = np.array(split.ids, dtype=object)[rows]
-        return cls(Selection([(matrix, rows)], unit=unit), labels, ids, rows)
+        clusters = clusters_of(split, rows)
+        return cls(Selection([(matrix, rows)], unit=unit), split.labels[rows], ids, rows, clusters)
 
     def part(self, rows: NDArray[np.int64]) -> Samples:
         """The samples at `rows` (ascending) of these."""
-        return Samples(self.features.part(rows), self.labels[rows], self.ids[rows], self.rows[rows])
+        clusters = None if self.clusters is None else self.clusters[rows]
+        return Samples(self.features.part(rows), self.labels[rows], self.ids[rows], self.rows[rows], clusters)
 
     def joined(self, other: Samples) -> Samples:
         """These samples, then those of `other`."""
+        both = self.clusters is not None and other.clusters is not None
         return Samples(
             self.features.joined(other.features),
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.ids, other.ids]),
             np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.clusters, other.clusters]) if both else None,
         )

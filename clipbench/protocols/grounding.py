@@ -13,7 +13,9 @@ from pydantic import Field
 from clipbench.cards.cards import TaskCard
 from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError, unknown
-from clipbench.metrics import boxes, intervals
+from clipbench.metrics import boxes, clustered, intervals
+from clipbench.protocols._outcomes import column_of
+from clipbench.protocols._samples import clusters_of
 from clipbench.protocols.base import (
     Columns,
     Elsewhere,
@@ -118,14 +120,15 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: P
         raise DataError(f"{split.dataset}: none of the {len(split)} images could be decoded")
     numbers = np.array([found.number for found in rows])
     images = expressions.image[numbers]
+    clusters = clusters_of(split, images)
     chance = float(np.mean([found.chance for found in rows]))
     hits = np.array([found.hit for found in rows])
     at_centre = np.array([found.centre for found in rows])
     energies = np.array([found.energy for found in rows], dtype=np.float64)
     points = np.array([found.point for found in rows])
     scores = {
-        "pointing_game": intervals.clustered_mean_score(hits.astype(np.float64), images, chance, seed),
-        "heat_energy_in_box": intervals.clustered_mean_score(energies, images, chance, seed),
+        "pointing_game": _score(hits.astype(np.float64), images, clusters, chance, seed),
+        "heat_energy_in_box": _score(energies, images, clusters, chance, seed),
     }
     samples: dict[str, NDArray[Any] | list[NDArray[Any]]] = {
         "id": np.array([expressions.ids[n] for n in numbers], dtype=object),
@@ -136,19 +139,20 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: P
         "energy": energies,
         "x": points[:, 0],
         "y": points[:, 1],
+        **column_of(clusters),
     }
     evidence: dict[str, object] = {
         "heat_maps": rows[0].described,
         "images": len(np.unique(images)),
         "maps_of_zeros": sum(found.empty for found in rows),
-        "centre_baseline": _beside_centre(hits, at_centre, images, seed),
+        "centre_baseline": _beside_centre(
+            hits, at_centre, images if clusters is None else clustered.codes(clusters), seed
+        ),
     }
     if expressions.candidates is not None:
         overlap = np.array([found.overlap or 0.0 for found in rows])
         by_chance = float(np.mean([found.candidate_chance for found in rows]))
-        scores["acc@iou0.5"] = intervals.clustered_mean_score(
-            (overlap >= _IOU).astype(np.float64), images, by_chance, seed
-        )
+        scores["acc@iou0.5"] = _score((overlap >= _IOU).astype(np.float64), images, clusters, by_chance, seed)
         samples["iou"] = overlap
         evidence["without_candidates"] = sum(found.overlap is None for found in rows)
     return Outcome(scores, samples=samples, evidence=evidence)
@@ -197,6 +201,19 @@ def pictures(
 def _expressions(split: Split) -> Expressions:
     assert split.expressions is not None  # cards of this kind open as such
     return split.expressions
+
+
+def _score(
+    values: NDArray[np.float64],
+    images: NDArray[np.int64],
+    clusters: NDArray[np.object_] | None,
+    chance: float,
+    seed: int,
+) -> intervals.Score:
+    """The mean over expressions, those of an image together, or those of a cluster of images."""
+    if clusters is None:
+        return intervals.clustered_mean_score(values, images, chance, seed)
+    return clustered.mean_score(values, clustered.codes(clusters), chance)
 
 
 def _beside_centre(

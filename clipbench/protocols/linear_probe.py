@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pydantic import Field
 from clipbench.cards.cards import LABELLED, Strict, TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.metrics import intervals
+from clipbench.metrics import clustered, intervals
 from clipbench.metrics import scores as metrics
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
@@ -89,9 +90,10 @@ class Params(ParamsBase):
         primary: the metric that stands for the task, and that chooses λ.
         space: the features that are probed.
         train, validation, test: the card's splits. Without `validation`, `holdout` of the training samples of
-            each class (at least one where there are two) is held out, drawn with the run's seed.
+            each class (at least one where there are two) is held out, drawn with the run's seed; whole clusters,
+            where the card names them, and so of each class about that share.
         shots: this many training samples a class only, `draws` times; λ is chosen on up to 4 further ones a
-            class, and the probe is not fitted on those.
+            class, and the probe is not fitted on those; none of them is from a cluster of the shots.
         classifier: what is fitted.
         difficult: multi-label sets that mark difficult objects: what they are in the test. In training they
             are negatives, unless they are positive in the test.
@@ -165,7 +167,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
 
             blocks = vote(train.features, train.labels, classes, test.features, k, encoder.device)
             evidence = {}
-    outcome = outcomes.single_label(blocks, test.labels, test.ids, classes, seed)
+    outcome = outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters)
     return replace(outcome, scores=_without_ece(outcome), evidence=evidence)
 
 
@@ -192,6 +194,49 @@ def hold_out(labels: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.
         count = min(max(1, round(share * len(rows))), len(rows) - 1)
         held.append(rng.permutation(rows)[:count])
     out = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def hold_out_clusters(
+    labels: NDArray[Any], cluster: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `hold_out`, of whole clusters (int64 [n], from 0 on): about `share` of every class.
+
+    Clusters take turns in a seeded order; each is held out where that brings the classes' counts nearer to their
+    share (by squares, relative to the classes' sizes) and leaves every class something to fit on. A class of which
+    nothing is then held out gives its smallest cluster, where the others leave it and all others something.
+
+    >>> fit, held = hold_out_clusters(np.array([0, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2]), 0.3, seed=0)
+    >>> held.tolist()
+    [4, 5]
+    """
+    classes = (
+        np.zeros(len(labels), np.int64) if labels.ndim > 1 else np.unique(labels, return_inverse=True)[1]
+    )
+    kinds, count = int(classes.max()) + 1, int(cluster.max()) + 1
+    sizes = np.bincount(classes)
+    cells, numbers = np.unique(cluster * kinds + classes, return_counts=True)
+    starts = np.searchsorted(cells, np.arange(count + 1) * kinds)
+    of = [(cells[a:b] % kinds, numbers[a:b]) for a, b in itertools.pairwise(starts.tolist())]
+    held, taken = np.zeros(kinds, np.int64), np.zeros(count, np.bool_)
+
+    def leaves_some(own: int) -> bool:
+        kind, number = of[own]
+        return bool((held[kind] + number < sizes[kind]).all())
+
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    for own in order:
+        kind, number = of[own]
+        nearer = (number * (2 * (held[kind] - share * sizes[kind]) + number) / sizes[kind]).sum() < 0
+        if nearer and leaves_some(own):
+            taken[own], held[kind] = True, held[kind] + number
+    for kind in range(kinds):
+        if held[kind] == 0:
+            able = [own for own in order if kind in of[own][0] and leaves_some(own)]
+            if able:
+                own = min(able, key=lambda one: int(of[one][1].sum()))
+                taken[own], held[of[own][0]] = True, held[of[own][0]] + of[own][1]
+    out = np.flatnonzero(taken[cluster])
     return np.setdiff1d(np.arange(len(labels)), out), out
 
 
@@ -252,10 +297,16 @@ def _divided(
     """Samples to fit on, to choose λ on, and both together."""
     if validation is not None:
         return train, validation, train.joined(validation)
-    fit, held = hold_out(train.labels, params.holdout, seed)
+    if train.clusters is None:
+        fit, held = hold_out(train.labels, params.holdout, seed)
+    else:
+        fit, held = hold_out_clusters(train.labels, clustered.codes(train.clusters), params.holdout, seed)
     if not len(held):
+        what = "samples" if train.clusters is None else "clusters of training samples"
         raise DataError(
-            "no class has two training samples, so none can be held out to choose λ on",
+            f"no class has two training {what}, so none can be held out to choose λ on"
+            if train.clusters is None
+            else f"no class has two {what}, so none can be held out to choose λ on",
             hint="raise --limit, or name a validation split on the card",
         )
     return train.part(fit), train.part(held), train
@@ -374,7 +425,8 @@ def _multi_label(
     place = np.array([chosen.index(b) for b in best])
     columns = np.arange(len(best))
     scores = np.concatenate([s[place, :, columns].T for _, s in final.scores(test.features)])
-    outcome = outcomes.multi_label(scores, test.labels.astype(np.uint8), test.ids, difficult, seed)
+    labels = test.labels.astype(np.uint8)
+    outcome = outcomes.multi_label(scores, labels, test.ids, difficult, seed, clusters=test.clusters)
     names = dict(zip(card.classes, best, strict=True))
     evidence = {
         "validation": _described(validation, held, params),
@@ -420,7 +472,7 @@ def _few_shot(
     with encoder.tracked("draws", params.draws) as advance:
         for draw in range(params.draws):
             rng = np.random.default_rng([seed, draw, params.shots, zlib.crc32(dataset.encode())])
-            shot, further = _draw(train.labels, params.shots, rng)
+            shot, further = _draw(train.labels, params.shots, rng, train.clusters)
             fitted, held = train.part(shot), train.part(further)
             path = fit_path(
                 fitted.features, fitted.labels, classes, _lambdas(settings), **_solving(settings, encoder)
@@ -428,17 +480,23 @@ def _few_shot(
             curve = path.correct(held.features, held.labels) / len(held.labels)
             best = _best(curve)
             blocks = ((rows, scores[best]) for rows, scores in path.scores(test.features))
-            found.append(outcomes.single_label(blocks, test.labels, test.ids, classes, seed))
+            found.append(outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters))
             evidence.append({"curve": _curve(path, curve), "chosen": _chosen(path, best), "n": len(shot)})
             advance(1)
     return _mean_of(found, evidence, test, params.shots, settings, seed)
 
 
 def _draw(
-    labels: NDArray[np.int64], shots: int, rng: np.random.Generator
+    labels: NDArray[np.int64],
+    shots: int,
+    rng: np.random.Generator,
+    clusters: NDArray[np.object_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`shots` rows of each class, and up to 4 (and at most `shots`) further ones, each ascending."""
-    taken, further = [], []
+    """`shots` rows of each class, and up to 4 (and at most `shots`) further ones, each ascending.
+
+    None of the further ones is from a cluster of the shots, of whatever class.
+    """
+    taken, rest = [], []
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         if len(rows) < shots + 1:
@@ -448,7 +506,17 @@ def _draw(
                 hint="take a variant with fewer shots, or raise --limit",
             )
         taken.append(rows[:shots])
-        further.append(rows[shots : shots + min(shots, 4)])
+        rest.append(rows[shots:])
+    if clusters is not None:
+        seen = set(clusters[np.concatenate(taken)].tolist())
+        rest = [rows[[name not in seen for name in clusters[rows]]] for rows in rest]
+        if not any(len(rows) for rows in rest):
+            raise DataError(
+                f"{shots} shots a class are from all of the {len(seen)} clusters of the training split, so no sample "
+                "is left to choose λ on",
+                hint="take a variant with fewer shots, or raise --limit",
+            )
+    further = [rows[: min(shots, 4)] for rows in rest]
     return np.sort(np.concatenate(taken)), np.sort(np.concatenate(further))
 
 
@@ -463,23 +531,29 @@ def _mean_of(
     scores: dict[str, intervals.Score] = {}
     per_draw: dict[str, list[float]] = {}
     ranks = np.array([outcome.samples["rank"] for outcome in found])
+    clusters = None if test.clusters is None else clustered.codes(test.clusters)
     for name, first in _without_ece(found[0]).items():
         values = [outcome.scores[name].value for outcome in found]
         per_draw[name] = values
-        if name == "mean_per_class_recall":
-            error = _error_of_recall((ranks < 1).mean(axis=0), test.labels)
+        hits = (ranks < (5 if name == "acc5" else 1)).mean(axis=0)
+        per_class = name == "mean_per_class_recall"
+        independent = float(len(hits))
+        if clusters is not None:
+            spread = clustered.spread(hits, clusters, test.labels if per_class else None)
+            error, freedom, independent = spread.error, spread.freedom, spread.clusters
+        elif per_class:
+            error, freedom = _error_of_recall(hits, test.labels), len(hits) - 1
         else:
-            hits = (ranks < (5 if name == "acc5" else 1)).mean(axis=0)
-            error = float(hits.std()) / math.sqrt(max(len(hits) - 1, 1))
+            error, freedom = float(hits.std()) / math.sqrt(max(len(hits) - 1, 1)), len(hits) - 1
         value = float(np.mean(values))
-        half, _ = intervals.of_draws(values, error, ranks.shape[1])
+        half, _ = intervals.of_draws(values, error, freedom + 1)
         if half == 0:  # all draws and samples alike: what one sample of each of them would say
-            low, high = intervals.wilson(value * ranks.shape[1], ranks.shape[1])
+            low, high = intervals.wilson(value * independent, independent)
         else:
             low, high = max(0.0, value - half), min(1.0, value + half)
         scores[name] = intervals.Score(value, (low, high), first.n, first.chance)
     recall = np.mean([outcome.per_class["recall"] for outcome in found], axis=0)
-    samples: dict[str, Any] = {"id": test.ids, "target": test.labels}
+    samples: dict[str, Any] = {"id": test.ids, "target": test.labels} | outcomes.column_of(test.clusters)
     samples |= {f"rank_{i}": rank for i, rank in enumerate(ranks)}
     evidence = {
         "draws": draws,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 from clipbench.cards.cards import TaskCard, Tuple
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.metrics import intervals
+from clipbench.metrics import clustered, intervals
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.intervals import Score
-from clipbench.protocols._samples import decoded
+from clipbench.protocols._outcomes import column_of
+from clipbench.protocols._samples import clusters_of, decoded
 from clipbench.protocols.base import (
     Columns,
     Elsewhere,
@@ -107,11 +109,14 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
             device=encoder.device,
             advance=advance,
         )
+    clusters = clusters_of(split, rows)
+    cluster = None if clusters is None else clustered.codes(clusters)
     return Outcome(
-        scores(of_images, of_texts, captions.image, params.ks, seed),
+        scores(of_images, of_texts, captions.image, params.ks, seed, cluster),
         samples=_samples(
             np.array(split.ids, dtype=object)[rows], of_images, of_texts, captions.image, params.ks[-1]
-        ),
+        )
+        | column_of(clusters),
         evidence={
             "images": sizes[0],
             "captions": sizes[1],
@@ -121,7 +126,12 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
 
 
 def scores(
-    of_images: Ranks, of_texts: Ranks, owner: Ints, ks: tuple[int, ...], seed: int
+    of_images: Ranks,
+    of_texts: Ranks,
+    owner: Ints,
+    ks: tuple[int, ...],
+    seed: int,
+    cluster: Ints | None = None,
 ) -> dict[str, Score]:
     """All metrics of both directions.
 
@@ -137,17 +147,25 @@ def scores(
         owner: int64 [M], the image that each text belongs to, ascending.
         ks: of recall@k.
         seed: of the bootstrap.
+        cluster: int64 [N], from 0 on, which images belong together: intervals are over clusters then.
     """
     count = len(of_images.better)
     each = np.arange(count)
     guess_images, guess_texts = _guess(of_images, len(owner)), _guess(of_texts, count)
-    ways = {_OF_IMAGES: (of_images, guess_images, each), _OF_TEXTS: (of_texts, guess_texts, owner)}
+    groups = {_OF_IMAGES: each, _OF_TEXTS: owner}
+    if cluster is not None:
+        groups = {way: cluster[images] for way, images in groups.items()}
+    ways = {
+        _OF_IMAGES: (of_images, guess_images, groups[_OF_IMAGES]),
+        _OF_TEXTS: (of_texts, guess_texts, groups[_OF_TEXTS]),
+    }
     found: dict[str, Score] = {}
     hits = {way: [_hit(ranks, k) for k in ks] for way, (ranks, _, _) in ways.items()}
     for way, (_, guess, group) in ways.items():
         for k, hit in zip(ks, hits[way], strict=True):
             chance = float(_hit(guess, k).mean())
-            found[f"{way}_recall@{k}"] = intervals.grouped_share_score(hit, group, chance)
+            score = intervals.grouped_share_score if cluster is None else clustered.mean_score
+            found[f"{way}_recall@{k}"] = score(hit, group, chance)
     chances = [score.chance or 0.0 for score in found.values()]
     found["mean_recall"] = _mean_recall(
         np.mean(hits[_OF_IMAGES], axis=0),
@@ -155,15 +173,24 @@ def scores(
         owner,
         float(np.mean(chances)),
         seed,
+        cluster,
     )
     for way, (ranks, guess, group) in ways.items():
         of, chance_of = _rank(ranks), _rank(guess)
-        found[f"{way}_mean_rank"] = _mean(of, group, float(chance_of.mean()), seed)
+        found[f"{way}_mean_rank"] = (
+            _mean(of, group, float(chance_of.mean()), seed)
+            if cluster is None
+            else clustered.rank_score(of, group, float(chance_of.mean()))
+        )
         found[f"{way}_median_rank"] = _median(of, group, float(np.median(chance_of)), seed)
     precision, by_chance = (
         metrics.expected_average_precision(r.own, r.scores, r.more) for r in (of_images, guess_images)
     )
-    found[f"{_OF_IMAGES}_map@R"] = _mean(precision, each, float(by_chance.mean()), seed)
+    found[f"{_OF_IMAGES}_map@R"] = (
+        _mean(precision, each, float(by_chance.mean()), seed)
+        if cluster is None
+        else clustered.mean_score(precision, cluster, float(by_chance.mean()))
+    )
     return found
 
 
@@ -207,8 +234,19 @@ def _median(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
     return Score(float(np.median(values)), intervals.percentile(draws), values.size, chance)
 
 
-def _mean_recall(of_images: Doubles, of_texts: Doubles, owner: Ints, chance: float, seed: int) -> Score:
+def _mean_recall(
+    of_images: Doubles,
+    of_texts: Doubles,
+    owner: Ints,
+    chance: float,
+    seed: int,
+    cluster: Ints | None,
+) -> Score:
     """Mean of both directions' mean recalls; n is the number of images."""
+    if cluster is not None:  # images and captions are two strata
+        every, way = np.concatenate([of_images, of_texts]), np.repeat([0, 1], [of_images.size, of_texts.size])
+        score = clustered.mean_score(every, np.concatenate([cluster, cluster[owner]]), chance, way)
+        return replace(score, n=of_images.size)
     sums, counts = np.bincount(owner, weights=of_texts), np.bincount(owner)
 
     def resampled(drawn: Ints) -> float:

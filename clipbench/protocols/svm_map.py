@@ -87,7 +87,13 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     )
     scores = found.svms.scores(test.features)
     outcome = outcomes.multi_label(
-        scores, test.labels, test.ids, difficult, seed, kinds=("area", "11pt", "envelope")
+        scores,
+        test.labels,
+        test.ids,
+        difficult,
+        seed,
+        kinds=("area", "11pt", "envelope"),
+        clusters=test.clusters,
     )
     return replace(outcome, evidence=_evidence(card, found, params))
 

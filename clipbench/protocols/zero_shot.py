@@ -14,7 +14,7 @@ from clipbench.encoding.feature_store import Features
 from clipbench.errors import unknown
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols import _outcomes as outcomes
-from clipbench.protocols._samples import decoded
+from clipbench.protocols._samples import clusters_of, decoded
 from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
 from clipbench.protocols.base import Params as ParamsBase
 
@@ -129,7 +129,8 @@ def _single_label(
     starts = range(0, len(rows), step)
     blocks = (slice(start, start + step) for start in starts)
     logits = ((block, similarity(images[rows[block]], weights)) for block in blocks)
-    return outcomes.single_label(logits, split.labels[rows].astype(np.int64), ids, len(weights), seed)
+    target = split.labels[rows].astype(np.int64)
+    return outcomes.single_label(logits, target, ids, len(weights), seed, clusters_of(split, rows))
 
 
 def _multi_label(
@@ -146,7 +147,8 @@ def _multi_label(
     scores = np.concatenate(
         [similarity(images[rows[i : i + step]], weights) for i in range(0, len(rows), step)]
     )
-    return outcomes.multi_label(scores, split.labels[rows].astype(np.uint8), ids, difficult, seed)
+    labels = split.labels[rows].astype(np.uint8)
+    return outcomes.multi_label(scores, labels, ids, difficult, seed, clusters=clusters_of(split, rows))
 
 
 PROTOCOL: Final = Protocol(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
-from clipbench.metrics import paired_tests
+from clipbench.metrics import clustered, paired_tests
 from clipbench.metrics import scores as metrics
+from clipbench.metrics.clustered import Spread
 from clipbench.metrics.joint import Contributions
 from clipbench.metrics.paired_tests import Difference
 from clipbench.metrics.scores import APKind, Difficult
@@ -33,11 +34,11 @@ class Pair:
 
     Attributes:
         difference: in the primary metric, second minus first.
-        ids: of the samples (images, or groups of them that belong together).
+        ids: of the samples (or of the images that several of them are about).
         gains: float64 [n], how much more the second has of each; None where a sample has no share of the metric.
         classes: class → (first, second): values of classes, where the record has them.
         left_out: samples that only one of them has.
-        contributions: what each image adds to the difference; None where the metric is no sum over images.
+        contributions: what each image, or cluster, adds to the difference; None where the metric is no sum over images.
     """
 
     difference: Difference
@@ -88,19 +89,34 @@ def pair(first: Stored, second: Stored) -> Pair:
             kind,
             _difficult(params.get("difficult")),
             seed,
+            cluster=None if "cluster" not in a else clustered.codes(a["cluster"]),
         )
         added = [_precision_contributed(kind, table, params) for table in (a, b)]
-        return Pair(found, ids, None, classes, left_out, Contributions(images, ids, added[1] - added[0]))
+        contributions = _precision(images, a, added[1] - added[0])
+        return Pair(found, ids, None, classes, left_out, contributions)
     shares = [_shares(metric, table, params) for table in (a, b)]
     if shares[0] is None or shares[1] is None:
         scores = (stored.record.scores[metric] for stored in (first, second))
         return Pair(paired_tests.of_scores(*scores), ids, None, classes, left_out)
+    clusters = None if "cluster" not in a else clustered.codes(a["cluster"])
+    stratum = _stratum(metric, a)
     drawn = [_draws(metric, table, params) for table in (a, b)]
     if len(drawn[0]) > 1 or len(drawn[1]) > 1:
         same = first.record.seed == second.record.seed and len(drawn[0]) == len(drawn[1])
-        found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same)
         gains = shares[1] - shares[0]
-        contributions = Contributions(images, ids, gains / len(ids), between)
+        if clusters is None:
+            found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same)
+            contributions = Contributions(images, ids, gains / len(ids), between)
+        else:
+            spread = clustered.spread(_unweighted(gains, stratum), clusters, stratum)
+            found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same, spread=spread)
+            contributions = _of_clusters(images, a["cluster"], gains, spread, between)
+        return Pair(found, ids, gains, classes, left_out, contributions)
+    if clusters is not None:
+        gains = shares[1] - shares[0]
+        spread = clustered.spread(_unweighted(gains, stratum), clusters, stratum)
+        contributions = _of_clusters(images, a["cluster"], gains, spread)
+        found = paired_tests.of_clusters(contributions.values, spread, seed)
         return Pair(found, ids, gains, classes, left_out, contributions)
     groups = a.get("image", ids)
     names, one, two = _grouped(groups, shares[0], shares[1])
@@ -116,7 +132,7 @@ def images_of(record: Record) -> str:
 
 
 def contributions(stored: Stored) -> Contributions | None:
-    """What each image adds to the primary score; None where that is no sum over images.
+    """What each image, or cluster of images, adds to the primary score; None where that is no sum over images.
 
     Raises:
         DataError: the per-sample file is missing, or not the one that was written with the record.
@@ -125,14 +141,53 @@ def contributions(stored: Stored) -> Contributions | None:
     metric, params, images = record.primary, record.protocol.params, images_of(record)
     kind = registry.metric(metric).precision
     if kind is not None and "score" in table:
-        return Contributions(images, table["id"], _precision_contributed(kind, table, params))
+        return _precision(images, table, _precision_contributed(kind, table, params))
     shares = _shares(metric, table, params)
     if shares is None or not shares.size:
         return None
     draws = [float(one.mean()) for one in _draws(metric, table, params)]
     more = float(np.var(draws, ddof=1)) / len(draws) if len(draws) > 1 else 0.0
+    if "cluster" in table:
+        stratum = _stratum(metric, table)
+        spread = clustered.spread(_unweighted(shares, stratum), clustered.codes(table["cluster"]), stratum)
+        parts = _of_clusters(images, table["cluster"], shares, spread, more)
+        return replace(parts, draws=draws if more else ())
     names, grouped, _ = _grouped(table.get("image", table["id"]), shares, shares)
     return Contributions(images, names, grouped / len(names), more, draws if more else ())
+
+
+def _of_clusters(
+    images: str, names: Sequence[str], shares: Doubles, spread: Spread, more: float = 0.0
+) -> Contributions:
+    """What each cluster adds to a score, of which each sample adds its part of `shares`, whose mean the score is."""
+    every = np.unique(np.array(names, dtype=object)).tolist()
+    values = clustered.sums(clustered.codes(names), shares) / len(shares)
+    return Contributions(images, every, values, more, effects=spread.effects, freedom=spread.freedom)
+
+
+def _precision(images: str, table: Columns, added: Doubles) -> Contributions:
+    """What each image adds to a mean average precision (`_precision_contributed`), or each cluster of images."""
+    if "cluster" not in table:
+        return Contributions(images, table["id"], added)
+    spread = clustered.spread(added * len(added), clustered.codes(table["cluster"]))
+    # What hangs on an image is its part beside the same part of all.
+    effects = clustered.sums(clustered.codes(table["cluster"]), added - added.mean())
+    return replace(_of_clusters(images, table["cluster"], added * len(added), spread), effects=effects)
+
+
+def _stratum(metric: str, table: Columns) -> NDArray[np.int64] | None:
+    """The class of each sample where the metric is a mean over classes; None where it is one over samples."""
+    if metric != "mean_per_class_recall":
+        return None
+    return np.unique(table["target"], return_inverse=True)[1].astype(np.int64)
+
+
+def _unweighted(shares: Doubles, stratum: NDArray[np.int64] | None) -> Doubles:
+    """What each sample has, of what it adds to a mean over samples (the same), or to one over classes (`_shares`)."""
+    if stratum is None:
+        return shares
+    counts = np.bincount(stratum)
+    return shares * counts.size * counts[stratum] / len(shares)
 
 
 def _draws(metric: str, table: Columns, params: dict[str, Any]) -> list[Doubles]:
@@ -214,6 +269,11 @@ def _aligned(tables: Sequence[Columns], stored: Sequence[Stored]) -> tuple[list[
         {name: [column[pair[side]] for pair in rows] for name, column in table.items()}
         for side, table in enumerate(tables)
     )
+    if of_a.get("cluster") != of_b.get("cluster"):
+        raise DataError(
+            f"{stored[0].path} and {stored[1].path} have other clusters for the same samples",
+            hint="evaluate both again with the same columns.cluster on the task card",
+        )
     if of_a.get("target") != of_b.get("target"):
         raise DataError(
             f"{stored[0].path} and {stored[1].path} have other labels for the same samples",

@@ -39,6 +39,14 @@ class Layout(ABC):
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         """(row, encoded image), ascending, of at least `rows`."""
 
+    def beside(self, key: str, name: str) -> list[str]:
+        """What the column `name`, which `columns.<key>` of the card names, says of every sample, in order.
+
+        Raises:
+            DataError: the layout has no such columns, or there is nothing plain in it.
+        """
+        raise no_columns(self.where, key, name)
+
     def table(self, content: str) -> tuple[list[str], list[Any]]:
         """Ids and raw labels of all samples. What takes long to read may be kept under `content`, the fingerprint."""
         pairs = list(self.index())
@@ -86,6 +94,21 @@ class FileLayout(Layout):
                 yield row, path.read_bytes()
             except OSError as error:
                 raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def no_columns(where: str, key: str, name: str) -> DataError:
+    """The error for a column that the card names, where samples have nothing but an image and a label."""
+    return DataError(
+        f"{where}: columns.{key} on the task card is {name!r}, but samples here have no columns",
+        hint="it is read from parquet tables (a column) and WebDataset tars (a field of each sample's .json): give "
+        f"such a copy with --data, or take columns.{key} off the card",
+    )
+
+
+def plain_text(value: Any) -> str | None:
+    """A text that says something, or a whole number, as text; None for anything else."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if whole or (isinstance(value, str) and value.strip()) else None
 
 
 #: folders and files that systems and programs leave among data

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import LABELLED, TaskCard
-from clipbench.data.layouts.base import Layout, first_line
+from clipbench.data.layouts.base import Layout, first_line, plain_text
 from clipbench.data.split import Note
 from clipbench.data.text import lines
 from clipbench.errors import DataError
@@ -113,21 +113,12 @@ class Parquet(Layout):
         """Columns that may say which image a row shows, and what stands in each row: `named`, else by their names.
 
         Raises:
-            DataError: there is no column `named`.
+            DataError: there is no column `named`, or it holds neither texts nor whole numbers.
         """
-        names = self.columns
         if named is not None:
-            if named not in names:
-                raise DataError(_no_column(self.where, named, names), hint=_set("image_id"))
-            if not self._plain(named):
-                kind = _said(_kind(self._schemas[self._files[0]].field(named).type))
-                raise DataError(
-                    f"{self.where}: the column {named!r} holds {kind}, expected texts or whole numbers",
-                    hint=_set("image_id"),
-                )
-            yield named, list(self._values(named))
+            yield named, self._named("image_id", named)
             return
-        plain = {"".join(c for c in name.casefold() if c.isalnum()): name for name in names}
+        plain = {"".join(c for c in name.casefold() if c.isalnum()): name for name in self.columns}
         for known in _IDENTITIES:
             name = plain.get(known)
             if name is not None and name not in (self._image, self._label) and self._plain(name):
@@ -140,6 +131,47 @@ class Parquet(Layout):
                 for cell in self._of(path, self._image)
             ],
         )
+
+    def beside(self, key: str, name: str) -> list[str]:
+        values = self._named(key, name)
+        texts = [plain_text(value) for value in values]
+        if None in texts:
+            raise DataError(
+                f"{self.where}: row {texts.index(None)} has nothing in the column {name!r}, which columns.{key} on the "
+                "task card names",
+                hint="fill it in every row, or name another column",
+            )
+        members = self._members()
+        if members is None:
+            return [str(text) for text in texts]
+        for rows in members:
+            other = next((row for row in rows if texts[row] != texts[rows[0]]), None)
+            if other is not None:
+                raise DataError(
+                    f"{self.where}: rows {rows[0]} and {other} show one image, but have {texts[rows[0]]!r} and "
+                    f"{texts[other]!r} in the column {name!r}",
+                    hint=f"correct the column, or name another one as columns.{key} on the task card",
+                )
+        return [str(texts[rows[0]]) for rows in members]
+
+    def _members(self) -> list[list[int]] | None:
+        """The rows of each sample; None where each row is one."""
+        return self._groups
+
+    def _named(self, key: str, column: str) -> list[Any]:
+        """The values of a column that `columns.<key>` of the card names.
+
+        Raises:
+            DataError: there is no such column, or it holds neither texts nor whole numbers.
+        """
+        self._check({key: column})
+        if not self._plain(column):
+            kind = _said(_kind(self._schemas[self._files[0]].field(column).type))
+            raise DataError(
+                f"{self.where}: the column {column!r} holds {kind}, expected texts or whole numbers",
+                hint=_set(key),
+            )
+        return list(self._values(column))
 
     def _plain(self, column: str) -> bool:
         """Whether every file has the column, of texts or whole numbers."""

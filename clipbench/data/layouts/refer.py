@@ -319,17 +319,23 @@ class Rows(Parquet):
             self.files += _detection_files(self.annotated)
         self._found: dict[str, list[Expression]] = {}
         self._first: dict[int, int] = {}  # row that an image is taken from → sample
+        rows_of: dict[str, list[int]] = {}
         try:
             for row, values in enumerate(zip(*(self._values(c) for c in form), strict=True)):
                 name, added = _of_list(*values) if form[0] == "ref_list" else _of_object(*values)
                 if name not in self._found:
                     self._first[row] = len(self._found)
                 self._found.setdefault(name, []).extend(added)
+                rows_of.setdefault(name, []).append(row)
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.where}: {' and '.join(form)} are not as expected ({error})") from None
+        self._rows = list(rows_of.values())
 
     def index(self) -> Iterator[tuple[str, Any]]:
         yield from self._found.items()
+
+    def _members(self) -> list[list[int]]:
+        return self._rows
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         for row, image in super().images(rows):

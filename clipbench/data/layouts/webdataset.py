@@ -18,8 +18,8 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import fingerprint
-from clipbench.data.layouts.base import Layout, is_junk
+from clipbench.cards.cards import TaskCard, fingerprint
+from clipbench.data.layouts.base import Layout, is_junk, plain_text
 from clipbench.data.split import Note
 from clipbench.data.tars import Gathered, Group, Member, gather, members, opened, split_name, stem, whole
 from clipbench.data.text import decoded, lines
@@ -48,18 +48,22 @@ class WebDataset(Layout):
 
     name_in_fingerprint = "_WebDataset"
 
-    def __init__(self, files: list[Path], root: Path, where: Path | str, kind: str) -> None:
+    def __init__(self, files: list[Path], root: Path, where: Path | str, card: TaskCard) -> None:
         """Look at the names of `files`, and read the class names in the folder `root`, or beside the first of them.
 
         Args:
             where: is said of them in messages.
-            kind: of the card.
+            card: says what goes with an image, and which fields of its `.json` are read besides.
 
         Raises:
             DataError: two files of one name, or class names that cannot be read.
         """
-        self.files, self.where, self._kind = files, str(where), kind
-        self._ends = _ENDS[kind]
+        self.files, self.where, self._kind = files, str(where), card.kind
+        self._ends = _ENDS[card.kind]
+        named = {"cluster": card.columns.cluster}
+        self._fields = {name: key for key, name in named.items() if name is not None}
+        self._read = self._ends | (_JSON if self._fields else {})
+        self._beside: dict[str, list[str]] = {}
         stems = Counter(map(stem, files))
         twice = [file for file in files if stems[stem(file)] > 1]
         if twice:
@@ -73,6 +77,7 @@ class WebDataset(Layout):
 
     def index(self) -> Iterator[tuple[str, Any]]:
         places: list[tuple[int, int, int]] = []
+        self._beside = {name: [] for name in self._fields}
         ignored: list[str] = []
         beside: list[str] = []
         empty: list[str] = []
@@ -80,19 +85,25 @@ class WebDataset(Layout):
             with whole(path), opened(path) as file:
                 files: list[Member] = []
                 texts: dict[int, Any] = {}
+                fields: dict[int, dict[str, Any]] = {}
                 for member in members(file, path):
-                    _, ending = split_name(member.name, self._ends)
-                    if ending in self._ends and not is_junk(member.name):
-                        texts[len(files)] = self._text(path, file, member, ending)
+                    _, ending = split_name(member.name, self._read)
+                    if ending in self._read and not is_junk(member.name):
+                        data = _content(path, file, member)
+                        texts[len(files)] = self._text(path, member, ending, data)
+                        if ending == ".json" and self._fields:
+                            fields[len(files)] = _fields(data)
                     files.append(member)
             if not files:
                 empty.append(path.name)
-            found = gather([member.name for member in files], self._ends)
+            found = gather([member.name for member in files], self._read)
             self._check(path, files, found)
             for group in found.samples:
                 label = self._label(path, group, files, texts)
                 assert group.image is not None
                 places.append((number, *files[group.image][1:]))
+                for name in self._fields:
+                    self._beside[name].append(self._field(path, group, fields, name))
                 yield f"{stem(path)}/{group.key}", label
             beside += [f"{stem(path)}/{files[i].name}" for i in found.beside]
             lone = [i for group in found.bare for i in group.texts.values()]  # for no sample, as `_check` saw
@@ -112,7 +123,8 @@ class WebDataset(Layout):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = cache_root() / "splits" / f"{fingerprint([content, self._kind])}.parquet"
+        key = fingerprint([content, self._kind, *self._fields])
+        path = cache_root() / "splits" / f"{key}.parquet"
         kept = read_checked(path, _KIND)
         if kept is None:
             ids, labels = super().table(content)
@@ -123,7 +135,7 @@ class WebDataset(Layout):
                 "file": self._file,
                 "place": self._place,
                 "size": self._size,
-            }
+            } | {f"beside {name}": values for name, values in self._beside.items()}
             notes = json.dumps([asdict(note) for note in self._found])
             buffer = io.BytesIO()
             pq.write_table(pa.table(columns).replace_schema_metadata({"notes": notes}), buffer)
@@ -131,6 +143,7 @@ class WebDataset(Layout):
             return ids, labels
         table = pq.read_table(pa.BufferReader(kept), use_threads=False)
         self._file, self._place, self._size = (table[name].to_numpy() for name in ("file", "place", "size"))
+        self._beside = {name: table[f"beside {name}"].to_pylist() for name in self._fields}
         notes = json.loads(table.schema.metadata[b"notes"])
         self.notes += tuple(Note(**note | {"examples": tuple(note["examples"])}) for note in notes)
         return table["id"].to_pylist(), [json.loads(label) for label in table["label"].to_pylist()]
@@ -148,14 +161,24 @@ class WebDataset(Layout):
                         raise EOFError("it is shorter than it was when its members were counted")
                     yield row, data
 
-    def _text(self, path: Path, file: IO[bytes], member: Member, ending: str) -> Any:
+    def beside(self, key: str, name: str) -> list[str]:
+        return self._beside[name]
+
+    def _field(self, path: Path, group: Group, fields: Mapping[int, dict[str, Any]], name: str) -> str:
+        """What a field of a sample's JSON says, a text or a whole number."""
+        there = fields.get(group.texts.get(".json", -1), {})
+        found = plain_text(there.get(name))
+        if found is None:
+            said = f"it says {str(there[name])[:60]!r}" if name in there else "there is none"
+            raise DataError(
+                f"{path}: sample {group.key} has no text or whole number as {name!r} in its .json ({said}), which "
+                f"columns.{self._fields[name]} on the task card names",
+                hint=f'pack {group.key}.json with {{"{name}": …}} for every sample, or name another field',
+            )
+        return found
+
+    def _text(self, path: Path, member: Member, ending: str, data: bytes) -> Any:
         """What a label's file says; None for JSON that says no label."""
-        if member.size > _LONGEST:
-            raise DataError(f"{path}: {member.name} has {member.size:,} bytes, too many for a label")
-        file.seek(member.place)
-        data = file.read(member.size)
-        if len(data) < member.size:
-            raise EOFError("unexpected end of data")
         try:
             if ending == ".npy":
                 return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False).tolist()
@@ -164,7 +187,7 @@ class WebDataset(Layout):
             text = data.decode("utf-8-sig")
         except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError) as error:
             raise DataError(
-                f"{path}: {member.name} cannot be read: {error}", hint=f"expected {self._ends[ending]} in it"
+                f"{path}: {member.name} cannot be read: {error}", hint=f"expected {self._read[ending]} in it"
             ) from None
         if self._kind == "captions":
             return text
@@ -212,6 +235,11 @@ class WebDataset(Layout):
         said = {
             end: text for end, text in there.items() if text is not None and (text != "" or end == ".txt")
         }
+        if not there:
+            raise DataError(
+                f"{path}: sample {group.key} has no label beside its .json",
+                hint=f"expected a {' or '.join(self._wanted())}, or take the sample out of the tar",
+            )
         if not said:
             names = ", ".join(files[number].name for number in group.texts.values())
             raise DataError(
@@ -225,6 +253,26 @@ class WebDataset(Layout):
                 + ", ".join(f"{end} says {text!r}" for end, text in words.items())
             )
         return next(iter(said.values()))
+
+
+def _content(path: Path, file: IO[bytes], member: Member) -> bytes:
+    """The bytes of a label's file."""
+    if member.size > _LONGEST:
+        raise DataError(f"{path}: {member.name} has {member.size:,} bytes, too many for a label")
+    file.seek(member.place)
+    data = file.read(member.size)
+    if len(data) < member.size:
+        raise EOFError("unexpected end of data")
+    return data
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    """The mapping in a JSON file; nothing where there is none."""
+    try:
+        found = json_value(data)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _in_json(data: bytes) -> Any:
