@@ -1,6 +1,8 @@
 """Weights from elsewhere: downloaded once into the cache, resumable and atomic, or brought by an installed package.
 
-A place in the cache is known before the download, so that a file can also be put there by hand.
+A place in the cache is known before the download, so that a file can also be put there by hand. Links are fetched by
+our own code, since neither pooch nor fsspec takes up a broken download after making sure that the file is the same
+(ETag, range, size), or refuses a redirect into one's own network. The model hub's files come by its own client.
 """
 
 from __future__ import annotations
