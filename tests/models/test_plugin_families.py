@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from commandline import Run
 from safetensors.torch import save_file
 
-from clipbench import cli, models
+from clipbench import models
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.models.families import families, family, load
@@ -156,18 +157,15 @@ def test_a_familys_file_is_all_that_it_takes(tmp_path: Path, weights: Path) -> N
 
 
 def test_an_installed_family_is_evaluated_from_the_command_line(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     installed(tmp_path / "site", monkeypatch)
     small.write_task(tmp_path / "cards")
     small.write_images(tmp_path / "data", 60)
     results = tmp_path / "results"
     where = ("--cards", tmp_path / "cards", "--data", f"animals={tmp_path / 'data'}", "--results", results)
-    command = ("clipbench", "eval", "--model", weights, "--task", "animals-zs", "--precision", "fp32", *where)
-    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 0
+    done = run("eval", "--model", weights, "--task", "animals-zs", "--precision", "fp32", *where)
+    assert done.code == 0, done
     ((_, record),) = records.read_all(results)
     assert record.cards.model["family"] == "toy"
     assert 0 <= record.scores["acc1"].value <= 1
