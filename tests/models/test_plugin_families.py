@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import commandline
 import pytest
 import small
 import torch
@@ -19,6 +20,7 @@ from clipbench.models.families import families, family, load
 from clipbench.records import record as records
 from clipbench.utils import plugins
 
+run = commandline.run
 TOY = '''
 """Family `toy`: an image is what one matrix makes of its mean colour, a text what it makes of its first bytes."""
 

@@ -17,6 +17,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import commandline
 import pytest
 import torch
 from commandline import Run
@@ -29,6 +30,7 @@ from clipbench.models.weights.convert import Converted, convert
 from clipbench.models.weights.pickles import Inert, names_in
 from clipbench.models.weights.reading import read_state_dict
 
+run = commandline.run
 State = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 

@@ -18,6 +18,7 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import commandline
 import pytest
 import servers
 from commandline import Run
@@ -45,6 +46,7 @@ from clipbench.models.weights import fetch
 from clipbench.models.weights.fetch import find, name, place
 from clipbench.utils.cache import cache_root, recall
 
+run = commandline.run
 files, hub = servers.files, servers.hub
 
 
