@@ -158,15 +158,21 @@ def test_a_familys_file_is_all_that_it_takes(tmp_path: Path, weights: Path) -> N
         Catalog().model(str(tmp_path / "card.yaml"))
 
 
-def test_an_installed_family_is_evaluated_from_the_command_line(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+@pytest.mark.parametrize("way", ["installed", "plugin folder"])
+def test_a_plugins_family_is_evaluated_from_the_command_line(
+    way: str, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    installed(tmp_path / "site", monkeypatch)
+    options: tuple[str | Path, ...] = ()
+    if way == "installed":
+        installed(tmp_path / "site", monkeypatch)
+    else:
+        plugin(tmp_path / "plugins")
+        options = ("--plugins", tmp_path / "plugins")
     small.write_task(tmp_path / "cards")
     small.write_images(tmp_path / "data", 60)
     results = tmp_path / "results"
     where = ("--cards", tmp_path / "cards", "--data", f"animals={tmp_path / 'data'}", "--results", results)
-    done = run("eval", "--model", weights, "--task", "animals-zs", "--precision", "fp32", *where)
+    done = run("eval", "--model", weights, "--task", "animals-zs", "--precision", "fp32", *where, *options)
     assert done.code == 0, done
     ((_, record),) = records.read_all(results)
     assert record.cards.model["family"] == "toy"
