@@ -251,20 +251,12 @@ def test_scores_that_are_not_finite_are_not_sent_to_fp32_in_fp32() -> None:
     assert "where the precision was bf16 or fp16" in str(caught.value.hint)
 
 
-class Caller:
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.witness),)
-
-
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_a_malicious_checkpoint_is_called_what_it_is(tmp_path: Path, as_zip: bool) -> None:
     import torch
 
     witness = tmp_path / "witness"
-    torch.save({"a": Caller(witness)}, tmp_path / "a.pt", _use_new_zipfile_serialization=as_zip)
+    torch.save({"a": small.Caller(witness)}, tmp_path / "a.pt", _use_new_zipfile_serialization=as_zip)
     with pytest.raises(WeightsError) as caught:
         read_state_dict(tmp_path / "a.pt")
     assert "holds more than tensors (posix.mkdir): reading it could run code" in caught.value.message

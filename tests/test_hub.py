@@ -10,21 +10,16 @@ import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from damage import flip
 from PIL import Image
+from servers import FIRST, SECOND, Hub, run_python
 
 from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
@@ -594,141 +589,7 @@ def test_reading_twenty_thousand_rows_does_not_hold_them(tmp_path: Path) -> None
     assert grown < 40
 
 
-def run_python(code: str, *arguments: object, **environment: str) -> str:
-    """What `code` prints, run in a process of its own.
-
-    The hub client reads its settings when it is imported, and memory can only be measured from the start.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 # ------------------------------------------------------------------- the hub
-
-FIRST, SECOND = "1" * 40, "2" * 40
-
-
-@dataclass
-class Hub:
-    """A hub of data sets: what the real client asks for when it resolves, lists and downloads.
-
-    `repos` maps a name to its commits, newest last, each a folder of files.
-    """
-
-    repos: dict[str, dict[str, Path]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                hub.asked.append(f"{self.command} {self.path}")
-                status, headers, data = hub.answer(urlsplit(self.path).path, body)
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
-
-            do_HEAD = do_POST = do_GET
-
-            def log_message(self, *_: object) -> None:
-                """Keep the tests' output clean."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def stop(self) -> None:
-        if self.thread.is_alive():
-            self.server.shutdown()
-            self.server.server_close()
-            self.thread.join()
-
-    def downloads(self) -> set[str]:
-        """Paths of the files that were sent."""
-        return {
-            a.partition("/resolve/")[2].partition("/")[2].partition("?")[0]
-            for a in self.asked
-            if a.startswith("GET") and "/resolve/" in a
-        }
-
-    def answer(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        path = unquote(path)
-        for name, commits in self.repos.items():
-            if path.startswith(f"/api/datasets/{name}"):
-                return self._api(name, commits, path.removeprefix(f"/api/datasets/{name}"), body)
-            if path.startswith(f"/datasets/{name}/resolve/"):
-                revision, _, file = path.partition("/resolve/")[2].partition("/")
-                return self._file(commits, revision, file)
-        return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
-
-    def _api(
-        self, name: str, commits: dict[str, Path], rest: str, body: bytes
-    ) -> tuple[int, dict[str, str], bytes]:
-        verb, _, tail = rest.removeprefix("/").partition("/")
-        revision, _, below = tail.partition("/")
-        commit = _resolve(commits, revision or "main")
-        if commit is None:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-        files = _files(commits[commit])
-        if verb in ("", "revision"):
-            value: Any = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]}
-        elif verb == "tree":
-            value = _tree(commits[commit], below)
-        elif verb == "paths-info":
-            asked = json.loads(body)["paths"]
-            value = [item for item in _tree(commits[commit], "") if item["path"] in asked]
-        else:
-            return 404, {}, b"{}"
-        return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
-
-    def _file(self, commits: dict[str, Path], revision: str, file: str) -> tuple[int, dict[str, str], bytes]:
-        commit = _resolve(commits, revision)
-        if commit is None:
-            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-        source = commits[commit] / file
-        if not source.is_file():
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-        data = source.read_bytes()
-        etag = hashlib.sha256(data).hexdigest()
-        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, data
-
-
-def _resolve(commits: dict[str, Path], revision: str) -> str | None:
-    return list(commits)[-1] if revision in ("main", "v1") else revision if revision in commits else None
-
-
-def _files(root: Path) -> list[str]:
-    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-
-
-def _tree(root: Path, below: str) -> list[dict[str, Any]]:
-    return [
-        {
-            "type": "file" if path.is_file() else "directory",
-            "path": path.relative_to(root).as_posix(),
-            "oid": "0" * 40,
-            "size": path.stat().st_size if path.is_file() else 0,
-        }
-        for path in sorted((root / below).rglob("*"))
-    ]
 
 
 @pytest.fixture

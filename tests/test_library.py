@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import declip_files
 import numpy as np
 import open_clip.factory
 import pytest
 import small
-import test_declip
 import torch
 from PIL import Image
 from small import picture, write_images, write_run, write_task
@@ -72,14 +72,14 @@ def test_images_may_be_paths_opened_or_preprocessed(files: list[Path], tmp_path:
 
 
 def test_tokens_are_compared_by_late_interaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vision, text = test_declip.VIT, test_declip.TEXT
+    vision, text = declip_files.VIT, declip_files.TEXT
     monkeypatch.setitem(
         open_clip.factory._MODEL_CONFIGS,
         "small-vit",
         {"embed_dim": 1, "vision_cfg": vision, "text_cfg": text},
     )
-    state = test_declip.random_state(test_declip.official("filip", vision, text, 24))
-    path = test_declip.save(state, tmp_path / "filip.pth.tar")
+    state = declip_files.random_state(declip_files.official("filip", vision, text, 24))
+    path = declip_files.save(state, tmp_path / "filip.pth.tar")
     model = clipbench.load_model(str(path), device="cpu")
     assert model.compared == "tokens"
     (tmp_path / "a.png").write_bytes(picture(1, 40))

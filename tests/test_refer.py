@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import servers
 import test_hub
 from PIL import Image
 from test_coco import jpeg
@@ -426,10 +427,10 @@ def test_a_copy_of_another_size_than_the_card_says(tmp_path: Path) -> None:
         open_val(write_plain(tmp_path), **sized)
 
 
-def test_the_hubs_copy_of_the_shipped_cards_form(hub: test_hub.Hub, tmp_path: Path) -> None:
+def test_the_hubs_copy_of_the_shipped_cards_form(hub: servers.Hub, tmp_path: Path) -> None:
     write_table(tmp_path / "served", image_rows())
     write_table(tmp_path / "served", image_rows()[:1], "refcoco_unc_testA-00000-of-00001.parquet")
-    hub.repos = {"org/refer": {test_hub.FIRST: tmp_path / "served"}}
+    hub.repos = {"org/refer": {servers.FIRST: tmp_path / "served"}}
     card = {
         "title": "Refer",
         "source": {"hub": "org/refer"},
@@ -438,7 +439,7 @@ def test_the_hubs_copy_of_the_shipped_cards_form(hub: test_hub.Hub, tmp_path: Pa
         "protocols": {"ground": {"split": "val"}},
     }
     wanted = [["val", "val", card], ["testA", "testA", card]]
-    printed = test_hub.run_python(
+    printed = servers.run_python(
         test_hub.OPEN,
         json.dumps(wanted),
         HF_ENDPOINT=hub.url,

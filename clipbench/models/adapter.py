@@ -149,6 +149,8 @@ class Family:
             as any card says where its weights lie.
         detect: makes the card of a checkpoint file from its path and its state dict; or None, where their keys are
             not the family's.
+        stated_weights: makes `Adapter.weights_sha256` of a card from the sha256 of its own weights file, as far as the
+            card states enough; None where it does not.
         named: prefix → what makes the card of a model whose name begins with it (`--model <prefix>…`).
     """
 
@@ -157,4 +159,5 @@ class Family:
     load: Callable[[ModelEntry], Adapter]
     weights_file: Callable[[ModelEntry], tuple[Path, str]] | None = None
     detect: Callable[[Path, Mapping[str, torch.Tensor]], ModelCard | None] | None = None
+    stated_weights: Callable[[ModelEntry, str], str | None] = lambda model, sha256: sha256
     named: Mapping[str, Callable[[str], ModelCard]] = field(default_factory=dict)

@@ -316,7 +316,9 @@ def _hub_weights(repo: str) -> str:
     return str(HF_SAFE_WEIGHTS_NAME)
 
 
-def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str, dict[str, Any] | None] | None:
+def _identified(
+    path: Path, state: Mapping[str, torch.Tensor]
+) -> tuple[Config, str, dict[str, Any] | None] | None:
     """What a state dict of OpenAI's layout is, why, and its tag's settings where known; None for other layouts.
 
     Raises:
@@ -356,9 +358,9 @@ def detect(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[Config, str, 
     )
 
 
-def detected(path: Path, state: Mapping[str, torch.Tensor]) -> ModelCard | None:
-    """The card of a checkpoint file in OpenAI's layout; None for other files. Raises as `detect`, and `of_file`."""
-    found = detect(path, state)
+def detect(path: Path, state: Mapping[str, torch.Tensor]) -> ModelCard | None:
+    """The card of a checkpoint file in OpenAI's layout; None for other files. Raises as `_identified` and `of_file`."""
+    found = _identified(path, state)
     if found is None:
         return None
     config, why, described = found
@@ -403,6 +405,6 @@ FAMILY: Final = Family(
     config=Config,
     load=load,
     weights_file=weights_file,
-    detect=detected,
+    detect=detect,
     named={PREFIX: ad_hoc, HUB_PREFIX: on_the_hub},
 )

@@ -69,7 +69,7 @@ class Config(Strict):
 
 
 @dataclass(frozen=True)
-class Detected:
+class Described:
     """What a file's keys say it is, and the keys that say so, each about one part of `config`."""
 
     config: Config
@@ -117,11 +117,11 @@ def load(model: ModelEntry) -> Adapter:
     config = Config.model_validate(model.card.config)
     path, sha256 = resolve(model)
     state = read_state_dict(path)
-    layout, found = _layout(state), detect(state)
+    layout, found = _layout(state), described(state)
     if layout is None or found is None:
         raise WeightsError(
-            f"{path} is no CLIP-Lite checkpoint: its keys are neither {_described(_OFFICIAL)} nor "
-            f"{_described(_OURS)}, with a ResNet of torchvision and a BERT or MPNet",
+            f"{path} is no CLIP-Lite checkpoint: its keys are neither {_keys_of(_OFFICIAL)} nor "
+            f"{_keys_of(_OURS)}, with a ResNet of torchvision and a BERT or MPNet",
             hint="name a checkpoint_<iteration>.pth of the official code, or correct the card's family",
         )
     _agree(path, config, found)
@@ -138,7 +138,7 @@ def load(model: ModelEntry) -> Adapter:
     return DualAdapter(towers.eval(), model.card, sha256)
 
 
-def detect(state: State) -> Detected | None:
+def described(state: State) -> Described | None:
     """What a state dict of CLIP-Lite is; None for any other file."""
     layout = _layout(state)
     if layout is None:
@@ -162,12 +162,12 @@ def detect(state: State) -> Detected | None:
         "layers": f"{layout.text}encoder.layer goes to {layers - 1}",
     }
     config = {"image": image, "text": texts[0], "layers": layers}
-    return Detected(Config.model_validate(config), reasons)
+    return Described(Config.model_validate(config), reasons)
 
 
-def detected(path: Path, state: State) -> ModelCard | None:
+def detect(path: Path, state: State) -> ModelCard | None:
     """The card of a checkpoint file of CLIP-Lite; None for other files."""
-    found = detect(state)
+    found = described(state)
     if found is None:
         return None
     config = found.config
@@ -193,11 +193,11 @@ def _layout(state: State) -> _Layout | None:
     return None
 
 
-def _described(layout: _Layout) -> str:
+def _keys_of(layout: _Layout) -> str:
     return f"{layout.name} ({layout.image}*, {layout.text}*, {layout.image_block}feature_*)"
 
 
-def _agree(path: Path, config: Config, found: Detected) -> None:
+def _agree(path: Path, config: Config, found: Described) -> None:
     for name, reason in found.reasons.items():
         said, held = getattr(config, name), getattr(found.config, name)
         if said not in (None, held):
@@ -208,7 +208,7 @@ def _agree(path: Path, config: Config, found: Detected) -> None:
             )
 
 
-def _dual_config(state: State, layout: _Layout, config: Config, found: Detected, path: Path) -> DualConfig:
+def _dual_config(state: State, layout: _Layout, config: Config, found: Described, path: Path) -> DualConfig:
     """The towers and heads of the file, their sizes read from its shapes."""
     shortcuts = [f"{block}feature_shortcut.weight" for block in (layout.image_block, layout.text_block)]
     words = f"{layout.text}embeddings.word_embeddings.weight"
@@ -272,4 +272,4 @@ def _official_tree(towers: DualTowers) -> nn.Module:
     )
 
 
-FAMILY: Final = Family(version=1, config=Config, load=load, detect=detected)
+FAMILY: Final = Family(version=1, config=Config, load=load, detect=detect)

@@ -8,7 +8,6 @@ images are normalised with ImageNet's mean and std, and FILIP is compared token 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
@@ -72,14 +71,6 @@ class Config(Strict):
     image_only: bool = False
 
 
-@dataclass(frozen=True)
-class Detected:
-    """What a file's keys say it is, and the keys that say so."""
-
-    config: Config
-    why: str
-
-
 def load(model: ModelEntry) -> Adapter:
     """The adapter of a `family: declip` card; every key of the file is used or on the drop-list.
 
@@ -105,8 +96,8 @@ def load(model: ModelEntry) -> Adapter:
     return DeclipAdapter(model.card, towers, config, digest)
 
 
-def detect(path: Path, state: State) -> Detected | None:
-    """What a state dict of the official layout is; None for files of other layouts.
+def detect(path: Path, state: State) -> ModelCard | None:
+    """The card of a checkpoint file of the official layout; None for other files.
 
     An image tower alone is not recognised: cut out of CLIP it would look the same.
 
@@ -130,25 +121,15 @@ def detect(path: Path, state: State) -> Detected | None:
         )
     bias = f"{prefix}text_projection.bias" in state
     keys = ", ".join(k for k in (prefix, *_marks(state)) if k)
-    return Detected(
-        Config(variant=variant, arch=archs[0], embed_dim=_embed_dim(state), proj_bias=bias),
-        f"keys {keys}; {len(state[f'{prefix}token_embedding.weight']):,} tokens",
-    )
-
-
-def detected(path: Path, state: State) -> ModelCard | None:
-    """The card of a checkpoint file of the official layout; None for other files. Raises as `detect`."""
-    found = detect(path, state)
-    if found is None:
-        return None
-    config = found.config
+    why = f"keys {keys}; {len(state[f'{prefix}token_embedding.weight']):,} tokens"
+    config = Config(variant=variant, arch=archs[0], embed_dim=_embed_dim(state), proj_bias=bias)
     return ModelCard(
         title=f"{config.variant} {config.arch}, {path.name}",
         family="declip",
         config=config.canonical(),
         preprocess=PREPROCESS,
         weights=Weights(file=str(path)),
-        notes=f"detected: {config.variant} of DeCLIP's repository, {config.arch}, {config.embed_dim}-d: {found.why}",
+        notes=f"detected: {variant} of DeCLIP's repository, {config.arch}, {config.embed_dim}-d: {why}",
     )
 
 
@@ -355,4 +336,4 @@ def _patches(visual: Any, mapping: nn.Module | None) -> nn.Module:
     return Patches()
 
 
-FAMILY: Final = Family(version=1, config=Config, load=load, detect=detected)
+FAMILY: Final = Family(version=1, config=Config, load=load, detect=detect)

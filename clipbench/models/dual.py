@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.towers.configs import DualConfig
+from clipbench.models.towers.configs import DualConfig, parse_config, stated
 
 
 def load(model: ModelEntry) -> Adapter:
@@ -19,4 +19,9 @@ def load(model: ModelEntry) -> Adapter:
     return adapters.load(model)
 
 
-FAMILY: Final = Family(version=1, config=DualConfig, load=load)
+def stated_weights(model: ModelEntry, sha256: str) -> str | None:
+    """See `Family`: towers may have files of their own."""
+    return stated(parse_config(model.card.config, model.id), sha256)
+
+
+FAMILY: Final = Family(version=1, config=DualConfig, load=load, stated_weights=stated_weights)

@@ -16,7 +16,7 @@ from clipbench.cards.cards import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.towers.configs import parse_config, stated
+from clipbench.models.families import family
 from clipbench.records.exposure import exposure
 from clipbench.records.record import Json, Record, Seen, Stored
 
@@ -125,9 +125,7 @@ class Judge:
     def _weights(self, model: ModelEntry) -> str | None:
         """What the weights' sha256 starts with today, as far as it is known without fetching anything."""
         own = self._own_weights(model)
-        if own is None or model.card.family != "dual":
-            return own
-        return stated(parse_config(model.card.config, model.id), own)
+        return None if own is None else family(model.card.family).stated_weights(model, own)
 
     def _own_weights(self, model: ModelEntry) -> str | None:
         """As `_weights`, of the file that the card itself names."""

@@ -12,16 +12,20 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, show: bool) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on stderr with rate and time left."""
+def progress_bar(
+    label: str, total: int | None, show: bool = True, *, in_bytes: bool = False
+) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on stderr with rate and time left, where that is a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         MofNCompleteColumn,
         Progress,
         ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
     from rich.text import Text
 
@@ -30,13 +34,8 @@ def progress_bar(label: str, total: int, show: bool) -> Iterator[tuple[Progress,
             return Text(f"{task.speed:,.0f}/s" if task.speed else "–/s", style="cyan")
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
-    )
+    amount = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), Rate())
+    columns = (TextColumn("{task.description}"), BarColumn(20), *amount, TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not show or not sys.stderr.isatty()
     ) as bar:

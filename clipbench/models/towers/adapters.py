@@ -96,21 +96,26 @@ def alone(
     card = ModelCard(
         title=f"{side} tower", family="dual", config={side: own}, preprocess=preprocess, weights=source
     )
-    made: type[ImageAdapter | TextAdapter] = ImageAdapter if side == "image" else TextAdapter
-    return made(getattr(towers, side), card, towers.elsewhere[side])
+    return TowerAdapter(getattr(towers, side), card, towers.elsewhere[side])
 
 
-class ImageAdapter(Adapter):
-    """An image tower alone behind the Adapter interface: `backbone` is its one space."""
+class TowerAdapter(Adapter):
+    """One tower alone behind the Adapter interface: `backbone`, its pooled output, is its one space."""
 
-    def __init__(self, tower: ImageTower, card: ModelCard, weights_sha256: str) -> None:
+    def __init__(self, tower: ImageTower | TextTower, card: ModelCard, weights_sha256: str) -> None:
         self.card = card
         self.weights_sha256 = weights_sha256
         self.logit_scale = math.nan
-        self.context_length = 0
-        self.image_spaces = ("backbone",)
-        self.text_spaces = ()
         self._tower = tower
+        self._text = tower if isinstance(tower, TextTower) else None
+        self.context_length = self._text.context_length if self._text else 0
+        self.image_spaces = () if self._text else ("backbone",)
+        self.text_spaces = ("backbone",) if self._text else ()
+
+    @property
+    def text_fingerprint(self) -> str:
+        """See `Adapter`."""
+        return self._text.fingerprint if self._text else ""
 
     def image_tower(self, space: str) -> nn.Module:
         """See `Adapter`."""
@@ -120,44 +125,13 @@ class ImageAdapter(Adapter):
     def text_tower(self, space: str = "joint") -> nn.Module:
         """See `Adapter`."""
         self.require_text(space)
-        raise AssertionError("require_text has raised")
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Adapter`."""
-        self.require_text()
-        raise AssertionError("require_text has raised")
-
-
-class TextAdapter(Adapter):
-    """A text tower alone behind the Adapter interface: `backbone`, its pooled output, is its one space."""
-
-    def __init__(self, tower: TextTower, card: ModelCard, weights_sha256: str) -> None:
-        self.card = card
-        self.weights_sha256 = weights_sha256
-        self.logit_scale = math.nan
-        self.context_length = tower.context_length
-        self.image_spaces = ()
-        self.text_spaces = ("backbone",)
-        self._tower = tower
-
-    @property
-    def text_fingerprint(self) -> str:
-        """See `Adapter`."""
-        return self._tower.fingerprint
-
-    def image_tower(self, space: str) -> nn.Module:
-        """See `Adapter`."""
-        self.require_space(space)
-        raise AssertionError("require_space has raised")
-
-    def text_tower(self, space: str = "backbone") -> nn.Module:
-        """See `Adapter`."""
-        self.require_text(space)
         return self._tower
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `Adapter`."""
-        return self._tower.tokenize(texts)
+        self.require_text("backbone")
+        assert self._text is not None
+        return self._text.tokenize(texts)
 
 
 def load(model: ModelEntry) -> Adapter:
@@ -172,7 +146,7 @@ def load(model: ModelEntry) -> Adapter:
         tower = image_tower(config.image, model.card.preprocess)
         assert isinstance(tower, LibraryTower)
         digest = load_tower(tower, model.card.weights, model.id, model.folder)
-        return ImageAdapter(tower.eval(), model.card, digest)
+        return TowerAdapter(tower.eval(), model.card, digest)
 
     path, sha256 = resolve(model)
     state = read_state_dict(path)

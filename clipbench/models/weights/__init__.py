@@ -1,1 +1,1 @@
-"""TODO."""
+"""Weights files: found, fetched, checked, read without running anything, converted; no torch at import, no family."""

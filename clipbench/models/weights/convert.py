@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +15,8 @@ from clipbench.models.weights.pickles import (
     StoredTensor,
     TorchFile,
     escaped,
+    is_torchscript,
     is_zip,
-    own_copy,
     refuse_broken,
 )
 from clipbench.models.weights.reading import read_state_dict, unprefixed
@@ -58,10 +57,9 @@ def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], forc
     if source.suffix == ".safetensors":
         raise WeightsError(f"{source} is a safetensors file already", hint="use it as it is")
     with refuse_broken(source):
-        script = is_zip(source) and _is_torchscript(source)
+        script = is_zip(source) and is_torchscript(source)
     if script:
-        state = {name: own_copy(tensor) for name, tensor in read_state_dict(source).items()}
-        return _write(state, out, ())
+        return _write(read_state_dict(source), out, ())
     with refuse_broken(source):
         held = TorchFile(source)
         named, left_out = _tensors_of(held.root)
@@ -76,11 +74,6 @@ def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], forc
     with refuse_broken(source):
         state = {name: held.tensor(stored) for name, stored in named.items()}
     return _write(unprefixed(state), out, tuple(left_out))
-
-
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 # -------------------------------------------------------------------- tensors

@@ -1,6 +1,8 @@
 """Weights from elsewhere: downloaded once into the cache, resumable and atomic, or brought by an installed package.
 
-A place in the cache is known before the download, so that a file can also be put there by hand.
+A place in the cache is known before the download, so that a file can also be put there by hand. Links are fetched by
+our own code, since neither pooch nor fsspec takes up a broken download after making sure that the file is the same
+(ETag, range, size), or refuses a redirect into one's own network. The model hub's files come by its own client.
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ import hashlib
 import http.client
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError
@@ -25,6 +26,7 @@ from clipbench.errors import StorageError, WeightsError, nearest
 from clipbench.models.weights.reading import strange, unreadable
 from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, say, write_atomic
 from clipbench.utils.parsing import Unreadable, file_bytes
+from clipbench.utils.progress import progress_bar
 from clipbench.utils.version import __version__
 from clipbench.utils.web import Refused, open_address
 
@@ -144,8 +146,7 @@ class _Dropped(_Lost):
     """A connection that ended early, or a server that is busy: worth asking again."""
 
 
-class _Show(Protocol):
-    def __call__(self, done: int, total: int | None) -> None: ...
+_Show = Callable[[int, int | None], None]  # bytes that are there, and of how many
 
 
 def _download(weights: Weights, target: Path, owner: str) -> None:
@@ -158,7 +159,11 @@ def _download(weights: Weights, target: Path, owner: str) -> None:
             return
         part = _Part(target, owner)
         try:
-            with _progress(owner) as show:
+            with progress_bar(f"weights of {owner}", None, in_bytes=True) as (bar, task):
+
+                def show(done: int, total: int | None) -> None:
+                    bar.update(task, completed=done, total=total)
+
                 _receive(link, part, show, checked=weights.sha256 is not None)
         except _Lost as lost:
             raise _unavailable(weights, target, owner, str(lost)) from None
@@ -373,29 +378,3 @@ def _words(error: object) -> str:
     if isinstance(error, ConnectionResetError | BrokenPipeError | http.client.IncompleteRead):
         return "the connection ended early"
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-@contextlib.contextmanager
-def _progress(label: str) -> Iterator[_Show]:
-    """A progress bar on stderr with bytes, rate and time left, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(f"weights of {label}", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

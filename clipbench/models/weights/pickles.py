@@ -69,7 +69,7 @@ def not_whole(path: Path, reason: str) -> WeightsError:
     )
 
 
-def storage_dtype(module: str, name: str) -> torch.dtype | None:
+def _storage_dtype(module: str, name: str) -> torch.dtype | None:
     """The dtype of a storage class that a pickle names, or None for any other name."""
     import torch
 
@@ -142,15 +142,16 @@ class TorchFile:
     _storages: dict[str, torch.dtype] = field(default_factory=dict)
     _places: dict[str, tuple[int, int]] = field(default_factory=dict)  # legacy files: (offset, bytes)
     _read: dict[str, bytearray] = field(default_factory=dict)
+    _archive: zipfile.ZipFile | None = None
 
     def __post_init__(self) -> None:
         if is_zip(self.path):
-            with zipfile.ZipFile(self.path) as archive:
-                self._pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-                order = self._pickled.removesuffix("data.pkl") + "byteorder"
-                if order in archive.namelist() and archive.read(order) != b"little":
-                    raise ValueError("its numbers are big-endian")
-                self.root = self._unpickle(io.BytesIO(archive.read(self._pickled)))
+            self._archive = archive = zipfile.ZipFile(self.path)
+            self._pickled = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+            order = self._pickled.removesuffix("data.pkl") + "byteorder"
+            if order in archive.namelist() and archive.read(order) != b"little":
+                raise ValueError("its numbers are big-endian")
+            self.root = self._unpickle(io.BytesIO(archive.read(self._pickled)))
         else:
             with self.path.open("rb") as file:
                 self._legacy(file)
@@ -219,7 +220,7 @@ class TorchFile:
         class Unpickler(pickle.Unpickler):
             def find_class(self, module: str, name: str) -> object:
                 whole = f"{module}.{name}"
-                real = known.get(whole) or dtypes.get(whole) or storage_dtype(module, name)
+                real = known.get(whole) or dtypes.get(whole) or _storage_dtype(module, name)
                 if real is not None:
                     return real
                 held.names.add(escaped(whole))
@@ -249,19 +250,18 @@ class TorchFile:
         flat = torch.frombuffer(data, dtype=stored.dtype) if data else torch.empty(0, dtype=stored.dtype)
         tensor = torch.as_strided(flat, stored.size, stored.stride, stored.offset)
         sole = not seen and tensor.is_contiguous() and tensor.numel() == flat.numel()
-        return tensor if sole else own_copy(tensor)
+        return tensor if sole else _own(tensor)
 
     def _bytes(self, key: str) -> bytearray:
-        if self._places:
-            offset, size = self._places[key]
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                return bytearray(file.read(size))
-        with zipfile.ZipFile(self.path) as archive:
-            return bytearray(archive.read(self._pickled.removesuffix("data.pkl") + f"data/{key}"))
+        if self._archive is not None:
+            return bytearray(self._archive.read(self._pickled.removesuffix("data.pkl") + f"data/{key}"))
+        offset, size = self._places[key]
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return bytearray(file.read(size))
 
 
-def own_copy(tensor: torch.Tensor) -> torch.Tensor:
+def _own(tensor: torch.Tensor) -> torch.Tensor:
     """A contiguous copy: safetensors holds neither views nor shared memory."""
     import torch
 
@@ -271,6 +271,11 @@ def own_copy(tensor: torch.Tensor) -> torch.Tensor:
 def is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+def is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def escaped(text: str) -> str:

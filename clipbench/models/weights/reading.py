@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipbench.errors import WeightsError, nearest
-from clipbench.models.weights.pickles import names_in, not_whole, storage_dtype
+from clipbench.models.weights.pickles import (
+    Inert,
+    StoredTensor,
+    TorchFile,
+    is_torchscript,
+    names_in,
+    not_whole,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -126,19 +131,15 @@ def _read(path: Path) -> object:
             return load_file(path)
         except SafetensorError as error:
             raise not_whole(path, str(error)) from None
-    script = False
     try:
         with warnings.catch_warnings():  # of pickle protocols that torch.save does not write
             warnings.simplefilter("ignore")
-            if not zipfile.is_zipfile(path):
-                return torch.load(path, map_location="cpu", weights_only=True)
-            with zipfile.ZipFile(path) as archive:
-                script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-                if script:
-                    return _torchscript(archive)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            zipped = zipfile.is_zipfile(path)
+            if zipped and is_torchscript(path):
+                return _torchscript(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        raise _refusal(path, error, script=script) from None
+        raise _refusal(path, error) from None
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -151,70 +152,46 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _refusal(path: Path, error: pickle.UnpicklingError, *, script: bool) -> WeightsError:
+def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
     """What to say of a pickle that the safe reader refuses. torch's own text advises to read it all the same."""
     found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
-    names = [found[1]] if found else None if script else names_in(path)
+    names = [found[1]] if found else names_in(path)
     if names is None:
         return not_whole(path, "it is no pickle that torch.save writes")
     way = f"copy its tensors, running nothing: clipbench weights convert {path} OUT.safetensors"
     if not names:
         return WeightsError(f"{path} is pickled in a form that cannot be read safely", hint=way)
+    return _more_than_tensors(path, names, f", or {way}")
+
+
+def _more_than_tensors(path: Path, names: list[str], way: str = "") -> WeightsError:
     return WeightsError(
         f"{path} holds more than tensors ({', '.join(names[:3])}): reading it could run code from the file",
-        hint="ask its author for a safetensors or state-dict file" + ("" if script else f", or {way}"),
+        hint=f"ask its author for a safetensors or state-dict file{way}",
     )
 
 
-def _torchscript(archive: zipfile.ZipFile) -> State:
+def _torchscript(path: Path) -> State:
     """The parameters and buffers of a TorchScript archive, the form in which OpenAI published CLIP.
 
-    `torch.jit.load` would run the archive's program; this reads its tensors alone. Every class of the archive
-    becomes a plain object that holds attributes, and nothing else can be named.
+    `torch.jit.load` would run the archive's program; this reads its tensors alone.
     """
-    import torch
+    file = TorchFile(path)
+    own = (
+        "__torch__.",
+        "torch.jit._pickle.",
+    )  # the archive's classes, and what tells the element type of a list
+    if foreign := sorted(name for name in file.names if not name.startswith(own)):
+        raise _more_than_tensors(path, foreign)
 
-    pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-    folder = pickled.removesuffix("data.pkl") + "data/"
-    storages: dict[str, torch.Tensor] = {}
-
-    class Module:
-        pass
-
-    def rebuild(
-        storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-    ) -> torch.Tensor:
-        return torch.as_strided(storage, size, stride, offset)
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> object:
-            if module.startswith("__torch__"):
-                return Module
-            dtype = storage_dtype(module, name)
-            if dtype is not None:
-                return dtype
-            if module == "torch.jit._pickle":  # tells the element type of a list; its content comes first
-                return lambda content, *_: content
-            known = {"torch._utils._rebuild_tensor_v2": rebuild, "collections.OrderedDict": OrderedDict}
-            if f"{module}.{name}" not in known:
-                raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-            return known[f"{module}.{name}"]
-
-        def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> torch.Tensor:
-            _, dtype, key, _, _ = pid
-            if key not in storages:
-                storages[key] = torch.frombuffer(bytearray(archive.read(folder + key)), dtype=dtype)
-            return storages[key]
-
-    def named(module: Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor):
-                yield prefix + name, value
-            elif isinstance(value, Module):
+    def named(module: Inert, prefix: str) -> Iterator[tuple[str, StoredTensor]]:
+        for name, value in module.state.items():
+            if isinstance(value, StoredTensor):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, Inert):
                 yield from named(value, f"{prefix}{name}.")
 
-    root = Unpickler(io.BytesIO(archive.read(pickled))).load()
-    return dict(named(root, ""))
+    return {name: file.tensor(stored) for name, stored in named(file.root, "")}
 
 
 def _tensors(loaded: object, path: Path) -> State:

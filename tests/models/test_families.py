@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import declip_files
 import open_clip.factory
 import pytest
+import servers
 import small
-import test_declip
-import test_fetch
 import torch
 from safetensors.torch import save_file
-from test_fetch import ModelHub
-from test_hub import FIRST, run_python
+from servers import FIRST, ModelHub, run_python
 from torch import Tensor
 
 from clipbench.catalog import Catalog
@@ -24,9 +23,9 @@ from clipbench.errors import CardError, WeightsError
 from clipbench.models import clip, families
 from clipbench.models.towers.open_clip import random_model
 
+hub = servers.hub
 State = dict[str, Tensor]
-hub = test_fetch.hub
-CONFIG: dict[str, Any] = {"embed_dim": 24, "vision_cfg": test_declip.VIT, "text_cfg": test_declip.TEXT}
+CONFIG: dict[str, Any] = {"embed_dim": 24, "vision_cfg": declip_files.VIT, "text_cfg": declip_files.TEXT}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +33,7 @@ def architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     configs = open_clip.factory._MODEL_CONFIGS
     monkeypatch.setitem(configs, "small-vit", CONFIG)
     monkeypatch.setitem(configs, "small-vit-quickgelu", CONFIG | {"quick_gelu": True})
-    monkeypatch.setitem(configs, "small-rn", CONFIG | {"vision_cfg": test_declip.RN})
+    monkeypatch.setitem(configs, "small-rn", CONFIG | {"vision_cfg": declip_files.RN})
     pretrained = open_clip.pretrained
     monkeypatch.setitem(pretrained._PRETRAINED, "small-rn", {"some": pretrained._slpcfg()})
 
@@ -131,9 +130,11 @@ def test_sizes_of_no_architecture(tmp_path: Path) -> None:
         WeightsError, match="the layout of CLIP, but no architecture of open_clip has its sizes"
     ):
         families.detected(str(tmp_path / "clip.pt"))
-    state = test_declip.random_state(test_declip.official("declip", test_declip.VIT, test_declip.TEXT, 16))
+    state = declip_files.random_state(
+        declip_files.official("declip", declip_files.VIT, declip_files.TEXT, 16)
+    )
     state["encode_text.positional_embedding"] = torch.zeros(78, 64)
-    path = test_declip.save(state, tmp_path / "declip.pth.tar")
+    path = declip_files.save(state, tmp_path / "declip.pth.tar")
     with pytest.raises(
         WeightsError, match=r"the layout of DeCLIP's repository .*no architecture that open_clip"
     ):
@@ -141,7 +142,7 @@ def test_sizes_of_no_architecture(tmp_path: Path) -> None:
 
 
 def test_keys_of_two_families_are_not_guessed(tmp_path: Path) -> None:
-    declips = test_declip.random_state(test_declip.official("clip", test_declip.RN, test_declip.TEXT, 24))
+    declips = declip_files.random_state(declip_files.official("clip", declip_files.RN, declip_files.TEXT, 24))
     both = build("small-rn").state_dict() | declips
     torch.save(both, tmp_path / "both.pt")
     with pytest.raises(WeightsError, match=r"could be of more than one family: clip, declip.*\n.*model card"):
@@ -228,7 +229,7 @@ def test_model_of_a_hub_repository(hub: ModelHub, tmp_path: Path, isolated_cache
     folder = tmp_path / "commit"
     folder.mkdir()
     settings = {
-        "model_cfg": CONFIG | {"vision_cfg": test_declip.RN, "quick_gelu": True},
+        "model_cfg": CONFIG | {"vision_cfg": declip_files.RN, "quick_gelu": True},
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(settings))

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import re
 import resource
 import signal
@@ -15,15 +14,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
+import commandline
 import pytest
-from test_convert import run
-from test_hub import FIRST, SECOND, Hub, run_python
+import servers
+from commandline import Run
+from servers import (
+    DATA,
+    DIGEST,
+    FIRST,
+    SECOND,
+    TURNED,
+    Files,
+    Hub,
+    ModelHub,
+    at,
+    checkpoint,
+    refused,
+    resolved,
+    run_python,
+)
 
 from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, StorageError, WeightsError
@@ -31,138 +44,15 @@ from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.weights import fetch
 from clipbench.models.weights.fetch import find, name, place
-from clipbench.models.weights.resolve import resolve_source
 from clipbench.utils.cache import cache_root, recall
 
-
-def checkpoint(size: int, seed: int = 0) -> bytes:
-    """A safetensors file of `size` bytes, which holds noise."""
-    count = size - 108
-    about = json.dumps({"a": {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}).ljust(100)
-    return (100).to_bytes(8, "little") + about.encode() + random.Random(seed).randbytes(count)
-
-
-DATA, TURNED = checkpoint(300_000), checkpoint(300_000, seed=1)
-DIGEST = hashlib.sha256(DATA).hexdigest()
-
-
-@dataclass
-class Files:
-    """A server of one file, at every path, with the faults that a test sets."""
-
-    data: bytes = DATA
-    ranges: bool = True
-    etag: str | None = '"one"'
-    heeds_if_range: bool = True
-    drops: list[int] = field(
-        default_factory=list
-    )  # of answers in order: end the connection after so many bytes
-    status: list[int] = field(default_factory=list)  # of answers in order
-    kind: str = "application/octet-stream"
-    size: str = "length"  # how the answer says its own: length, chunked, or not at all
-    stall: threading.Event | None = None  # waits for it in the middle of the first answer
-    asked: list[str] = field(default_factory=list)  # path and Range of every request
-    sent: int = 0  # bytes of bodies
-
-    def __post_init__(self) -> None:
-        files = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                files.asked.append(f"{self.path} {self.headers.get('Range', '')}".strip())
-                files.answer(self)
-
-            def log_message(self, *_: object) -> None:
-                """Keep the tests' output clean."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def stop(self) -> None:
-        if self.thread.is_alive():
-            if self.stall:
-                self.stall.set()
-            self.server.shutdown()
-            self.server.server_close()
-            self.thread.join()
-
-    def answer(self, to: BaseHTTPRequestHandler) -> None:
-        to.protocol_version = "HTTP/1.1"
-        to.close_connection = True
-        span = re.fullmatch(r"bytes=(\d+)-", to.headers.get("Range", "")) if self.ranges else None
-        current = to.headers.get("If-Range") in (None, self.etag) or not self.heeds_if_range
-        start = int(span[1]) if span and current else 0
-        status = self.status.pop(0) if self.status else 206 if start else 200
-        if start >= len(self.data) > 0:
-            to.send_response(416)
-            to.send_header("Content-Range", f"bytes */{len(self.data)}")
-            to.send_header("Content-Length", "0")
-            to.end_headers()
-            return
-        body = self.data[start:]
-        to.send_response(status)
-        to.send_header("Content-Type", self.kind)
-        to.send_header("Connection", "close")
-        if self.etag:
-            to.send_header("ETag", self.etag)
-        if status == 206:
-            to.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
-        if self.size == "length":
-            to.send_header("Content-Length", str(len(body)))
-        elif self.size == "chunked":
-            to.send_header("Transfer-Encoding", "chunked")
-        to.end_headers()
-        self.write(to, body[: self.drops.pop(0)] if self.drops else body, whole=len(body))
-
-    def write(self, to: BaseHTTPRequestHandler, body: bytes, whole: int) -> None:
-        middle = len(body) // 2 if self.stall and len(self.asked) == 1 else len(body)
-        for piece in (body[:middle], body[middle:]):
-            if piece:
-                self.sent += len(piece)
-                chunked = self.size == "chunked"
-                to.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
-            if self.stall and len(self.asked) == 1:
-                self.stall.wait(20)
-        if self.size == "chunked" and len(body) == whole:
-            to.wfile.write(b"0\r\n\r\n")
-
-
-@pytest.fixture
-def files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(fetch, "_PAUSES_S", (0, 0))
-    served = Files()
-    yield served
-    served.stop()
-
-
-def at(files: Files, sha256: str | None = None) -> Weights:
-    return Weights(url=f"{files.url}/some/model.pt?v=1", link_source="the README", sha256=sha256)
-
-
-def resolved(weights: Weights) -> tuple[Path, str]:
-    return resolve_source(weights, owner="tiny", folder=Path("cards"))
+run = commandline.run
+files, hub = servers.files, servers.hub
 
 
 def left(target: Path) -> set[str]:
     """What lies beside `target`, apart from its lock."""
     return {path.name for path in target.parent.iterdir() if not path.name.endswith(".lock")}
-
-
-def refused(weights: Weights, *words: str) -> str:
-    """Assert that `weights` cannot be had, and that the error says where to put the file."""
-    with pytest.raises(WeightsError) as caught:
-        resolved(weights)
-    text = str(caught.value)
-    for word in ("tiny: ", str(place(weights)), *words):
-        assert word in text, text
-    assert not place(weights).exists()
-    return text
 
 
 # ------------------------------------------------------------------ once, whole
@@ -569,20 +459,6 @@ def test_package_without_the_file(package: str, words: str) -> None:
 # ------------------------------------------------------------------------ hub
 
 
-class ModelHub(Hub):
-    """The hub of data sets, with models at its root."""
-
-    def answer(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        return super().answer(path if path.startswith("/api") else f"/datasets{path}", body)
-
-
-@pytest.fixture
-def hub() -> Iterator[ModelHub]:
-    served = ModelHub()
-    yield served
-    served.stop()
-
-
 FROM_HUB = """
 import json, sys
 from pathlib import Path
@@ -654,7 +530,7 @@ def test_fetch_knows_all_weights_of_a_model(
     class Config(Strict):
         text: Weights
 
-    monkeypatch.setattr(dual, "Config", Config)
+    monkeypatch.setattr(dual, "FAMILY", replace(dual.FAMILY, config=Config))
     (tmp_path / "image.pt").write_bytes(b"image")
     card = ModelCard(
         title="Tiny",
@@ -676,21 +552,20 @@ def test_fetch_command(
     sha256: str | None,
     files: Files,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
-    shipped = Path(__file__).parents[1] / "model_cards" / "digits-clip-lite.yaml"
+    shipped = Path(__file__).parents[3] / "model_cards" / "digits-clip-lite.yaml"
     before, _, after = shipped.read_text().partition("weights:\n")
     after = re.sub(r"  (file|sha256): .*\n", "", after)
     fields = json.dumps({k: v for k, v in at(files, sha256).canonical().items() if v is not None})
     (tmp_path / "tiny.yaml").write_text(f"{before}weights: {fields}\n{after}")
     fetching = ("weights", "fetch", "tiny", "--cards", tmp_path)
-    code, out, err = run(monkeypatch, capsys, *fetching)
+    code, out, err = astuple(run(*fetching))
     assert (code, err) == (0, "")
     checked = "as on the card" if sha256 else "recorded at first use"
     assert out == f"tiny: {place(at(files))}\n  300,000 bytes, sha256 {DIGEST} ({checked})\n"
     files.stop()
-    code, out, _ = run(monkeypatch, capsys, *fetching, "--json")
+    out = run(*fetching, "--json").out
     assert json.loads(out) == [
         {
             "model": "tiny",
@@ -702,7 +577,7 @@ def test_fetch_command(
         }
     ]
     place(at(files)).unlink()
-    code, out, err = run(monkeypatch, capsys, *fetching)
+    code, out, err = astuple(run(*fetching))
     assert (code, out) == (2, "")
     assert err.startswith("error: tiny: the weights are not in the local cache and cannot be fetched from")
     assert f"put it at {place(at(files))}" in err

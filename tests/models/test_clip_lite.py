@@ -441,7 +441,7 @@ def test_full_size_variants_are_found_from_their_keys(arch: str, text: str, laye
         )
         image = 512 if arch in ("resnet18", "resnet34") else 2048
         state = official_keys(resnet, encoder, 2048, image, 768)
-    found = clip_lite.detect(state)
+    found = clip_lite.described(state)
     assert found is not None
     expected = {"image": arch, "text": text, "layers": layers}
     assert found.config == clip_lite.Config.model_validate(expected)
@@ -464,12 +464,12 @@ def test_full_size_variants_are_found_from_their_keys(arch: str, text: str, laye
 
 
 def test_other_files_are_not_taken_for_clip_lite(independent: Independent) -> None:
-    assert clip_lite.detect({}) is None
-    assert clip_lite.detect({"visual.conv1.weight": torch.zeros(1)}) is None
+    assert clip_lite.described({}) is None
+    assert clip_lite.described({"visual.conv1.weight": torch.zeros(1)}) is None
     linear = dict(ours(independent)) | {"image_projection.weight": torch.zeros(1)}
     linear = {k: v for k, v in linear.items() if "feature_" not in k}
-    assert clip_lite.detect(linear) is None  # towers of ours with CLIP's heads
-    assert clip_lite.detect(ours(independent)) is not None
+    assert clip_lite.described(linear) is None  # towers of ours with CLIP's heads
+    assert clip_lite.described(ours(independent)) is not None
 
 
 def test_config_of_the_family_is_strict() -> None:

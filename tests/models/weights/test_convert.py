@@ -13,21 +13,24 @@ import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+import commandline
 import pytest
 import torch
-from test_weights import same
+from commandline import Run
+from small import same
 from torch import Tensor, nn
 
-from clipbench import cli
 from clipbench.data.digests import sha256_file
 from clipbench.errors import ClipbenchError, StorageError, WeightsError
 from clipbench.models.weights.convert import Converted, convert
 from clipbench.models.weights.pickles import Inert, names_in
 from clipbench.models.weights.reading import read_state_dict
 
+run = commandline.run
 State = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol:UserWarning")
 
@@ -343,15 +346,15 @@ def test_a_pickled_module_gives_its_state(
 
 
 def test_the_refusal_says_the_command_that_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(nn.Linear(2, 2), "model.pt")
     with pytest.raises(WeightsError, match="holds more than tensors") as caught:
         read_state_dict(Path("model.pt"))
-    command = str(caught.value).partition("running nothing: ")[2]
-    assert command == "clipbench weights convert model.pt OUT.safetensors"
-    code, out, err = run(monkeypatch, capsys, *shlex.split(command)[1:], "--yes")
+    typed = str(caught.value).partition("running nothing: ")[2]
+    assert typed == "clipbench weights convert model.pt OUT.safetensors"
+    code, out, err = astuple(run(*shlex.split(typed)[1:], "--yes"))
     assert (code, err) == (0, "")
     assert out.startswith("OUT.safetensors: 2 tensors, ")
     assert sha256_file(Path("OUT.safetensors")) in out
@@ -433,18 +436,6 @@ def test_files_that_cannot_be_source_or_result(state: State, tmp_path: Path) -> 
 # -------------------------------------------------------------- command line
 
 
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
-) -> tuple[int, str, str]:
-    """`clipbench <arguments>` in this process: exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["clipbench", *map(str, arguments)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code, *capsys.readouterr()
-
-
 class Terminal(io.StringIO):
     """Somebody who types."""
 
@@ -467,12 +458,12 @@ def test_it_asks_first(
     words: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     source, out = tmp_path / "model.pt", tmp_path / "out.safetensors"
     torch.save({"model": nn.Linear(2, 2), "epoch": 1}, source)
     monkeypatch.setattr(sys, "stdin", answer)
-    ended, printed, told = run(monkeypatch, capsys, "weights", "convert", source, out)
+    ended, printed, told = astuple(run("weights", "convert", source, out))
     assert ended == code
     assert "torch.nn.modules.linear.Linear" in told
     assert "None of them is run: only the tensors are copied." in told

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import declip_files
 import numpy as np
 import pytest
 import small
-import test_declip
 import timm
 import torch
 import torchvision
@@ -34,7 +34,13 @@ from clipbench.models.towers.configs import ConvNetConfig
 from clipbench.models.towers.image import ConvNet
 
 one_thread = small.one_thread
-architectures = test_declip.architectures
+
+
+@pytest.fixture(autouse=True)
+def architectures(monkeypatch: pytest.MonkeyPatch) -> None:
+    declip_files.know_architectures(monkeypatch)
+
+
 SQUARE = Preprocess(size=64, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
@@ -205,9 +211,9 @@ def test_attention_of_other_vits_has_the_score_of_their_features(make: Callable[
 
 @pytest.mark.parametrize("arch", ["small-vit", "small-rn"])
 def test_filips_map_is_each_patchs_term_of_its_score(arch: str, tmp_path: Path) -> None:
-    shapes = test_declip.official("filip", test_declip.ARCHS[arch], test_declip.TEXT, 32)
-    path = test_declip.save(test_declip.random_state(shapes), tmp_path / "filip.pth.tar")
-    adapter = families.load(test_declip.model_of(path, "filip", arch))
+    shapes = declip_files.official("filip", declip_files.ARCHS[arch], declip_files.TEXT, 32)
+    path = declip_files.save(declip_files.random_state(shapes), tmp_path / "filip.pth.tar")
+    adapter = families.load(declip_files.model_of(path, "filip", arch))
     maps = adapter.saliency_method()
     assert isinstance(maps, TokenCosine)
     assert maps.space == "tokens"
@@ -232,16 +238,16 @@ def test_filips_map_is_each_patchs_term_of_its_score(arch: str, tmp_path: Path) 
     ],
 )
 def test_families_name_what_they_do(variant: str, arch: str, described: str, tmp_path: Path) -> None:
-    shapes = test_declip.official(variant, test_declip.ARCHS[arch], test_declip.TEXT, 32)
-    path = test_declip.save(test_declip.random_state(shapes), tmp_path / "model.pth.tar")
-    adapter = families.load(test_declip.model_of(path, variant, arch))
+    shapes = declip_files.official(variant, declip_files.ARCHS[arch], declip_files.TEXT, 32)
+    path = declip_files.save(declip_files.random_state(shapes), tmp_path / "model.pth.tar")
+    adapter = families.load(declip_files.model_of(path, variant, arch))
     assert adapter.saliency_method().described == described
 
 
 def test_a_stream_of_filips_maps_has_its_scores(tmp_path: Path) -> None:
-    shapes = test_declip.official("filip", test_declip.VIT, test_declip.TEXT, 32)
-    path = test_declip.save(test_declip.random_state(shapes), tmp_path / "filip.pth.tar")
-    model = test_declip.model_of(path, "filip", "small-vit")
+    shapes = declip_files.official("filip", declip_files.VIT, declip_files.TEXT, 32)
+    path = declip_files.save(declip_files.random_state(shapes), tmp_path / "filip.pth.tar")
+    model = declip_files.model_of(path, "filip", "small-vit")
     encoder = ModelEncoder(model, Runtime("cpu", "fp32"), progress=False)
     grey = np.random.default_rng(0).integers(0, 256, (3, 40, 60), dtype=np.uint8)
     split = ArraySplit("noise", "test", ["0", "1", "2"], grey, np.zeros(3, dtype=np.int64), ("a", "b"))

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_fetch
+import servers
 import torch
 from safetensors.torch import save, save_file
-from test_fetch import DATA, Files, at, resolved
-from test_hostile_input import Caller
+from servers import DATA, Files, at, refused, resolved
+from small import Caller
 
 from clipbench.cards.cards import ShardPairs, Weights
 from clipbench.data.pairs.shards import RemoteShards
@@ -29,7 +29,7 @@ from clipbench.models.weights.reading import strange
 from clipbench.utils.cache import cache_root, recall
 from clipbench.utils.web import Refused, open_address, public
 
-files = test_fetch.files
+files = servers.files
 PAGE = b"\n<!DOCTYPE html><html><body>Please log in</body></html>"
 WRONG = {
     "page": (PAGE, "a web page"),
@@ -85,7 +85,7 @@ def test_a_file_that_is_cut_off_where_it_comes_from_is_neither_kept_nor_pinned(
 ) -> None:
     whole = _saved(form)
     files.data = whole[: max(2, int(share * len(whole)))]
-    test_fetch.refused(at(files), "what came is ", "(it is deleted)")
+    refused(at(files), "what came is ", "(it is deleted)")
     assert not (cache_root() / "ledger.json").exists()
     place(at(files)).write_bytes(files.data)  # by hand
     with pytest.raises(WeightsError, match=r"is no checkpoint but|is not a whole checkpoint"):
