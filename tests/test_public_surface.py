@@ -54,8 +54,8 @@ SURFACE = {
     ),
     "clipbench.report.dataframe": "Row centre_baseline metrics_of of_tasks read results rows",
     "clipbench.metrics.paired_tests": (
-        "Difference all_signs holm normal_tail of_average_precision of_contributions of_draws of_means of_scores "
-        "over_draws sign_flip"
+        "Difference all_signs holm normal_tail of_average_precision of_clusters of_contributions of_draws of_means "
+        "of_scores over_draws sign_flip"
     ),
     "clipbench.records.comparison": "Comparison adjusted compare judged matched means of",
     "clipbench.report.leaderboard": "Mean Section check leaderboard sections",
