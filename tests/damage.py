@@ -11,3 +11,9 @@ def flip(path: Path, place: int) -> None:
     place %= 8 * len(content)
     content[place // 8] ^= 1 << place % 8
     path.write_bytes(content)
+
+
+def layout(content: bytes | bytearray) -> tuple[int, int]:
+    """Of a shard of features: where the header's checksum begins, and where the rows do."""
+    end = 16 + int.from_bytes(content[8:12], "little") + int.from_bytes(content[12:16], "little")
+    return end, end + 16

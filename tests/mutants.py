@@ -520,7 +520,9 @@ class Only:
 
 def tests_of(file: str) -> list[str]:
     """The files of tests of a module, itself first, for its examples."""
-    return [file, *(f"tests/{name}.py" for name in TESTS[file.removeprefix("clipbench/")[:-3]])]
+    names = TESTS[file.removeprefix("clipbench/")[:-3]]
+    places = {path.stem: path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")}
+    return [file, *(places[name] for name in names)]
 
 
 def limit(watch: Watch, names: Sequence[str]) -> float:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import small
+from measuring import measure, record_of
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, recall_score
 
@@ -29,41 +30,13 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, SHARD_ROWS
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
-from clipbench.evaluate import Options, Result, evaluate, limited
+from clipbench.evaluate import limited
 from clipbench.models import dual
 from clipbench.models.towers.adapters import DualAdapter
 from clipbench.records import record as records
 
 one_thread = small.one_thread
-FP32 = Runtime("cpu", "fp32", workers=0)
 MANY = 3_000  # six shards
-
-
-def measure(
-    models: Sequence[str | Path],
-    tasks: Sequence[str],
-    *,
-    cards: Path | None = None,
-    data: Path | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    runtime: Runtime = FP32,
-) -> list[Result]:
-    """Results of `models` on `tasks`, task by task."""
-    catalog = Catalog([cards] if cards else ())
-    options = Options(
-        runtime=runtime,
-        data=DataPaths({"animals": data} if data else {}, ()),
-        limit=limit,
-        seed=seed,
-        progress=False,
-    )
-    return list(evaluate([catalog.model(str(m)) for m in models], catalog.tasks(tasks), options))
-
-
-def record_of(result: Result) -> records.Record:
-    assert result.record is not None
-    return result.record
 
 
 @pytest.fixture
@@ -450,7 +423,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_evaluate import measure, record_of
+from measuring import measure, record_of
 from clipbench.encoding.runtime import Runtime
 
 def peak_mb():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,13 @@ import numpy as np
 import pytest
 import small
 import torch
+from fakes import Array, FakeEncoder, FakeSplit, card, given
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from clipbench.cards.cards import Document, TaskCard, parse
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
 from clipbench.data.split import Split
@@ -26,56 +24,13 @@ from clipbench.errors import DataError
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics import intervals
 from clipbench.metrics import scores as metrics
-from clipbench.models.adapter import Compared
-from clipbench.protocols import linear_probe
-from clipbench.protocols.linear_probe import Params, check, hold_out, needs, run
+from clipbench.protocols import _few_shot
+from clipbench.protocols._logistic import best_of, hold_out
+from clipbench.protocols.linear_probe import Params, check, needs, run
 from clipbench.solvers.minibatch_probe import fit_adamw, fit_sgd
 
 one_thread = small.one_thread
-Array = NDArray[np.float32]
 LAMBDAS = {"kind": "logistic", "lambdas": 7, "lowest": 1e-3, "highest": 1e3, "sweep": 0.0}
-
-
-class Given(Split):
-    """A split whose features are known."""
-
-    def __init__(self, role: str, features: Array, labels: NDArray[Any], classes: int) -> None:
-        self.dataset, self.role, self.fingerprint = "digits", role, role
-        self.features = features
-        self.ids = [f"{role}{i}" for i in range(len(labels))]
-        self.labels = labels
-        self.classes = tuple(f"c{i}" for i in range(classes))
-
-    def samples(self, rows: NDArray[np.int64]) -> Any:
-        raise AssertionError("a protocol reads features, never images")
-
-
-class FakeEncoder:
-    """Features by split; a probe reads nothing else."""
-
-    logit_scale = 1.0
-    compared: Compared = "joint"
-    token_width = None
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.spaces: set[str] = set()
-        self.epochs: list[int] = []
-
-    def images(self, split: Split, space: str = "joint") -> Array:
-        assert isinstance(split, Given)
-        self.spaces.add(space)
-        return split.features
-
-    def texts(self, texts: list[str], space: str = "joint") -> Array:
-        raise AssertionError("a probe reads no text")
-
-    def crops(self, split: Split, space: str, seed: int, epoch: int) -> Array:
-        self.epochs.append(epoch)
-        return self.images(split, space) + np.float32(epoch)
-
-    def tracked(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        return nullcontext(lambda _: None)
 
 
 def digits(train: int = 600, test: int = 500) -> dict[str, Split]:
@@ -83,19 +38,9 @@ def digits(train: int = 600, test: int = 500) -> dict[str, Split]:
     order = np.random.default_rng(0).permutation(len(x))
     x, y = x[order].astype(np.float32) / 16, y[order].astype(np.int64)
     return {
-        "train": Given("train", x[:train], y[:train], 10),
-        "test": Given("test", x[train : train + test], y[train : train + test], 10),
+        "train": given("train", x[:train], y[:train], 10),
+        "test": given("test", x[train : train + test], y[train : train + test], 10),
     }
-
-
-def card(folder: Path, classes: int = 10, **changes: Any) -> TaskCard:
-    fields: dict[str, Any] = {
-        "classes": [f"c{i}" for i in range(classes)],
-        "templates": {"default": ["{c}"]},
-        "splits": {role: {"name": role} for role in ("train", "val", "test")},
-        "protocols": {"lp": {}},
-    }
-    return parse(TaskCard, Document(small.write_task(folder, "fake", **fields | changes) / "fake.yaml"))
 
 
 def labels_of(split: Split) -> NDArray[np.int64]:
@@ -103,7 +48,8 @@ def labels_of(split: Split) -> NDArray[np.int64]:
 
 
 def features_of(split: Split) -> Array:
-    assert isinstance(split, Given)
+    assert isinstance(split, FakeSplit)
+    assert split.features is not None
     return split.features
 
 
@@ -163,8 +109,8 @@ def test_sweep_chooses_loosely_and_fits_exactly(tmp_path: Path) -> None:
 def test_validation_split_of_the_card_is_used_and_joined_for_the_last_fit(tmp_path: Path) -> None:
     splits = digits()
     x, y = features_of(splits["train"]), splits["train"].labels
-    splits["train"] = Given("train", x[:450], y[:450], 10)
-    splits["val"] = Given("val", x[450:], y[450:], 10)
+    splits["train"] = given("train", x[:450], y[:450], 10)
+    splits["val"] = given("val", x[450:], y[450:], 10)
     params = Params.model_validate({"validation": "val", "classifier": LAMBDAS | {"lambdas": 3}})
     assert sorted(needs(params, "joint").images) == [
         ("test", "backbone"),
@@ -187,9 +133,9 @@ def test_best_at_the_edge_of_the_range_is_said(tmp_path: Path) -> None:
 
 
 def test_equal_scores_take_the_middle_one() -> None:
-    assert linear_probe._best(np.array([0.1, 0.5, 0.5, 0.2])) == 2
-    assert linear_probe._best(np.array([0.5, 0.5, 0.5, 0.1])) == 1
-    assert linear_probe._best(np.array([0.1, 0.2, 0.5])) == 2
+    assert best_of(np.array([0.1, 0.5, 0.5, 0.2])) == 2
+    assert best_of(np.array([0.5, 0.5, 0.5, 0.1])) == 1
+    assert best_of(np.array([0.1, 0.2, 0.5])) == 2
 
 
 def test_penalty_that_did_not_converge_is_named(tmp_path: Path) -> None:
@@ -209,8 +155,8 @@ def test_images_that_could_not_be_decoded_are_left_out(tmp_path: Path) -> None:
     holes["test"][7] = np.nan
     labels = np.concatenate([splits["train"].labels, [0, 1, 2]])
     spoilt: dict[str, Split] = {
-        "train": Given("train", holes["train"], labels, 10),
-        "test": Given("test", holes["test"], splits["test"].labels, 10),
+        "train": given("train", holes["train"], labels, 10),
+        "test": given("test", holes["test"], splits["test"].labels, 10),
     }
     outcome = run(
         card(tmp_path), spoilt, FakeEncoder(), Params.model_validate({"classifier": LAMBDAS}), seed=0
@@ -365,12 +311,12 @@ def test_few_shots_hang_on_the_data_sets_id_and_on_no_word_of_its_card(tmp_path:
 
 def test_shots_and_further_samples_do_not_meet() -> None:
     labels = np.repeat(np.arange(5), 12)
-    shot, further = linear_probe._draw(labels, 8, np.random.default_rng(0))
+    shot, further = _few_shot._draw(labels, 8, np.random.default_rng(0))
     assert np.bincount(labels[shot]).tolist() == [8] * 5
     assert np.bincount(labels[further]).tolist() == [4] * 5
     assert not set(shot) & set(further)
     with pytest.raises(DataError, match="class number 0 has 12 training samples; 12 shots and one further"):
-        linear_probe._draw(labels, 12, np.random.default_rng(0))
+        _few_shot._draw(labels, 12, np.random.default_rng(0))
 
 
 # ----------------------------------------------------------------- multi-label
@@ -383,8 +329,8 @@ def test_multi_label_is_one_probe_a_class_with_its_own_penalty(tmp_path: Path) -
     labels = (scores > 1).astype(np.uint8)
     labels[(scores > 0.8) & (scores <= 1)] = 255
     splits: dict[str, Split] = {
-        "train": Given("train", x[:300], labels[:300], 3),
-        "test": Given("test", x[300:], labels[300:], 3),
+        "train": given("train", x[:300], labels[:300], 3),
+        "test": given("test", x[300:], labels[300:], 3),
     }
     settings = {"primary": "map_11pt", "difficult": "ignore", "classifier": LAMBDAS}
     params = Params.model_validate(settings)
@@ -411,7 +357,7 @@ def test_multi_label_is_one_probe_a_class_with_its_own_penalty(tmp_path: Path) -
 def test_labels_without_marks_are_not_scored_as_if_they_had_them(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
     labels = (x[:, :2] > 0).astype(np.uint8)
-    splits: dict[str, Split] = {role: Given(role, x, labels, 2) for role in ("train", "test")}
+    splits: dict[str, Split] = {role: given(role, x, labels, 2) for role in ("train", "test")}
     params = Params.model_validate({"primary": "map_11pt", "difficult": "ignore", "classifier": LAMBDAS})
     with pytest.raises(DataError, match="does not mark difficult objects"):
         run(card(tmp_path, 2, kind="multi-label"), splits, FakeEncoder(), params, seed=0)

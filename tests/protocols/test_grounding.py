@@ -15,11 +15,11 @@ import pytest
 import small
 import test_dual
 import torch
+from fakes import FakeEncoder
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
-from test_linear_probe import FakeEncoder
 
 from clipbench import cli
 from clipbench.cards.cards import TaskCard

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import small
+from fakes import FakeEncoder, FakeSplit, unit
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
-from test_zero_shot import FakeEncoder, FakeSplit, unit
 
 from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog

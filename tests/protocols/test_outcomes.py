@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import FakeSplit
 from numpy.typing import NDArray
-from test_zero_shot import FakeSplit
 
 from clipbench.errors import DataError
 from clipbench.metrics import scores as metrics

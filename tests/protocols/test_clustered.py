@@ -30,7 +30,8 @@ from clipbench.metrics import clustered, intervals, paired_tests
 from clipbench.metrics import scores as metrics
 from clipbench.metrics.joint import summed
 from clipbench.protocols import _outcomes as outcomes
-from clipbench.protocols.linear_probe import _draw, hold_out_clusters
+from clipbench.protocols._few_shot import _draw
+from clipbench.protocols._logistic import hold_out_clusters
 from clipbench.records import alignment, comparison
 from clipbench.records import record as records
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import small
 import torch
-from test_evaluate import FP32, measure, record_of
-from test_store import layout
+from damage import layout
+from measuring import FP32, measure, record_of
 
 from clipbench.catalog import Catalog
 from clipbench.data import decode

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xxhash
+from damage import layout
 from numpy.typing import NDArray
 
 from clipbench.data.decode import Bad
@@ -85,12 +86,6 @@ def test_scattered_rows_are_read_one_by_one_where_that_is_less(
 
 
 # ------------------------------------------------------------------- what is damaged
-
-
-def layout(content: bytes | bytearray) -> tuple[int, int]:
-    """Where the header's checksum begins, and where the rows do."""
-    end = 16 + int.from_bytes(content[8:12], "little") + int.from_bytes(content[12:16], "little")
-    return end, end + 16
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,73 +9,27 @@ import numpy as np
 import pytest
 import small
 import torch
+from fakes import Array, FakeEncoder, FakeSplit, unit
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, top_k_accuracy_score
 
 from clipbench.cards.cards import Document, TaskCard, parse
 from clipbench.catalog import Catalog
-from clipbench.data.split import Sample, Split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
-from clipbench.models.adapter import Compared, ModelEntry
+from clipbench.models.adapter import ModelEntry
 from clipbench.protocols import zero_shot
 from clipbench.protocols.base import Needs
 from clipbench.protocols.zero_shot import Params, check, classifier, needs, prompts, run
 
-Array = NDArray[np.float32]
 one_thread = small.one_thread
-
-
-class FakeSplit(Split):
-    """Labels without images."""
-
-    def __init__(self, labels: NDArray[Any], classes: tuple[str, ...]) -> None:
-        self.dataset, self.role, self.fingerprint = "fake", "test", "0"
-        self.ids = [f"id{i}" for i in range(len(labels))]
-        self.labels, self.classes = labels, classes
-
-    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
-        raise AssertionError("a protocol reads features, never images")
-
-
-class FakeEncoder:
-    """Given image features; text features by a table, and what was asked for."""
-
-    logit_scale = 20.0
-    compared: Compared = "joint"
-    token_width = None
-    device = "cpu"
-
-    def __init__(self, images: Array, texts: dict[str, Array]) -> None:
-        self._images, self._texts = images, texts
-        self.asked: list[str] = []
-
-    def images(self, split: Split, space: str = "joint") -> Array:
-        assert space == "joint"
-        return self._images
-
-    def crops(self, split: Split, space: str, seed: int, epoch: int) -> Array:
-        raise AssertionError("zero-shot scores the central crops")
-
-    def tracked(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        return nullcontext(lambda _: None)
-
-    def texts(self, texts: list[str], space: str = "joint") -> Array:
-        assert space == "joint"
-        self.asked += texts
-        return np.stack([self._texts[text] for text in texts])
 
 
 def card(tmp_path: Path, count: int = 5, **changes: Any) -> TaskCard:
     names = [f"c{i}" for i in range(count)]
     fields = {"classes": names, "templates": {"default": ["{c}"]}, "protocols": {"zs": {}}} | changes
     return parse(TaskCard, Document(small.write_task(tmp_path, "fake", **fields) / "fake.yaml"))
-
-
-def unit(rows: Array) -> Array:
-    found: Array = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    return found
 
 
 def features(n: int, dim: int, seed: int) -> Array:
