@@ -49,7 +49,7 @@ matrix:
 	$(PYTHON) tests/matrix.py $(MATRIX)
 
 parity: setup
-	$(BIN)/python -m clipbench.bench.parity
+	PYTHONPATH=tests $(BIN)/python -m parity
 
 # 50,000 changed files of each kind that is read; on two cores about an hour
 fuzz: setup

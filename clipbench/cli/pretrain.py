@@ -124,16 +124,16 @@ def study_command(
     quiet: Quiet = False,
 ) -> None:
     """Test the papers' claims: the same towers, several objectives."""
-    from clipbench.pretrain import study as studies
-    from clipbench.report import studies as report
+    from clipbench.pretrain.study import finished, read, run
+    from clipbench.report.studies import write
 
     runtime = None if so_far else choose_runtime(device, "fp32")  # a page needs no device
     on_gpu = device.startswith("cuda") if runtime is None else not runtime.on_cpu
     form: Form = "quick" if quick else "gpu" if on_gpu else "cpu"
-    study, catalog = studies.read(name, form), open_catalog(cards, plugins)
+    study, catalog = read(name, form), open_catalog(cards, plugins)
     folder = name if form == "cpu" else f"{name}-{form}"
     if runtime is None:
-        measured = studies.finished(study, catalog, runs / folder)
+        measured = finished(study, catalog, runs / folder)
         if not measured:
             raise ClipbenchError(
                 f"no run of the study is finished in {runs / folder}", hint="leave out --so-far"
@@ -141,12 +141,10 @@ def study_command(
     else:
         options = Options(runtime=runtime, data=data_paths(data, catalog), progress=not quiet)
         measured = []
-        for one in studies.run(
-            study, catalog, options, runs / folder, device=device, progress=not quiet, jobs=jobs
-        ):
+        for one in run(study, catalog, options, runs / folder, device=device, progress=not quiet, jobs=jobs):
             measured.append(one)
             shown = ", ".join(f"{measure} {100 * value:.2f} %" for measure, value in one.scores.items())
             note(f"{len(measured)}/{len(study.cells())} {one.cell.name}: {shown}")
     command = f"clipbench study {name}" + (" --quick" if quick else f" --device {device}" if on_gpu else "")
-    page = report.write(name, study, measured, command, out / folder, force=force)
+    page = write(name, study, measured, command, out / folder, force=force)
     note(f"wrote {page}, study.png and study.json")

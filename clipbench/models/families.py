@@ -15,7 +15,7 @@ from clipbench import models
 from clipbench.cards.cards import Strict, Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.weights.fetch import name as name_of
+from clipbench.models.weights.fetch import source_name
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve, resolve_source
 from clipbench.utils import plugins
@@ -141,7 +141,7 @@ def fetch(model: ModelEntry) -> list[Fetched]:
         checked = "as on the card" if weights.sha256 else "recorded at first use"
         if weights.file is not None and not weights.sha256:
             checked = "not checked: a local file, and no sha256 on the card"
-        found.append(Fetched(model.id, name_of(weights), path, path.stat().st_size, digest, checked))
+        found.append(Fetched(model.id, source_name(weights), path, path.stat().st_size, digest, checked))
     return found
 
 

@@ -40,7 +40,7 @@ _CHUNK = 1 << 20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may pass
 
 
-def name(weights: Weights) -> str:
+def source_name(weights: Weights) -> str:
     """What the ledger and messages call the source: an address, or its kind and value."""
     kind, value = weights.source
     return value if kind in ("url", "file") else f"{kind}:{value}"
@@ -76,7 +76,7 @@ def find(weights: Weights, owner: str) -> Path:
 
 def _unavailable(weights: Weights, target: Path, owner: str, reason: str) -> WeightsError:
     kind, value = weights.source
-    link = GDRIVE.format(id=value) if kind == "gdrive" else name(weights)
+    link = GDRIVE.format(id=value) if kind == "gdrive" else source_name(weights)
     read = f" (the link stands in: {weights.link_source})" if weights.link_source else ""
     return WeightsError(
         f"{owner}: the weights are not in the local cache and cannot be fetched from {link}: {reason}",
@@ -124,14 +124,14 @@ def _from_hub(weights: Weights, target: Path, owner: str) -> Path:
     assert parts is not None
     repo, revision, file = parts.groups()
     stated = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision)
-    commit = revision if stated else recall("commits", name(weights))
+    commit = revision if stated else recall("commits", source_name(weights))
     try:
         path = Path(hf_hub_download(repo, file, revision=commit or revision))
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
         why = " ".join(str(error).split()) or type(error).__name__
         raise _unavailable(weights, target, owner, why[:240]) from None
     if not stated:
-        remember("commits", name(weights), path.parents[file.count("/")].name, what="the commit")
+        remember("commits", source_name(weights), path.parents[file.count("/")].name, what="the commit")
     return path
 
 

@@ -47,7 +47,7 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
     path = fetch.find(weights, owner)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:
-        pin(fetch.name(weights), path, digest, owner)
+        pin(fetch.source_name(weights), path, digest, owner)
     return path, digest
 
 

@@ -167,7 +167,7 @@ class Start:
         for side, source in self._named.items():
             frozen = getattr(self._frozen, side)
             kept = "" if frozen is False else ", frozen" if frozen is True else f", {' '.join(frozen)} frozen"
-            place = "a file" if source.file is not None else fetch.name(source)
+            place = "a file" if source.file is not None else fetch.source_name(source)
             found.append(f"The {side} tower starts from {place} (sha256 {self.digests[side]}{kept}). ")
         return "".join(found)
 

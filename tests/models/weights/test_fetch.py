@@ -43,7 +43,7 @@ from clipbench.errors import CardError, ClipbenchError, StorageError, WeightsErr
 from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.weights import fetch
-from clipbench.models.weights.fetch import find, name, place
+from clipbench.models.weights.fetch import find, place, source_name
 from clipbench.utils.cache import cache_root, recall
 
 run = commandline.run
@@ -121,7 +121,7 @@ def test_changed_file_is_noticed(files: Files) -> None:
     path, _ = resolved(at(files))
     path.write_bytes(b"\x80another")
     with pytest.raises(
-        ClipbenchError, match=rf"sha256 of the weights of {re.escape(name(at(files)))} has changed"
+        ClipbenchError, match=rf"sha256 of the weights of {re.escape(source_name(at(files)))} has changed"
     ):
         resolved(at(files))
     with pytest.raises(WeightsError, match=f"is not the file that the card means: .* the card says {DIGEST}"):
@@ -135,7 +135,7 @@ def test_file_that_was_put_there_by_hand(files: Files) -> None:
     place(weights).write_bytes(TURNED)
     digest = hashlib.sha256(TURNED).hexdigest()
     assert resolved(weights) == (place(weights), digest)
-    assert recall("weights", name(weights)) == digest
+    assert recall("weights", source_name(weights)) == digest
     assert files.asked == []
 
 
@@ -544,7 +544,14 @@ def test_fetch_knows_all_weights_of_a_model(
         *("tiny", "image.pt", tmp_path / "image.pt", 5, hashlib.sha256(b"image").hexdigest()),
         "not checked: a local file, and no sha256 on the card",
     )
-    assert text == ("tiny", name(at(files)), place(at(files)), len(DATA), DIGEST, "recorded at first use")
+    assert text == (
+        "tiny",
+        source_name(at(files)),
+        place(at(files)),
+        len(DATA),
+        DIGEST,
+        "recorded at first use",
+    )
 
 
 @pytest.mark.parametrize("sha256", [None, DIGEST])
@@ -569,7 +576,7 @@ def test_fetch_command(
     assert json.loads(out) == [
         {
             "model": "tiny",
-            "source": name(at(files)),
+            "source": source_name(at(files)),
             "path": str(place(at(files))),
             "bytes": 300_000,
             "sha256": DIGEST,

@@ -94,7 +94,7 @@ def test_a_file_that_is_cut_off_where_it_comes_from_is_neither_kept_nor_pinned(
     place(at(files)).unlink()
     files.data, files.etag = whole, '"two"'
     assert resolved(at(files))[0].read_bytes() == whole
-    assert recall("weights", fetch.name(at(files))) == hashlib.sha256(whole).hexdigest()
+    assert recall("weights", fetch.source_name(at(files))) == hashlib.sha256(whole).hexdigest()
 
 
 def test_a_checkpoint_that_holds_code_is_kept_to_be_converted_and_not_pinned(

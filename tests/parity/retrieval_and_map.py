@@ -1,6 +1,6 @@
 """Parity with CLIP_benchmark beyond CIFAR-10: retrieval on captions, and mAP on VOC with difficult objects as positive.
 
-Part of `python -m clipbench.bench.parity` where Flickr8k's and VOC's images are at hand. Random weights put
+Part of `make parity` where Flickr8k's and VOC's images are at hand. Random weights put
 all scores close together, so recall at a few depths is a blunt witness; ranks of single captions and images, from the
 scores that the peer ranks, are compared too.
 """
@@ -20,7 +20,6 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.bench import parity
 from clipbench.cards.cards import Strict
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
@@ -30,6 +29,22 @@ from clipbench.evaluate import limited
 from clipbench.metrics import scores as metrics
 from clipbench.records import record as records
 from clipbench.utils.cache import write_atomic
+from parity.peer import (
+    BATCH_SIZE,
+    Metric,
+    Peer,
+    Program,
+    Wall,
+    add,
+    anonymous,
+    metric,
+    our_program,
+    peer_program,
+    run,
+    say,
+    suffix,
+    wall,
+)
 
 #: what the peer prints → what we do
 RECALLS: Final = {
@@ -85,12 +100,12 @@ class SetReport(Strict):
     task: str
     weights: dict[str, str]
     data: dict[str, str | int]
-    peer: parity.Program
-    ours: parity.Program
+    peer: Program
+    ours: Program
     commands: dict[str, str]
-    metrics: dict[str, parity.Metric]
+    metrics: dict[str, Metric]
     ranking: Ranking | None
-    wall_s: parity.Wall
+    wall_s: Wall
     created: str
 
     def differing(self) -> list[str]:
@@ -136,7 +151,7 @@ def comparisons(flickr8k: Path, voc: Path, captioned: int | None = None) -> list
     return [one for one in found if one.folder.is_dir()]
 
 
-def measure(peer: parity.Peer, one: Comparison, arch: str, checkpoint: Path, work: Path) -> SetReport:
+def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, work: Path) -> SetReport:
     """Both programs on the same images, in fp32.
 
     Raises:
@@ -157,7 +172,7 @@ def measure(peer: parity.Peer, one: Comparison, arch: str, checkpoint: Path, wor
             str(peer.folder / "bin" / "python"), str(launcher), str(kept), "eval",
             "--dataset", f"wds/{name}", "--dataset_root", str(copy), "--split", "test", "--task", one.peer_task,
             "--recall_k", "1", "5", "10", "--model", arch, "--pretrained", str(checkpoint),
-            "--batch_size", str(parity.BATCH_SIZE), "--num_workers", "1", "--quiet", "--no_amp",
+            "--batch_size", str(BATCH_SIZE), "--num_workers", "1", "--quiet", "--no_amp",
             "--output", str(output),
         ]  # fmt: skip
         results = scratch / "results"
@@ -169,10 +184,10 @@ def measure(peer: parity.Peer, one: Comparison, arch: str, checkpoint: Path, wor
         if one.images is not None:
             ours += ["--limit", str(one.images)]
         env = {"HF_HUB_OFFLINE": "1", "CLIPBENCH_CACHE": str(scratch / "cache"), "CLIPBENCH_CARDS": ""}
-        parity.say(f"{arch} {one.task}: the peer …")
-        _, peer_s = parity.run(theirs, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
-        parity.say(f"{arch} {one.task}: clipbench …")
-        _, our_s = parity.run(ours, cwd=scratch, env=env | {"CLIPBENCH_DATA": ""})
+        say(f"{arch} {one.task}: the peer …")
+        _, peer_s = run(theirs, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
+        say(f"{arch} {one.task}: clipbench …")
+        _, our_s = run(ours, cwd=scratch, env=env | {"CLIPBENCH_DATA": ""})
         path = records.path_of(f"open_clip:{arch}@{checkpoint}", one.task, results)
         scores = {m: s.value for m, s in records.read(path).scores.items()}
         said: dict[str, float] = json.loads(output.read_text())["metrics"]
@@ -182,12 +197,12 @@ def measure(peer: parity.Peer, one: Comparison, arch: str, checkpoint: Path, wor
             task=one.task,
             weights={"init": "torch.manual_seed(0)", "sha256": sha256_file(checkpoint)},
             data={"dataset": name, "split": "test", "n": len(split), "fingerprint": split.fingerprint},
-            peer=parity.peer_program(peer),
-            ours=parity.our_program(),
-            commands={"ours": parity.anonymous(ours, places), "peer": parity.anonymous(theirs, places)},
-            metrics={m: parity.metric(scores[m], said[theirs_]) for theirs_, m in one.names.items()},
+            peer=peer_program(peer),
+            ours=our_program(),
+            commands={"ours": anonymous(ours, places), "peer": anonymous(theirs, places)},
+            metrics={m: metric(scores[m], said[theirs_]) for theirs_, m in one.names.items()},
             ranking=_ranking(path, kept) if kept.is_file() else None,
-            wall_s=parity.wall(our_s, peer_s),
+            wall_s=wall(our_s, peer_s),
             created=records.utc_now(),
         )
 
@@ -274,8 +289,8 @@ def _write(split: Split, end: str, labels: Sequence[bytes], folder: Path, kind: 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for row, sample in enumerate(split.samples(np.arange(len(split)))):
-            parity.add(tar, f"{row:07d}.{parity.suffix(sample.image, sample.id)}", sample.image)
-            parity.add(tar, f"{row:07d}.{end}", labels[row])
+            add(tar, f"{row:07d}.{suffix(sample.image, sample.id)}", sample.image)
+            add(tar, f"{row:07d}.{end}", labels[row])
     write_atomic(folder / "test" / "0.tar", buffer.getvalue())
     write_atomic(folder / "test" / "nshards.txt", b"1\n")
     write_atomic(folder / "dataset_type.txt", kind.encode())

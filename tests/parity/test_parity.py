@@ -14,31 +14,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbench.bench import parity, parity_sets
 from clipbench.cards.cards import SplitSpec
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split
 from clipbench.errors import DataError
-from clipbench.protocols import zero_shot
+from clipbench.protocols.zero_shot import prompts
+from parity import __main__ as program
+from parity import peer, retrieval_and_map, zero_shot
 
 CLASSES = ("airplane", "frog", "truck")
 TEMPLATES = ("a photo of a {c}.", "a blurry photo of a {c}.")
 SAME = {"acc1": 0.125, "acc5": 0.5, "mean_per_class_recall": 0.125}
 # Three images and classes: the peer's logits (100 × cosine), and what clipbench finds for the same cosines.
-LOGITS = parity.Logits(
+LOGITS = zero_shot.Logits(
     np.array([[30.0, 20.0, 10.0], [10.0, 30.0, 29.0], [20.0, 10.0, 30.0]], np.float32),
     np.array([0, 2, 1]),
     logit_scale=10.0,
 )
 
 
-def outcomes(target: Sequence[int] = (0, 2, 1), shift: float = 0.0) -> parity.Outcomes:
+def outcomes(target: Sequence[int] = (0, 2, 1), shift: float = 0.0) -> zero_shot.Outcomes:
     """clipbench's outcomes for `LOGITS`: softmax of 3, 2, 1 and of 1, 3, 2.9, worked by hand."""
     far, near = 1 / (1 + np.exp(-1) + np.exp(-2)), 1 / (1 + np.exp(-0.1) + np.exp(-2))
     confidence = np.array([far, near + shift, far])
-    return parity.Outcomes(np.array(target), np.array([0, 1, 2]), np.array([0, 1, 2]), confidence)
+    return zero_shot.Outcomes(np.array(target), np.array([0, 1, 2]), np.array([0, 1, 2]), confidence)
 
 
 @pytest.mark.shared
@@ -49,28 +50,28 @@ def test_both_programs_give_the_same_numbers(shared_data: Path, tmp_path: Path) 
     arguments += ["--data", str(shared_data / "cifar10"), "--work", str(work), "--out", str(out)]
     arguments += ["--captioned", "24"]
     try:
-        code = parity.main(arguments)
-    except parity.PeerUnavailable as error:
+        code = program.main(arguments)
+    except peer.PeerUnavailable as error:
         pytest.skip(error.message)
     finally:
         shutil.rmtree(work, ignore_errors=True)  # more than a gigabyte
     for arch in ("ViT-B-32", "RN50"):
         text = (out / f"{arch}-fp32-100.json").read_text()
-        report = parity.Report.model_validate_json(text)
+        report = zero_shot.Report.model_validate_json(text)
         assert str(tmp_path) not in text
         assert sys.prefix not in text
         assert (report.peer.version, report.data["n"]) == ("1.6.2", 100)
         assert report.peer.packages["torch"] == report.ours.packages["torch"]
-        for name in parity.METRICS:
+        for name in zero_shot.METRICS:
             metric = report.metrics[name]
             assert metric.ours == pytest.approx(metric.peer, abs=0.5e-4), f"{arch} {name}"
         assert report.images.n == 100
         assert report.images.confidence_difference < 1e-5, arch
     retrieval, voc = (
-        parity_sets.SetReport.model_validate_json((out / f"ViT-B-32-fp32-{name}.json").read_text())
+        retrieval_and_map.SetReport.model_validate_json((out / f"ViT-B-32-fp32-{name}.json").read_text())
         for name in ("flickr8k-1000-24", "voc2012-100-100")
     )
-    assert set(retrieval.metrics) == set(parity_sets.RECALLS.values())
+    assert set(retrieval.metrics) == set(retrieval_and_map.RECALLS.values())
     assert set(voc.metrics) == {"map_area"}
     for found in (retrieval, voc):
         for name, metric in found.metrics.items():
@@ -91,7 +92,7 @@ def test_copies_of_captions_and_labels_have_the_layout_of_the_peer(tmp_path: Pat
     entry = Catalog().dataset("coco-363-captions")
     card = entry.card.model_copy(update={"splits": {"test": SplitSpec(name="test")}})
     split = open_split(Entry(entry.id, card, entry.path), "test", paths)
-    parity_sets.write_captions(split, tmp_path / "copy")
+    retrieval_and_map.write_captions(split, tmp_path / "copy")
     assert (tmp_path / "copy/dataset_type.txt").read_text() == "retrieval"
     with tarfile.open(tmp_path / "copy/test/0.tar") as tar:
         texts = {m.name: tar.extractfile(m) for m in tar.getmembers() if m.name.endswith(".txt")}
@@ -129,7 +130,7 @@ def _open(folder: Path) -> Split:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_webdataset_copy_holds_the_same_images_and_labels(tmp_path: Path, kind: str) -> None:
     split = _open(_images(tmp_path / "folder", kind))
-    parity.write_webdataset(split, 7, TEMPLATES, tmp_path / "wds")
+    zero_shot.write_webdataset(split, 7, TEMPLATES, tmp_path / "wds")
     copy = _open(tmp_path / "wds")
     rows = np.arange(7)
     assert [s.image for s in copy.samples(rows)] == [s.image for s in split.samples(rows)]
@@ -137,7 +138,7 @@ def test_webdataset_copy_holds_the_same_images_and_labels(tmp_path: Path, kind: 
 
 
 def test_webdataset_copy_has_the_layout_of_the_peer(tmp_path: Path) -> None:
-    parity.write_webdataset(_open(_images(tmp_path / "folder")), 4, TEMPLATES, tmp_path / "wds")
+    zero_shot.write_webdataset(_open(_images(tmp_path / "folder")), 4, TEMPLATES, tmp_path / "wds")
     assert (tmp_path / "wds/test/nshards.txt").read_text() == "1\n"
     assert (tmp_path / "wds/classnames.txt").read_text().splitlines()[::3] == [
         "airplane",
@@ -152,33 +153,33 @@ def test_webdataset_copy_has_the_layout_of_the_peer(tmp_path: Path) -> None:
 def test_webdataset_copy_is_the_same_every_time(tmp_path: Path) -> None:
     split = _open(_images(tmp_path / "folder"))
     for name in ("a", "b"):
-        parity.write_webdataset(split, 4, TEMPLATES, tmp_path / name)
+        zero_shot.write_webdataset(split, 4, TEMPLATES, tmp_path / name)
     assert (tmp_path / "a/test/0.tar").read_bytes() == (tmp_path / "b/test/0.tar").read_bytes()
 
 
 def test_more_images_than_there_are(tmp_path: Path) -> None:
     split = _open(_images(tmp_path / "folder"))
     with pytest.raises(DataError, match=r"has 9 images, 10 are wanted\n.*--images 9"):
-        parity.write_webdataset(split, 10, TEMPLATES, tmp_path / "wds")
+        zero_shot.write_webdataset(split, 10, TEMPLATES, tmp_path / "wds")
 
 
 def test_image_format_that_the_layout_does_not_name(tmp_path: Path) -> None:
     split = _open(_images(tmp_path / "folder", "BMP"))
     with pytest.raises(DataError, match=r'airplane/0\.bmp.*"BMP".*allowed: JPEG, PNG, WEBP'):
-        parity.write_webdataset(split, 4, TEMPLATES, tmp_path / "wds")
+        zero_shot.write_webdataset(split, 4, TEMPLATES, tmp_path / "wds")
 
 
 def test_card_with_prompt_sets_is_read_by_clipbench(tmp_path: Path) -> None:
     sets = {"default": TEMPLATES, "simple": ("a {c}.",)}
-    catalog = Catalog([parity.write_card(tmp_path, sets)])
+    catalog = Catalog([zero_shot.write_card(tmp_path, sets)])
     for task_id, templates in (("cifar10-zs", TEMPLATES), ("cifar10-zs@simple", ("a {c}.",))):
         task = catalog.task(task_id)
-        prompts = zero_shot.prompts(task.dataset.card, task.params.canonical()["templates"])
-        assert prompts[3] == [template.replace("{c}", "cat") for template in templates]
+        found = prompts(task.dataset.card, task.params.canonical()["templates"])
+        assert found[3] == [template.replace("{c}", "cat") for template in templates]
 
 
 def test_prompt_sets_differ() -> None:
-    sets = parity.prompt_sets(TEMPLATES)
+    sets = zero_shot.prompt_sets(TEMPLATES)
     assert list(sets) == ["default", "simple", "best7"]
     assert sets["default"] == TEMPLATES
     assert [len(templates) for templates in sets.values()] == [2, 1, 7]
@@ -187,11 +188,11 @@ def test_prompt_sets_differ() -> None:
 def test_unfinished_checkpoint_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(*command: str) -> str:
         Path(command[-1]).write_bytes(b"half")
-        raise parity.ParityError("killed")
+        raise peer.ParityError("killed")
 
-    monkeypatch.setattr(parity, "_python", half)
-    with pytest.raises(parity.ParityError, match="killed"):
-        parity.random_checkpoint("RN50", tmp_path)
+    monkeypatch.setattr(peer, "_python", half)
+    with pytest.raises(peer.ParityError, match="killed"):
+        peer.random_checkpoint("RN50", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,20 +202,20 @@ def test_unfinished_checkpoint_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
 def test_peer_without_a_package_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(parity.PeerUnavailable, match=r"no package index answers\n.*where pip can reach one"):
-        parity.prepare_peer(tmp_path / "peer")
+    with pytest.raises(peer.PeerUnavailable, match=r"no package index answers\n.*where pip can reach one"):
+        peer.prepare_peer(tmp_path / "peer")
     assert not (tmp_path / "peer/made_of.json").exists(), "the next call must begin anew"
 
 
 def test_failed_program_says_why(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('why', file=sys.stderr); sys.exit(3)"]
-    with pytest.raises(parity.ParityError, match=r"^exit status 3: .*\nwhy$"):
-        parity.run(command, cwd=tmp_path, env={})
+    with pytest.raises(peer.ParityError, match=r"^exit status 3: .*\nwhy$"):
+        peer.run(command, cwd=tmp_path, env={})
 
 
 def test_program_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(parity.ParityError, match="cannot be started: No such file"):
-        parity.run([str(tmp_path / "gone")], cwd=tmp_path, env={})
+    with pytest.raises(peer.ParityError, match="cannot be started: No such file"):
+        peer.run([str(tmp_path / "gone")], cwd=tmp_path, env={})
 
 
 # ------------------------------------------------------------- the comparison
@@ -222,12 +223,12 @@ def test_program_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("difference", "equal"), [(0.0, True), (4e-5, True), (6e-5, False), (-6e-5, False)])
 def test_agreement_is_to_four_decimals(difference: float, equal: bool) -> None:
-    metrics = parity.compare({name: value + difference for name, value in SAME.items()}, SAME)
+    metrics = zero_shot.compare({name: value + difference for name, value in SAME.items()}, SAME)
     assert [m.equal for m in metrics.values()] == [equal] * 3
 
 
 def test_images_that_agree() -> None:
-    images = parity.compare_images(outcomes(), LOGITS)
+    images = zero_shot.compare_images(outcomes(), LOGITS)
     assert (images.n, images.same_prediction, images.same_rank, images.predicted_classes) == (3, 3, 3, 3)
     assert images.confidence_difference == pytest.approx(0, abs=1e-7)
     assert images.nearest_tie == pytest.approx(0.01)
@@ -235,15 +236,15 @@ def test_images_that_agree() -> None:
 
 def test_images_that_differ() -> None:
     ours = outcomes(shift=-2e-5)
-    other = parity.Outcomes(ours.target, np.array([0, 2, 2]), np.array([0, 0, 2]), ours.confidence)
-    images = parity.compare_images(other, LOGITS)
+    other = zero_shot.Outcomes(ours.target, np.array([0, 2, 2]), np.array([0, 0, 2]), ours.confidence)
+    images = zero_shot.compare_images(other, LOGITS)
     assert (images.same_prediction, images.same_rank) == (2, 2)
     assert images.confidence_difference == pytest.approx(2e-5, rel=0.01)
 
 
 def test_images_in_another_order_are_refused() -> None:
-    with pytest.raises(parity.ParityError, match="another order"):
-        parity.compare_images(outcomes(target=[2, 0, 1]), LOGITS)
+    with pytest.raises(peer.ParityError, match="another order"):
+        zero_shot.compare_images(outcomes(target=[2, 0, 1]), LOGITS)
 
 
 def _fake_programs(
@@ -257,39 +258,41 @@ def _fake_programs(
     `simple` is clipbench's acc1 with the prompt set of that name, `shift` an error in one image's confidence.
     """
 
-    def prepare(folder: Path) -> parity.Peer:
+    def prepare(folder: Path) -> peer.Peer:
         versions = {"clip-benchmark": "1.6.2"}
-        return parity.Peer(folder, versions)
+        return peer.Peer(folder, versions)
 
-    def peer(
-        peer: parity.Peer, setting: parity.Setting, templates: Sequence[str] | None = None
-    ) -> parity.PeerRun:
-        return parity.PeerRun(dict(SAME), LOGITS, 20.0, "peer")
+    def run_peer(
+        of: peer.Peer, setting: zero_shot.Setting, templates: Sequence[str] | None = None
+    ) -> zero_shot.PeerRun:
+        return zero_shot.PeerRun(dict(SAME), LOGITS, 20.0, "peer")
 
-    def clipbench(setting: parity.Setting, tasks: Sequence[str], cards: Path | None = None) -> parity.OurRun:
+    def clipbench(
+        setting: zero_shot.Setting, tasks: Sequence[str], cards: Path | None = None
+    ) -> zero_shot.OurRun:
         found = {task: dict(ours) | ({"acc1": simple} if task.endswith("@simple") else {}) for task in tasks}
         by_task = dict.fromkeys(tasks, outcomes(shift=shift))
-        return parity.OurRun(found, by_task, 10.0, "a processor", "clipbench")
+        return zero_shot.OurRun(found, by_task, 10.0, "a processor", "clipbench")
 
     def checkpoint(arch: str, folder: Path) -> Path:
         folder.mkdir(exist_ok=True)
         (folder / arch).write_bytes(b"weights")
         return folder / arch
 
-    monkeypatch.setattr(parity, "prepare_peer", prepare)
-    monkeypatch.setattr(parity.Peer, "templates", lambda self: TEMPLATES)
-    monkeypatch.setattr(parity, "run_peer", peer)
-    monkeypatch.setattr(parity, "run_ours", clipbench)
-    monkeypatch.setattr(parity, "random_checkpoint", checkpoint)
+    monkeypatch.setattr(program, "prepare_peer", prepare)
+    monkeypatch.setattr(peer.Peer, "templates", lambda self: TEMPLATES)
+    monkeypatch.setattr(zero_shot, "run_peer", run_peer)
+    monkeypatch.setattr(zero_shot, "run_ours", clipbench)
+    monkeypatch.setattr(program, "random_checkpoint", checkpoint)
 
 
-def _main(tmp_path: Path, *more: str) -> tuple[int, parity.Report]:
+def _main(tmp_path: Path, *more: str) -> tuple[int, zero_shot.Report]:
     data = _images(tmp_path / "data")
     arguments = ["--images", "9", "--archs", "RN50", "--data", str(data)]
     arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
-    code = parity.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *more])
+    code = program.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *more])
     (path,) = (tmp_path / "out").iterdir()
-    return code, parity.Report.model_validate_json(path.read_text())
+    return code, zero_shot.Report.model_validate_json(path.read_text())
 
 
 def test_equal_numbers_exit_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,11 +346,11 @@ def test_json_is_one_object_with_ratios(
 def test_missing_data(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     with pytest.raises(DataError, match="no data folder"):
-        parity.main(["--data", gone, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")])
+        program.main(["--data", gone, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")])
 
 
 @pytest.mark.parametrize("images", ["0", "-3", "many"])
 def test_number_of_images(images: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parity.main(["--images", images])
+        program.main(["--images", images])
     assert "a whole number above 0" in capsys.readouterr().err

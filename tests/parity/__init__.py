@@ -1,0 +1,1 @@
+"""`make parity`: clipbench and LAION's CLIP_benchmark on the same checkpoints, images and prompts."""
