@@ -37,7 +37,7 @@ from clipbench.pretrain.objectives import learners, losses
 from clipbench.pretrain.objectives.losses import filip_loss
 
 one_thread = small.one_thread
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 PREPROCESS = Preprocess(size=8, resize="none", channels=1, mean=(0.3,), std=(0.4,))
 TOWERS: dict[str, Any] = {

@@ -21,8 +21,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
-from test_processes import OBJECTIVES, ROOT, assert_alike, data_of, recipe_with, run
 from torch import nn
+from training import OBJECTIVES, ROOT, assert_alike, data_of, recipe_with, run
 
 from clipbench import catalog
 from clipbench.bench import pretrain as bench
@@ -388,8 +388,8 @@ def test_a_run_that_is_killed_at_any_step_ends_in_the_same_weights(tmp_path: Pat
     jobs = tmp_path / "jobs.json"
     jobs.write_text(json.dumps([{"killed": recipe.canonical()}, {}]))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "test_processes.py"), "train", str(jobs)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, str(ROOT / "tests" / "pretrain" / "test_distributed.py"), "train", str(jobs)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
         stderr=subprocess.DEVNULL,
     )
     wanted = random.randint(8, 45)

@@ -53,7 +53,7 @@ from clipbench.pretrain.objectives.losses import (
 )
 from clipbench.utils.row_rng import Draws
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 NAMES = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -28,7 +28,7 @@ from clipbench.pretrain.objectives import learners
 from clipbench.pretrain.objectives.losses import masked_language_loss, nearest, simsiam_loss
 from clipbench.utils.row_rng import Draws
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 TINY = {
     "image": {"kind": "convnet", "width": 4, "stages": 1},
