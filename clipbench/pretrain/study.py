@@ -485,7 +485,7 @@ def class_retrieval(
         CardError: the set has no single labels, or no such templates.
     """
     from clipbench.data.hub import open_split
-    from clipbench.pretrain.data.pairs import captions
+    from clipbench.pretrain.data.source import captions
     from clipbench.solvers.ranking import rank
 
     entry = catalog.dataset(wanted.dataset)

@@ -18,7 +18,7 @@ from training import OBJECTIVES, ROOT, assert_alike, recipe_with, run
 
 from clipbench.cards.cards import Recipe
 from clipbench.pretrain.engine.distributed import Processes, join
-from clipbench.pretrain.objectives.losses import clip_loss
+from clipbench.pretrain.objectives._helpers import clip_loss
 
 PATH = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 

@@ -42,12 +42,13 @@ from clipbench.errors import CardError, Stopped
 from clipbench.models.adapter import Adapter
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
-from clipbench.pretrain.data.pairs import DrawnPairs, Source
+from clipbench.pretrain.data.pairs import DrawnPairs
+from clipbench.pretrain.data.source import Source
 from clipbench.pretrain.engine.compilation import blocks, tune
 from clipbench.pretrain.engine.distributed import Processes
 from clipbench.pretrain.engine.gradient_caching import Gradient
 from clipbench.pretrain.engine.optimisers import make_optimiser
-from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.objectives.base import make_learner
 from clipbench.pretrain.run.events import crc32c
 from clipbench.pretrain.run.progress import Live
 
@@ -113,7 +114,7 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole(name: str) -> None:
         recipe = recipe_with(OBJECTIVES[name], engine={"chunk": chunk})
         torch.manual_seed(0)
         towers = DualTowers(parse_config(recipe.model.config, "test"), recipe.model.preprocess)
-        learner = learners.make(recipe.objective, towers)
+        learner = make_learner(recipe.objective, towers)
         both = nn.ModuleDict({"towers": towers, "learner": learner})
         without_batchnorm(both)
         both.double()
