@@ -8,7 +8,6 @@ import os
 import random
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from event_files import events
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
@@ -49,7 +49,6 @@ from clipbench.pretrain.engine.distributed import Processes
 from clipbench.pretrain.engine.gradient_caching import Gradient
 from clipbench.pretrain.engine.optimisers import make_optimiser
 from clipbench.pretrain.objectives.base import make_learner
-from clipbench.pretrain.run.events import crc32c
 from clipbench.pretrain.run.progress import Live
 
 CPU = torch.device("cpu")
@@ -428,57 +427,6 @@ def test_the_live_lines_fit_80_columns(name: str) -> None:
     assert "GiB" in plain[0]
     assert "…" not in plain[0].removeprefix(name[:15] + "…")
     assert "loss 4.123  clip 7.500  multi_view 7.500  image_self 7.500  scale 99.5" in plain[1]
-
-
-def events(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Steps and scalars of an event file, read as the format's description says, checksums checked."""
-    data, found, at = path.read_bytes(), [], 0
-    while at < len(data):
-        (length,) = struct.unpack_from("<Q", data, at)
-        body = data[at + 12 : at + 12 + length]
-        for part, mask in ((data[at : at + 8], at + 8), (body, at + 12 + length)):
-            crc = crc32c(part)
-            assert struct.unpack_from("<I", data, mask)[0] == (
-                ((crc >> 15) | (crc << 17)) + 0xA282EAD8
-            ) % 2**32  # fmt: skip
-        at += 16 + length
-        event = fields(body)
-        scalars = {}
-        for _, summary in (f for f in event if f[0] == 5):
-            for _, value in fields(summary):
-                own = dict(fields(value))
-                scalars[own[1].decode()] = struct.unpack("<f", own[2])[0]
-        if scalars:
-            found.append((dict(event)[2], scalars))
-    return found
-
-
-def fields(data: bytes) -> list[tuple[int, Any]]:
-    """Field numbers and values of a protocol buffers message."""
-    found: list[tuple[int, Any]] = []
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        key = varint()
-        if key & 7 == 0:
-            found.append((key >> 3, varint()))
-            continue
-        size = {1: 8, 5: 4}.get(key & 7)
-        size = varint() if size is None else size
-        found.append((key >> 3, data[at : at + size]))
-        at += size
-    return found
 
 
 def test_tensorboards_files_say_what_the_metrics_say_after_a_stop_too(tmp_path: Path) -> None:

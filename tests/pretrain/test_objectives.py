@@ -50,13 +50,10 @@ class Learner(base.Learner):
 '''
 
 
-def clipbench(*arguments: str, plugins: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command, with a plugin folder."""
-    add = f"from clipbench.utils import plugins; plugins.add(Path({str(plugins)!r}));" if plugins else ""
-    code = f"from pathlib import Path; import runpy; {add} runpy.run_module('clipbench', run_name='__main__')"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
+def clipbench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a process of its own: modules of plugins stay loaded."""
+    command = [sys.executable, "-m", "clipbench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 @pytest.fixture
@@ -73,7 +70,7 @@ def test_an_objective_of_a_plugin_folder_trains_and_is_listed(tmp_path: Path, pl
     recipe = tmp_path / "recipes" / "toy.yaml"
     recipe.write_text(yaml.safe_dump(value))
 
-    done = clipbench("list", "recipes", "--cards", str(tmp_path), plugins=plugins)
+    done = clipbench("list", "recipes", "--cards", str(tmp_path), "--plugins", str(plugins))
     assert "toy" in done.stdout.split(), done.stderr
     without = clipbench("pretrain", "--recipe", str(recipe), "--out", str(tmp_path / "run"))
     line = recipe.read_text().splitlines().index("objective:") + 1
@@ -83,7 +80,7 @@ def test_an_objective_of_a_plugin_folder_trains_and_is_listed(tmp_path: Path, pl
     )
 
     out = tmp_path / "run"
-    done = clipbench("pretrain", "--recipe", str(recipe), "--out", str(out), "-q", plugins=plugins)
+    done = clipbench("pretrain", "--recipe", str(recipe), "--out", str(out), "-q", "--plugins", str(plugins))
     assert done.returncode == 0, done.stderr
     first, second = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
     assert first["loss"] == pytest.approx(2 * first["loss_apart"])
@@ -98,7 +95,7 @@ def test_an_objective_of_a_plugin_folder_trains_and_is_listed(tmp_path: Path, pl
 @pytest.mark.parametrize("text", ["", TOY, TOY.replace("toy-distance", "bad").replace("(Objective)", "")])
 def test_a_module_that_is_no_objective_is_named(plugins: Path, text: str) -> None:
     (plugins / "objectives" / "bad.py").write_text(text)
-    done = clipbench("pretrain", "--recipe", "clip-lite-digits", "--out", "none", plugins=plugins)
+    done = clipbench("pretrain", "--recipe", "clip-lite-digits", "--out", "none", "--plugins", str(plugins))
     assert done.returncode == 2
     said = " ".join(done.stderr.split())
     assert "bad.py is no objective: it has no class Settings(Objective) of kind bad" in said

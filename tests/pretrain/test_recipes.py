@@ -15,8 +15,8 @@ from clipbench.cards.cards import AdamW, MocoV2, Sgd, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
 from clipbench.data.pairs.sources import open_pairs
-from clipbench.pretrain import study
 from clipbench.pretrain.loop import model_card, pretrain
+from clipbench.pretrain.study import plan
 from clipbench.records.exposure import exposure
 
 __all__ = ["one_thread"]
@@ -147,10 +147,10 @@ def test_no_recipes_fingerprint_moves(catalog: Catalog) -> None:
         for name in catalog.recipe_files
         if catalog.recipe(name).card.quick
     }
-    forms: tuple[study.Form, ...] = ("cpu", "gpu", "quick")
-    for name in study.names():
+    forms: tuple[plan.Form, ...] = ("cpu", "gpu", "quick")
+    for name in plan.names():
         for form in forms:
-            made = study.read(name, form)
+            made = plan.read(name, form)
             cells = {cell.name: made.recipe_of(cell).canonical() for cell in made.cells()}
             found[f"study {name} {form}"] = fingerprint(cells)
     assert found == json.loads(PINNED.read_text())
