@@ -64,7 +64,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "samples": ("test_svm_map", "test_linear_probe"),
     "report/numbers": ("test_report",),
     "boxes": ("test_boxes", "test_grounding"),
-    "scoring": ("test_ranking", "test_filip"),
+    "scoring": ("test_ranking", "pretrain/test_objective_filip"),
     "standing": ("test_standing", "test_exposure", "test_gate"),
     "gate": ("test_gate", "test_escape"),
     "solvers/heads": ("test_linear_probe",),

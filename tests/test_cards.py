@@ -366,8 +366,8 @@ def test_a_recipe_names_the_objectives_that_there_are(path: Path) -> None:
     text = change(RECIPE, "kind: clip-lite, negatives", "kind: clop, negatives")
     line = line_of(text, "objective:")
     assert problems(path, text, Recipe) == [
-        f'pets.yaml:{line}: objective.kind: unknown "clop"; allowed: clip, clip-lite, siglip, slip, declip, filip, '
-        "defilip"
+        f'pets.yaml:{line}: objective.kind: unknown "clop"; allowed: clip, clip-lite, declip, defilip, filip, '
+        "siglip, slip"
     ]
     text = change(RECIPE, "kind: clip-lite, negatives", "negatives")
     assert problems(path, text, Recipe) == [f'pets.yaml:{line}: missing key "objective.kind"']

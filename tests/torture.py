@@ -34,7 +34,7 @@ from captioned import rows_of, write_shard, write_table
 from damage import flip
 from pydantic import TypeAdapter
 from small import CLASSES, labels, picture, write_task
-from test_processes import recipe_with
+from training import recipe_with
 
 from clipbench import cli
 from clipbench.cards.cards import AnyPairs, Recipe, TaskCard

@@ -5,13 +5,16 @@ A card that is wrong fails at load, with the file and line, what is allowed, and
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import json
 import math
+import operator
 import re
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -20,8 +23,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializeAsAny,
     SerializerFunctionWrapHandler,
     Tag,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -29,7 +34,8 @@ from pydantic import (
     model_validator,
 )
 
-from clipbench.errors import CardError, nearest
+from clipbench.errors import CardError, ClipbenchError, nearest
+from clipbench.utils import plugins
 from clipbench.utils.parsing import BOOLEANS, MOST_YAML, Unreadable, file_bytes, yaml_nodes, yaml_value
 
 T = TypeVar("T")
@@ -929,171 +935,57 @@ AnyPairs = Annotated[
 ]
 
 
-class ClipObjective(Strict):
-    """InfoNCE over the batch. The logit scale never exceeds `max_logit_scale` (100 in CLIP, section 2.5)."""
+class Objective(Strict):
+    """What a recipe trains for: the `Settings` of a module of `clipbench.pretrain.objectives`, which `kind` names.
 
-    kind: Literal["clip"]
-    max_logit_scale: float = Field(100.0, gt=0)
-
-
-class ClipLiteObjective(Strict):
-    """The JSD bound of CLIP-Lite, with `negatives` wrong texts an image, drawn by rolling the batch.
-
-    `prior_weight` w adds the released code's prior terms: (1 − w) times the bound + w times what two discriminators
-    lose that tell the towers' features from uniform noise. There is no gradient reversal, as in that code, whose
-    weight is 0.1: the towers are rewarded for being easy to tell apart. 0: no such terms.
-
-    `clusters` adds a hard negative an image: at every step the batch's captions are parted into so many clusters of
-    their joint features (k-means), and the next other caption of its own one's cluster is wrong for the image;
-    `hard_share` is its weight among wrong texts. (The released code, where this is off, clusters all captions by a
-    sentence encoder's features and draws pairs of neighbours into a batch.)
+    Attributes:
+        tokens: by what models compare whose heads for single tokens it trains; None: it trains no such heads.
     """
 
-    kind: Literal["clip-lite"]
-    negatives: int = Field(1, ge=1)
-    prior_weight: float = Field(0.0, ge=0, lt=1)
-    clusters: int | None = Field(None, gt=1)
-    hard_share: float = Field(0.5, gt=0, le=1)
-
-
-class SiglipObjective(Strict):
-    """The pairwise sigmoid loss over all pairs of the batch, with a learned scale and bias (Zhai et al. 2023).
-
-    The initial values are the paper's (section 3.2).
-    """
-
-    kind: Literal["siglip"]
-    initial_logit_scale: float = Field(10.0, gt=0)
-    initial_logit_bias: float = -10.0
-
-
-class SlipObjective(Strict):
-    """SLIP: InfoNCE of image and text, and NT-Xent of two further views of the image (Mu et al. 2021).
-
-    `views` makes those two; the image of the pair is augmented as its source says (in the paper by a crop alone:
-    `{kind: moco-v2, scale: [0.5, 1], jitter: 0, grayscale: 0, blur: 0, flip: 0}`). `projector_width` and
-    `projector_dim` are those of the MLP through which the image tower's own features of the views go.
-    """
-
-    kind: Literal["slip"]
-    max_logit_scale: float = Field(100.0, gt=0)
-    views: Augmentation = MocoV2(kind="moco-v2")
-    view_weight: float = Field(1.0, gt=0)
-    temperature: float = Field(0.1, gt=0)
-    projector_width: int = Field(4096, gt=0)
-    projector_dim: int = Field(256, gt=0)
-
-
-#: what tells the two presets of DeCLIP apart. The released code takes the mean of all four pairs of views and texts
-#: with weight 0.4: a quarter of it is the first pair's.
-_DECLIP = {
-    "paper": {
-        "clip_weight": 0.4,
-        "multi_view_weight": 0.2,
-        "contrastive_text": "clean",
-        "nearest_texts": "text",
-    },
-    "repo": {
-        "clip_weight": 0.1,
-        "multi_view_weight": 0.3,
-        "contrastive_text": "masked",
-        "nearest_texts": "both",
-    },
-}
-
-
-class DeclipTerms(Strict):
-    """InfoNCE of two views and two texts, and three kinds of self-supervision (Li et al. 2022).
-
-    The views are two draws of the source's augmentation, the second text is an altered caption. The terms: InfoNCE
-    of the first view and the caption (`clip`); the mean of the other three pairs (`multi_view`); SimSiam on the
-    views (`image_self`); guessing masked tokens of the caption (`text_self`); InfoNCE of views with the nearest
-    text of a queue in place of their own (`nearest`).
-
-    `preset` says which of the two published forms fills the keys that are left out: the paper's, or the released
-    code's (`repo`), where the masked caption is also what is compared with the image, and the altered caption's
-    nearest text counts too. With `nearest_texts: both` a step puts both texts of each pair into the queue.
-    """
+    tokens: ClassVar[str | None] = None
 
     kind: str
-    preset: Literal["paper", "repo"] = "paper"
-    max_logit_scale: float = Field(100.0, gt=0)
-    clip_weight: float = Field(ge=0)
-    multi_view_weight: float = Field(ge=0)
-    image_self_weight: float = Field(0.2, ge=0)
-    text_self_weight: float = Field(0.2, ge=0)
-    nearest_weight: float = Field(0.2, ge=0)
-    contrastive_text: Literal["clean", "masked"]
-    nearest_texts: Literal["text", "both"]
-    nearest_directions: Literal["image-to-text", "both"] = "image-to-text"
-    queue: int = Field(2**16, gt=0, description="texts that are kept")
-    masked: float = Field(0.15, gt=0, lt=1, description="of the tokens, to be guessed")
-    projector_width: int = Field(1024, gt=0)
-    predictor_width: int = Field(512, gt=0)
 
     @property
-    def queued(self) -> int:
-        """Entries of the queue that a pair fills."""
-        return 2 if self.nearest_texts == "both" else 1
+    def joint(self) -> bool:
+        """Whether it compares in the joint space, and so trains the heads into it."""
+        return True
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_preset(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return _DECLIP["repo" if value.get("preset") == "repo" else "paper"] | value
+    def check(self, recipe: Recipe) -> None:
+        """Raise Misplaced where the rest of the recipe does not go with it."""
 
 
-class DeclipObjective(DeclipTerms):
-    """DeCLIP."""
+def objectives() -> dict[str, type[Objective]]:
+    """The settings of every objective by `kind`: of the package's own, of installed packages and plugin folders.
 
-    kind: Literal["declip"]
-
-
-class DefilipObjective(DeclipTerms):
-    """DeFILIP (Cui et al. 2022): DeCLIP, and FILIP's loss of the first view and the caption.
-
-    `token_weight` is that loss's weight, beside which the others keep theirs; `kept` as in `filip`. The model needs
-    `config.tokens` with `compared: joint`. The tokens' logit scale belongs to the loss alone and has no bound.
+    Raises:
+        ClipbenchError: a module that is no objective, or two of one name.
     """
-
-    kind: Literal["defilip"]
-    token_weight: float = Field(0.2, gt=0)
-    kept: int | None = Field(None, gt=0)
-
-
-class FilipObjective(Strict):
-    """FILIP (Yao et al. 2022): InfoNCE of late interaction, in which single tokens meet.
-
-    An image's logit of a text is the mean over the image's places of the best cosine with any of the text's tokens; a
-    text's logit of an image likewise. The model needs `config.tokens`, which says whether padding counts.
-
-    `kept`: of each pair, only so many places and tokens, those of the largest summed cosines with the other side of
-    their own pair, are there to be found by others. `global_weight` adds InfoNCE of the joint space, which the model
-    then needs too; `text_self_weight` adds guessing masked tokens, a share `masked` of them. `contrastive_text: masked`
-    compares the masked caption. As released with DeCLIP: `kept: 16`, `contrastive_text: masked`, both weights 0, and
-    `config.tokens.padding: true`.
-    """
-
-    kind: Literal["filip"]
-    max_logit_scale: float = Field(100.0, gt=0)
-    kept: int | None = Field(None, gt=0)
-    contrastive_text: Literal["clean", "masked"] = "clean"
-    global_weight: float = Field(0.0, ge=0)
-    text_self_weight: float = Field(0.0, ge=0)
-    masked: float = Field(0.15, gt=0, lt=1, description="of the tokens, to be guessed or left out")
+    package = importlib.import_module("clipbench.pretrain.objectives")  # by name: it lies above
+    found: dict[str, type[Objective]] = {}
+    for name, module in plugins.modules("objectives", package).items():
+        kind = name.replace("_", "-")
+        settings: Any = getattr(module.load(), "Settings", None)
+        own = isinstance(settings, type) and issubclass(settings, Objective)
+        if not own or get_args(settings.model_fields["kind"].annotation) != (kind,):
+            raise ClipbenchError(
+                f"{module.where} is no objective: it has no class Settings(Objective) of kind {kind}",
+                hint="see clipbench.pretrain.objectives.base for what it needs",
+            )
+        found[kind] = settings
+    return found
 
 
-Objective = Annotated[
-    ClipObjective
-    | ClipLiteObjective
-    | SiglipObjective
-    | SlipObjective
-    | DeclipObjective
-    | FilipObjective
-    | DefilipObjective,
-    Field(discriminator="kind"),
-]
+def _as_its_kind_says(value: Any) -> Any:
+    if isinstance(value, Objective):
+        return value
+    return _any_of(tuple(objectives().values())).validate_python(value)
+
+
+@functools.cache
+def _any_of(settings: tuple[type[Objective], ...]) -> TypeAdapter[Objective]:
+    union: Any = functools.reduce(operator.or_, settings)
+    return TypeAdapter(Annotated[union, Field(discriminator="kind")])
 
 
 class Target(Strict):
@@ -1138,7 +1030,7 @@ class Recipe(Strict):
     data: Tuple[AnyPairs] = Field(min_length=1)
     trained_on: Tuple[Images] = ()
     model: RecipeModel
-    objective: Objective
+    objective: Annotated[SerializeAsAny[Objective], BeforeValidator(_as_its_kind_says)]
     optim: Annotated[AdamW | Sgd | AdamWSgd, Field(discriminator="name")]
     schedule: Schedule
     engine: Engine = Engine()
@@ -1173,23 +1065,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        batch_size = self.schedule.batch_size
-        if isinstance(self.objective, ClipLiteObjective) and self.objective.negatives >= batch_size:
-            raise Misplaced(
-                f"objective.negatives ({self.objective.negatives}) must be below schedule.batch_size "
-                f"({batch_size}): a batch rolled once around meets itself",
-                "objective",
-                "negatives",
-            )
-        if isinstance(self.objective, ClipLiteObjective) and (self.objective.clusters or 0) >= batch_size:
-            raise Misplaced(
-                f"objective.clusters ({self.objective.clusters}) must be below schedule.batch_size ({batch_size}): "
-                "captions that are alone have no hard negative",
-                "objective",
-                "clusters",
-            )
-        if isinstance(self.objective, DeclipTerms):
-            self._two_views(self.objective)
+        self.objective.check(self)
         if self.model.frozen.image is True:
             self._unchanged_images()
         if self.model.frozen.text is True:
@@ -1237,24 +1113,6 @@ class Recipe(Strict):
                     i,
                     "alter",
                 )
-
-    def _two_views(self, objective: DeclipTerms) -> None:
-        for i, data in enumerate(self.data):
-            if data.augment is None:
-                raise Misplaced(
-                    f"objective {objective.kind} compares two views of an image, which differ by augmentation: "
-                    f"give {data.name} an augment, for example {{kind: moco-v2}}",
-                    "data",
-                    i,
-                )
-        entering = objective.queued * self.schedule.batch_size
-        if objective.queue < entering:
-            raise Misplaced(
-                f"objective.queue ({objective.queue}) must hold the {entering} texts that enter it at every step "
-                f"({objective.queued} for each of {self.schedule.batch_size} pairs)",
-                "objective",
-                "queue",
-            )
 
 
 class Frozen(Strict):
@@ -1490,6 +1348,8 @@ def _parts(annotation: Any) -> list[Any]:
     """The alternatives of an annotation, without its metadata."""
     if get_origin(annotation) is Annotated:
         return _parts(get_args(annotation)[0])
+    if annotation is Objective:
+        return list(objectives().values())
     if get_origin(annotation) in (Union, UnionType):
         return [part for alternative in get_args(annotation) for part in _parts(alternative)]
     return [annotation]

@@ -70,7 +70,9 @@ def log_command(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="Where to log; its package must be installed.", metavar="wandb|mlflow|tensorboard"
+            "--to",
+            help="Where to log; wandb and mlflow must be installed.",
+            metavar="wandb|mlflow|tensorboard",
         ),
     ],
     model: Models = None,

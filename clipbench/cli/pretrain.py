@@ -28,7 +28,7 @@ from clipbench.errors import ClipbenchError
 from clipbench.evaluate import Options, evaluator
 
 if TYPE_CHECKING:
-    from clipbench.pretrain.study import Form
+    from clipbench.pretrain.study.plan import Form
 
 
 def pretrain_command(
@@ -124,7 +124,9 @@ def study_command(
     quiet: Quiet = False,
 ) -> None:
     """Test the papers' claims: the same towers, several objectives."""
-    from clipbench.pretrain.study import finished, read, run
+    from clipbench.pretrain.study.plan import read
+    from clipbench.pretrain.study.scores import finished
+    from clipbench.pretrain.study.training import run
     from clipbench.report.studies import write
 
     runtime = None if so_far else choose_runtime(device, "fp32")  # a page needs no device

@@ -26,14 +26,15 @@ from clipbench.models.towers.adapters import DualAdapter, identity, serialise
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.frozen_features import Start
-from clipbench.pretrain.data.pairs import DrawnPairs, Source
+from clipbench.pretrain.data.pairs import DrawnPairs
+from clipbench.pretrain.data.source import Source
 from clipbench.pretrain.engine import distributed
 from clipbench.pretrain.engine.compilation import tune
 from clipbench.pretrain.engine.ema import Average
 from clipbench.pretrain.engine.gradient_caching import Gradient, values
 from clipbench.pretrain.engine.optimisers import learning_rate, make_optimiser
 from clipbench.pretrain.engine.signals import Signals
-from clipbench.pretrain.objectives import learners
+from clipbench.pretrain.objectives.base import make_learner
 from clipbench.pretrain.run import curves
 from clipbench.pretrain.run.directory import Checkpoint, RunFolder, number
 from clipbench.pretrain.run.progress import Live
@@ -125,7 +126,7 @@ def pretrain(
         torch.manual_seed(recipe.seed)
         start = Start(recipe.model, config, recipe_id, Runtime.choose(str(target_device), recipe.precision))
         towers = start.towers.to(target_device)
-        learner = learners.make(recipe.objective, towers).to(target_device)
+        learner = make_learner(recipe.objective, towers).to(target_device)
         start.refuse_changes(views=bool(learner.wants.views), altered=learner.wants.altered)
         seen = fingerprint([*(source.split.fingerprint for source in sources), *start.digests.values()])
         trained = nn.ModuleDict({"towers": towers, "learner": learner})

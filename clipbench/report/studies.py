@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipbench.metrics.intervals import Interval, of_seeds
-from clipbench.pretrain.study import RETRIEVAL, Claim, Measured, Study
+from clipbench.pretrain.study.plan import RETRIEVAL, Claim, Measured, Study
 from clipbench.records import record
 from clipbench.utils.escape import json_text
 from clipbench.utils.outputs import PNG_MARK, PNG_SOFTWARE, write_own

@@ -1,4 +1,4 @@
-"""Records in Weights & Biases, MLflow or TensorBoard, through their own libraries; only when asked for."""
+"""Records in Weights & Biases or MLflow, through their own libraries, or in TensorBoard; only when asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from clipbench.errors import ClipbenchError, unknown
+from clipbench.pretrain.run.events import Events
 from clipbench.records.record import Record
+from clipbench.utils.cache import make_folder
 
 
 def log(found: Sequence[Record], to: str, project: str, folder: Path) -> int:
@@ -105,15 +107,13 @@ def _mlflow_name(key: str) -> str:
 def _tensorboard(
     model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
 ) -> None:
-    _library("tensorboard", "tensorboard")
-    writer = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter(
-        str(folder / model.replace("/", "-"))
-    )
-    for name, value in metrics.items():
-        writer.add_scalar(name, value, 0)
+    own = folder / model.replace("/", "-")
+    make_folder(own)
+    events = Events(own)
+    events.scalars(0, metrics)
     lines = (f"| {key} | {value} |" for key, value in config.items())
-    writer.add_text("made with", "\n".join(["| key | value |", "| --- | --- |", *lines]))
-    writer.close()
+    events.text("made with", "\n".join(["| key | value |", "| --- | --- |", *lines]))
+    events.close()
 
 
 TARGETS: Final[dict[str, Target]] = {"wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}

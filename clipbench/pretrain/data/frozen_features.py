@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,18 +16,17 @@ from torch import Tensor, nn
 
 from clipbench.cards.cards import Frozen, RecipeModel, Weights
 from clipbench.data.pairs.lazy import LazySplit
+from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, nearest
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.towers.adapters import alone, load_tower
 from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower
 from clipbench.models.towers.configs import DualConfig, sources
 from clipbench.models.towers.dual import DualTowers
-
-if TYPE_CHECKING:
-    from clipbench.encoding.encoder import ModelEncoder
-    from clipbench.encoding.runtime import Runtime
-    from clipbench.pretrain.data.pairs import Source
+from clipbench.models.weights import fetch
+from clipbench.pretrain.data.source import Source
 
 _SPACE = "backbone"
 _HELD_BYTES = 2**30  # of frozen features: larger ones are read from the store at every step
@@ -161,8 +159,6 @@ class Start:
 
     def described(self) -> str:
         """A sentence for each tower that did not start from random weights; empty without any."""
-        from clipbench.models.weights import fetch
-
         found = []
         for side, source in self._named.items():
             frozen = getattr(self._frozen, side)
@@ -172,8 +168,6 @@ class Start:
         return "".join(found)
 
     def _stand_in(self, side: str, source: Weights, model: RecipeModel, runtime: Runtime) -> None:
-        from clipbench.encoding.encoder import ModelEncoder
-
         tower = getattr(self.towers, side).requires_grad_(False).eval()
         self.towers.elsewhere[side] = self.digests[side]
         adapter = alone(side, self.towers, model.config, model.preprocess, source)

@@ -7,21 +7,17 @@ while the model trains. The batches are the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench.cards.cards import AnyPairs, Augmentation, Pairs, Preprocess, TaskCard
-from clipbench.data.decode import Bad, OnBadImage, decode_stream, normalise, undecodable
-from clipbench.data.pairs.lazy import LazySplit, plain_caption
+from clipbench.cards.cards import Augmentation, Preprocess
+from clipbench.data.decode import normalise
 from clipbench.data.pairs.shards import RemoteShards
-from clipbench.data.pairs.sources import Packed
-from clipbench.data.split import Split
-from clipbench.errors import CardError, DataError, unknown
+from clipbench.errors import DataError
 from clipbench.pretrain.data import text_augmentation
+from clipbench.pretrain.data.batch import Batch, distinct
 from clipbench.pretrain.data.frozen_features import Kept
 from clipbench.pretrain.data.image_augmentation import augment
 from clipbench.pretrain.data.loader import (
@@ -30,69 +26,17 @@ from clipbench.pretrain.data.loader import (
     Feed,
     Held,
     Place,
-    Reader,
     Scattered,
     Streamed,
     Texts,
 )
+from clipbench.pretrain.data.source import Source, decode, reader, texts_of
+from clipbench.pretrain.objectives.base import Wants
 from clipbench.utils.row_rng import Draws
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 #: decoded images (bytes) up to which a set is held in memory
 HELD_BYTES = 2**31
-_DECODE_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Wants:
-    """What an objective needs of a batch beside the images and texts of its pairs.
-
-    Attributes:
-        views: further views of every image, and how each is made (None: as its source augments).
-        altered: a changed text for every pair (see `words`).
-    """
-
-    views: tuple[Augmentation | None, ...] = ()
-    altered: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch, or one process's share of it, or a piece of that.
-
-    Attributes:
-        images: float32 [B, channels, side, side], normalised.
-        tokens: int64 [U, L], the distinct captions, cut at the longest one of the whole batch.
-        rows: int64 [B]; the caption of image i is `tokens[rows[i]]`.
-        draws: numbers for these B rows, for what an objective draws itself.
-        views: as `Wants` says, each like `images`.
-        altered: int64 [U, L] and [B], where `Wants` says so: the distinct altered texts, like `tokens`, and their rows.
-    """
-
-    images: Tensor
-    tokens: Tensor
-    rows: Tensor
-    draws: Draws
-    views: tuple[Tensor, ...]
-    altered: tuple[Tensor, Tensor] | None
-
-    def pieces(self, size: int) -> list[Batch]:
-        """The batch in pieces of at most `size` pairs, as equal as they can be."""
-        rows = torch.arange(len(self.rows))
-        return [self._piece(part) for part in rows.tensor_split(-(-len(rows) // size))]
-
-    def _piece(self, rows: Tensor) -> Batch:
-        """The pairs at `rows` (int64, on the CPU, ascending without gaps)."""
-        own = slice(int(rows[0]), int(rows[-1]) + 1)
-        tokens, places = _distinct(self.tokens, self.rows[own])
-        return Batch(
-            images=self.images[own],
-            tokens=tokens,
-            rows=places,
-            draws=self.draws.of(rows),
-            views=tuple(view[own] for view in self.views),
-            altered=_distinct(self.altered[0], self.altered[1][own]) if self.altered else None,
-        )
 
 
 class PairsState(TypedDict):
@@ -103,26 +47,11 @@ class PairsState(TypedDict):
     skipped: tuple[int, dict[str, str]]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A split or stream to draw pairs from, the card it belongs to, and what the recipe wants of it."""
-
-    split: Split | RemoteShards
-    card: TaskCard
-    wanted: AnyPairs
-
-    @property
-    def rows(self) -> Split:
-        """The split; not of a stream, which has no rows."""
-        assert isinstance(self.split, Split)
-        return self.split
-
-
 class DrawnPairs:
     """Endless shuffled batches of (image, one of its texts) from all sources together.
 
     Every epoch is a new permutation of all images, which the seed alone decides; its last, incomplete batch is left
-    out (shards that are streamed: see `feeds.Streamed`). All other draws (texts, augmentation) come from one CPU
+    out (shards that are streamed: see `loader.Streamed`). All other draws (texts, augmentation) come from one CPU
     generator, so that they do not depend on the device. An image that is skipped leaves its batch smaller. Of
     processes that share a batch each makes all draws, and prepares the pairs of its own part.
     """
@@ -230,7 +159,7 @@ class DrawnPairs:
         own = Draws(self._generator, len(texts), fed.kept)
         # Of the whole batch, so that all processes cut them at the same length, and make as many draws for tokens.
         tokens, rows = self._tokens_of(texts)
-        tokens, rows = _distinct(tokens, rows[fed.kept])
+        tokens, rows = distinct(tokens, rows[fed.kept])
         altered = self._tokens_of(text_augmentation.alter(texts, own)) if self._wants.altered else None
         return Batch(
             images=first,
@@ -300,12 +229,6 @@ class DrawnPairs:
         self._feed.skipped = state["skipped"]
 
 
-def _distinct(tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Those of `tokens` that `rows` name, and where each row's stands among them."""
-    named, places = torch.unique(rows, return_inverse=True)
-    return tokens[named], places
-
-
 def _choose(own: Texts, kind: float, text: float) -> str:
     """One of an image's texts, by two draws in [0, 1)."""
     texts = own[int(kind * len(own))]
@@ -319,123 +242,3 @@ def _fill_a_batch(count: int, batch_size: int, sources: Sequence[Source]) -> Non
             f"{where}: {count} images, fewer than one batch of {batch_size}",
             hint="lower schedule.batch_size in the recipe",
         )
-
-
-def reader(source: Source) -> Reader:
-    """The images and texts of a source one by one. Raises as `texts_of`."""
-    split = source.rows
-    if isinstance(split, LazySplit):
-        return Reader(split.name, split.image, lambda row: [split.texts(row)])
-    texts = texts_of(source)
-    image = _image_of(split) if split.scattered else Packed(split).image
-    return Reader(split.ids.__getitem__, image, texts.__getitem__)
-
-
-def _image_of(split: Split) -> Callable[[int], bytes]:
-    return lambda row: next(iter(split.samples(np.array([row])))).image
-
-
-def texts_of(source: Source) -> list[Texts]:
-    """The texts of each image: a list for each kind that the recipe wants and the image has any of; none is empty.
-
-    Raises:
-        CardError: the split has no texts of a kind that the recipe wants, or the card no such templates.
-        DataError: an image without any text.
-    """
-    split, wanted = source.rows, source.wanted
-    if isinstance(split, LazySplit):
-        return [[split.texts(row)] for row in range(len(split))]
-    found: list[Texts] = [[] for _ in range(len(split))]
-    for kind in wanted.texts if isinstance(wanted, Pairs) else ("captions",):
-        for own, texts in zip(found, _of_kind(kind, source), strict=True):
-            plain = (
-                [text for text in (plain_caption(t, wanted) for t in texts) if text]
-                if wanted.clean
-                else texts
-            )
-            if plain:
-                own.append(plain)
-    bare = [i for i, own in enumerate(found) if not own]
-    if bare:
-        raise DataError(
-            f"{split.dataset} {split.role}: {len(bare)} of {len(split)} images have no text to be paired with, "
-            f"the first is {split.ids[bare[0]]}",
-            hint=f"add another kind of text to `texts` of {split.dataset} in the recipe",
-        )
-    return found
-
-
-def _of_kind(kind: str, source: Source) -> list[list[str]]:
-    """The texts of one kind of each image."""
-    split = source.rows
-    if kind == "labels" and split.classes and isinstance(source.wanted, Pairs):
-        of_class = captions(source.card, split.classes, source.wanted.templates)
-        if split.labels.ndim == 1:
-            return [of_class[label] for label in split.labels.tolist()]
-        return [[t for c in np.flatnonzero(row == 1) for t in of_class[c]] for row in split.labels]
-    belonging = {"captions": split.captions, "expressions": split.expressions}.get(kind)
-    if belonging is None:
-        raise CardError(
-            f"{split.dataset} {split.role} has no {kind} to be paired with its images",
-            hint=f"correct `texts` of {split.dataset} in the recipe",
-        )
-    found: list[list[str]] = [[] for _ in range(len(split))]
-    for text, image in zip(belonging.texts, belonging.image.tolist(), strict=True):
-        found[image].append(text)
-    return found
-
-
-def captions(task: TaskCard, classes: Sequence[str], sets: Sequence[str]) -> list[list[str]]:
-    """The captions of each class, in the order of `classes`, from the named template sets of `task`.
-
-    Raises:
-        CardError: the card has no such set.
-    """
-    texts: list[list[str]] = [[] for _ in classes]
-    for name in sets:
-        if name not in task.templates:
-            raise CardError(f"{task.title}: {unknown('template set', name, task.templates)}")
-        templates = task.templates[name]
-        for own, label in zip(texts, classes, strict=True):
-            if isinstance(templates, dict):
-                own.extend(templates[label])
-            else:
-                own.extend(template.replace("{c}", label) for template in templates)
-    return texts
-
-
-def decode_all(split: Split, preprocess: Preprocess) -> Tensor:
-    """All images of `split`: uint8 [n, channels, side, side].
-
-    Raises:
-        DataError: an image that cannot be decoded.
-    """
-    return decode(split, preprocess, "stop", workers=0)[0]
-
-
-def decode(
-    split: Split, preprocess: Preprocess, on_bad_image: OnBadImage, workers: int
-) -> tuple[Tensor, Tensor, list[Bad]]:
-    """All images of `split` (uint8 [n, channels, side, side]), the rows of those that could be decoded, and the others.
-
-    Raises:
-        DataError: an image that cannot be decoded, and `on_bad_image` is "stop".
-    """
-    images = torch.empty(len(split), preprocess.channels, preprocess.side, preprocess.side, dtype=torch.uint8)
-    good = torch.ones(len(split), dtype=torch.bool)
-    bad: list[Bad] = []
-    samples = split.samples(np.arange(len(split)))
-    start = 0
-    for batch in decode_stream(
-        samples, preprocess, sizes=_DECODE_BATCH, workers=workers, overlap=workers > 0, on_bad_image="skip"
-    ):
-        if batch.bad and on_bad_image == "stop":
-            raise undecodable(
-                batch.bad,
-                f"set on_bad_image: skip for {split.dataset} in the recipe to count and name such images",
-            )
-        images[start : start + len(batch.images)] = torch.from_numpy(batch.images)
-        good[start : start + len(batch.images)] = torch.from_numpy(batch.good)
-        bad += batch.bad
-        start += len(batch.images)
-    return images, torch.nonzero(good)[:, 0], bad

@@ -12,10 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipbench.cards.cards import Recipe
 from clipbench.models.towers.dual import DualTowers
-from clipbench.pretrain.data.pairs import Batch
+from clipbench.pretrain.data.batch import Batch
 from clipbench.pretrain.engine.distributed import Processes
-from clipbench.pretrain.objectives.learners import Features, Learner
-from clipbench.pretrain.objectives.losses import Loss
+from clipbench.pretrain.objectives.base import Features, Learner, Loss
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

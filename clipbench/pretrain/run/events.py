@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written without TensorBoard: scalars are all that a run has to say.
+"""TensorBoard's event files, written without TensorBoard: scalars and texts.
 
 A file is a row of records (length, its checksum, data, its checksum), each of which holds one `Event` message of
 TensorFlow's event.proto in protocol buffers' wire format. Checksums are CRC-32C, masked as in TensorFlow's
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 #: one line of metrics.jsonl
@@ -25,15 +26,29 @@ class Events:
 
     def add(self, line: Line) -> None:
         """The numbers of a line of metrics.jsonl: a step's under `train/`, an evaluation's under its task's name."""
-        scope = line.get("task", "train")
-        scalars = [
-            _message(1, _text(1, f"{scope}/{name}") + b"\x15" + struct.pack("<f", value))
+        scope, step = line.get("task", "train"), line["step"]
+        assert isinstance(step, int)
+        numbers = {
+            f"{scope}/{name}": value
             for name, value in line.items()
             if name != "step" and isinstance(value, int | float)
-        ]
-        step = line["step"]
-        assert isinstance(step, int)
-        self._write(b"\x10" + _varint(step) + _message(5, b"".join(scalars)))
+        }
+        self.scalars(step, numbers)
+
+    def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers by name, of one step."""
+        values = (
+            _message(1, _text(1, name) + b"\x15" + struct.pack("<f", value))
+            for name, value in numbers.items()
+        )
+        self._write(b"\x10" + _varint(step) + _message(5, b"".join(values)))
+        self._file.flush()
+
+    def text(self, name: str, text: str) -> None:
+        """A text in Markdown: a tensor of one string (DT_STRING, 7) for TensorBoard's plugin `text`."""
+        tensor = b"\x08\x07" + _message(2, _message(2, b"\x08\x01")) + _text(8, text)
+        value = _text(1, name) + _message(8, tensor) + _message(9, _message(1, _text(1, "text")))
+        self._write(_message(5, _message(1, value)))
         self._file.flush()
 
     def close(self) -> None:

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 from small import one_thread, picture
 
-from clipbench.cards.cards import AdamW, MocoV2, Sgd
+from clipbench.cards.cards import AdamW, MocoV2, Sgd, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data.hub import DataPaths
 from clipbench.data.pairs.sources import open_pairs
 from clipbench.pretrain.loop import model_card, pretrain
+from clipbench.pretrain.study import plan
 from clipbench.records.exposure import exposure
 
 __all__ = ["one_thread"]
@@ -28,6 +29,8 @@ YFCC = {
     "defilip-yfcc15m-vitb32": (1e-3, 0.1, 1e-4, (0.2, 1.0), 45.0),
     "declip-yfcc15m-r50": (1e-3, 0.1, 1e-4, (0.2, 1.0), 44.4),
 }
+#: recipe or form of a study → its fingerprint
+PINNED = Path(__file__).parent / "recipe_fingerprints.json"
 LARGE = [*YFCC, "declip-cc3m-r50", "clip-lite-coco", "clip-coco"]
 
 
@@ -134,3 +137,20 @@ def test_what_a_run_says_that_it_was_trained_on(catalog: Catalog) -> None:
     shipped = {name: catalog.model(name).card.trained_on for name in ("lite-minilm", "digits-clip-lite")}
     assert [one.described for one in shipped["lite-minilm"]] == said("lite-minilm")
     assert [one.described for one in shipped["digits-clip-lite"]] == said("clip-lite-digits")
+
+
+def test_no_recipes_fingerprint_moves(catalog: Catalog) -> None:
+    """A run's folder goes on only with the recipe that it began with, defaults included."""
+    found = {name: fingerprint(catalog.recipe(name).card.canonical()) for name in catalog.recipe_files}
+    found |= {
+        f"{name} --quick": fingerprint(catalog.recipe(name, quick=True).card.canonical())
+        for name in catalog.recipe_files
+        if catalog.recipe(name).card.quick
+    }
+    forms: tuple[plan.Form, ...] = ("cpu", "gpu", "quick")
+    for name in plan.names():
+        for form in forms:
+            made = plan.read(name, form)
+            cells = {cell.name: made.recipe_of(cell).canonical() for cell in made.cells()}
+            found[f"study {name} {form}"] = fingerprint(cells)
+    assert found == json.loads(PINNED.read_text())

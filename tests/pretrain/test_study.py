@@ -27,8 +27,9 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, Stopped, StorageError
 from clipbench.evaluate import Options
 from clipbench.models import families
-from clipbench.pretrain import study as studies
-from clipbench.pretrain.study import Cell, ClassRetrieval, Measured, Study
+from clipbench.pretrain.study import plan, training
+from clipbench.pretrain.study.plan import RETRIEVAL, Cell, ClassRetrieval, Measured, Study
+from clipbench.pretrain.study.scores import class_retrieval, finished
 from clipbench.report import studies as report
 
 OPTIONS = Options(Runtime("cpu", "fp32"), DataPaths({}, ()), progress=False)
@@ -38,15 +39,15 @@ MADE_BY: dict[str, str | bool | None] = {"device": "a card", "torch": "2.0", "co
 
 def small(**changes: Any) -> Study:
     """The quick form with two objectives and few steps."""
-    value = studies.read(NAME, "quick").canonical()
+    value = plan.read(NAME, "quick").canonical()
     value["objectives"] = {name: value["objectives"][name] for name in ("clip", "clip-lite")}
     return Study.model_validate(value | {"images": 64} | changes)
 
 
 @pytest.mark.parametrize("form", ["cpu", "gpu", "quick"])
-def test_every_form_of_a_shipped_study_is_whole(form: studies.Form) -> None:
-    for name in studies.names():
-        study = studies.read(name, form)
+def test_every_form_of_a_shipped_study_is_whole(form: plan.Form) -> None:
+    for name in plan.names():
+        study = plan.read(name, form)
         for cell in study.cells():
             recipe = study.recipe_of(cell)
             families.config_model("dual").model_validate(recipe.model.config)
@@ -55,7 +56,7 @@ def test_every_form_of_a_shipped_study_is_whole(form: studies.Form) -> None:
 
 
 def test_cells_differ_in_objective_batch_and_seed_alone() -> None:
-    study = studies.read(NAME, "cpu")
+    study = plan.read(NAME, "cpu")
     cells = study.cells()
     assert len(cells) == len(set(cells)) == 3 * (len(study.objectives) + 2 * 5)
     assert Cell("clip-lite", 1024, 2) in cells[:30]  # a claim needs it
@@ -73,10 +74,10 @@ def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
 ) -> None:
     claims = [claim.canonical() for claim in small().claims[:1]]
     study, catalog = small(swept=[], claims=claims), Catalog()
-    rest = studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False)
+    rest = training.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False)
     first = [next(rest)]
     before = (tmp_path / "runs" / first[0].cell.name / "model.safetensors").stat().st_mtime_ns
-    whole = list(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+    whole = list(training.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
     assert whole[:1] == first
     assert [one.cell for one in whole] == study.cells()
     assert (tmp_path / "runs" / first[0].cell.name / "model.safetensors").stat().st_mtime_ns == before
@@ -84,9 +85,9 @@ def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("something was done again")
 
-    monkeypatch.setattr("clipbench.pretrain.loop.pretrain", fail)
-    monkeypatch.setattr("clipbench.pretrain.study._measure", fail)
-    again = list(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+    monkeypatch.setattr("clipbench.pretrain.study.training.pretrain", fail)
+    monkeypatch.setattr("clipbench.pretrain.study.scores._measure", fail)
+    again = list(training.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
     assert again == whole
     page = report.write(NAME, study, whole, "clipbench study …", tmp_path / "out").read_text()
     assert "| clip-lite | 32 |" in page
@@ -94,18 +95,18 @@ def test_a_study_leaves_its_page_and_goes_on_where_it_stopped(
     assert (tmp_path / "out" / "study.png").read_bytes().startswith(b"\x89PNG")
     held = json.loads((tmp_path / "out" / "study.json").read_text())
     assert len(held["cells"]) == len(whole)
-    monkeypatch.setattr("clipbench.pretrain.study.DEPTHS", (1,))
+    monkeypatch.setattr("clipbench.pretrain.study.scores.DEPTHS", (1,))
     with pytest.raises(AssertionError, match="done again"):  # another depth of recall: measured anew
-        next(studies.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
+        next(training.run(study, catalog, OPTIONS, tmp_path / "runs", device="cpu", progress=False))
 
 
 def test_jobs_side_by_side_measure_what_one_measures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = small(swept=[], claims=[], seeds=[0, 1])
-    monkeypatch.setattr("clipbench.pretrain.study.read", lambda *_: study)
+    monkeypatch.setattr("clipbench.pretrain.study.plan.read", lambda *_: study)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("clipbench.pretrain.study.cores", lambda: 2)
+    monkeypatch.setattr("clipbench.pretrain.study.training.cores", lambda: 2)
 
     def run(name: str, *more: str) -> list[dict[str, Any]]:
         folders = ["--out", str(tmp_path / name), "--runs", str(tmp_path / name / "runs")]
@@ -129,7 +130,7 @@ def test_the_page_so_far_leaves_claims_open(
 ) -> None:
     claims = [claim.canonical() for claim in small().claims[:1]]
     study = small(swept=[], claims=claims)
-    monkeypatch.setattr("clipbench.pretrain.study.read", lambda *_: study)
+    monkeypatch.setattr("clipbench.pretrain.study.plan.read", lambda *_: study)
     folders = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     command = ["clipbench", "study", NAME, "--quick", "--so-far", *folders]
     monkeypatch.setattr("sys.argv", command)
@@ -138,17 +139,17 @@ def test_the_page_so_far_leaves_claims_open(
     assert end.value.code == 2
     assert "no run of the study is finished" in capsys.readouterr().err
     runs = tmp_path / "runs" / f"{NAME}-quick"
-    rest = studies.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)
+    rest = training.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)
     first = [next(rest) for _ in range(3)]
-    assert studies.finished(study, Catalog(), runs) == first
+    assert finished(study, Catalog(), runs) == first
     kept = runs / first[0].cell.name / "scores.json"
     content = kept.read_bytes()
     flip(kept, 8 * 30)
     capsys.readouterr()
-    assert studies.finished(study, Catalog(), runs) == first[1:]
+    assert finished(study, Catalog(), runs) == first[1:]
     assert f"{kept} is damaged" in capsys.readouterr().err
     assert (
-        next(studies.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)).scores
+        next(training.run(study, Catalog(), OPTIONS, runs, device="cpu", progress=False)).scores
         == first[0].scores
     )
     kept.write_bytes(content)
@@ -164,9 +165,9 @@ def test_the_page_so_far_leaves_claims_open(
     assert held["claims"][0]["ci95"] is None
     other = study.model_copy(update={"images": 96})
     with pytest.raises(StorageError, match="a run of another recipe"):
-        studies.finished(other, Catalog(), runs)
+        finished(other, Catalog(), runs)
     with pytest.raises(StorageError, match="a run of another recipe"):
-        next(studies.run(other, Catalog(), OPTIONS, runs, device="cpu", progress=False))
+        next(training.run(other, Catalog(), OPTIONS, runs, device="cpu", progress=False))
 
 
 def test_a_job_that_fails_ends_the_study_and_says_why(
@@ -177,13 +178,13 @@ def test_a_job_that_fails_ends_the_study_and_says_why(
     (tmp_path / broken.name).mkdir(parents=True)
     (tmp_path / broken.name / "recipe.yaml").write_text("title: another run\n")
     with pytest.raises(ClipbenchError, match="a run failed"):
-        list(studies.run(study, Catalog(), OPTIONS, tmp_path, device="cpu", progress=False, jobs=2))
+        list(training.run(study, Catalog(), OPTIONS, tmp_path, device="cpu", progress=False, jobs=2))
     assert f"{broken.name}: {tmp_path / broken.name}" in capfd.readouterr().err
 
 
 def test_a_signal_stops_all_jobs_which_then_go_on(tmp_path: Path) -> None:
     study = small(swept=[], claims=[], images=20_000)
-    rest = studies.run(study, Catalog(), OPTIONS, tmp_path, device="cpu", progress=False, jobs=2)
+    rest = training.run(study, Catalog(), OPTIONS, tmp_path, device="cpu", progress=False, jobs=2)
 
     def stop() -> None:
         while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:
@@ -207,7 +208,7 @@ def scored(study: Study, scores: dict[str, list[float]]) -> list[Measured]:
             cell.objective if cell.batch_size == study.batch_size else f"{cell.objective}@{cell.batch_size}"
         )
         value = scores.get(usual, [0.0] * len(study.seeds))[study.seeds.index(cell.seed)]
-        names = (*study.measures, studies.RETRIEVAL)
+        names = (*study.measures, RETRIEVAL)
         found.append(Measured(cell, dict.fromkeys(names, value), dict.fromkeys(names, 0.1), MADE_BY))
     return found
 
@@ -243,10 +244,10 @@ def test_a_difference_of_differences() -> None:
 
 def test_retrieval_by_class_is_what_counting_says(tmp_path: Path) -> None:
     study, catalog = small(), Catalog()
-    next(studies.run(study, catalog, OPTIONS, tmp_path, device="cpu", progress=False))
+    next(training.run(study, catalog, OPTIONS, tmp_path, device="cpu", progress=False))
     model = catalog.model(str(tmp_path / study.cells()[0].name))
     encoder = ModelEncoder(model, OPTIONS.runtime, progress=False)
-    value, chance = studies.class_retrieval(study.retrieval, catalog, OPTIONS, encoder)
+    value, chance = class_retrieval(study.retrieval, catalog, OPTIONS, encoder)
     split = digits("test", tuple("0123456789"))
     card = catalog.dataset("digits").card
     template = card.templates["simple"]
@@ -267,7 +268,7 @@ def test_retrieval_by_class_is_what_counting_says(tmp_path: Path) -> None:
     with pytest.raises(
         CardError, match="digits-scenes is a set of kind multi-label; retrieval by class needs"
     ):
-        studies.class_retrieval(wanted, catalog, OPTIONS, encoder)
+        class_retrieval(wanted, catalog, OPTIONS, encoder)
 
 
 @pytest.mark.parametrize(
@@ -300,4 +301,4 @@ def test_studies_that_contradict_themselves(changes: dict[str, Any], message: st
 
 def test_a_study_that_is_not_there() -> None:
     with pytest.raises(CardError, match='unknown study "data-efficency"; did you mean "data-efficiency"'):
-        studies.read("data-efficency", "cpu")
+        plan.read("data-efficency", "cpu")

@@ -23,8 +23,8 @@ from clipbench.models import dual
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.objectives import learners
-from clipbench.pretrain.objectives.losses import cluster_partners, hard_negative_loss, k_means
+from clipbench.pretrain.objectives.base import make_learner
+from clipbench.pretrain.objectives.clip_lite import cluster_partners, hard_negative_loss, k_means
 
 one_thread = small.one_thread
 RECIPE = Path(dual.__file__).parents[1] / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -115,7 +115,7 @@ def test_hard_negatives_take_their_share_of_the_wrong_texts(prior: float) -> Non
     torch.manual_seed(0)
     towers = DualTowers(parse_config(CONFIG, "test"), PREPROCESS)
     objective = recipe_with(clusters=3, hard_share=0.3, negatives=2, prior_weight=prior).objective
-    learner = learners.make(objective, towers)
+    learner = make_learner(objective, towers)
     features = {"image": random(8, 64), "text": random(8, 64, seed=1), "caption": torch.arange(8)[:, None]}
     for i, name in enumerate(("image_noise", "image_prior", "text_noise", "text_prior")):
         features[name] = random(8, 1, seed=i)

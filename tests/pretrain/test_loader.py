@@ -20,9 +20,12 @@ from clipbench.data.pairs.sources import open_pairs
 from clipbench.data.pairs.tables import RowSplit
 from clipbench.errors import DataError
 from clipbench.pretrain.data import pairs
+from clipbench.pretrain.data.batch import Batch
 from clipbench.pretrain.data.loader import Order, Scattered, Streamed, permutation
-from clipbench.pretrain.data.pairs import Batch, DrawnPairs, Source, Wants
+from clipbench.pretrain.data.pairs import DrawnPairs
+from clipbench.pretrain.data.source import Source, decode_all
 from clipbench.pretrain.loop import pretrain
+from clipbench.pretrain.objectives.base import Wants
 
 __all__ = ["one_thread", "server"]
 PREPROCESS = Preprocess(size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -197,7 +200,7 @@ def test_images_that_match_their_texts(mixed: list[Source], monkeypatch: pytest.
     """Also where decoding ran ahead: every picture is the one that its caption numbers."""
     monkeypatch.setattr(pairs, "HELD_BYTES", 0)
     shards = drawn([mixed[1]], batch_size=3, workers=2)
-    reference = {f"caption {i}": pairs.decode_all(mixed[1].rows, PREPROCESS)[i] for i in range(7)}
+    reference = {f"caption {i}": decode_all(mixed[1].rows, PREPROCESS)[i] for i in range(7)}
     for _ in range(6):
         batch = shards.next_batch()
         for image, text in zip(batch.images, said(batch), strict=True):

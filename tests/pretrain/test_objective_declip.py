@@ -23,12 +23,16 @@ from clipbench.models.towers.configs import BytesConfig, parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.models.towers.text import ByteTransformer
 from clipbench.pretrain.data import text_augmentation
-from clipbench.pretrain.data.pairs import Batch, DrawnPairs, Source
-from clipbench.pretrain.objectives import learners
-from clipbench.pretrain.objectives.losses import masked_language_loss, nearest, simsiam_loss
+from clipbench.pretrain.data.batch import Batch
+from clipbench.pretrain.data.pairs import DrawnPairs
+from clipbench.pretrain.data.source import Source
+from clipbench.pretrain.objectives._helpers import masked_language_loss
+from clipbench.pretrain.objectives.base import Learner, make_learner
+from clipbench.pretrain.objectives.declip import Learner as Declip
+from clipbench.pretrain.objectives.declip import nearest, simsiam_loss
 from clipbench.utils.row_rng import Draws
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 TINY = {
     "image": {"kind": "convnet", "width": 4, "stages": 1},
@@ -47,20 +51,20 @@ def recipe_with(**objective: Any) -> Recipe:
     return Recipe.model_validate(value)
 
 
-def made_for(config: dict[str, Any], **objective: Any) -> tuple[learners.Learner, DualTowers]:
+def made_for(config: dict[str, Any], **objective: Any) -> tuple[Learner, DualTowers]:
     """The learner of an objective, and towers of `config`."""
     torch.manual_seed(0)
     towers = DualTowers(parse_config(config, "test"), PREPROCESS)
-    return learners.make(recipe_with(**objective).objective, towers), towers
+    return make_learner(recipe_with(**objective).objective, towers), towers
 
 
-def declip(**more: Any) -> tuple[learners.Declip, DualTowers]:
+def declip(**more: Any) -> tuple[Declip, DualTowers]:
     learner, towers = made_for(TINY, kind="declip", **SMALL | more)
-    assert isinstance(learner, learners.Declip)
+    assert isinstance(learner, Declip)
     return learner, towers
 
 
-def one_batch(learner: learners.Learner, towers: DualTowers) -> Batch:
+def one_batch(learner: Learner, towers: DualTowers) -> Batch:
     """Four digits."""
     task = parse(TaskCard, Document(ROOT / "tasks" / "digits.yaml"))
     pairs = DrawnPairs(
@@ -393,7 +397,7 @@ def test_real_photos_and_captions_come_again_as_they_were(shared_data: Path) -> 
     split = open_split(card, "test", DataPaths({"coco-363-captions": shared_data / "coco-363"}, ()))
     preprocess = Preprocess(size=32, resize="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
     towers = DualTowers(parse_config(TINY, "test"), preprocess)
-    learner = learners.make(recipe_with(kind="declip", queue=32).objective, towers)
+    learner = make_learner(recipe_with(kind="declip", queue=32).objective, towers)
     wanted = Pairs(dataset="coco-363-captions", texts=("captions",), augment=MocoV2(kind="moco-v2"))
     pairs = DrawnPairs(
         [Source(split, card.card, wanted)],

@@ -39,7 +39,7 @@ from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.adapters import DualAdapter
 from clipbench.models.towers.configs import parse_config, sources, stated
 from clipbench.pretrain.data import frozen_features as frozen
-from clipbench.pretrain.data.pairs import decode_all
+from clipbench.pretrain.data.source import decode_all
 from clipbench.pretrain.loop import pretrain
 from clipbench.utils.cpu import cores
 

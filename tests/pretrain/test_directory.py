@@ -17,7 +17,7 @@ import commandline
 import pytest
 import torch
 from damage import flip
-from test_processes import recipe_with, run
+from training import recipe_with, run
 
 from clipbench.cards.cards import Document, ModelCard, Recipe, parse
 from clipbench.errors import CardError, ClipbenchError, Damaged, WeightsError

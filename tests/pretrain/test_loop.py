@@ -38,22 +38,19 @@ from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.configs import parse_config
 from clipbench.pretrain.data.image_augmentation import affine
-from clipbench.pretrain.data.pairs import DrawnPairs, Source, Wants, captions, decode_all, texts_of
+from clipbench.pretrain.data.pairs import DrawnPairs
+from clipbench.pretrain.data.source import Source, captions, decode_all, texts_of
 from clipbench.pretrain.engine.optimisers import make_optimiser
 from clipbench.pretrain.loop import choose_device, pretrain
-from clipbench.pretrain.objectives import learners
-from clipbench.pretrain.objectives import losses as objectives
-from clipbench.pretrain.objectives.losses import (
-    WeightedLoss,
-    clip_lite_loss,
-    clip_loss,
-    nt_xent_loss,
-    prior_loss,
-    siglip_loss,
-)
+from clipbench.pretrain.objectives import clip_lite, siglip
+from clipbench.pretrain.objectives._helpers import clip_loss
+from clipbench.pretrain.objectives.base import Learner, Loss, PairwiseLoss, Wants, WeightedLoss, make_learner
+from clipbench.pretrain.objectives.clip_lite import clip_lite_loss, prior_loss
+from clipbench.pretrain.objectives.siglip import siglip_loss
+from clipbench.pretrain.objectives.slip import nt_xent_loss
 from clipbench.utils.row_rng import Draws
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 NAMES = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -253,10 +250,10 @@ def test_weighted_loss_logs_its_terms_without_their_weights() -> None:
     assert {name: term.item() for name, term in loss.terms().items()} == {"a": 2, "b": 10}
 
 
-def learner_of(recipe: Recipe, **objective: Any) -> tuple[learners.Learner, Any]:
+def learner_of(recipe: Recipe, **objective: Any) -> tuple[Learner, Any]:
     towers = dual_towers(recipe)
     value = recipe.canonical() | {"objective": objective}
-    return learners.make(Recipe.model_validate(value).objective, towers), towers
+    return make_learner(Recipe.model_validate(value).objective, towers), towers
 
 
 @pytest.mark.parametrize(
@@ -279,7 +276,7 @@ def test_chance_is_the_loss_of_features_that_say_nothing(recipe: Recipe, objecti
 
 def test_siglip_starts_as_published_and_its_chance_is_at_the_best_bias(recipe: Recipe) -> None:
     learner, towers = learner_of(recipe, kind="siglip")
-    assert isinstance(learner, learners.Siglip)
+    assert isinstance(learner, siglip.Learner)
     assert towers.logit_scale().item() == pytest.approx(10)
     assert learner.logit_bias.item() == -10
     blind = torch.eye(8, dtype=torch.float64)
@@ -633,16 +630,16 @@ def test_other_data_and_damaged_checkpoints_are_refused(
 def test_divergence_stops_and_keeps_the_last_checkpoint(
     recipe: Recipe, train: ArraySplit, task: TaskCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = objectives.clip_lite_loss
+    whole = clip_lite.clip_lite_loss
     calls = 0
 
-    def diverging(*arguments: Any, **more: Any) -> objectives.Loss:
+    def diverging(*arguments: Any, **more: Any) -> Loss:
         nonlocal calls
         calls += 1
         loss = whole(*arguments, **more)
-        return objectives.PairwiseLoss(loss.positive * (math.nan if calls == 9 else 1), loss.negative)
+        return PairwiseLoss(loss.positive * (math.nan if calls == 9 else 1), loss.negative)
 
-    monkeypatch.setattr(objectives, "clip_lite_loss", diverging)
+    monkeypatch.setattr(clip_lite, "clip_lite_loss", diverging)
     with pytest.raises(ClipbenchError, match=r"step 9: loss nan.*last good checkpoint is"):
         run(recipe, tmp_path / "run", train, task)
     kept = torch.load(tmp_path / "run" / "checkpoint-00000006.pt", weights_only=True)

@@ -31,13 +31,15 @@ from clipbench.models.towers.adapters import serialise
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.frozen_features import GivenImages
-from clipbench.pretrain.data.pairs import DrawnPairs, Source
+from clipbench.pretrain.data.pairs import DrawnPairs
+from clipbench.pretrain.data.source import Source
 from clipbench.pretrain.loop import pretrain
-from clipbench.pretrain.objectives import learners, losses
-from clipbench.pretrain.objectives.losses import filip_loss
+from clipbench.pretrain.objectives import declip, defilip, filip
+from clipbench.pretrain.objectives.base import Learner, make_learner
+from clipbench.pretrain.objectives.filip import filip_loss
 
 one_thread = small.one_thread
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "clipbench" / "pretrain" / "recipes" / "clip-lite-digits.yaml"
 PREPROCESS = Preprocess(size=8, resize="none", channels=1, mean=(0.3,), std=(0.4,))
 TOWERS: dict[str, Any] = {
@@ -60,13 +62,13 @@ def recipe_with(config: dict[str, Any], **objective: Any) -> Recipe:
     return Recipe.model_validate(value)
 
 
-def made(config: dict[str, Any], **objective: Any) -> tuple[learners.Learner, DualTowers]:
+def made(config: dict[str, Any], **objective: Any) -> tuple[Learner, DualTowers]:
     torch.manual_seed(0)
     towers = DualTowers(parse_config(config, "test"), PREPROCESS)
-    return learners.make(recipe_with(config, **objective).objective, towers), towers
+    return make_learner(recipe_with(config, **objective).objective, towers), towers
 
 
-def drawn(learner: learners.Learner, towers: DualTowers) -> DrawnPairs:
+def drawn(learner: Learner, towers: DualTowers) -> DrawnPairs:
     task = parse(TaskCard, Document(ROOT / "tasks" / "digits.yaml"))
     split = digits("train", tuple("0123456789"))
     return DrawnPairs(
@@ -154,7 +156,7 @@ def test_padding_moves_no_loss_and_blocks_none_either(monkeypatch: pytest.Monkey
     scale = torch.tensor(3.0, dtype=torch.float64)
     whole = filip_loss(image, text, scale)
     assert filip_loss(image, F.pad(text, (0, 0, 0, 7)), scale) == whole
-    monkeypatch.setattr(losses, "_BLOCK", 100)  # two images, or two texts, at once
+    monkeypatch.setattr(filip, "_BLOCK", 100)  # two images, or two texts, at once
     blocks = filip_loss(image, text, scale)
     torch.testing.assert_close(blocks.total, whole.total, rtol=1e-12, atol=0)
     slopes = (torch.autograd.grad(loss.total, (image, text)) for loss in (blocks, whole))
@@ -173,8 +175,8 @@ def test_scores_of_evaluation_are_the_losss_and_know_padding() -> None:
     image, text = (F.normalize(torch.tensor(a), dim=2).float() for a in pairs())
     of_images, of_texts = late_interactions(image, text)
     close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
-    close(of_images, losses.late_interaction(image, text))
-    close(of_texts, losses.late_interaction(text, image).T)
+    close(of_images, filip.late_interaction(image, text))
+    close(of_texts, filip.late_interaction(text, image).T)
     same = similarity(image.flatten(1).numpy(), text.numpy())
     close(torch.from_numpy(same), of_images)
     alone = -image[0, :1].repeat(2, 1)  # a text whose one token is the opposite of the image's first
@@ -241,11 +243,11 @@ def test_the_masked_caption_is_compared_where_the_recipe_says() -> None:
 
 def test_defilip_is_declip_and_the_tokens_of_the_pairs() -> None:
     learner, towers = made(DEFILIP, kind="defilip", token_weight=0.3, kept=2, **SMALL)
-    assert isinstance(learner, learners.Defilip)
+    assert isinstance(learner, defilip.Learner)
     batch = drawn(learner, towers).next_batch()
     features = learner(towers, batch)
     loss = learner.loss(features, towers.logit_scale())
-    plain = learners.Declip.loss(learner, features, towers.logit_scale())
+    plain = declip.Learner.loss(learner, features, towers.logit_scale())
     late = filip_loss(features["image_tokens"], features["text_tokens"], torch.tensor(1 / 0.07), kept=2)
     assert list(loss.terms()) == [*plain.terms(), "tokens"]
     assert loss.total.item() == pytest.approx((plain.total + 0.3 * late.total).item(), rel=1e-6)
@@ -297,7 +299,7 @@ def test_torchvisions_models_have_no_tokens() -> None:
     towers = DualTowers(parse_config(FILIP, "test"), PREPROCESS)
     towers.image = GivenImages(8)
     with pytest.raises(CardError, match="has no state for each place"):
-        learners.make(recipe_with(FILIP, kind="filip").objective, towers)
+        make_learner(recipe_with(FILIP, kind="filip").objective, towers)
 
 
 # ---------------------------------------------------------------------- models

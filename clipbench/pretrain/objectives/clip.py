@@ -1,0 +1,40 @@
+"""CLIP (Radford et al. 2021): InfoNCE of images and texts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from clipbench.cards.cards import Objective
+from clipbench.pretrain.objectives import base
+from clipbench.pretrain.objectives._helpers import clip_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipbench.models.towers.dual import DualTowers
+
+
+class Settings(Objective):
+    """InfoNCE over the batch. The logit scale never exceeds `max_logit_scale` (100 in CLIP, section 2.5)."""
+
+    kind: Literal["clip"]
+    max_logit_scale: float = Field(100.0, gt=0)
+
+
+class Learner(base.Learner):
+    """InfoNCE."""
+
+    def __init__(self, settings: Settings, towers: DualTowers) -> None:
+        super().__init__()
+        self.max_logit_scale = settings.max_logit_scale
+
+    def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
+        """See `Learner`."""
+        return clip_loss(features["image"], features["text"], logit_scale)
+
+    def chance(self, batch_size: int) -> float:
+        """See `Learner`."""
+        return math.log(batch_size)
