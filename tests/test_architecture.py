@@ -1,0 +1,50 @@
+"""The way from the command to the number, as docs/architecture.md tells it, and the folders that it names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+HOPS = re.findall(r"^\d\. `(clipbench/\S+\.py)`: `(\w+)`", TEXT, re.MULTILINE)
+
+
+def calls(file: str, function: str, seen: frozenset[str] = frozenset()) -> set[str]:
+    """Names that the function calls, those that it calls in its own file included."""
+    tree = ast.parse((ROOT / file).read_text("utf-8"))
+    own = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    found = {
+        node.attr if isinstance(node, ast.Attribute) else node.id
+        for node in ast.walk(own[function])
+        if isinstance(node, ast.Attribute | ast.Name)
+    }
+    for name in (found & own.keys()) - seen - {function}:
+        found |= calls(file, name, seen | {function})
+    return found
+
+
+def test_the_way_to_acc1_is_short_and_true() -> None:
+    assert 3 <= len(HOPS) <= 6
+    for (file, function), (_, following) in zip(HOPS, HOPS[1:], strict=False):
+        assert following in calls(file, function), f"{file}: {function} does not lead to {following}"
+    file, function = HOPS[-1]
+    assert "mean" in calls(file, function)
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\| `(\w+[/.]\w*)` \|", TEXT, re.MULTILINE))
+def test_what_is_named_is_there(name: str) -> None:
+    assert (ROOT / "clipbench" / name).exists()
+
+
+def test_every_folder_is_named() -> None:
+    folders = {path.name for path in (ROOT / "clipbench").iterdir() if (path / "__init__.py").is_file()}
+    assert folders == set(re.findall(r"^\| `(\w+)/` \|", TEXT, re.MULTILINE))
+
+
+def test_examples_are_there() -> None:
+    for path in re.findall(r"`(tests/\S+\.py)`", TEXT):
+        assert (ROOT / path).is_file(), path
