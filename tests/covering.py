@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from clipbench.metrics import clustered, intervals, paired_tests
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import classification, clustered, intervals, paired_tests
+from clipbench.metrics.average_precision import APKind, per_class_average_precision
+from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.metrics.joint import Contributions, summed
-from clipbench.metrics.scores import APKind
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Sets:
         """Each class's average precision: of all images there are, or (11pt) the mean over sets of n images."""
         rng = np.random.default_rng(99)
         if kind != "11pt":
-            return metrics.per_class_average_precision(*self.drawn(rng, 200_000), kind)
+            return per_class_average_precision(*self.drawn(rng, 200_000), kind)
         rounds = max(50, min(1_000, 200_000 // self.n))
         found: NDArray[np.float64] = np.nanmean(
-            [metrics.per_class_average_precision(*self.drawn(rng, self.n), kind) for _ in range(rounds)],
+            [per_class_average_precision(*self.drawn(rng, self.n), kind) for _ in range(rounds)],
             axis=0,
         )
         return found
@@ -67,7 +67,7 @@ def average_precision(sets: Sets, kind: APKind, trials: int, seed: int, count: i
     for trial in range(trials):
         scores, labels = sets.drawn(rng, sets.n)
         truth = float(sets.truth(kind)[labels.any(axis=0)].mean())
-        found = intervals.mean_average_precision_scores(scores, labels, trial, kinds=(kind,), count=count)
+        found = mean_average_precision_scores(scores, labels, trial, kinds=(kind,), count=count)
         low, high = found[f"map_{kind}"].ci95
         covered += low <= truth <= high
     return covered / trials
@@ -89,7 +89,7 @@ def paired_average_precision(
         )
 
     one, other, labels = both(200_000)
-    truth = metrics.per_class_average_precision(other, labels, "area") - metrics.per_class_average_precision(
+    truth = per_class_average_precision(other, labels, "area") - per_class_average_precision(
         one, labels, "area"
     )
     covered = told = 0
@@ -241,7 +241,7 @@ def clustered_ece(
     """Of the expected calibration error of a model that is right with its confidence to this power."""
     rng = np.random.default_rng(seed)
     every = rng.beta(5, 2, 200_000)
-    gaps = np.bincount(metrics.confidence_bin(every, 15), weights=every - every**power)
+    gaps = np.bincount(classification.confidence_bin(every, 15), weights=every - every**power)
     truth = float(np.abs(gaps).sum() / every.size)
     covered = 0
     for trial in range(trials):
@@ -269,7 +269,7 @@ def clustered_precision(
         labels = (norm.cdf(clusters.noise(rng, cluster, sets.classes)) < share).astype(np.uint8)
         scores = (clusters.noise(rng, cluster, sets.classes) + apart * labels).astype(np.float32)
         truth = float(sets.truth("area")[labels.any(axis=0)].mean())
-        found = intervals.mean_average_precision_scores(
+        found = mean_average_precision_scores(
             scores, labels, trial, kinds=("area",), count=count, cluster=None if samples_alone else cluster
         )
         low, high = found["map_area"].ci95

@@ -16,8 +16,7 @@ from test_records import make_record
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
-from clipbench.metrics import intervals, joint
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision, intervals, joint
 from clipbench.metrics.intervals import Score
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.records import alignment
@@ -203,10 +202,10 @@ def test_average_precision_is_in_the_mean_by_how_it_hangs_on_each_image() -> Non
         scores = (rng.normal(size=labels.shape) + lift * labels).astype(np.float32)
         table = {"score": list(scores), "target": list(labels)}
         added = alignment._precision_contributed("area", table, {})
-        assert added.sum() == pytest.approx(metrics.mean_average_precision(scores, labels, "area"))
+        assert added.sum() == pytest.approx(average_precision.mean_average_precision(scores, labels, "area"))
         draws = np.array(
             [
-                metrics.mean_average_precision(scores[drawn], labels[drawn], "area")
+                average_precision.mean_average_precision(scores[drawn], labels[drawn], "area")
                 for drawn in intervals.resamples(300, 0, 300)
             ]
         )

@@ -6,7 +6,7 @@ import covering
 import pytest
 from covering import EASY, FEW_CLASSES, HARD, RARE, Clusters, Sets
 
-from clipbench.metrics.scores import APKind
+from clipbench.metrics.average_precision import APKind
 
 
 @pytest.mark.parametrize("sets", [FEW_CLASSES, EASY, HARD, RARE], ids=["few", "easy", "hard", "rare"])

@@ -18,7 +18,7 @@ from clipbench import cli
 from clipbench.cards.cards import ShardPairs
 from clipbench.data.pairs.shards import captions
 from clipbench.errors import ClipbenchError, DataError, StorageError, WeightsError
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import classification
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.records import record as records
 from clipbench.report import export
@@ -247,7 +247,7 @@ def test_scores_that_are_not_finite_are_not_sent_to_fp32_in_fp32() -> None:
     import numpy as np
 
     with pytest.raises(DataError) as caught:
-        metrics.rank_of_target(np.full((2, 3), np.nan, np.float32), np.zeros(2, np.int64))
+        classification.rank_of_target(np.full((2, 3), np.nan, np.float32), np.zeros(2, np.int64))
     assert "where the precision was bf16 or fp16" in str(caught.value.hint)
 
 

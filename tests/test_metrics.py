@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
 from clipbench.errors import DataError
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision, classification
+from clipbench.metrics.average_precision import APKind
 
 Matrix = NDArray[np.float64]
 
@@ -35,11 +36,11 @@ def _order(row: Matrix) -> list[int]:
 def test_the_tie_rule_is_one_for_rank_prediction_and_top_k(logits: Matrix, random: object) -> None:
     n, classes = logits.shape
     orders = [_order(row) for row in logits]
-    assert metrics.predict(logits).tolist() == [order[0] for order in orders]
+    assert classification.predict(logits).tolist() == [order[0] for order in orders]
     for k in {1, min(2, classes), classes}:
-        assert metrics.top_k(logits, k).tolist() == [order[:k] for order in orders]
+        assert classification.top_k(logits, k).tolist() == [order[:k] for order in orders]
     for c in range(classes):
-        ranks = metrics.rank_of_target(logits, np.full(n, c))
+        ranks = classification.rank_of_target(logits, np.full(n, c))
         assert ranks.tolist() == [order.index(c) for order in orders]
 
 
@@ -47,15 +48,15 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     logits, target = rng.integers(4, size=(23, 7)).astype(np.float32), rng.integers(7, size=23)
     whole = (
-        metrics.rank_of_target(logits, target),
-        metrics.top_k(logits, 3),
-        metrics.winning_confidence(logits),
+        classification.rank_of_target(logits, target),
+        classification.top_k(logits, 3),
+        classification.winning_confidence(logits),
     )
-    monkeypatch.setattr(metrics, "_BLOCK", 10)
+    monkeypatch.setattr(classification, "_BLOCK", 10)
     parts = (
-        metrics.rank_of_target(logits, target),
-        metrics.top_k(logits, 3),
-        metrics.winning_confidence(logits),
+        classification.rank_of_target(logits, target),
+        classification.top_k(logits, 3),
+        classification.winning_confidence(logits),
     )
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -63,16 +64,18 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_constant_model_gets_chance_on_balanced_classes() -> None:
     target = np.arange(100) % 10
-    ranks = metrics.rank_of_target(np.zeros((100, 10)), target)
-    assert metrics.acc_at_k(ranks, 1) == pytest.approx(0.1)
-    assert metrics.acc_at_k(ranks, 5) == pytest.approx(0.5)
+    ranks = classification.rank_of_target(np.zeros((100, 10)), target)
+    assert classification.acc_at_k(ranks, 1) == pytest.approx(0.1)
+    assert classification.acc_at_k(ranks, 5) == pytest.approx(0.5)
 
 
 def test_acc1_agrees_with_mean_per_class_recall_on_balanced_ties() -> None:
     rng = np.random.default_rng(1)
     logits, target = rng.integers(3, size=(200, 4)).astype(np.float32), np.arange(200) % 4
-    acc1 = metrics.acc_at_k(metrics.rank_of_target(logits, target), 1)
-    assert metrics.mean_per_class_recall(target, metrics.predict(logits), 4) == pytest.approx(acc1)
+    acc1 = classification.acc_at_k(classification.rank_of_target(logits, target), 1)
+    assert classification.mean_per_class_recall(target, classification.predict(logits), 4) == pytest.approx(
+        acc1
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -81,11 +84,11 @@ def test_scores_that_are_not_finite_are_refused_never_ranked(bad: float) -> None
     logits[1, 2] = bad
     target = np.zeros(3, dtype=np.int64)
     for call in (
-        lambda: metrics.rank_of_target(logits, target),
-        lambda: metrics.predict(logits),
-        lambda: metrics.top_k(logits, 2),
-        lambda: metrics.winning_confidence(logits),
-        lambda: metrics.average_precision_area(logits[:, 2], target == 0),
+        lambda: classification.rank_of_target(logits, target),
+        lambda: classification.predict(logits),
+        lambda: classification.top_k(logits, 2),
+        lambda: classification.winning_confidence(logits),
+        lambda: average_precision.average_precision_area(logits[:, 2], target == 0),
     ):
         with pytest.raises(DataError, match=r"1 of .* not finite(.|\n)*--precision fp32"):
             call()
@@ -94,13 +97,13 @@ def test_scores_that_are_not_finite_are_refused_never_ranked(bad: float) -> None
 def test_targets_and_k_out_of_range_are_refused() -> None:
     logits = np.zeros((2, 3))
     with pytest.raises(ValueError, match="expected 0 … 2"):
-        metrics.rank_of_target(logits, np.array([0, 3]))
+        classification.rank_of_target(logits, np.array([0, 3]))
     with pytest.raises(ValueError, match="expected 0 … 2"):
-        metrics.rank_of_target(logits, np.array([-1, 0]))
+        classification.rank_of_target(logits, np.array([-1, 0]))
     with pytest.raises(ValueError, match=r"expected \(2,\)"):
-        metrics.rank_of_target(logits, np.array([0]))
+        classification.rank_of_target(logits, np.array([0]))
     with pytest.raises(ValueError, match="not within 1 … 3"):
-        metrics.top_k(logits, 4)
+        classification.top_k(logits, 4)
 
 
 # ----------------------------------------------------------------- per class
@@ -116,24 +119,24 @@ def test_mean_per_class_recall_equals_scikit_learn(data: st.DataObject) -> None:
     )
     if len(set(target.tolist())) == 1:
         return  # scikit-learn warns of a single label
-    ours = metrics.mean_per_class_recall(target, prediction, 5)
+    ours = classification.mean_per_class_recall(target, prediction, 5)
     assert ours == pytest.approx(balanced_accuracy_score(target, prediction))
 
 
 def test_absent_classes_are_nan_and_drop_out_even_when_predicted() -> None:
     target, prediction = np.array([0, 0, 2]), np.array([1, 0, 2])
-    recall = metrics.per_class_recall(target, prediction, 4)
+    recall = classification.per_class_recall(target, prediction, 4)
     np.testing.assert_array_equal(recall, [0.5, np.nan, 1.0, np.nan])
-    assert metrics.mean_per_class_recall(target, prediction, 4) == 0.75
+    assert classification.mean_per_class_recall(target, prediction, 4) == 0.75
 
 
 def test_nothing_to_score_is_nan_never_zero() -> None:
     none = np.array([], dtype=np.int64)
-    assert np.isnan(metrics.acc_at_k(none, 1))
-    assert np.isnan(metrics.mean_per_class_recall(none, none, 3))
-    assert np.isnan(metrics.ece(np.array([]), np.array([], dtype=bool)))
-    assert np.isnan(metrics.average_precision_area(np.array([1.0]), np.array([False])))
-    assert np.isnan(metrics.average_precision_11pt(np.array([]), np.array([], dtype=bool)))
+    assert np.isnan(classification.acc_at_k(none, 1))
+    assert np.isnan(classification.mean_per_class_recall(none, none, 3))
+    assert np.isnan(classification.ece(np.array([]), np.array([], dtype=bool)))
+    assert np.isnan(average_precision.average_precision_area(np.array([1.0]), np.array([False])))
+    assert np.isnan(average_precision.average_precision_11pt(np.array([]), np.array([], dtype=bool)))
 
 
 # --------------------------------------------------------- average precision
@@ -160,11 +163,15 @@ def test_average_precision_equals_scikit_learn_and_the_literal_11_points(
     score = rng.integers(levels, size=n) / levels if levels < 6 else rng.normal(size=n)
     positive = rng.random(n) < 0.3
     positive[rng.integers(n)] = True
-    area = metrics.average_precision_area(score, positive)
+    area = average_precision.average_precision_area(score, positive)
     assert area == pytest.approx(average_precision_score(positive, score), abs=1e-12)
-    assert metrics.average_precision_11pt(score, positive) == pytest.approx(_voc_11pt(score, positive))
+    assert average_precision.average_precision_11pt(score, positive) == pytest.approx(
+        _voc_11pt(score, positive)
+    )
     shuffled = rng.permutation(n)
-    assert metrics.average_precision_area(score[shuffled], positive[shuffled]) == pytest.approx(area)
+    assert average_precision.average_precision_area(score[shuffled], positive[shuffled]) == pytest.approx(
+        area
+    )
 
 
 def test_average_precision_of_many_columns_is_that_of_each() -> None:
@@ -173,8 +180,11 @@ def test_average_precision_of_many_columns_is_that_of_each() -> None:
         scores = rng.integers(0, levels, (40, 30)) / levels
         positive, ignore = rng.random((40, 30)) < 0.2, rng.random((40, 30)) < 0.3
         positive[:, 0] = False
-        found = metrics.average_precisions_area(scores, positive, ignore)
-        own = [metrics.average_precision_area(scores[:, j], positive[:, j], ignore[:, j]) for j in range(30)]
+        found = average_precision.average_precisions_area(scores, positive, ignore)
+        own = [
+            average_precision.average_precision_area(scores[:, j], positive[:, j], ignore[:, j])
+            for j in range(30)
+        ]
         np.testing.assert_allclose(found, own, rtol=1e-12)
 
 
@@ -182,9 +192,9 @@ def test_average_precision_worked_by_hand() -> None:
     score = np.array([0.9, 0.8, 0.8, 0.7, 0.1])
     positive = np.array([True, True, False, False, True])
     # curve: recall 1/3 at precision 1; the pair of 0.8 together: 2/3 at 2/3; all: 1 at 3/5
-    assert metrics.average_precision_area(score, positive) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert average_precision.average_precision_area(score, positive) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
     # recalls 0 … 0.3 see 1, 0.4 … 0.6 see 2/3, 0.7 … 1 see 3/5
-    assert metrics.average_precision_11pt(score, positive) == pytest.approx(
+    assert average_precision.average_precision_11pt(score, positive) == pytest.approx(
         (4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11
     )
 
@@ -209,17 +219,21 @@ def test_the_envelope_is_the_literal_one_and_never_below_the_area(n: int, levels
     score = rng.integers(levels, size=n) / levels if levels < 6 else rng.normal(size=n)
     positive = rng.random(n) < 0.3
     positive[rng.integers(n)] = True
-    envelope = metrics.average_precision_envelope(score, positive)
+    envelope = average_precision.average_precision_envelope(score, positive)
     assert envelope == pytest.approx(_envelope(score, positive))
-    assert envelope >= metrics.average_precision_area(score, positive) - 1e-12
+    assert envelope >= average_precision.average_precision_area(score, positive) - 1e-12
 
 
 def test_the_three_average_precisions_worked_by_hand() -> None:
     score, positive = np.arange(6, 0, -1.0), np.array([True, False, False, True, True, False])
     # precision at the hits: 1, 2/4, 3/5; the envelope raises 2/4 to 3/5
-    assert metrics.average_precision_area(score, positive) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
-    assert metrics.average_precision_envelope(score, positive) == pytest.approx((1 + 3 / 5 + 3 / 5) / 3)
-    assert metrics.average_precision_11pt(score, positive) == pytest.approx((4 * 1 + 7 * 3 / 5) / 11)
+    assert average_precision.average_precision_area(score, positive) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
+    assert average_precision.average_precision_envelope(score, positive) == pytest.approx(
+        (1 + 3 / 5 + 3 / 5) / 3
+    )
+    assert average_precision.average_precision_11pt(score, positive) == pytest.approx(
+        (4 * 1 + 7 * 3 / 5) / 11
+    )
 
 
 def test_recall_levels_are_met_exactly() -> None:
@@ -227,22 +241,22 @@ def test_recall_levels_are_met_exactly() -> None:
     positive = np.array([True] * 3 + [False] * 7 + [True] * 7)
     score = np.arange(17, 0, -1.0)
     rest = 10 / 17
-    assert metrics.average_precision_11pt(score, positive) == pytest.approx((4 * 1 + 7 * rest) / 11)
+    assert average_precision.average_precision_11pt(score, positive) == pytest.approx((4 * 1 + 7 * rest) / 11)
 
 
 def test_a_constant_score_gives_the_share_of_positives() -> None:
     positive = np.arange(10) < 3
-    assert metrics.average_precision_area(np.zeros(10), positive) == pytest.approx(0.3)
-    assert metrics.average_precision_11pt(np.zeros(10), positive) == pytest.approx(0.3)
+    assert average_precision.average_precision_area(np.zeros(10), positive) == pytest.approx(0.3)
+    assert average_precision.average_precision_11pt(np.zeros(10), positive) == pytest.approx(0.3)
 
 
 def test_ignored_samples_are_as_if_they_were_not_there() -> None:
     rng = np.random.default_rng(3)
     score, positive, ignore = rng.integers(5, size=80) / 5, rng.random(80) < 0.3, rng.random(80) < 0.2
     for metric in (
-        metrics.average_precision_area,
-        metrics.average_precision_11pt,
-        metrics.average_precision_envelope,
+        average_precision.average_precision_area,
+        average_precision.average_precision_11pt,
+        average_precision.average_precision_envelope,
     ):
         assert metric(score, positive, ignore) == metric(score[~ignore], positive[~ignore])
         assert metric(score, positive, ignore) != metric(score, positive)
@@ -252,15 +266,17 @@ def test_integer_weights_equal_repeated_samples() -> None:
     rng = np.random.default_rng(4)
     score, positive = rng.integers(9, size=40) / 9, rng.random(40) < 0.4
     weights = rng.integers(4, size=(40, 1)).astype(np.int32)
-    ranked = metrics.ranking(score, positive)
+    ranked = average_precision.ranking(score, positive)
     index = np.repeat(np.arange(40), weights[:, 0])
-    cases: list[tuple[metrics.APKind, Callable[..., float]]] = [
-        ("area", metrics.average_precision_area),
-        ("11pt", metrics.average_precision_11pt),
-        ("envelope", metrics.average_precision_envelope),
+    cases: list[tuple[APKind, Callable[..., float]]] = [
+        ("area", average_precision.average_precision_area),
+        ("11pt", average_precision.average_precision_11pt),
+        ("envelope", average_precision.average_precision_envelope),
     ]
     for kind, metric in cases:
-        weighted = metrics.curve_average_precision(*metrics.curve(ranked, weights), kind)[0]
+        weighted = average_precision.curve_average_precision(*average_precision.curve(ranked, weights), kind)[
+            0
+        ]
         assert weighted == pytest.approx(metric(score[index], positive[index]))
 
 
@@ -268,7 +284,7 @@ def test_map_over_classes_with_positives_and_the_three_readings_of_difficult() -
     labels = np.array([[1, 0, 0], [255, 0, 0], [0, 0, 1], [1, 0, 0]], dtype=np.uint8)
     scores = np.array([[0.9, 0.1, 0.1], [0.8, 0.1, 0.2], [0.7, 0.1, 0.3], [0.6, 0.1, 0.4]])
     by_class = {
-        how: metrics.per_class_average_precision(scores, labels, "area", how)
+        how: average_precision.per_class_average_precision(scores, labels, "area", how)
         for how in ("ignore", "positive", "negative")
     }
     # class 0 by rank: 1, difficult, 0, 1
@@ -277,13 +293,13 @@ def test_map_over_classes_with_positives_and_the_three_readings_of_difficult() -
     assert by_class["negative"][0] == pytest.approx((1 + 2 / 4) / 2)
     assert np.isnan(by_class["ignore"][1])
     assert by_class["ignore"][2] == pytest.approx(1 / 2)
-    mean = metrics.mean_average_precision(scores, labels, "area")
+    mean = average_precision.mean_average_precision(scores, labels, "area")
     assert mean == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
 
 
 def test_unknown_label_values_are_refused() -> None:
     with pytest.raises(ValueError, match="255"):
-        metrics.mean_average_precision(np.zeros((1, 2)), np.array([[2, 1]], dtype=np.uint8), "area")
+        average_precision.mean_average_precision(np.zeros((1, 2)), np.array([[2, 1]], dtype=np.uint8), "area")
 
 
 # --------------------------------------------------------------- calibration
@@ -298,14 +314,14 @@ def test_ece_equals_a_loop_over_bins() -> None:
         inside |= (m == 1) & (confidence == 0)
         if inside.any():
             expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    assert metrics.ece(confidence, correct) == pytest.approx(expected)
+    assert classification.ece(confidence, correct) == pytest.approx(expected)
 
 
 def test_confidences_that_are_no_probabilities_are_refused() -> None:
     with pytest.raises(ValueError, match="0 … 1"):
-        metrics.ece(np.array([1.2]), np.array([True]))
+        classification.ece(np.array([1.2]), np.array([True]))
     with pytest.raises(ValueError, match="0 … 1"):
-        metrics.ece(np.array([np.nan]), np.array([True]))
+        classification.ece(np.array([np.nan]), np.array([True]))
 
 
 def test_confidence_of_the_winner_is_the_largest_softmax_entry() -> None:
@@ -313,6 +329,6 @@ def test_confidence_of_the_winner_is_the_largest_softmax_entry() -> None:
     wide = logits.astype(np.longdouble)
     softmax = np.exp(wide) / np.exp(wide).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(
-        metrics.winning_confidence(logits), softmax.max(axis=1).astype(float), rtol=1e-12
+        classification.winning_confidence(logits), softmax.max(axis=1).astype(float), rtol=1e-12
     )
-    assert metrics.winning_confidence(np.array([[1e30, 0.0]])).tolist() == [1.0]
+    assert classification.winning_confidence(np.array([[1e30, 0.0]])).tolist() == [1.0]

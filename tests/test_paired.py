@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
-from clipbench.metrics import intervals, paired_tests, scores
+from clipbench.metrics import average_precision, paired_tests
+from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.metrics.intervals import Score
 from clipbench.metrics.joint import Contributions
 
@@ -112,12 +113,10 @@ def _multilabel(
 def test_average_precision_is_told_apart_by_the_same_resamples() -> None:
     labels, first, second = _multilabel(200, 0.8, 0)
     found = paired_tests.of_average_precision(first, second, labels, "area", "ignore", seed=0)
-    ours = [scores.mean_average_precision(s, labels, "area") for s in (first, second)]
+    ours = [average_precision.mean_average_precision(s, labels, "area") for s in (first, second)]
     assert found.value == pytest.approx(ours[1] - ours[0])
     assert found.p < 0.001
-    separate = [
-        intervals.mean_average_precision_scores(s, labels, 0)["map_area"].ci95 for s in (first, second)
-    ]
+    separate = [mean_average_precision_scores(s, labels, 0)["map_area"].ci95 for s in (first, second)]
     assert found.ci95[1] - found.ci95[0] < sum(high - low for low, high in separate)
     same = paired_tests.of_average_precision(first, first, labels, "area", "ignore", seed=0)
     assert (same.value, same.p) == (0, 1)

@@ -12,7 +12,7 @@ import small
 import torch
 from numpy.typing import NDArray
 
-from clipbench.metrics import scores as metrics
+from clipbench.metrics.ranks import expected_average_precision, expected_hit, expected_rank
 from clipbench.metrics.similarity import late_interaction, late_interactions
 from clipbench.solvers import ranking
 
@@ -203,13 +203,13 @@ def test_expectations_under_ties_are_means_over_all_orders() -> None:
                 (own == own.max()).sum(),
             )
         )
-        assert metrics.expected_rank(better, tied, best)[0] == pytest.approx(np.mean(ranks))
+        assert expected_rank(better, tied, best)[0] == pytest.approx(np.mean(ranks))
         for k in range(1, 7):
-            found = metrics.expected_hit(better, tied, best, k)[0]
+            found = expected_hit(better, tied, best, k)[0]
             assert found == pytest.approx(np.mean([rank <= k for rank in ranks])), (targets, k)
         for kept in range(len(targets), 7):
             more = np.array([(scores[kept:] == scores[kept - 1]).sum()])
-            found = metrics.expected_average_precision(own[None], scores[None, :kept], more)[0]
+            found = expected_average_precision(own[None], scores[None, :kept], more)[0]
             assert found == pytest.approx(np.mean(precisions)), (targets, kept)
 
 
@@ -219,9 +219,9 @@ def test_constant_scores_hit_as_often_as_guessing(k: int) -> None:
     of_images, of_texts = ranking.rank(images, texts, owner)
     keys, counts = len(texts), np.bincount(owner)
     chance = [1 - comb(keys - int(c), k) / comb(keys, k) for c in counts]
-    hits = metrics.expected_hit(of_images.better, of_images.tied, of_images.best, k)
+    hits = expected_hit(of_images.better, of_images.tied, of_images.best, k)
     np.testing.assert_allclose(hits, chance, rtol=1e-12)
-    hits = metrics.expected_hit(of_texts.better, of_texts.tied, of_texts.best, k)
+    hits = expected_hit(of_texts.better, of_texts.tied, of_texts.best, k)
     np.testing.assert_allclose(hits, k / 40, rtol=1e-12)
 
 
@@ -242,17 +242,17 @@ def test_four_images_and_eight_texts_by_hand() -> None:
     images, texts = np.eye(4, dtype=np.float32), np.ascontiguousarray(scores.T)
     owner = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     of_images, of_texts = ranking.rank(images, texts, owner, top=3)
-    assert metrics.expected_rank(of_images.better, of_images.tied, of_images.best).tolist() == [
+    assert expected_rank(of_images.better, of_images.tied, of_images.best).tolist() == [
         1,
         3.5,
         pytest.approx(1 + 1 / 3),
         7,
     ]
-    hits = [metrics.expected_hit(of_images.better, of_images.tied, of_images.best, k) for k in (1, 3)]
+    hits = [expected_hit(of_images.better, of_images.tied, of_images.best, k) for k in (1, 3)]
     assert hits[0].round(4).tolist() == [1, 0, 0.6667, 0]
     assert hits[1].tolist() == [1, 0.5, 1, 0]
     # Of 9 8 0 5 the first, of 1 7 2 6 the first, of 0 7 3 4 the second, …; of 0 9 1 0 the last, which ties.
-    ranks = metrics.expected_rank(of_texts.better, of_texts.tied, of_texts.best)
+    ranks = expected_rank(of_texts.better, of_texts.tied, of_texts.best)
     assert ranks.tolist() == [1, 4, 1, 2, 3, 2, 3.5, 1]
     assert of_images.top.tolist() == [[0, 5, 3], [6, 0, 1], [3, 4, 5], [5, 4, 3]]
     assert (of_images.more.tolist(), of_images.tied.tolist()) == ([0, 1, 0, 0], [0, 1, 1, 0])

@@ -466,7 +466,7 @@ def test_a_record_prints_all_its_scores() -> None:
 def test_light_modules_import_nothing_heavy() -> None:
     code = (
         "import sys, clipbench.report.table, clipbench.records.record\n"
-        "import clipbench.metrics.intervals, clipbench.metrics.scores\n"
+        "import clipbench.metrics.intervals, clipbench.metrics.classification\n"
         "heavy = set('torch open_clip datasets pandas matplotlib pyarrow rich sklearn scipy'.split())\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

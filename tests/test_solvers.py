@@ -29,7 +29,7 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import DataError
 from clipbench.evaluate import limited
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import classification
 from clipbench.solvers import logistic, newton, svm
 from clipbench.solvers.logistic import NEVER, fit_path, fit_path_binary
 from clipbench.solvers.logistic import Path as Probes
@@ -140,7 +140,7 @@ def test_a_class_without_samples_is_never_predicted() -> None:
     path = fit_path(features, targets, 6, TEN)
     assert set(np.unique(path.predict(features))) <= {0, 2, 4}
     assert np.all(path.bias[:, [1, 3, 5]] == NEVER)
-    metrics.predict(next(path.scores(features))[1][0])  # finite
+    classification.predict(next(path.scores(features))[1][0])  # finite
     packed = fit_path(features, np.searchsorted([0, 2, 4], targets), 3, TEN)
     np.testing.assert_allclose(path.objective, packed.objective)
 

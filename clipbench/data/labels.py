@@ -28,7 +28,7 @@ from clipbench.cards.entry import Entry
 from clipbench.data.layouts.base import Layout
 from clipbench.data.split import Note, Split
 from clipbench.errors import DataError, nearest
-from clipbench.metrics.scores import DIFFICULT
+from clipbench.metrics.average_precision import DIFFICULT
 
 Labels = NDArray[np.int64] | NDArray[np.uint8]
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.metrics import intervals, scores
+from clipbench.metrics import classification, intervals
+from clipbench.metrics.arrays import Bools, Ints
 from clipbench.metrics.intervals import Interval, Score
-from clipbench.metrics.scores import Bools, Ints
 
 Doubles = NDArray[np.float64]
 
@@ -169,8 +169,8 @@ def ece_score(
     >>> ece_score(np.array([0.9, 0.9, 0.9]), np.array([True, True, False]), np.array([0, 1, 2]), seed=0).n
     3
     """
-    value = scores.ece(confidence, correct, bins)
-    gap, place = confidence - correct, scores.confidence_bin(confidence, bins)
+    value = classification.ece(confidence, correct, bins)
+    gap, place = confidence - correct, classification.confidence_bin(confidence, bins)
     cells = np.bincount(cluster * bins + place, weights=gap, minlength=(int(cluster.max()) + 1) * bins)
     gaps, sizes = cells.reshape(-1, bins), np.bincount(cluster)
     measured = gaps.sum(axis=0) / gap.size

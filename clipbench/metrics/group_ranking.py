@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.metrics import scores
+from clipbench.metrics.ranks import ties
 
 Counts = NDArray[np.int64]
 
@@ -42,7 +42,7 @@ class Rankings:
         across = similarities.T.astype(np.float64)
         self._order = np.argsort(-across, axis=1, kind="stable")
         self._sorted = np.take_along_axis(across, self._order, axis=1)
-        self._first, self._end = scores.ties(self._sorted)
+        self._first, self._end = ties(self._sorted)
 
     def top_means(self, k: int, counts: Counts) -> NDArray[np.float64]:
         """Mean of each group's `k` highest similarities with each query: float64 [Q, G].

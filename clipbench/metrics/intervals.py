@@ -10,20 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.errors import DataError
-from clipbench.metrics import scores as metrics
-from clipbench.metrics.scores import APKind, Bools, Difficult, Floats, Ints
+from clipbench.metrics import classification
+from clipbench.metrics.arrays import Bools, Ints
 
 RESAMPLES: Final = 1_000
 _Z: Final = NormalDist().inv_cdf(0.975)
-_CHUNK: Final = 100  # resamples handled at a time
 Interval = tuple[float, float]
 
 
@@ -316,7 +313,7 @@ def mean_per_class_recall_score(target: Ints, prediction: Ints, n_classes: int, 
     >>> score.value, score.chance
     (0.75, 0.5)
     """
-    hits, counts = metrics.class_hits(target, prediction, n_classes)
+    hits, counts = classification.class_hits(target, prediction, n_classes)
     hits, counts = hits[counts > 0], counts[counts > 0]
     if not counts.size:
         raise ValueError("no samples to score")
@@ -349,69 +346,6 @@ def _stratified_deviations(
     return deviation
 
 
-def mean_average_precision_scores(
-    scores: Floats,
-    labels: NDArray[np.uint8],
-    seed: int,
-    difficult: Difficult = "ignore",
-    kinds: Sequence[APKind] = ("area", "11pt"),
-    count: int = RESAMPLES,
-    cluster: Ints | None = None,
-) -> dict[str, Score]:
-    """`map_area`, `map_11pt` and `map_envelope`, as asked for, with intervals from the same resamples of images.
-
-    Classes are sorted once; a resample is a weight for each image. A class without positives in a resample
-    drops out of that resample's mean. Chance is what equal scores for all images get: the mean share of
-    positives.
-
-    The interval is about the mean average precision of all images that the test set was drawn from, over the classes
-    that have a positive here. That is smaller than what a test set shows, by much where classes have few positives, so
-    the interval is centred lower, at `APDraws.centre`, and as wide as `APDraws.error` on the logit scale, which
-    keeps it within 0 and 1; it always holds the value. Of `11pt` it is about the mean over test sets of this size:
-    the last of its 11 precisions is the one at the very last positive, which falls with the number of images and has
-    no value of its own. Where no draw differs, as when every ranking is perfect, it is Wilson's, each image with a
-    positive counting as one sample.
-
-    Args: as `metrics.mean_average_precision`; count: of resamples; cluster: int64 [N], from 0 on, which images
-        belong together: whole clusters are resampled then.
-
-    Raises:
-        DataError: a score is not finite, or no class has a positive.
-        ValueError: shapes disagree, or another label value.
-
-    >>> labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.uint8)
-    >>> found = mean_average_precision_scores(np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]]), labels, seed=0)
-    >>> found["map_area"].value, round(found["map_area"].chance, 4)
-    (1.0, 0.6667)
-    """
-    n = scores.shape[0]
-    draws = mean_average_precision_draws(scores, labels, seed, difficult, kinds, count, cluster)
-    if any(math.isnan(found.value) for found in draws.values()):
-        raise DataError(
-            f"no class has a positive among these {n:,} images, so mean average precision is not defined",
-            hint="score more images: raise --limit, or leave it out",
-        )
-    chance = _mean_prevalence(labels, difficult)
-    shows = metrics.positives(labels, difficult)[0].any(axis=1)
-    if cluster is None:
-        sizes = float(n), float(shows.sum())
-    else:
-        sizes = alike(np.bincount(cluster)), alike(np.bincount(cluster, weights=shows))
-    return {
-        f"map_{kind}": Score(found.value, _map_interval(found, *sizes), n, chance)
-        for kind, found in draws.items()
-    }
-
-
-def _map_interval(found: APDraws, n: float, shown: float) -> Interval:
-    """The interval of a mean average precision over `n` images or clusters, `shown` of which have a positive."""
-    if np.nanmax(found.draws) - np.nanmin(found.draws) < 1e-12:
-        return wilson(found.value * shown, shown)
-    centre = min(max(found.centre, 1 / (2 * n)), 1 - 1 / (2 * n))
-    low, high = on_logit_scale(centre, found.error, quantile(found.freedom))
-    return min(low, found.value), max(high, found.value)
-
-
 def on_logit_scale(value: float, error: float, quantile: float = _Z) -> Interval:
     """95 % interval of a share, 0 < value < 1, with this standard error: symmetric in ln(p / (1 − p)).
 
@@ -420,130 +354,6 @@ def on_logit_scale(value: float, error: float, quantile: float = _Z) -> Interval
     """
     at, half = math.log(value / (1 - value)), quantile * error / (value * (1 - value))
     return 1 / (1 + math.exp(min(half - at, 700.0))), 1 / (1 + math.exp(-at - half))
-
-
-@dataclass(frozen=True)
-class APDraws:
-    """A mean average precision and how it varies between resamples of images.
-
-    Attributes:
-        value: as measured on these images.
-        about: what the draws are draws of: of `area` and `envelope` the average precision expected of all images
-            there are (`metrics.curve_average_precision`), of `11pt` the value.
-        draws: float64 [count], NaN where nothing is positive.
-        population: whether the interval is about all images there are, not about test sets of this size.
-        positives: of a class, or clusters that hold some, the harmonic mean over classes.
-        freedom: degrees of freedom of `error`.
-    """
-
-    value: float
-    about: float
-    draws: NDArray[np.float64]
-    population: bool
-    positives: float
-    freedom: float = math.inf
-
-    @property
-    def centre(self) -> float:
-        """`about`, less what resampling adds to it once more: the bootstrap's estimate of what it is too high by."""
-        return 2 * self.about - float(np.nanmean(self.draws)) if self.population else self.about
-
-    @property
-    def error(self) -> float:
-        """Root of the mean square of the draws about `about`: their spread and what is not known of the bias.
-
-        Resampling P positives understates the variance by (P − 1) / P, which is scaled back.
-        """
-        scale = self.positives / (self.positives - 1) if self.positives > 2 else 2.0
-        return math.sqrt(scale * float(np.nanmean((self.draws - self.about) ** 2)))
-
-
-def mean_average_precision_draws(
-    scores: Floats,
-    labels: NDArray[np.uint8],
-    seed: int,
-    difficult: Difficult,
-    kinds: Sequence[APKind],
-    count: int = RESAMPLES,
-    cluster: Ints | None = None,
-) -> dict[APKind, APDraws]:
-    """Mean average precisions and their bootstrap draws; equal seeds draw equal images.
-
-    Args: as `mean_average_precision_scores`.
-
-    >>> labels = np.array([[1, 0], [0, 1], [1, 1]], dtype=np.uint8)
-    >>> scores = np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
-    >>> mean_average_precision_draws(scores, labels, 0, "ignore", ["area"])["area"].value
-    1.0
-    """
-    n = len(scores)
-    ranked = list(metrics.rankings(scores, labels, difficult))
-    if cluster is None:
-        counts: list[float] = [one.hits.size for one in ranked if one.hits.size]
-    else:
-        shows = metrics.positives(labels, difficult)[0]
-        counts = [alike(np.bincount(cluster, weights=own)) for own in shows.T if own.any()]
-    positives = len(counts) / sum(1 / found for found in counts) if counts else 0.0
-    whole = np.ones((n, 1), dtype=np.int32)
-    value = _map_of_weightings(ranked, whole, kinds, expected=False)
-    about = _map_of_weightings(ranked, whole, kinds)
-    chunks = _weight_chunks(n, seed, count, cluster)
-    parts = [_map_of_weightings(ranked, weights, kinds) for weights in chunks]
-    return {
-        kind: APDraws(
-            float(value[kind][0]),
-            float(about[kind][0]),
-            np.concatenate([part[kind] for part in parts]),
-            kind != "11pt",
-            positives,
-            math.inf if cluster is None else max(1.0, alike(np.bincount(cluster)) - 1),
-        )
-        for kind in kinds
-    }
-
-
-def _map_of_weightings(
-    ranked: list[metrics.Ranking],
-    weights: NDArray[np.int32],
-    kinds: Sequence[APKind],
-    *,
-    expected: bool = True,
-) -> dict[APKind, NDArray[np.float64]]:
-    """mAP of these kinds for weightings int32 [N, B]: float64 [B], NaN where nothing is positive.
-
-    With `expected`, of all images there are, but for `11pt`.
-    """
-    found: dict[APKind, list[NDArray[np.float64]]] = {kind: [] for kind in kinds}
-    for one in ranked:
-        true, seen = metrics.curve(one, weights)
-        for kind in kinds:
-            more = expected and kind != "11pt"
-            found[kind].append(metrics.curve_average_precision(true, seen, kind, expected=more))
-    return {kind: _mean_known(np.array(classes)) for kind, classes in found.items()}
-
-
-def _mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = ~np.isnan(values)
-    mean = np.full(values.shape[1], np.nan)
-    np.divide(np.where(known, values, 0).sum(axis=0), known.sum(axis=0), out=mean, where=known.any(axis=0))
-    return mean
-
-
-def _weight_chunks(n: int, seed: int, count: int, cluster: Ints | None = None) -> Iterator[NDArray[np.int32]]:
-    """`resamples` of samples, or of whole clusters, as counts of each sample, int32 [n, up to _CHUNK]."""
-    groups = n if cluster is None else int(cluster.max()) + 1
-    counts = (np.bincount(drawn, minlength=groups) for drawn in resamples(groups, seed, count))
-    if cluster is not None:
-        counts = (drawn[cluster] for drawn in counts)
-    while chunk := list(islice(counts, _CHUNK)):
-        yield np.stack(chunk, axis=1).astype(np.int32)
-
-
-def _mean_prevalence(labels: NDArray[np.uint8], difficult: Difficult) -> float:
-    positive, ignore = metrics.positives(labels, difficult)
-    kept = labels.shape[0] - (0 if ignore is None else ignore.sum(axis=0))
-    count = positive.sum(axis=0)
-    return float((count / np.maximum(kept, 1))[count > 0].mean())
 
 
 def ece_score(confidence: NDArray[np.float64], correct: Bools, seed: int, bins: int = 15) -> Score:
@@ -558,8 +368,8 @@ def ece_score(confidence: NDArray[np.float64], correct: Bools, seed: int, bins: 
     >>> round(score.value, 4)
     0.45
     """
-    value = metrics.ece(confidence, correct, bins)
-    gap, place = confidence - correct, metrics.confidence_bin(confidence, bins)
+    value = classification.ece(confidence, correct, bins)
+    gap, place = confidence - correct, classification.confidence_bin(confidence, bins)
 
     def resampled(drawn: Ints) -> float:
         return float(np.abs(np.bincount(place[drawn], weights=gap[drawn])).sum() / gap.size)

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.metrics import intervals
+from clipbench.metrics.average_precision import APKind, Difficult
+from clipbench.metrics.average_precision_intervals import mean_average_precision_draws
 from clipbench.metrics.clustered import Spread
 from clipbench.metrics.intervals import Interval, Score
 from clipbench.metrics.joint import Contributions, summed
-from clipbench.metrics.scores import APKind, Difficult
 
 _NORMAL: Final = NormalDist()
 _Z: Final = _NORMAL.inv_cdf(0.975)
@@ -235,7 +236,7 @@ def of_average_precision(
         cluster: int64 [N], from 0 on, which images belong together: p is then that of Student's t.
     """
     one, other = (
-        intervals.mean_average_precision_draws(scores, labels, seed, difficult, [kind], count, cluster)[kind]
+        mean_average_precision_draws(scores, labels, seed, difficult, [kind], count, cluster)[kind]
         for scores in (first, second)
     )
     found = replace(

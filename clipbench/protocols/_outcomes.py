@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from clipbench.data.split import Split
 from clipbench.errors import DataError
-from clipbench.metrics import clustered, intervals
-from clipbench.metrics import scores as metrics
-from clipbench.metrics.scores import APKind, Difficult
+from clipbench.metrics import average_precision, classification, clustered, intervals
+from clipbench.metrics.average_precision import DIFFICULT, APKind, Difficult
+from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.protocols.base import Columns, MetricSpec, Outcome, Recorded
 
 Doubles = NDArray[np.float64]
@@ -87,9 +87,9 @@ def single_label(
     rank, prediction = np.empty_like(target), np.empty_like(target)
     confidence = np.empty(len(target), dtype=np.float64)
     for rows, logits in blocks:
-        rank[rows] = metrics.rank_of_target(logits, target[rows])
-        prediction[rows] = metrics.predict(logits)
-        confidence[rows] = metrics.winning_confidence(logits)
+        rank[rows] = classification.rank_of_target(logits, target[rows])
+        prediction[rows] = classification.predict(logits)
+        confidence[rows] = classification.winning_confidence(logits)
     correct = rank == 0
     hits = {"acc1": (correct, 1 / classes)} | ({"acc5": (rank < 5, 5 / classes)} if classes >= 5 else {})
     if clusters is None:
@@ -108,7 +108,7 @@ def single_label(
     samples |= {"rank": rank, "confidence": confidence} | column_of(clusters)
     return Outcome(
         scores,
-        {"recall": metrics.per_class_recall(target, prediction, classes)},
+        {"recall": classification.per_class_recall(target, prediction, classes)},
         samples,
     )
 
@@ -139,8 +139,11 @@ def multi_label(
     samples: SampleColumns = {"id": np.asarray(ids), "target": list(labels)}
     samples |= {"score": list(scores.astype(np.float32))} | column_of(clusters)
     return Outcome(
-        dict(intervals.mean_average_precision_scores(scores, labels, seed, difficult, kinds, cluster=of)),
-        {f"ap_{k}": metrics.per_class_average_precision(scores, labels, k, difficult) for k in kinds},
+        dict(mean_average_precision_scores(scores, labels, seed, difficult, kinds, cluster=of)),
+        {
+            f"ap_{k}": average_precision.per_class_average_precision(scores, labels, k, difficult)
+            for k in kinds
+        },
         samples,
     )
 
@@ -151,7 +154,7 @@ def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:
     Raises:
         DataError: the copy of the data marks none, and they are to be left out or counted as negative.
     """
-    marked = bool((split.labels == metrics.DIFFICULT).any())
+    marked = bool((split.labels == DIFFICULT).any())
     if difficult in ("ignore", "negative") and not marked:
         raise DataError(
             f"{split.dataset}: this copy of the data does not mark difficult objects, so difficult: "
@@ -163,7 +166,7 @@ def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:
 
 def training_labels(labels: NDArray[np.uint8], difficult: Difficult) -> NDArray[np.uint8]:
     """Labels to train on: objects marked as difficult are negatives, unless the test counts them as positive."""
-    return np.where(labels == metrics.DIFFICULT, int(difficult == "positive"), labels).astype(np.uint8)
+    return np.where(labels == DIFFICULT, int(difficult == "positive"), labels).astype(np.uint8)
 
 
 def convergence(tolerance: float) -> str:

@@ -20,8 +20,8 @@ from clipbench.cards.cards import Strict, TaskCard
 if TYPE_CHECKING:
     from clipbench.data.split import Split
     from clipbench.encoding.feature_store import Features
+    from clipbench.metrics.average_precision import APKind
     from clipbench.metrics.intervals import Score
-    from clipbench.metrics.scores import APKind
     from clipbench.models.adapter import Compared
     from clipbench.models.saliency import SaliencyMaps
 

@@ -16,8 +16,8 @@ from clipbench.cards.cards import TaskCard, Tuple
 from clipbench.data.labels import fold, match
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.metrics import intervals
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import classification, intervals
+from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.metrics.concepts import concept_direction, remove_concept
 from clipbench.metrics.group_ranking import Counts, Rankings, membership
 from clipbench.metrics.intervals import Score
@@ -212,9 +212,9 @@ def _cost(
     hits: dict[Stage, NDArray[np.bool_]] = {}
     for stage in _STAGES:
         found = similarity(images[stage], weights)
-        hits[stage] = present[some, metrics.predict(found[some])] == 1
+        hits[stage] = present[some, classification.predict(found[some])] == 1
         scores[f"object_acc1_{stage}"] = intervals.accuracy_score(hits[stage], float(present[some].mean()))
-        precision = intervals.mean_average_precision_scores(found, present, seed, kinds=("area",))
+        precision = mean_average_precision_scores(found, present, seed, kinds=("area",))
         scores[f"object_map_{stage}"] = precision["map_area"]
     change = hits["after"].astype(np.float64) - hits["before"]
     scores["object_acc1_change"] = Score(

@@ -13,8 +13,8 @@ from pydantic import Field
 from clipbench.cards.cards import LABELLED, Strict, TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.metrics import clustered
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision, classification, clustered
+from clipbench.metrics.average_precision import APKind
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._few_shot import few_shot
 from clipbench.protocols._logistic import (
@@ -188,7 +188,7 @@ def _logistic(
         )  # fmt: skip
     if params.primary == "mean_per_class_recall":
         predictions = path.predict(held.features)
-        curve = np.array([metrics.mean_per_class_recall(held.labels, p, classes) for p in predictions])
+        curve = np.array([classification.mean_per_class_recall(held.labels, p, classes) for p in predictions])
     elif params.primary == "acc5":
         curve = _top5(path, held)
     else:
@@ -239,7 +239,7 @@ def _divided(
 def _top5(path: Path, held: Samples) -> NDArray[np.float64]:
     hits = np.zeros(path.lambdas.size)
     for rows, scores in path.scores(held.features):
-        hits += [(metrics.rank_of_target(s, held.labels[rows]) < 5).sum() for s in scores]
+        hits += [(classification.rank_of_target(s, held.labels[rows]) < 5).sum() for s in scores]
     return hits / len(held.labels)
 
 
@@ -275,9 +275,11 @@ def _multi_label(
             fitted.features, outcomes.training_labels(fitted.labels, difficult), lambdas_of(settings),
             gradient_tolerance=settings.sweep, progress=steps(advance), **solving(settings, encoder),
         )  # fmt: skip
-    kind: metrics.APKind = "11pt" if params.primary == "map_11pt" else "area"
+    kind: APKind = "11pt" if params.primary == "map_11pt" else "area"
     ranked = np.concatenate([scores for _, scores in path.scores(held.features)], axis=1)
-    curves = np.array([metrics.per_class_average_precision(s, held.labels, kind, difficult) for s in ranked])
+    curves = np.array(
+        [average_precision.per_class_average_precision(s, held.labels, kind, difficult) for s in ranked]
+    )
     overall = _mean_known(curves)
     # A class without positives among the held-out images takes the λ that is best for the others.
     best = [best_of(c if np.isfinite(c).all() else overall) for c in curves.T]

@@ -12,8 +12,8 @@ from clipbench.cards.cards import TaskCard, Tuple
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import clustered, intervals
-from clipbench.metrics import scores as metrics
 from clipbench.metrics.intervals import Score
+from clipbench.metrics.ranks import expected_average_precision, expected_hit, expected_rank
 from clipbench.protocols._outcomes import column_of
 from clipbench.protocols._samples import clusters_of, decoded
 from clipbench.protocols.base import (
@@ -184,7 +184,7 @@ def scores(
         )
         found[f"{way}_median_rank"] = _median(of, group, float(np.median(chance_of)), seed)
     precision, by_chance = (
-        metrics.expected_average_precision(r.own, r.scores, r.more) for r in (of_images, guess_images)
+        expected_average_precision(r.own, r.scores, r.more) for r in (of_images, guess_images)
     )
     found[f"{_OF_IMAGES}_map@R"] = (
         _mean(precision, each, float(by_chance.mean()), seed)
@@ -209,11 +209,11 @@ def _guess(ranks: Ranks, keys: int) -> Ranks:
 
 
 def _hit(ranks: Ranks, k: int) -> Doubles:
-    return metrics.expected_hit(ranks.better, ranks.tied, ranks.best, k)
+    return expected_hit(ranks.better, ranks.tied, ranks.best, k)
 
 
 def _rank(ranks: Ranks) -> Doubles:
-    return metrics.expected_rank(ranks.better, ranks.tied, ranks.best)
+    return expected_rank(ranks.better, ranks.tied, ranks.best)
 
 
 def _mean(values: Doubles, group: Ints, chance: float, seed: int) -> Score:

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
-from clipbench.metrics import clustered, paired_tests
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision, clustered, paired_tests
+from clipbench.metrics.average_precision import APKind, Difficult
 from clipbench.metrics.clustered import Spread
 from clipbench.metrics.joint import Contributions
 from clipbench.metrics.paired_tests import Difference
-from clipbench.metrics.scores import APKind, Difficult
 from clipbench.protocols import registry
 from clipbench.records import record as records
 from clipbench.records.record import Record, Stored
@@ -202,8 +201,10 @@ def _precision_contributed(kind: APKind, table: Columns, params: dict[str, Any])
     """The same part of a mean average precision for each image, and how it hangs on the image: float64 [n]."""
     scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
     difficult = _difficult(params.get("difficult"))
-    value = metrics.mean_average_precision(scores, target, kind, difficult)
-    return metrics.mean_average_precision_influence(scores, target, kind, difficult) + value / len(target)
+    value = average_precision.mean_average_precision(scores, target, kind, difficult)
+    return average_precision.mean_average_precision_influence(scores, target, kind, difficult) + value / len(
+        target
+    )
 
 
 def recomputed(stored: Stored) -> float | None:
@@ -217,7 +218,9 @@ def recomputed(stored: Stored) -> float | None:
     kind = registry.metric(metric).precision
     if kind is not None and "score" in table:
         scores, target = np.array(table["score"], np.float32), np.array(table["target"], np.uint8)
-        return metrics.mean_average_precision(scores, target, kind, _difficult(params.get("difficult")))
+        return average_precision.mean_average_precision(
+            scores, target, kind, _difficult(params.get("difficult"))
+        )
     shares = _shares(metric, table, params)
     return None if shares is None or not shares.size else float(shares.mean())
 

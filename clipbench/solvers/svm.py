@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipbench.errors import DataError
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision
 from clipbench.solvers import hinge
 from clipbench.solvers.newton import one_thread_if_small
 from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
@@ -151,7 +151,7 @@ def fit_map(
         start = solved.weights
         scores = fit.scores(solved.weights)
         held = fold_of == cut[class_of].T
-        found = metrics.average_precisions_area(scores, positive[:, class_of], ~held)
+        found = average_precision.average_precisions_area(scores, positive[:, class_of], ~held)
         precision[:, at] = found.reshape(classes, count)
         for problem in np.flatnonzero(~solved.converged.cpu().numpy()):
             unconverged.append((int(class_of[problem]), float(cost), int(fold_of[problem])))
@@ -267,5 +267,5 @@ def _checked_costs(costs: Sequence[float]) -> Doubles:
 def _positive(features: Features, labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     if labels.ndim != 2 or labels.shape[0] != features.shape[0]:
         raise ValueError(f"labels have shape {labels.shape}, expected [{features.shape[0]}, C]")
-    found, _ = metrics.positives(labels, "negative")
+    found, _ = average_precision.positives(labels, "negative")
     return found

@@ -26,7 +26,7 @@ from clipbench.data.digests import sha256_file
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split
 from clipbench.evaluate import limited
-from clipbench.metrics import scores as metrics
+from clipbench.metrics.ranks import expected_rank
 from clipbench.records import record as records
 from clipbench.utils.cache import write_atomic
 from parity.peer import (
@@ -240,14 +240,14 @@ def compare_ranks(
     mine = owner[:, None] == np.arange(scores.shape[1])
     target = scores[mine][:, None]
     ones = np.ones(len(owner), np.int64)
-    of_texts = metrics.expected_rank((scores > target).sum(axis=1), (scores == target).sum(axis=1) - 1, ones)
+    of_texts = expected_rank((scores > target).sum(axis=1), (scores == target).sum(axis=1) - 1, ones)
     best = np.where(mine, scores, -np.inf).max(axis=0)
     counts = (
         (scores > best).sum(axis=0),
         ((scores == best) & ~mine).sum(axis=0),
         ((scores == best) & mine).sum(axis=0),
     )
-    of_images = metrics.expected_rank(*counts)
+    of_images = expected_rank(*counts)
     return Ranking(
         images=len(text_rank),
         captions=len(image_rank),

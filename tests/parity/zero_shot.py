@@ -21,7 +21,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.data.split import Split
 from clipbench.errors import DataError
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import classification
 from clipbench.records import record as records
 from clipbench.utils.cache import write_atomic
 from parity.peer import (
@@ -181,12 +181,12 @@ def compare_images(ours: Outcomes, peer: Logits) -> Images:
     cosines = peer.logits.astype(np.float64) / _PEER_SCALE
     gaps = np.abs(cosines - cosines[np.arange(n), peer.target][:, None])
     gaps[np.arange(n), peer.target] = np.inf
-    predicted = metrics.predict(peer.logits)
-    confidence = metrics.winning_confidence(cosines * peer.logit_scale)
+    predicted = classification.predict(peer.logits)
+    confidence = classification.winning_confidence(cosines * peer.logit_scale)
     return Images(
         n=n,
         same_prediction=int((predicted == ours.prediction).sum()),
-        same_rank=int((metrics.rank_of_target(peer.logits, peer.target) == ours.rank).sum()),
+        same_rank=int((classification.rank_of_target(peer.logits, peer.target) == ours.rank).sum()),
         predicted_classes=len(np.unique(predicted)),
         confidence_difference=float(np.abs(confidence - ours.confidence).max()),
         nearest_tie=float(gaps.min()),

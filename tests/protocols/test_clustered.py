@@ -26,8 +26,8 @@ from clipbench.cards.entry import Entry
 from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.split import Split, Subset
 from clipbench.errors import DataError
-from clipbench.metrics import clustered, intervals, paired_tests
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision, clustered, intervals, paired_tests
+from clipbench.metrics.average_precision_intervals import mean_average_precision_draws
 from clipbench.metrics.joint import summed
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._few_shot import _draw
@@ -146,9 +146,9 @@ def test_precision_resamples_whole_clusters() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.random((40, 2)), (rng.random((40, 2)) < 0.4).astype(np.uint8)
     cluster = np.repeat(np.arange(8), 5)
-    found = intervals.mean_average_precision_draws(scores, labels, 3, "ignore", ["11pt"], 20, cluster)["11pt"]
+    found = mean_average_precision_draws(scores, labels, 3, "ignore", ["11pt"], 20, cluster)["11pt"]
     rows = [np.concatenate([np.flatnonzero(cluster == c) for c in d]) for d in intervals.resamples(8, 3, 20)]
-    plain = [metrics.mean_average_precision(scores[r], labels[r], "11pt") for r in rows]
+    plain = [average_precision.mean_average_precision(scores[r], labels[r], "11pt") for r in rows]
     assert found.draws == pytest.approx(plain)
     assert found.freedom == 7
 

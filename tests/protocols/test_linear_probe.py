@@ -22,8 +22,7 @@ from clipbench.data.split import Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
 from clipbench.evaluate import Options, evaluate
-from clipbench.metrics import intervals
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision, intervals
 from clipbench.protocols import _few_shot
 from clipbench.protocols._logistic import best_of, hold_out
 from clipbench.protocols.linear_probe import Params, check, needs, run
@@ -343,7 +342,7 @@ def test_multi_label_is_one_probe_a_class_with_its_own_penalty(tmp_path: Path) -
         curve = []
         for lambda_ in np.geomspace(1e-3, 1e3, 7):
             decision = reference(x[fit], trained[fit], lambda_).decision_function(x[held])
-            curve.append(metrics.average_precision_11pt(decision[kept], labels[held, c][kept] == 1))
+            curve.append(average_precision.average_precision_11pt(decision[kept], labels[held, c][kept] == 1))
         equal = [i for i in range(7) if curve[i] == max(curve)]
         best = equal[len(equal) // 2]
         chosen = np.geomspace(1e-3, 1e3, 7)[best]

@@ -8,7 +8,7 @@ from fakes import FakeSplit
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
-from clipbench.metrics import scores as metrics
+from clipbench.metrics.average_precision import DIFFICULT, Difficult
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols.base import Outcome
 
@@ -50,7 +50,7 @@ def test_confidence_is_that_of_the_softmax() -> None:
 
 # -------------------------------------------------------------------- multi-label
 
-LABELS: NDArray[np.uint8] = np.array([[1, 0], [0, 1], [metrics.DIFFICULT, 1]], dtype=np.uint8)
+LABELS: NDArray[np.uint8] = np.array([[1, 0], [0, 1], [DIFFICULT, 1]], dtype=np.uint8)
 
 
 def test_several_labels_by_hand() -> None:
@@ -68,7 +68,7 @@ def test_several_labels_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("difficult", "trained"), [("ignore", 0), ("negative", 0), ("positive", 1)])
-def test_difficult_objects_are_trained_as_they_are_tested(difficult: metrics.Difficult, trained: int) -> None:
+def test_difficult_objects_are_trained_as_they_are_tested(difficult: Difficult, trained: int) -> None:
     found = outcomes.training_labels(LABELS, difficult)
     assert found.tolist() == [[1, 0], [0, 1], [trained, 1]]
     assert found.dtype == np.uint8
@@ -78,7 +78,7 @@ def test_a_rule_for_difficult_objects_needs_some() -> None:
     marked, bare = (FakeSplit(labels, ("a", "b")) for labels in (LABELS, LABELS[:2]))
     assert outcomes.require_difficult(marked, None) == "ignore"
     assert outcomes.require_difficult(bare, None) == "ignore"
-    rule: metrics.Difficult
+    rule: Difficult
     for rule in ("ignore", "negative", "positive"):
         assert outcomes.require_difficult(marked, rule) == rule
     assert outcomes.require_difficult(bare, "positive") == "positive"

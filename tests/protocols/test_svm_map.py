@@ -21,7 +21,7 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, evaluate
-from clipbench.metrics import scores as metrics
+from clipbench.metrics import average_precision
 from clipbench.protocols.base import Needs
 from clipbench.protocols.svm_map import Params, check, needs, run
 
@@ -76,7 +76,7 @@ def test_protocol_is_virtexs_done_by_hand(tmp_path: Path) -> None:
         truth = test.labels[:, c][kept] == 1
         precisions.append(average_precision_score(truth, decision[kept]))
         for kind in ("11pt", "envelope"):
-            expected = getattr(metrics, f"average_precision_{kind}")(decision[kept], truth)
+            expected = getattr(average_precision, f"average_precision_{kind}")(decision[kept], truth)
             assert outcome.per_class[f"ap_{kind}"][c] == pytest.approx(expected, abs=2e-3)
     assert outcome.scores["map_area"].value == pytest.approx(np.mean(precisions), abs=5e-4)
     assert set(outcome.scores) == {"map_area", "map_11pt", "map_envelope"}

@@ -24,7 +24,7 @@ from clipbench.data.hub import split_names
 from clipbench.data.layouts.base import FileLayout
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError, nearest
-from clipbench.metrics.scores import DIFFICULT
+from clipbench.metrics.average_precision import DIFFICULT
 from clipbench.utils.parsing import exists
 
 #: the second word of a line in <class>_<split>.txt → label

@@ -15,7 +15,7 @@ from clipbench.data.hub import open_split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.errors import CardError, unknown
 from clipbench.evaluate import Options, evaluator
-from clipbench.metrics.scores import expected_hit
+from clipbench.metrics.ranks import expected_hit
 from clipbench.models import families
 from clipbench.pretrain.data.source import captions
 from clipbench.pretrain.run.directory import refuse_other

@@ -1,8 +1,6 @@
-"""Metrics: pure functions of arrays, no torch, no files.
+"""Average precision of single classes and their mean over classes, and how it changes with each image.
 
-Two conventions hold throughout. Classes with equal scores rank by index, lowest first, so that accuracy,
-top-k and mean per-class recall never disagree over a tie. What cannot be scored (a class without samples,
-no samples at all) is NaN, never 0.
+What cannot be scored (a class without a positive) is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -14,162 +12,14 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.errors import DataError
-
-Floats = NDArray[np.floating]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from clipbench.metrics.arrays import Bools, Floats, Ints, check_finite
 
 #: `area` is the step-wise area under precision–recall, `11pt` VOC2007's interpolation at 11 recalls, `envelope`
 #: the area under the curve made monotone.
 APKind = Literal["area", "11pt", "envelope"]
 #: What a difficult object (label 255) counts as in a test split.
 Difficult = Literal["ignore", "positive", "negative"]
-
 DIFFICULT: Final = 255  # the label value of an object that VOC marks difficult
-_BLOCK: Final = 4_000_000  # scores handled at a time, so that temporaries stay below about 100 MB
-
-
-# ----------------------------------------------------------- single-label ranking
-
-
-def rank_of_target(logits: Floats, target: Ints) -> Ints:
-    """Rank of the true class among all classes, 0 for the best.
-
-    Args:
-        logits: float [N, C], any monotone scale.
-        target: int64 [N], class indices below C.
-
-    Returns:
-        int64 [N]: how many classes score higher, plus how many of the equal ones have a lower index.
-
-    Raises:
-        DataError: a score is not finite.
-        ValueError: shapes disagree or a target is not a class.
-
-    >>> rank_of_target(np.array([[0.1, 0.9, 0.9], [0.5, 0.5, 0.5]]), np.array([2, 0])).tolist()
-    [1, 0]
-    """
-    n, classes = _checked(logits)
-    if target.shape != (n,):
-        raise ValueError(f"target has shape {target.shape}, expected ({n},)")
-    _check_classes(target, classes)
-    index = np.arange(classes)
-    ranks = np.empty(n, dtype=np.int64)
-    for rows in _blocks(n, classes):
-        block, wanted = logits[rows], target[rows, None]
-        own = np.take_along_axis(block, wanted, axis=1)
-        before = (block > own) | ((block == own) & (index < wanted))
-        ranks[rows] = before.sum(axis=1)
-    return ranks
-
-
-def predict(logits: Floats) -> Ints:
-    """Class of the highest score, int64 [N], for logits float [N, C]; the lowest index among equals.
-
-    Raises:
-        DataError: a score is not finite.
-
-    >>> predict(np.array([[0.1, 0.9, 0.9], [0.5, 0.5, 0.5]])).tolist()
-    [1, 0]
-    """
-    _checked(logits)
-    best: Ints = np.argmax(logits, axis=1).astype(np.int64)
-    return best
-
-
-def top_k(logits: Floats, k: int) -> Ints:
-    """The `k` best classes of every row, best first, equals by lowest index.
-
-    Args:
-        logits: float [N, C].
-        k: 1 ≤ k ≤ C.
-
-    Returns:
-        int64 [N, k]; column 0 is `predict(logits)`.
-
-    Raises:
-        DataError: a score is not finite.
-        ValueError: k is out of range.
-
-    >>> top_k(np.array([[0.1, 0.9, 0.9, 0.9], [3.0, 1.0, 2.0, 0.0]]), 2).tolist()
-    [[1, 2], [0, 2]]
-    """
-    n, classes = _checked(logits)
-    if not 1 <= k <= classes:
-        raise ValueError(f"k = {k} is not within 1 … {classes}")
-    best = np.empty((n, k), dtype=np.int64)
-    for rows in _blocks(n, classes):
-        block = logits[rows]
-        # A partition alone picks arbitrary ones among the classes that tie for place k.
-        last = np.partition(block, classes - k, axis=1)[:, classes - k, None]
-        above, level = block > last, block == last
-        room = k - above.sum(axis=1, keepdims=True)
-        chosen = above | (level & (np.cumsum(level, axis=1) <= room))
-        found = np.nonzero(chosen)[1].reshape(-1, k)
-        order = np.argsort(-np.take_along_axis(block, found, axis=1), axis=1, kind="stable")
-        best[rows] = np.take_along_axis(found, order, axis=1)
-    return best
-
-
-def acc_at_k(ranks: Ints, k: int) -> float:
-    """Share of samples whose true class is among the `k` best; `ranks` int64 [N] as of `rank_of_target`.
-
-    >>> acc_at_k(np.array([0, 3, 1, 7]), 5)
-    0.75
-    """
-    return float(np.mean(ranks < k)) if ranks.size else float("nan")
-
-
-# ----------------------------------------------------------------- per class
-
-
-def per_class_recall(target: Ints, prediction: Ints, n_classes: int) -> NDArray[np.float64]:
-    """Recall of every class: float64 [C], NaN for classes absent from `target`.
-
-    Args:
-        target, prediction: int64 [N], class indices below `n_classes`.
-
-    Raises:
-        ValueError: shapes disagree or an index is not a class.
-
-    >>> per_class_recall(np.array([0, 0, 2]), np.array([0, 1, 2]), 3).tolist()
-    [0.5, nan, 1.0]
-    """
-    hits, counts = class_hits(target, prediction, n_classes)
-    recall = np.full(n_classes, np.nan)
-    np.divide(hits, counts, out=recall, where=counts > 0)
-    return recall
-
-
-def mean_per_class_recall(target: Ints, prediction: Ints, n_classes: int) -> float:
-    """Mean over the classes present in `target` of their recall (scikit-learn's `balanced_accuracy_score`).
-
-    >>> mean_per_class_recall(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
-    0.75
-    """
-    recall = per_class_recall(target, prediction, n_classes)
-    present = ~np.isnan(recall)
-    return float(recall[present].mean()) if present.any() else float("nan")
-
-
-def class_hits(target: Ints, prediction: Ints, n_classes: int) -> tuple[Ints, Ints]:
-    """Right predictions and samples of every class, both int64 [C].
-
-    >>> [part.tolist() for part in class_hits(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)]
-    [[1, 0, 1], [2, 0, 1]]
-    """
-    if target.shape != prediction.shape or target.ndim != 1:
-        raise ValueError(
-            f"target {target.shape} and prediction {prediction.shape} must be equally long vectors"
-        )
-    _check_classes(target, n_classes)
-    _check_classes(prediction, n_classes)
-    hits = np.bincount(target[target == prediction], minlength=n_classes)
-    return hits.astype(np.int64), np.bincount(target, minlength=n_classes).astype(np.int64)
-
-
-# --------------------------------------------------------- average precision
 
 
 @dataclass(frozen=True)
@@ -207,7 +57,7 @@ def ranking(score: Floats, positive: Bools, ignore: Bools | None = None) -> Rank
     >>> ranking(np.array([0.9, 0.9, 0.1, 0.5]), np.array([True, False, False, True])).starts.tolist()
     [0, 2]
     """
-    _finite(score)
+    check_finite(score)
     order = np.argsort(-score, kind="stable")
     if ignore is not None:
         order = order[~ignore[order]]
@@ -319,7 +169,7 @@ def average_precisions_area(scores: Floats, positive: Bools, ignore: Bools) -> N
     >>> average_precisions_area(scores, positive, np.zeros((4, 2), dtype=bool)).round(4).tolist()
     [0.8333, 0.3333]
     """
-    _finite(scores)
+    check_finite(scores)
     order = np.argsort(-scores, axis=0)
     scores = np.take_along_axis(scores, order, axis=0)
     positive = np.take_along_axis(positive & ~ignore, order, axis=0)
@@ -490,181 +340,3 @@ def _influence(ranked: Ranking, n: int, kind: APKind) -> NDArray[np.float64]:
         change += np.where(positive, (precision[read][group] - value) / positives, 0)
     found[ranked.order] = change
     return found
-
-
-# ------------------------------------------------------------------- retrieval
-
-
-def expected_rank(better: Ints, tied: Ints, best: Ints) -> NDArray[np.float64]:
-    """Rank of the best target, from 1 on, expected when equal scores are put in random order: float64 [Q].
-
-    The first of `best` targets among `best + tied` keys in random order stands behind tied / (best + 1) others.
-
-    Args:
-        better: int64 [Q], keys that score more than the best target.
-        tied: int64 [Q], keys with the same score that are no targets.
-        best: int64 [Q], targets that have this score.
-
-    >>> expected_rank(np.array([0, 2, 0]), np.array([0, 1, 8]), np.array([1, 1, 2])).tolist()
-    [1.0, 3.5, 3.6666666666666665]
-    """
-    return 1 + better + tied / (best + 1)
-
-
-def expected_hit(better: Ints, tied: Ints, best: Ints, k: int) -> NDArray[np.float64]:
-    """Chance that a target is among the first k keys when equal scores are put in random order: float64 [Q].
-
-    Of the tied group, of n = tied + best keys, the first f = k − better are in: 1 − C(n − best, f) / C(n, f). So
-    where all keys score alike, it is what guessing gets: k / keys for a single target.
-
-    Args: as `expected_rank`.
-
-    >>> expected_hit(np.array([0, 2, 0]), np.array([0, 1, 8]), np.array([1, 1, 2]), 1).round(4).tolist()
-    [1.0, 0.0, 0.2]
-    >>> expected_hit(np.array([0, 2, 0]), np.array([0, 1, 8]), np.array([1, 1, 2]), 3).round(4).tolist()
-    [1.0, 0.5, 0.5333]
-    """
-    room = np.clip(k - better, 0, tied + best)
-    miss = np.ones(len(better))
-    for i in range(int(best.max(initial=0))):  # the i-th of the best targets is outside too
-        left = tied + best - i
-        miss *= np.where(i < best, np.maximum(left - room, 0) / np.maximum(left, 1), 1)
-    return 1 - miss
-
-
-def ties(ordered: Floats) -> tuple[Ints, Ints]:
-    """The places that share a value with each place of sorted rows [Q, K]: [first, end), int64 [Q, K] both.
-
-    >>> first, end = ties(np.array([[0.9, 0.5, 0.5, 0.1]]))
-    >>> first.tolist(), end.tolist()
-    ([[0, 1, 1, 3]], [[1, 3, 3, 4]])
-    """
-    width = ordered.shape[1]
-    place = np.arange(width)
-    change = ordered[:, 1:] != ordered[:, :-1]
-    edge = np.ones((len(ordered), 1), dtype=np.bool_)
-    first = np.maximum.accumulate(np.where(np.concatenate([edge, change], axis=1), place, 0), axis=1)
-    ends = np.where(np.concatenate([change, edge], axis=1), place + 1, width)
-    return first, np.minimum.accumulate(ends[:, ::-1], axis=1)[:, ::-1]
-
-
-def expected_average_precision(own: Floats, scores: Floats, more: Ints) -> NDArray[np.float64]:
-    """Average precision over the first R keys, R being how many targets a query has (MAP@R is its mean): float64 [Q].
-
-    (1 / R) · Σ over ranks p ≤ R that hold a target of the precision at p (Musgrave et al. 2020, arXiv 2003.08505),
-    expected when equal scores are put in random order (McSherry & Najork 2008).
-
-    Args:
-        own: float [Q, most targets], scores of a query's targets, padded with NaN.
-        scores: float [Q, K], the K highest scores of any keys, descending; K is at least R, or all keys.
-        more: int64 [Q], how many further keys have the last of these scores.
-
-    >>> own = np.array([[0.9, 0.5, 0.1], [0.5, 0.5, np.nan]])
-    >>> scores = np.array([[0.9, 0.7, 0.5, 0.4], [0.5, 0.5, 0.5, 0.5]])
-    >>> expected_average_precision(own, scores, np.array([0, 0])).round(4).tolist()
-    [0.5556, 0.4167]
-    """
-    wanted = (~np.isnan(own)).sum(axis=1)
-    width = scores.shape[1]
-    place = np.arange(width)
-    first, end = ties(scores)
-    size = end - first + np.where(end == width, more[:, None], 0)
-    before, among = np.zeros(scores.shape), np.zeros(scores.shape)
-    for target in own.T:
-        before += target[:, None] > scores
-        among += target[:, None] == scores
-    # If a target is at this place of its group, the group's others are evenly spread over the places before it.
-    ahead = before + (place - first) * (among - 1) / np.maximum(size - 1, 1)
-    gain = among / size * (ahead + 1) / (place + 1)
-    mean: NDArray[np.float64] = (gain * (place < wanted[:, None])).sum(axis=1) / wanted
-    return mean
-
-
-# --------------------------------------------------------------- calibration
-
-
-def winning_confidence(logits: Floats) -> NDArray[np.float64]:
-    """Softmax probability of the predicted class: float64 [N], for logits float [N, C].
-
-    Raises:
-        DataError: a score is not finite.
-
-    >>> winning_confidence(np.array([[1000.0, 1000.0], [0.0, -1000.0]])).tolist()
-    [0.5, 1.0]
-    """
-    n, classes = _checked(logits)
-    confidence = np.empty(n)
-    for rows in _blocks(n, classes):
-        block = logits[rows].astype(np.float64)
-        block -= block.max(axis=1, keepdims=True)
-        confidence[rows] = 1 / np.exp(block, out=block).sum(axis=1)
-    return confidence
-
-
-def ece(confidence: NDArray[np.float64], correct: Bools, bins: int = 15) -> float:
-    """Expected calibration error: mean over samples of |accuracy − confidence| of their bin.
-
-    Bins are equally wide and closed on the right, ((m − 1)/M, m/M] (Guo et al., ICML 2017, section 2).
-
-    Args:
-        confidence: float64 [N], within 0 … 1.
-        correct: bool [N].
-
-    Returns:
-        A fraction of 1; NaN without samples.
-
-    Raises:
-        ValueError: shapes disagree or a confidence is no probability.
-
-    >>> round(ece(np.array([0.95, 0.95, 0.55]), np.array([True, False, True])), 4)  # (0.9 + 0.45) / 3
-    0.45
-    """
-    gap = confidence - correct
-    sums = np.bincount(confidence_bin(confidence, bins), weights=gap, minlength=bins)
-    return float(np.abs(sums).sum() / gap.size) if gap.size else float("nan")
-
-
-def confidence_bin(confidence: NDArray[np.float64], bins: int) -> Ints:
-    """Calibration bin of each confidence: int64 [N], 0 … bins − 1.
-
-    >>> confidence_bin(np.array([0.0, 0.5, 0.51, 1.0]), 2).tolist()
-    [0, 0, 1, 1]
-    """
-    if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):
-        raise ValueError("confidences must be within 0 … 1")
-    found: Ints = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
-    return found
-
-
-# -------------------------------------------------------------------- checks
-
-
-def _finite(scores: Floats) -> None:
-    # NaN compares false with everything: unchecked, a model of NaNs would rank every target first.
-    bad = scores.size - int(np.count_nonzero(np.isfinite(scores)))
-    if bad:
-        raise DataError(
-            f"{bad:,} of {scores.size:,} scores are not finite (half-precision overflow, or broken weights)",
-            hint="the checkpoint may be damaged; where the precision was bf16 or fp16, use --precision fp32",
-        )
-
-
-def _checked(logits: Floats) -> tuple[int, int]:
-    if logits.ndim != 2 or logits.shape[1] < 1:
-        raise ValueError(f"logits have shape {logits.shape}, expected [N, C]")
-    for rows in _blocks(*logits.shape):
-        _finite(logits[rows])
-    return logits.shape[0], logits.shape[1]
-
-
-def _check_classes(index: Ints, n_classes: int) -> None:
-    if index.size and not (index.min() >= 0 and index.max() < n_classes):
-        raise ValueError(
-            f"class indices reach from {index.min()} to {index.max()}, expected 0 … {n_classes - 1}"
-        )
-
-
-def _blocks(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // columns)
-    for start in range(0, rows, step):
-        yield slice(start, start + step)
