@@ -14,8 +14,9 @@ from pydantic import JsonValue
 from clipbench.cards.cards import LABELLED, fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
-from clipbench.data.hub import DataPaths, open_split, refuse_lacking
 from clipbench.data.labels import without_samples
+from clipbench.data.open import open_split, refuse_lacking
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split, Subset
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features, among, repeated

@@ -264,7 +264,8 @@ def _opened(root: Path, card: dict[str, Any]) -> None:
     """Open the split that lies in root/x as `card` says, and read its images."""
     from clipbench.cards.cards import TaskCard
     from clipbench.cards.entry import Entry
-    from clipbench.data.hub import DataPaths, open_split
+    from clipbench.data.open import open_split
+    from clipbench.data.paths import DataPaths
 
     entry = Entry("x", TaskCard.model_validate(card), root / "x.yaml")
     split = open_split(entry, "test", DataPaths({"x": root / "x"}, ()))

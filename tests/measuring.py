@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.records import record as records

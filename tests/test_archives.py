@@ -22,7 +22,8 @@ from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
 from clipbench.data.decode import open_image
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import DataError
 

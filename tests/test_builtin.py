@@ -11,7 +11,8 @@ from PIL import Image
 
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import BUILTINS, ArraySplit, digits, digits_scenes
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.errors import DataError
 from clipbench.evaluate import limited
 

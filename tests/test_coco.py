@@ -15,7 +15,8 @@ from PIL import Image
 from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import DataError
 

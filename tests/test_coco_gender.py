@@ -18,8 +18,9 @@ from clipbench import cli
 from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.layouts.coco_gender import convert
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import ClipbenchError, DataError
 from clipbench.evaluate import limited

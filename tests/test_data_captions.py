@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from clipbench.cards.cards import Columns, TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
-from clipbench.data.layouts.captions import gather
+from clipbench.data.captions import gather
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import limited

@@ -13,9 +13,10 @@ import small
 
 from clipbench.catalog import Catalog
 from clipbench.data import digests as module
-from clipbench.data import hub
+from clipbench.data import huggingface
 from clipbench.data.digests import digests
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import DataError, StorageError, WeightsError
 from clipbench.models.weights.resolve import verify
@@ -237,9 +238,11 @@ def test_verified_files_of_the_hub_are_what_was_fetched(tmp_path: Path) -> None:
     links = [folder / name for name in ("large", "small", "bare")]
     for link, blob in zip(links, (sha256(b"large"), git, "etag"), strict=True):
         link.symlink_to(blobs / blob)
-    assert hub._verified(links[:2]) == ()
-    assert [(note.kind, note.examples) for note in hub._verified(links)] == [("unverified", ("bare",))]
+    assert huggingface._verified(links[:2]) == ()
+    assert [(note.kind, note.examples) for note in huggingface._verified(links)] == [
+        ("unverified", ("bare",))
+    ]
     for link in links[:2]:
         link.resolve().write_bytes(b"wrong")
         with pytest.raises(DataError, match=f"{link.name} is not what was fetched"):
-            hub._verified([link])
+            huggingface._verified([link])

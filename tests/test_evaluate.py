@@ -23,7 +23,8 @@ from sklearn.metrics import accuracy_score, recall_score
 from clipbench.cards.cards import Preprocess, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data import decode
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding import runtime as execution
 from clipbench.encoding.encoder import ModelEncoder

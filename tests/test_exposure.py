@@ -17,7 +17,7 @@ from test_records import SAMPLES, make_record
 import clipbench
 from clipbench.cards.cards import Images, Part, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
 from clipbench.evaluate import Options, evaluate
 from clipbench.records import record as records
@@ -292,7 +292,7 @@ def test_shipped_models_and_what_they_have_seen(model: str, dataset: str, role: 
 
 def test_the_ids_of_the_shared_photos_are_those_that_were_trained_on(shared_data: Path) -> None:
     """So that `lite-minilm` on all 1,000 photos of Flickr8k cannot pass for zero-shot: it saw 800 of them."""
-    from clipbench.data.hub import open_split
+    from clipbench.data.open import open_split
 
     catalog = Catalog()
     paths = DataPaths({"flickr8k-1000": shared_data / "flickr8k-1000"}, ())

@@ -23,8 +23,8 @@ from clipbench.cards.cards import Preprocess, TaskCard, fingerprint
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits, digits_scenes
 from clipbench.data.decode import REMARKS, Crops, decode, decode_stream
-from clipbench.data.hub import DataPaths
 from clipbench.data.images import frames, orientation, standard
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError

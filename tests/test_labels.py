@@ -16,8 +16,9 @@ from test_hub import IMAGES, at, entry, open_test, write_folder, write_parquet, 
 
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
-from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.labels import fold, match, without_samples
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError

@@ -16,7 +16,8 @@ from small import picture, write_images, write_run, write_task
 
 import clipbench
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, DataError, NotApplicable

@@ -22,7 +22,8 @@ from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
 from clipbench.data import digests as digests_module
 from clipbench.data.builtin import digits
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Captions, Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError

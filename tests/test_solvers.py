@@ -24,7 +24,8 @@ from clipbench.bench import probe
 from clipbench.bench import svm as bench_svm
 from clipbench.bench.inputs import Labelled, random_labelled
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import DataError

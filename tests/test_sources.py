@@ -15,8 +15,9 @@ import small
 from clipbench import cli
 from clipbench.cards.cards import Source, TaskCard, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.data import hub
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data import huggingface
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.errors import CardError, DataError
 from clipbench.report import listing
 
@@ -46,7 +47,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetched(*_: Any) -> None:
         raise AssertionError("something is fetched")
 
-    monkeypatch.setattr(hub, "_hub", fetched)
+    monkeypatch.setattr(huggingface, "fetch", fetched)
 
 
 # ------------------------------------------------------------------- list and show

@@ -19,11 +19,12 @@ from small import picture, write_parquet, write_task
 
 from clipbench.cards.cards import AnyPairs
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
 from clipbench.data.pairs.lazy import LazySplit
 from clipbench.data.pairs.shards import LocalShards, RemoteShards, expand
 from clipbench.data.pairs.sources import Packed, open_pairs
 from clipbench.data.pairs.tables import RowSplit
+from clipbench.data.paths import DataPaths
 from clipbench.errors import Damaged, DataError, StorageError
 
 __all__ = ["server"]

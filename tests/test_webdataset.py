@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small import CLASSES, picture
 
 from clipbench.cards.cards import TaskCard, fingerprint
 from clipbench.cards.entry import Entry
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
 from clipbench.errors import DataError
 
@@ -388,8 +391,8 @@ def test_files_that_hold_a_split_twice(tmp_path: Path) -> None:
     (root / "test" / "0.tar.gz").write_bytes(gzip.compress(WHOLE))
     assert "have the same name" in message(root)
     (root / "test" / "0.tar.gz").unlink()
-    (root / "test.parquet").write_bytes(b"")
-    assert "holds the test split twice: 0.tar and test.parquet" in message(root)
+    pq.write_table(pa.table({"image": [b""], "label": [0]}), root / "test.parquet")
+    assert "the test split in 2 layouts: parquet (test.parquet) and webdataset (0.tar)" in message(root)
 
 
 def test_counts_that_the_copy_and_the_card_say_are_held(tmp_path: Path) -> None:

@@ -39,9 +39,9 @@ from training import recipe_with
 from clipbench import cli
 from clipbench.cards.cards import AnyPairs, Recipe, TaskCard
 from clipbench.catalog import Catalog
-from clipbench.data import hub
-from clipbench.data.hub import DataPaths
+from clipbench.data import huggingface
 from clipbench.data.pairs.sources import Packed, open_pairs
+from clipbench.data.paths import DataPaths
 from clipbench.encoding import runtime as execution
 from clipbench.errors import ClipbenchError
 from clipbench.models.adapter import Adapter
@@ -204,9 +204,9 @@ def train(world: World, out: Path, **more: Any) -> tuple[bytes, list[str]]:
 def listing() -> list[str]:
     """The files of a data set of the hub, by the listing that is kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hub, "_hub_listing", lambda *_: ["test/0.tar"])
+        patch.setattr(huggingface, "_listed", lambda *_: ["test/0.tar"])
         patch.setattr("huggingface_hub.hf_hub_download", lambda _, name, **__: str(Path("/hub") / name))
-        _, files = hub._hub_files("org/set", None, "test", "0" * 40)
+        _, files = huggingface._files("org/set", None, "test", "0" * 40)
     return [str(file) for file in files]
 
 

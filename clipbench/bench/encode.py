@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from clipbench.bench.machine import ROUNDS, best, matmul_peak
 from clipbench.catalog import Catalog
 from clipbench.data.decode import decode, normalise
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample, Split
 from clipbench.encoding.batches import batch_rows, unit
 from clipbench.encoding.encoder import ModelEncoder

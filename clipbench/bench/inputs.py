@@ -15,7 +15,7 @@ from clipbench.solvers.selection import forget
 if TYPE_CHECKING:
     from clipbench.cards.cards import TaskCard
     from clipbench.cards.entry import Entry
-    from clipbench.data.hub import DataPaths
+    from clipbench.data.paths import DataPaths
     from clipbench.data.split import Split
     from clipbench.encoding.encoder import ModelEncoder
 
@@ -43,7 +43,7 @@ def labelled(encoder: ModelEncoder, entry: Entry[TaskCard], paths: DataPaths) ->
     Raises:
         ClipbenchError: as `open_split`, or an image that cannot be decoded.
     """
-    from clipbench.data.hub import open_split
+    from clipbench.data.open import open_split
 
     train, test = (open_split(entry, role, paths) for role in ("train", "test"))
     return Labelled(
@@ -71,7 +71,7 @@ def multi_label(
         DataError: the data sets have different classes.
         ClipbenchError: as `open_split`, or an image that cannot be decoded.
     """
-    from clipbench.data.hub import open_split
+    from clipbench.data.open import open_split
 
     splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
     labels = np.concatenate(_labels(splits)).astype(np.uint8)

@@ -14,7 +14,7 @@ from clipbench.bench import cached, encode, inputs, pretrain, pretrain_gpu, prob
 from clipbench.cli.inputs import choose_runtime, data_paths, names, open_catalog
 from clipbench.cli.options import Cards, Data, Device, Json, Plugins, Precision, number
 from clipbench.cli.output import show
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.errors import ClipbenchError
 from clipbench.evaluate import Options

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipbench.catalog import Catalog
 from clipbench.cli.output import catalogs
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.utils import plugins

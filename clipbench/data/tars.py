@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from clipbench.data.decode import IMAGE_SUFFIXES
-from clipbench.data.layouts.base import is_junk, printable
+from clipbench.data.paths import is_junk, printable
 from clipbench.errors import DataError
 
 #: how the names of tar files end

@@ -1,10 +1,13 @@
-"""Text files of data: how they are decoded, and where their lines end."""
+"""Text files of data: how they are decoded, where their lines end, and what JSON in them holds."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from clipbench.errors import DataError
 
@@ -58,3 +61,16 @@ def lines(text: str) -> list[str]:
     """
     found = re.split(r"\r\n|\r|\n", text)
     return found if found[-1] else found[:-1]
+
+
+def json_of(file: Path, keys: Collection[str] | None = None) -> Any:
+    """The content of a JSON file; with `keys`, of its objects these only, the rest dropped while it is parsed.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    keep = None if keys is None else (lambda entry: {k: v for k, v in entry.items() if k in keys})
+    try:
+        return json.loads(file.read_bytes(), object_hook=keep)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}", hint="fetch the file again") from None

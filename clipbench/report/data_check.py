@@ -12,8 +12,9 @@ from clipbench.cards.cards import DIFFICULT_MARKS, LABELLED, TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Task
 from clipbench.data.decode import problem
-from clipbench.data.hub import DataPaths, open_split
 from clipbench.data.labels import without_samples
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
 from clipbench.errors import ClipbenchError, DataError
 from clipbench.protocols import _outcomes as outcomes

@@ -14,7 +14,8 @@ import pytest
 from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 
 #: data set → split → fingerprint; of data sets of `../shared/data`, of built-in ones, and of copies made here
 PINNED: Final = json.loads((Path(__file__).parents[1] / "fixtures" / "pinned_splits.json").read_text())

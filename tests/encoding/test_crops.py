@@ -16,7 +16,8 @@ from PIL import Image
 
 from clipbench.catalog import Catalog
 from clipbench.data.decode import Crops, decode
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.utils.cache import folder_for_now

@@ -18,7 +18,8 @@ from measuring import FP32, measure, record_of
 from clipbench.catalog import Catalog
 from clipbench.data import decode
 from clipbench.data.decode import Batch
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.encoding import batches as one_batch
 from clipbench.encoding import encoder, images
 from clipbench.encoding import runtime as execution

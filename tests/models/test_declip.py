@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from clipbench.cards.cards import Weights
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError

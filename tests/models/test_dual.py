@@ -27,7 +27,8 @@ from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, Weigh
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import CardError, NotApplicable, WeightsError

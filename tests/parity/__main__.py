@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.errors import ClipbenchError
 from clipbench.records import record as records
 from clipbench.utils.cache import cache_root, make_folder, write_atomic

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from clipbench.cards.cards import Strict
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.evaluate import limited
 from clipbench.metrics.ranks import expected_rank

@@ -26,8 +26,8 @@ from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise
 from clipbench.data.digests import sha256_file
-from clipbench.data.hub import DataPaths
 from clipbench.data.pairs.sources import open_pairs
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
 from clipbench.encoding import images as image_encoding
 from clipbench.encoding.encoder import ModelEncoder

@@ -15,9 +15,9 @@ from small import one_thread, picture, write_parquet, write_task
 
 from clipbench.cards.cards import AnyPairs, Preprocess, Recipe
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
 from clipbench.data.pairs.sources import open_pairs
 from clipbench.data.pairs.tables import RowSplit
+from clipbench.data.paths import DataPaths
 from clipbench.errors import DataError
 from clipbench.pretrain.data import pairs
 from clipbench.pretrain.data.batch import Batch

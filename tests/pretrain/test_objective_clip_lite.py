@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from clipbench.cards.cards import Document, Preprocess, Recipe, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.models import dual
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers

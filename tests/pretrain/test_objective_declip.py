@@ -16,7 +16,8 @@ from torch.autograd import gradcheck
 from clipbench.cards.cards import Document, MocoV2, Pairs, Preprocess, Recipe, TaskCard, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.errors import CardError
 from clipbench.models.towers.base import TokenTower
 from clipbench.models.towers.configs import BytesConfig, parse_config

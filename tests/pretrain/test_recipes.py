@@ -13,8 +13,8 @@ from small import one_thread, picture
 
 from clipbench.cards.cards import AdamW, MocoV2, Sgd, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
 from clipbench.data.pairs.sources import open_pairs
+from clipbench.data.paths import DataPaths
 from clipbench.pretrain.loop import model_card, pretrain
 from clipbench.pretrain.study import plan
 from clipbench.records.exposure import exposure

@@ -21,7 +21,7 @@ from small import one_thread  # noqa: F401 - a fixture
 from clipbench import cli
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, Stopped, StorageError

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Objects
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError

@@ -23,7 +23,8 @@ from test_compare import write_model
 from clipbench import cli
 from clipbench.cards.cards import Columns, TaskCard
 from clipbench.cards.entry import Entry
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, clustered, intervals, paired_tests

@@ -25,7 +25,8 @@ from clipbench import cli
 from clipbench.cards.cards import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.decode import normalise, pixels
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Expressions, Sample, Split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime

@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score, recall_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from clipbench.bench import retrieval as bench
 from clipbench.catalog import Catalog
 from clipbench.cli import app
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, DataError
 from clipbench.evaluate import Options, Result, evaluate
@@ -230,7 +230,7 @@ def test_tokens_are_compared_by_late_interaction(tmp_path: Path) -> None:
     """A model that compares tokens: each direction by its own mean."""
     data = write_set(tmp_path)
     catalog = Catalog([tmp_path])
-    from clipbench.data.hub import open_split
+    from clipbench.data.open import open_split
 
     split = open_split(catalog.dataset("shots"), "test", DataPaths({"shots": data}, ()))
     rng = np.random.default_rng(0)

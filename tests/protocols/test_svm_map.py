@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from clipbench.catalog import Catalog
-from clipbench.data.hub import DataPaths
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
@@ -136,7 +136,7 @@ def pictures(tmp_path: Path) -> tuple[Catalog, Options]:
 
 
 def test_size_of_a_space_overrides_the_models_own(tmp_path: Path, pictures: tuple[Catalog, Options]) -> None:
-    from clipbench.data.hub import open_split
+    from clipbench.data.open import open_split
 
     catalog, options = pictures
     split = open_split(catalog.dataset("animals"), "test", options.data)

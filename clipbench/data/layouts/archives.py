@@ -11,17 +11,17 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
-from clipbench.data.hub import split_names
 from clipbench.data.layouts import _cifar as cifar
 from clipbench.data.layouts import _matlab as matlab
-from clipbench.data.layouts.base import FileLayout, first_line, printable
+from clipbench.data.layouts.base import FileLayout, LayoutSpec, first_line
 from clipbench.data.layouts.folder import ImageFolder
+from clipbench.data.paths import printable, split_names
 from clipbench.data.split import Note
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError
@@ -34,24 +34,10 @@ _VALIDATION: Final = frozenset({"val", "valid", "validation"})
 _WNID: Final = re.compile(r"n\d{8}")
 _FLAT: Final = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
-#: folders of archives, which are no classes
-_PARTS: Final = (
-    "images",
-    "jpg",
-    "annotations",
-    "labels",
-    "meta",
-    "imdb",
-    "devkit",
-    "cars_test",
-    "car_ims",
-    "data",
-)
-
 Reader = Callable[[Entry[TaskCard], str, Path], FileLayout | None]
 
 
-def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     """The split of `dataset` that plays `role`, in the archive that was unpacked to `root`; None without one.
 
     Which archive it is is told by the files that lie there, in `root` or in the folder of it that the archive makes.
@@ -59,41 +45,16 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     Raises:
         DataError: a list, an annotation file or an image that is missing or cannot be read, or no such split.
     """
-    if dataset.card.kind != "single-label":
-        return None
-    found = (read(dataset, role, root) for read in _READERS)
-    return next((one for one in found if one is not None), None)
-
-
-def refuse_unfinished(dataset: Entry[TaskCard], role: str, root: Path) -> None:
-    """Name archives of the card that lie in `root` as they were fetched, and images without the lists of splits.
-
-    An image folder would be read from it otherwise, whose classes are "images" and the like.
-
-    Raises:
-        DataError: there are such.
-    """
-    archive = dataset.card.source.archive
-    if archive is None:
-        return
-    tops = [root, *([root / archive.folder] if archive.folder else [])]
-    packed = [top / name for top in tops for name in archive.files if (top / name).is_file()]
-    if packed:
+    found = {name: one for name, read in _READERS.items() if (one := read(dataset, role, root)) is not None}
+    if len(found) > 1:
         raise DataError(
-            f"{dataset.id}: no {role} data in {root}: {packed[0].name} is not unpacked"
-            + (f", nor are {len(packed) - 1} others" if packed[1:] else ""),
-            hint=f"unpack {', '.join(path.name for path in packed)} into {packed[0].parent}",
+            f"{dataset.id}: {root} holds the archives of several sets: {' and '.join(found)}",
+            hint="give the folder of the one that is meant",
         )
-    parts = [top / name for top in tops for name in _PARTS if (top / name).is_dir()]
-    if parts and not {part.name for part in parts} & {
-        *dataset.card.classes,
-        *(dataset.card.label_names or ()),
-    }:
-        raise DataError(
-            f"{dataset.id}: no {role} data in {root}: it holds {parts[0].name}/, and no list that says what belongs to "
-            "a split",
-            hint=f"unpack all of {', '.join(archive.files)} into one folder",
-        )
+    return next(iter(found.values()), None)
+
+
+LAYOUT: Final = LayoutSpec(("single-label",), "the authors' archive, unpacked", probe)
 
 
 class _Archived(FileLayout):
@@ -464,9 +425,18 @@ def _cifar(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     return None
 
 
-_READERS: Final[tuple[Reader, ...]] = (
-    _food, _dtd, _pets, _aircraft, _sun, _flowers, _cars, _caltech, _cifar, _imagenet,
-)  # fmt: skip
+_READERS: Final[Mapping[str, Reader]] = {
+    "Food-101": _food,
+    "DTD": _dtd,
+    "Oxford-IIIT Pets": _pets,
+    "FGVC-Aircraft": _aircraft,
+    "SUN397": _sun,
+    "Flowers-102": _flowers,
+    "Stanford Cars": _cars,
+    "Caltech-101": _caltech,
+    "CIFAR": _cifar,
+    "ImageNet": _imagenet,
+}
 
 
 # ------------------------------------------------------------------------ parts

@@ -1,25 +1,40 @@
-"""What a layout of files is: one split, as an index of its samples and a pass over their images."""
+"""What a layout of files is: one split, as an index of its samples and a pass over their images.
+
+A layout is one module, `clipbench/data/layouts/NAME.py` or a plugin's (see `clipbench.utils.plugins`), with a `LAYOUT`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.cards.cards import TaskCard
+from clipbench.cards.entry import Entry
 from clipbench.data.split import Note, Objects
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
 
 
 class Layout(ABC):
-    """One split in one layout: an index pass (ids and raw labels) and an image pass."""
+    """One split in one layout: an index pass (ids and raw labels) and an image pass.
 
+    A raw label is a class's number or name, an array of 0, 1 or 255 for each class (see `Split.labels`), captions (see
+    `clipbench.data.captions.gather`), or a list of `clipbench.data.expressions.Expression`.
+    """
+
+    #: what messages call it
     where: str
+    #: the folder from which fingerprints count the paths of `files`
+    root: Path
+    #: all files that decide the split: those that its labels are read from, and its images
+    files: list[Path]
     #: what fingerprints call it, whatever becomes of the class's own name
     name_in_fingerprint: str
     #: whether it may hold a part of the split: nothing in it lists what belongs there
@@ -30,6 +45,10 @@ class Layout(ABC):
     objects: Objects | None = None
     #: what a reader of the split's numbers must know; complete when the index has been read
     notes: tuple[Note, ...] = ()
+    #: whether images at scattered rows are read as quickly as those in order
+    scattered: bool = False
+    #: a file with a detector's boxes, where one belongs to the images
+    detections: Path | None = None
 
     @abstractmethod
     def index(self) -> Iterator[tuple[str, Any]]:
@@ -47,21 +66,44 @@ class Layout(ABC):
         """
         raise no_columns(self.where, key, name)
 
+    def also_in_fingerprint(self) -> dict[str, Any]:
+        """What decides the split beside the bytes of `files`."""
+        return {}
+
     def table(self, content: str) -> tuple[list[str], list[Any]]:
         """Ids and raw labels of all samples. What takes long to read may be kept under `content`, the fingerprint."""
         pairs = list(self.index())
         return [name for name, _ in pairs], [label for _, label in pairs]
 
 
+@dataclass(frozen=True)
+class LayoutSpec:
+    """What the module of a layout says of itself, as its `LAYOUT`.
+
+    Attributes:
+        kinds: of cards for which it is asked; objects of those that have objects, too.
+        expected: what a copy looks like, for errors; `{split}` stands for the card's name of the split.
+        probe: asked with a data set, a role and the folder of a copy; the split, or None where it is not there in this
+            layout. It raises DataError where the folder is of this layout and something is wrong with it.
+        only_other: whether it is asked only where no other layout holds the split.
+    """
+
+    kinds: tuple[str, ...]
+    expected: str
+    probe: Callable[[Entry[TaskCard], str, Path], Layout | None]
+    only_other: bool = False
+
+
 class FileLayout(Layout):
     """Samples that are one image file each, below `root`.
 
-    `files` are all files that decide the split: those that its labels are read from, and its images, in order.
     `hint` says what to do where an image is missing.
 
     Raises:
         DataError: an image is not there, or listed twice.
     """
+
+    scattered = True
 
     def __init__(
         self,
@@ -109,30 +151,6 @@ def plain_text(value: Any) -> str | None:
     """A text that says something, or a whole number, as text; None for anything else."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole or (isinstance(value, str) and value.strip()) else None
-
-
-#: folders and files that systems and programs leave among data
-_JUNK = frozenset(
-    {"__MACOSX", "PaxHeaders", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-    | {"Thumbs.db", "thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "pax_global_header"}
-)
-
-
-def is_junk(path: str) -> bool:
-    """Whether a path's parts, separated by /, hold one that is hidden, or that a system or a program left there.
-
-    >>> [is_junk(path) for path in ("a/._b.png", "__MACOSX/b.png", "./a/b.png", "PaxHeaders.12/b.png")]
-    [True, True, False, True]
-    """
-    return any(
-        part in _JUNK or part.startswith("PaxHeaders.") or (part.startswith(".") and part not in (".", ".."))
-        for part in path.split("/")
-    )
-
-
-def printable(name: str) -> str:
-    """The name of a file, its bytes that are no UTF-8 escaped: they fit neither into a record nor on a screen."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def first_line(error: Exception) -> str:

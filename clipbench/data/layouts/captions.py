@@ -1,29 +1,25 @@
-"""Images with captions: COCO's JSON, Karpathy's splits, tables of image and caption; and what captions must be.
+"""Images with captions: COCO's JSON, Karpathy's splits, tables of image and caption.
 
-A copy is a folder with one of these files and the images (see `layout`). WebDataset tars (a `.txt` beside each image,
-one caption a line) and parquet (a column of captions) are read by `clipbench.data.hub`, like those of other sets.
+A copy is a folder with one of these files and the images (see `probe`). What captions must be says
+`clipbench.data.captions`.
 Sources: the data format on cocodataset.org; the caption files of Karpathy & Fei-Fei, arXiv 1412.2306 (the keys
 `split`, `filename`, `filepath`, `sentences`, `raw`); the tables that come with Flickr8k and Flickr30k.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Final
 
 from clipbench.cards.cards import Columns, TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.data.decode import IMAGE_SUFFIXES
-from clipbench.data.hub import split_names
 from clipbench.data.layouts import _caption_tables as tables
-from clipbench.data.layouts.base import FileLayout
+from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.layouts.coco import ID, Lists, listed_images, numbered, read_lists
-from clipbench.data.split import Captions, Note
-from clipbench.data.text import lines
+from clipbench.data.paths import split_names
+from clipbench.data.split import Note
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
 
@@ -49,7 +45,7 @@ _FOLDERS = (
 )
 
 
-def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     """The split of `dataset` that plays `role`, in the folder `root`; None where none of these files is there:
 
     - `dataset_<set>.json` (Karpathy's), in `root` or `annotations/`: the images whose `split` is the card's name for
@@ -95,59 +91,11 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     return None
 
 
-def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Captions, tuple[Note, ...]]:
-    """The captions of a split, checked: every image has one, and none is empty. White space becomes single spaces.
-
-    A caption that an image has twice is counted in a note.
-
-    Args:
-        raw: what each image has: a text; a text of several lines, one caption each, where blank ones are none; or a
-            list of texts, or of mappings with a `raw` text; or one such mapping.
-
-    Raises:
-        DataError: naming the first image without captions, or with one that is empty or no text.
-    """
-    texts: list[str] = []
-    image: list[int] = []
-    bare: list[str] = []
-    twice: list[str] = []
-    for row, (name, value) in enumerate(zip(ids, raw, strict=True)):
-        several = lines(value) if isinstance(value, str) else [value] if isinstance(value, Mapping) else value
-        if not isinstance(several, list):
-            raise DataError(f"{dataset}: image {name} in {where} has {str(value)[:60]!r}, expected captions")
-        captions = []
-        for number, caption in enumerate(several, 1):
-            text = caption.get("raw") if isinstance(caption, Mapping) else caption
-            if not isinstance(text, str):
-                raise DataError(
-                    f"{dataset}: caption {number} of image {name} in {where} is {str(caption)[:60]!r}, expected a "
-                    'text, or a mapping with a text "raw"'
-                )
-            plain = " ".join(text.split())
-            if plain:
-                captions.append(plain)
-            elif not isinstance(value, str):
-                raise DataError(
-                    f"{dataset}: caption {number} of image {name} in {where} is empty",
-                    hint="take it out of the data: an empty text finds no image",
-                )
-        if not captions:
-            bare.append(name)
-        twice += [name for text, count in Counter(captions).items() for _ in range(count - 1)]
-        texts += captions
-        image += [row] * len(captions)
-    if bare:
-        raise DataError(
-            f"{dataset}: image {bare[0]} in {where} has no caption; {len(bare):,} of {len(ids):,} images have none",
-            hint="take such images out of the data: they could never be found by a caption, nor find one",
-        )
-    repeated = Note.of(
-        "repeated-captions", "captions repeat another one of their image, and count as it does", twice
-    )
-    return Captions(tuple(texts), np.array(image, dtype=np.int64)), (repeated,) if twice else ()
-
-
-# --------------------------------------------------------------------- layouts
+LAYOUT: Final = LayoutSpec(
+    ("captions",),
+    "annotations/captions_{split}.json, Karpathy's dataset_*.json, captions_{split}.txt (image,caption)",
+    probe,
+)
 
 
 class CaptionFile(FileLayout):

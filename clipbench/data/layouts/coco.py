@@ -7,22 +7,22 @@ A copy is a folder with `annotations/instances_<split>.json` and the images in `
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.cards.entry import Entry
-from clipbench.data.hub import split_names
-from clipbench.data.layouts.base import FileLayout
+from clipbench.data.layouts.base import FileLayout, LayoutSpec
+from clipbench.data.paths import split_names
 from clipbench.data.split import Note
+from clipbench.data.text import json_of
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
 
@@ -38,7 +38,7 @@ _READ: Lists = {
 _WITH_BOXES: Lists = {**_READ, "annotations": {**_READ["annotations"], "id": ID, "bbox": (list,)}}
 
 
-def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     """The split of `dataset` that plays `role`, in the COCO folder `root`; None where that has no instances*.json.
 
     The samples are the images that the JSON lists, in its order; one without a box shows none of the classes, since
@@ -55,6 +55,9 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     return _Instances(
         file, root, [*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root]
     )
+
+
+LAYOUT: Final = LayoutSpec(LABELLED, "COCO's annotations/instances_*.json (kind: multi-label)", probe)
 
 
 def instances_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | None:
@@ -223,12 +226,7 @@ def read_lists(
         DataError: no JSON, or no such lists.
     """
     known = {*lists, *(key for keys in lists.values() for key in keys), *extra}
-    try:
-        found = json.loads(
-            file.read_bytes(), object_hook=lambda entry: {k: v for k, v in entry.items() if k in known}
-        )
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}", hint="fetch the file again") from None
+    found = json_of(file, known)
     for name, keys in lists.items():
         entries = found.get(name) if isinstance(found, dict) else None
         if not isinstance(entries, list):

@@ -18,14 +18,14 @@ import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
-from clipbench.data.hub import split_names
-from clipbench.data.layouts.base import FileLayout
+from clipbench.data.layouts.base import FileLayout, LayoutSpec
+from clipbench.data.paths import split_names
 from clipbench.data.split import Objects
 from clipbench.errors import ClipbenchError, DataError
 from clipbench.utils.cache import write_atomic
@@ -37,14 +37,12 @@ _FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 _CONVERT = "clipbench data convert-coco-gender"
 
 
-def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
-    """The split of `dataset` that plays `role`, in the folder `root`; None for cards of other sets (see `also`).
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout:
+    """The split of `dataset` that plays `role`, in the folder `root`.
 
     Raises:
         DataError: no such split, a JSON file in another form, an image that is annotated twice or missing.
     """
-    if "objects" not in dataset.card.also:
-        return None
     names = split_names(dataset.card.splits[role], role)
     files = [root / "annotations" / f"gender_{name}.json" for name in names]
     file = next((f for f in files if f.is_file()), None)
@@ -57,6 +55,9 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
             f"{_CONVERT} <their folder> {root / 'annotations'}",
         )
     return _Annotated(file, root)
+
+
+LAYOUT: Final = LayoutSpec(("objects",), "annotations/gender_{split}.json", probe)
 
 
 class _Annotated(FileLayout):

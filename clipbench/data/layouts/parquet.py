@@ -11,13 +11,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.cards import LABELLED, TaskCard
-from clipbench.data.layouts.base import Layout, first_line, plain_text
+from clipbench.cards.entry import Entry
+from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, plain_text
+from clipbench.data.paths import split_files
 from clipbench.data.split import Note
 from clipbench.data.text import lines
 from clipbench.errors import DataError
@@ -39,12 +41,11 @@ class Parquet(Layout):
 
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
 
-    Attributes:
-        files: all files that decide the split: the tables, and the image files that they name, each once.
+    `files` are the tables, and the image files that they name, each once.
     """
 
     name_in_fingerprint = "_Parquet"
-    files: list[Path]
+    in_part = True
 
     def __init__(self, files: list[Path], card: TaskCard, root: Path, where: str | None = None) -> None:
         """Read the columns of `files`, below the data set's folder `root`; `where` is what messages call them.
@@ -64,7 +65,7 @@ class Parquet(Layout):
         self, files: list[Path], card: TaskCard, root: Path, where: str | None, columns: dict[str, str]
     ) -> None:
         """Check `columns` (field of the card → name) in all files, and find the images that are files."""
-        self._files, self._root, self._image = files, root, card.columns.image
+        self._files, self.root, self._image = files, root, card.columns.image
         self.where = str(root) if where is None else where
         self._groups: list[list[int]] | None = None
         self._own: dict[Path, list[str]] = {}
@@ -319,7 +320,7 @@ class Parquet(Layout):
         if kind in ("bytes", "nothing") or (isinstance(kind, dict) and self._all_inside(path)):
             return
         texts = dict.fromkeys(text for cell in self._of(path, self._image) if (text := _path_of(cell)))
-        folders = list(dict.fromkeys((path.parent, self._root)))
+        folders = list(dict.fromkeys((path.parent, self.root)))
         found = {text: self._absolute(path, text, folders) for text in texts}
         relative = next((text for text, place in found.items() if place is None), None)
         # All lie in one folder: the first that holds the first of them.
@@ -345,7 +346,7 @@ class Parquet(Layout):
                 for base in (folder.absolute(), folder.resolve()):
                     if given.is_relative_to(base):
                         return folder / given.relative_to(base)
-        what = "is an address" if "://" in text else f"leads out of {self._root}"
+        what = "is an address" if "://" in text else f"leads out of {self.root}"
         raise DataError(
             f"{path}: {text[:80]!r} in the column {self._image!r} {what}",
             hint="images lie in the table, or as files in its folder or below, named by paths that start there",
@@ -467,3 +468,12 @@ def _no_column(where: str, column: str, names: Sequence[str]) -> str:
 
 def _set(key: str) -> str:
     return f"set columns.{key} on the task card"
+
+
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> Parquet | None:
+    """The split that parquet files in `root` hold, whose names begin as the split's, or that lie in its folder."""
+    files = split_files(root, dataset.card.splits[role], role, ".parquet")
+    return Parquet(files, dataset.card, root) if files else None
+
+
+LAYOUT: Final = LayoutSpec((*LABELLED, "captions"), "{split}*.parquet", probe)

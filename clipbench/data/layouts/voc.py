@@ -13,15 +13,16 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from glob import escape
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.data import labels
-from clipbench.data.hub import split_names
-from clipbench.data.layouts.base import FileLayout
+from clipbench.data.layouts.base import FileLayout, LayoutSpec
+from clipbench.data.paths import split_names
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError, nearest
 from clipbench.metrics.average_precision import DIFFICULT
@@ -31,7 +32,7 @@ from clipbench.utils.parsing import exists
 _LABELS = {"1": 1, "0": DIFFICULT, "-1": 0}
 
 
-def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     """The split of `dataset` that plays `role`, in the VOC folder that `root` is or holds; None without such a folder.
 
     Where there are class files, they decide and no XML is read; otherwise the boxes do: a class is present (1) with
@@ -57,6 +58,9 @@ def layout(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None
     if not main.is_dir() and dataset.card.alone:
         return _Boxes(dataset, folder, sorted(p.stem for p in (folder / "Annotations").glob("*.xml")))
     raise _no_split(dataset, role, main)
+
+
+LAYOUT: Final = LayoutSpec(LABELLED, "a VOCdevkit (kind: multi-label)", probe)
 
 
 def _folder(dataset: Entry[TaskCard], root: Path) -> Path | None:

@@ -18,10 +18,23 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard, fingerprint
-from clipbench.data.layouts.base import Layout, is_junk, plain_text
+from clipbench.cards.cards import LABELLED, TaskCard, fingerprint
+from clipbench.cards.entry import Entry
+from clipbench.data.layouts.base import Layout, LayoutSpec, plain_text
+from clipbench.data.paths import is_junk, split_files, split_folder
 from clipbench.data.split import Note
-from clipbench.data.tars import Gathered, Group, Member, gather, members, opened, split_name, stem, whole
+from clipbench.data.tars import (
+    TAR_SUFFIXES,
+    Gathered,
+    Group,
+    Member,
+    gather,
+    members,
+    opened,
+    split_name,
+    stem,
+    whole,
+)
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError
 from clipbench.utils.cache import cache_root, read_checked, write_checked
@@ -47,6 +60,7 @@ class WebDataset(Layout):
     """One split, in tar files."""
 
     name_in_fingerprint = "_WebDataset"
+    in_part = True
 
     def __init__(self, files: list[Path], root: Path, where: Path | str, card: TaskCard) -> None:
         """Look at the names of `files`, and read the class names in the folder `root`, or beside the first of them.
@@ -58,7 +72,7 @@ class WebDataset(Layout):
         Raises:
             DataError: two files of one name, or class names that cannot be read.
         """
-        self.files, self.where, self._kind = files, str(where), card.kind
+        self.files, self.root, self.where, self._kind = files, root, str(where), card.kind
         self._ends = _ENDS[card.kind]
         named = {"cluster": card.columns.cluster}
         self._fields = {name: key for key, name in named.items() if name is not None}
@@ -118,6 +132,9 @@ class WebDataset(Layout):
             )
             if names
         )
+
+    def also_in_fingerprint(self) -> dict[str, Any]:
+        return {"class names": self.names} if self.names and self._kind in LABELLED else {}
 
     def table(self, content: str) -> tuple[list[str], list[Any]]:
         import pyarrow as pa
@@ -322,3 +339,18 @@ def check_shards(file: Path, tars: int) -> None:
             f"{file} says {text[:40]!r} tar files, {tars} are there",
             hint="fetch the missing ones, or correct the number in that file",
         )
+
+
+def probe(dataset: Entry[TaskCard], role: str, root: Path) -> WebDataset | None:
+    """The split that tars in `root` hold, whose names begin as the split's, or that lie in its folder."""
+    spec = dataset.card.splits[role]
+    files = split_files(root, spec, role, *TAR_SUFFIXES)
+    if not files:
+        return None
+    folder = split_folder(root, spec, role)
+    if folder is not None:
+        check_shards(folder / SHARDS, len(files))
+    return WebDataset(files, root, files[0].parent, dataset.card)
+
+
+LAYOUT: Final = LayoutSpec(tuple(_ENDS), "{split}/*.tar (CLIP_benchmark's WebDataset layout)", probe)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from clipbench.cards.cards import ShardPairs, fingerprint
 from clipbench.data.digests import Digests, digests
-from clipbench.data.hub import natural
 from clipbench.data.pairs.lazy import NAMED, Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.data.pairs.tables import listing
+from clipbench.data.paths import natural
 from clipbench.data.split import Sample
 from clipbench.data.tars import BROKEN, Member, compression, gather, members, split_name, whole
 from clipbench.data.text import lines

@@ -24,9 +24,10 @@ from clipbench.cards.cards import (
     YfccPairs,
 )
 from clipbench.cards.entry import Entry
-from clipbench.data.hub import DataPaths, open_split
+from clipbench.data.open import open_split
 from clipbench.data.pairs.shards import LocalShards, RemoteShards
 from clipbench.data.pairs.tables import RowSplit
+from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import Damaged, StorageError
 from clipbench.utils.cache import cache_root, locked, make_folder, part_of, read_checked, write_checked

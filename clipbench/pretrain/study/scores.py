@@ -11,7 +11,7 @@ import numpy as np
 
 from clipbench.cards.cards import Recipe, fingerprint
 from clipbench.catalog import Catalog
-from clipbench.data.hub import open_split
+from clipbench.data.open import open_split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.errors import CardError, unknown
 from clipbench.evaluate import Options, evaluator

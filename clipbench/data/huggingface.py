@@ -1,0 +1,150 @@
+"""Data sets of the Hugging Face hub: the files of one split in the hub client's cache, at a commit that stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from clipbench.cards.cards import TaskCard, fingerprint
+from clipbench.cards.entry import Entry
+from clipbench.data.digests import sha256_file
+from clipbench.data.layouts.base import Layout
+from clipbench.data.layouts.parquet import Parquet
+from clipbench.data.layouts.refer_parquet import Rows
+from clipbench.data.layouts.webdataset import CLASS_NAMES, WebDataset
+from clipbench.data.paths import DataPaths, natural
+from clipbench.data.split import Note
+from clipbench.errors import ClipbenchError, DataError, unknown
+from clipbench.utils.cache import cache_root, read_checked, recall, remember, write_checked
+
+_TIMEOUT_S = 20
+_LISTING = "hub listing 1"
+
+
+def fetch(
+    dataset: Entry[TaskCard], role: str, paths: DataPaths
+) -> tuple[Layout, dict[str, str | None], list[Path]]:
+    """The files of one split, downloaded to the hub client's cache where they are missing, read like a local copy.
+
+    Returns:
+        Their layout, what says which tables or tars they are, and the image files beside these.
+
+    Raises:
+        DataError: they cannot be had, or are neither parquet nor tars.
+    """
+    source, spec = dataset.card.source, dataset.card.splits[role]
+    hub = source.hub
+    assert hub is not None
+    name = f"{hub}@{source.revision}" if source.revision else hub
+    try:
+        commit = _whole(source.revision) or recall("data", name) or _latest(hub, source.revision)
+        folder, files = _files(hub, source.config, spec.name, commit)
+    except ClipbenchError:
+        raise
+    except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{dataset.id}: the data set {hub} is not in the local cache and cannot be fetched ({why[:240]})"
+            + paths.without(dataset.id),
+            hint=f"with network, run this again; with a local copy: --data {dataset.id}=<folder> "
+            "(parquet, image folder or WebDataset)",
+        ) from None
+    if commit != source.revision:
+        remember("data", name, commit, what="the commit")
+    where = f"{hub}@{commit[:8]}, split {spec.name}"
+    kinds = {path.suffix for path in files}
+    opened: Layout
+    if kinds == {".parquet"}:
+        reader = Rows if dataset.card.kind == "expressions" else Parquet
+        opened = reader(files, dataset.card, folder, where)
+    elif kinds == {".tar"} and dataset.card.kind != "expressions":
+        opened = WebDataset(files, folder, where, dataset.card)
+    else:
+        raise DataError(
+            f"{where}: files of the kind {', '.join(sorted(kinds)) or 'none'}; parquet and WebDataset tars are read",
+            hint=f"fetch it by hand and give the folder: --data {dataset.id}=<folder>",
+        )
+    if paths.verify:
+        opened.notes += _verified(files)
+    said = {"hub": hub, "config": source.config, "commit": commit, "split": spec.name}
+    return opened, said, [path for path in opened.files if path not in set(files)]
+
+
+def _verified(files: list[Path]) -> tuple[Note, ...]:
+    """Compare files of the hub client's cache with the hashes that it names them by; a note on those without one.
+
+    Raises:
+        DataError: a file is not what was fetched.
+    """
+    bare = []
+    for path in files:
+        blob = path.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            same = sha256_file(blob) == blob.name
+        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):  # of small files: git's hash
+            data = blob.read_bytes()
+            same = (
+                hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob.name
+            )
+        else:
+            bare.append(path.name)
+            continue
+        if not same:
+            raise DataError(
+                f"{path} is not what was fetched: its bytes have another hash",
+                hint=f"delete {blob}, and run this again with a network",
+            )
+    text = "files of the hub's cache could not be verified: the client keeps no hash of them"
+    return (Note.of("unverified", text, bare),) if bare else ()
+
+
+def _whole(revision: str | None) -> str | None:
+    """`revision` if it is a whole commit hash; branches and tags move, and are pinned like no revision at all."""
+    return revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else None
+
+
+def _latest(hub: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(hub, revision=revision, timeout=_TIMEOUT_S).sha)
+
+
+def _files(hub: str, config: str | None, split: str, commit: str) -> tuple[Path, list[Path]]:
+    """The folder of the data set's local copy, and in it a split's files, downloaded where they are missing.
+
+    Without a network, the listing that was kept when they were downloaded serves.
+    """
+    from huggingface_hub import hf_hub_download
+
+    kept = cache_root() / "hub" / f"{fingerprint([hub, config, split, commit])}.json"
+    held = read_checked(kept, _LISTING)
+    names: list[str] = _listed(hub, config, split, commit) if held is None else json.loads(held)
+    paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=commit)) for name in names]
+    write_checked(kept, json.dumps(names).encode(), _LISTING)
+    folder = paths[0].parents[names[0].count("/")]
+    return folder, [path for path in paths if path.name != CLASS_NAMES]
+
+
+def _listed(hub: str, config: str | None, split: str, commit: str) -> list[str]:
+    """Paths, inside the repository, of a split's files (and of a WebDataset's class names).
+
+    CLIP_benchmark's layout is read as such, since `datasets` knows no split names but train, validation and
+    test where a card of the repository does not list them.
+    """
+    from datasets import load_dataset_builder
+    from huggingface_hub import HfApi
+
+    info = HfApi().dataset_info(hub, revision=commit, timeout=_TIMEOUT_S)
+    there = [file.rfilename for file in info.siblings or []]
+    names = [name for name in there if re.fullmatch(rf"{re.escape(split)}/[^/]+\.tar", name)]
+    if not names:
+        files = load_dataset_builder(hub, config, revision=commit).config.data_files
+        if split not in files:
+            raise DataError(unknown(f"split of {hub}", split, [str(name) for name in files]))
+        names = [str(file).rpartition(f"@{commit}/")[2] for file in files[split]]
+    names.sort(key=natural)
+    if all(name.endswith(".tar") for name in names) and CLASS_NAMES in there:
+        names.append(CLASS_NAMES)
+    return names

@@ -1,0 +1,250 @@
+"""Opens splits: the built-in ones, local copies in one of the layouts, and those of the hub and of torchvision.
+
+Whatever the source, labels that carry names are matched to the card's classes by name, never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipbench.cards.cards import LABELLED, TaskCard, fingerprint
+from clipbench.cards.entry import Entry
+from clipbench.data import captions, expressions, huggingface, labels, layouts, repeats
+from clipbench.data.builtin import BUILTINS
+from clipbench.data.digests import digests
+from clipbench.data.fetched import archive_of
+from clipbench.data.layouts.base import Layout, LayoutSpec, no_columns
+from clipbench.data.paths import DataPaths, listing, printable
+from clipbench.data.split import Note, Sample, Split, Subset
+from clipbench.errors import CardError, ClipbenchError, DataError, unknown
+from clipbench.utils import plugins
+from clipbench.utils.parsing import expanded
+
+
+def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: bool = False) -> Split:
+    """The split of `dataset` that plays `role` ("train", "test", …).
+
+    With `pairs`, for training, a row of a table of captions is a pair, whether or not other rows show its image; else
+    an image is one sample (see `repeats.fold`).
+
+    Raises:
+        DataError: missing folder or split, unreadable layout, or labels that disagree with the card.
+        CardError: the card has no such split.
+    """
+    if role not in dataset.card.splits:
+        raise CardError(unknown(f"split of {dataset.id}", role, dataset.card.splits))
+    split = _opened(dataset, role, paths, pairs)
+    rows = dataset.card.splits[role].rows
+    if rows is not None and len(split) < rows and isinstance(split, TableSplit) and split.in_part:
+        text = f"samples of the split are not in this copy: it has {len(split):,}, the card says {rows:,}"
+        split.notes += (Note("missing-samples", text, rows - len(split)),)
+    elif rows is not None and len(split) != rows:
+        where = split.where if isinstance(split, TableSplit) else f"{dataset.id}, {role}"
+        raise DataError(
+            f"{where} has {len(split):,} samples, the card says {rows:,}",
+            hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
+        )
+    return split
+
+
+def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
+    card = dataset.card
+    if card.splits[role].part is not None:
+        return _part(dataset, role, paths, pairs)
+    local = paths.find(dataset.id, card)
+    if local is None and card.source.path is not None:
+        local = dataset.path.parent / expanded(card.source.path)
+        if not local.exists():
+            raise DataError(
+                f"{dataset.id}: no data folder {local}", hint=f"correct source.path in {dataset.path}"
+            )
+    if local is not None:
+        return _local(dataset, role, local, paths, pairs)
+    if card.source.builtin is not None:
+        if card.columns.cluster is not None:
+            raise no_columns(f"{dataset.id}, {role}", "cluster", card.columns.cluster)
+        if card.source.builtin not in BUILTINS:
+            raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
+        return BUILTINS[card.source.builtin](role, card.classes)
+    if card.source.torchvision is not None:
+        return _local(dataset, role, archive_of(card.source.torchvision, dataset.id), paths, pairs)
+    if card.source.hub is not None:
+        refuse_lacking(dataset, role, paths)
+        source, said, linked = huggingface.fetch(dataset, role, paths)
+        hashed = {"images": _hashed(source, linked, paths)} if linked else {}
+        return TableSplit(dataset, role, source, fingerprint(said | _columns(card) | hashed), pairs=pairs)
+    raise paths.private(dataset.id)
+
+
+def refuse_lacking(dataset: Entry[TaskCard], what: str, paths: DataPaths) -> None:
+    """Say before anything is fetched that the hub copy, with no other one at hand, has no `what` (see `Source.lacks`).
+
+    Raises:
+        DataError: it has none.
+    """
+    source = dataset.card.source
+    if what not in source.lacks or paths.find(dataset.id, dataset.card) is not None:
+        return
+    files = ", ".join(source.archive.files) if source.archive else "the original archive"
+    named = f"no {what} split" if what in dataset.card.splits else f"no marks of {what} objects"
+    raise DataError(
+        f"{dataset.id}: {source.hub} has {named} of this card: {source.lacks[what]}"
+        + paths.without(dataset.id),
+        hint=f"unpack {files} into one folder, and give that: --data {dataset.id}=<folder>",
+    )
+
+
+def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) -> Split:
+    """The samples of another split that the part `role` holds."""
+    part = dataset.card.splits[role].part
+    whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)
+    rows = [row for row, sample_id in enumerate(whole.ids) if part is None or part.holds(sample_id)]
+    if not rows:
+        raise DataError(
+            f"{dataset.id}: the {role} split holds none of the {len(whole):,} samples of the whole"
+        )
+    return Subset(whole, np.array(rows), role)
+
+
+class TableSplit(Split):
+    """A split in one of the layouts. `rows` of raw labels are mapped to the card's classes at opening."""
+
+    def __init__(
+        self,
+        dataset: Entry[TaskCard],
+        role: str,
+        source: Layout,
+        content: str,
+        *,
+        pairs: bool = False,
+        in_part: bool = False,
+    ) -> None:
+        self.dataset, self.role = dataset.id, role
+        self.classes = dataset.card.classes
+        self._source, self.where = source, source.where
+        #: whether it may hold a part of the split, as a copy may that has no list of what belongs to it
+        self.in_part = in_part
+        self.ids, raw = source.table(content)
+        if not self.ids:
+            raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
+        named = dataset.card.columns.image_id
+        if (
+            dataset.card.kind == "captions"
+            and not source.scattered  # an image has one entry in a list of files
+            and not (pairs and named is None)
+        ):
+            folded = repeats.fold(source, content, named, self.ids, raw)
+            if folded != content:
+                content, (self.ids, raw) = folded, source.table(folded)
+        self.fingerprint = content
+        notes: tuple[Note, ...] = ()
+        if dataset.card.kind == "captions":
+            self.captions, notes = captions.gather(dataset.id, self.ids, raw, source.where)
+        elif dataset.card.kind == "expressions":
+            self.expressions = expressions.of(dataset, source, self.ids, raw)
+        if dataset.card.kind in LABELLED:
+            self.labels, notes = labels.of(dataset, raw, source, self.ids)
+        else:
+            self.labels = np.zeros(len(self.ids), np.int64)
+        self.notes = source.notes + notes
+        if dataset.card.columns.cluster is not None:
+            self.clusters = np.array(source.beside("cluster", dataset.card.columns.cluster), dtype=object)
+        self.objects = source.objects
+        self.scattered = source.scattered
+
+    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
+        wanted = iter(rows.tolist())
+        target = next(wanted, None)
+        for index, image in self._source.images(rows):
+            if index == target:
+                yield Sample(self.ids[index], image)
+                target = next(wanted, None)
+                if target is None:
+                    return
+
+
+# ---------------------------------------------------------------- local copies
+
+
+def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pairs: bool) -> Split:
+    """The split in the one layout that holds it."""
+    card, name = dataset.card, dataset.card.splits[role].name
+    kind = "objects" if "objects" in card.also else card.kind
+    asked = {each: spec for each, spec in _layouts() if kind in spec.kinds}
+    found: dict[str, Layout] = {}
+    for only_other in (False, True):
+        for each, spec in asked.items():
+            if spec.only_other is only_other and (there := spec.probe(dataset, role, root)) is not None:
+                found[each] = there
+        if found:
+            break
+    if not found:
+        expected = [spec.expected.format(split=name) for spec in asked.values()]
+        raise DataError(
+            f"{dataset.id}: no {role} data in {root} (it holds {listing(root)})",
+            hint=f"expected {', or '.join(expected)}",
+        )
+    if len(found) > 1:
+        told = " and ".join(f"{each} ({there.files[0].name})" for each, there in found.items())
+        raise DataError(
+            f"{dataset.id}: {root} holds the {role} split in {len(found)} layouts: {told}",
+            hint="keep the one that is meant, and move the other away",
+        )
+    (source,) = found.values()
+    content = _content(dataset, source, paths)
+    return TableSplit(dataset, role, source, content, pairs=pairs, in_part=source.in_part)
+
+
+def _layouts() -> Iterator[tuple[str, LayoutSpec]]:
+    """Name of every layout, and what it says of itself.
+
+    Raises:
+        ClipbenchError: a module says nothing.
+    """
+    for name, module in plugins.modules("layouts", layouts).items():
+        spec = getattr(module.load(), "LAYOUT", None)
+        if not isinstance(spec, LayoutSpec):
+            raise ClipbenchError(
+                f"{module.where} is no layout: it has no LAYOUT",
+                hint="write LAYOUT = LayoutSpec(kinds, expected, probe), of clipbench.data.layouts.base",
+            )
+        yield name, spec
+
+
+def _content(dataset: Entry[TaskCard], source: Layout, paths: DataPaths) -> str:
+    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them, and class names.
+
+    Raises:
+        DataError: the name of a file cannot be written.
+    """
+    for file in source.files:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"the name of {printable(str(file))} is no UTF-8, so that no record can hold it",
+                hint="rename it; convmv renames whole folders",
+            ) from None
+    hashed = _hashed(source, source.files, paths)
+    return fingerprint(
+        {"layout": source.name_in_fingerprint, "files": hashed}
+        | _columns(dataset.card)
+        | source.also_in_fingerprint()
+    )
+
+
+def _hashed(source: Layout, files: list[Path], paths: DataPaths) -> list[tuple[str, str]]:
+    """Path and sha256 of files; digests that were remembered wrongly become a note of `source`."""
+    found = digests(source.root, files, again=paths.verify)
+    source.notes += found.notes
+    return found.files
+
+
+def _columns(card: TaskCard) -> dict[str, str]:
+    """The columns that decide a tabular split: its images, and captions where it has them."""
+    columns = {"column": card.columns.image}
+    return columns | {"captions": card.columns.caption} if card.kind == "captions" else columns
