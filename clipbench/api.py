@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from clipbench.cards.cards import ModelCard
+from clipbench.cards.model import ModelCard
 from clipbench.catalog import Catalog
 from clipbench.data.decode import BAD_IMAGE, IMAGE_FORMATS, cannot, normalise, open_image, pixels
 from clipbench.encoding.batches import unit

@@ -14,18 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipbench.cards.cards import (
-    DIFFICULT_MARKS,
-    Document,
-    ModelCard,
-    Recipe,
-    Suite,
-    Suites,
-    TaskCard,
-    parse,
-)
 from clipbench.cards.entry import Card, Entry
+from clipbench.cards.model import ModelCard
 from clipbench.cards.overrides import changed, parse_assignments
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import DIFFICULT_MARKS, Suite, Suites, TaskCard
 from clipbench.errors import CardError, unknown
 from clipbench.models import families
 from clipbench.models.adapter import ModelEntry

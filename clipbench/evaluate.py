@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import JsonValue
 
-from clipbench.cards.cards import LABELLED, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.task import LABELLED
 from clipbench.catalog import Catalog, Task
 from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
 from clipbench.data.labels import without_samples

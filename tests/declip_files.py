@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipbench.cards.cards import ModelCard, Weights
+from clipbench.cards.model import ModelCard, Weights
 from clipbench.models import declip
 from clipbench.models.adapter import ModelEntry
 

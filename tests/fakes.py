@@ -11,7 +11,8 @@ import numpy as np
 import small
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Document, TaskCard, parse
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.data.split import Sample, Split
 from clipbench.models.adapter import Compared
 

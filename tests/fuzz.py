@@ -262,8 +262,8 @@ def stored_records(root: Path) -> Target:
 
 def _opened(root: Path, card: dict[str, Any]) -> None:
     """Open the split that lies in root/x as `card` says, and read its images."""
-    from clipbench.cards.cards import TaskCard
     from clipbench.cards.entry import Entry
+    from clipbench.cards.task import TaskCard
     from clipbench.data.open import open_split
     from clipbench.data.paths import DataPaths
 

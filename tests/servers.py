@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from clipbench.cards.cards import Weights
+from clipbench.cards.model import Weights
 from clipbench.errors import WeightsError
 from clipbench.models.weights import fetch
 from clipbench.models.weights.fetch import place

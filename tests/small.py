@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.models.towers.adapters import serialise
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers

@@ -18,8 +18,8 @@ import small
 from scipy.io import loadmat, savemat
 
 from clipbench import cli
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.decode import open_image
 from clipbench.data.open import open_split

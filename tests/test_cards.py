@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from clipbench.cards.cards import (
-    Document,
-    ModelCard,
-    Preprocess,
-    Recipe,
-    Strict,
-    TaskCard,
-    Weights,
-    fingerprint,
-    parse,
-)
+from clipbench.cards.base import Strict, fingerprint
+from clipbench.cards.model import ModelCard, Preprocess, Weights
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError
 from clipbench.models import adapter

@@ -15,8 +15,8 @@ import pytest
 from test_coco import jpeg
 
 from clipbench import cli
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.layouts.coco_gender import convert
 from clipbench.data.open import open_split

@@ -15,8 +15,8 @@ import pytest
 import small
 from pydantic import ValidationError
 
-from clipbench.cards.cards import Columns, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import Columns, TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.captions import gather
 from clipbench.data.open import open_split

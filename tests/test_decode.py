@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.data.decode import (
     IMAGE_FORMATS,
     IMAGE_SUFFIXES,
@@ -375,7 +375,7 @@ KILLED = """
 import io, sys, time
 import numpy as np
 from PIL import Image
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.data.split import Sample
 from clipbench.data.decode import decode_stream
 buffer = io.BytesIO()

@@ -20,7 +20,8 @@ from measuring import measure, record_of
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, recall_score
 
-from clipbench.cards.cards import Preprocess, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.model import Preprocess
 from clipbench.catalog import Catalog
 from clipbench.data import decode
 from clipbench.data.open import open_split

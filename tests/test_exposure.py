@@ -15,7 +15,9 @@ from rich.console import Console
 from test_records import SAMPLES, make_record
 
 import clipbench
-from clipbench.cards.cards import Images, Part, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.model import Images
+from clipbench.cards.task import Part
 from clipbench.catalog import Catalog
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime

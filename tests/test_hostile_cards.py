@@ -13,8 +13,8 @@ import pytest
 import small
 from commandline import Run
 
-from clipbench.cards.cards import Document
 from clipbench.cards.overrides import parse_assignments
+from clipbench.cards.strict_yaml import Document
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.utils.parsing import MOST_YAML

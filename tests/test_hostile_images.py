@@ -25,7 +25,8 @@ from PIL import Image
 from test_coco import jpeg
 
 import clipbench
-from clipbench.cards.cards import Preprocess, TaskCard
+from clipbench.cards.model import Preprocess
+from clipbench.cards.task import TaskCard
 from clipbench.data import decode as decoding
 from clipbench.data.decode import MAX_PIXELS, Oversized, decode, decode_stream, open_image
 from clipbench.data.split import Sample

@@ -15,7 +15,7 @@ import small
 from commandline import Place, Run, mended
 
 from clipbench import cli
-from clipbench.cards.cards import ShardPairs
+from clipbench.cards.pairs import ShardPairs
 from clipbench.data.pairs.shards import captions
 from clipbench.errors import ClipbenchError, DataError, StorageError, WeightsError
 from clipbench.metrics import classification

@@ -22,8 +22,8 @@ from damage import flip
 from PIL import Image
 from servers import FIRST, SECOND, Hub, run_python
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data import layouts
 from clipbench.data.layouts.base import FileLayout, Layout
 from clipbench.data.open import open_split
@@ -607,7 +607,7 @@ OPEN = """
 import hashlib, json, sys, time
 from pathlib import Path
 import numpy as np
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.task import TaskCard
 from clipbench.cards.entry import Entry
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths

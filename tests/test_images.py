@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 import clipbench
-from clipbench.cards.cards import Preprocess, TaskCard, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.model import Preprocess
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits, digits_scenes
 from clipbench.data.decode import REMARKS, Crops, decode, decode_stream

@@ -10,8 +10,10 @@ import pytest
 import yaml
 from captioned import rows_of, write_table
 
-from clipbench.cards.cards import Document, MocoV2, Recipe, parse
 from clipbench.cards.overrides import changed, parse_assignments
+from clipbench.cards.pairs import MocoV2
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.catalog import Catalog
 from clipbench.cli import app
 from clipbench.errors import CardError

@@ -17,8 +17,8 @@ import pytest
 import small
 from PIL import Image
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data import digests as digests_module
 from clipbench.data.builtin import digits

@@ -19,8 +19,8 @@ import test_hub
 from PIL import Image
 from test_coco import jpeg
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths

@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from test_compare import write_model
 from test_records import REPORTED, SAMPLES, make_record
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics.intervals import Score

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from clipbench.cards.cards import Document, ModelCard, Preprocess, Suites, TaskCard, parse
+from clipbench.cards.model import ModelCard, Preprocess
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import Suites, TaskCard
 from clipbench.catalog import Catalog
 
 ROOT = Path(__file__).parents[1]

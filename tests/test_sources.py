@@ -13,7 +13,8 @@ import pytest
 import small
 
 from clipbench import cli
-from clipbench.cards.cards import Source, TaskCard, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.task import Source, TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data import huggingface
 from clipbench.data.open import open_split

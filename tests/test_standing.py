@@ -12,7 +12,7 @@ import pytest
 from test_records import make_record
 
 import clipbench
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, DataError
 from clipbench.metrics.intervals import Score

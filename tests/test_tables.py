@@ -12,7 +12,8 @@ import pytest
 import small
 from test_data_captions import coco, karpathy, open_test, write, write_coco, write_pictures
 
-from clipbench.cards.cards import Columns, ShardPairs
+from clipbench.cards.pairs import ShardPairs
+from clipbench.cards.task import Columns
 from clipbench.data.layouts._caption_tables import HEADINGS, read
 from clipbench.data.layouts.parquet import captions_of
 from clipbench.data.pairs.shards import captions

@@ -17,7 +17,7 @@ from damage import flip
 from pydantic import TypeAdapter
 from small import picture, write_parquet, write_task
 
-from clipbench.cards.cards import AnyPairs
+from clipbench.cards.pairs import AnyPairs
 from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.data.pairs.lazy import LazySplit

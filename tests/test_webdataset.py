@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from small import CLASSES, picture
 
-from clipbench.cards.cards import TaskCard, fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split

@@ -37,7 +37,9 @@ from small import CLASSES, labels, picture, write_task
 from training import recipe_with
 
 from clipbench import cli
-from clipbench.cards.cards import AnyPairs, Recipe, TaskCard
+from clipbench.cards.pairs import AnyPairs
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data import huggingface
 from clipbench.data.pairs.sources import Packed, open_pairs

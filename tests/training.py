@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipbench.cards.cards import Document, Recipe, TaskCard, parse
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.data.builtin import digits
 from clipbench.data.split import Split, Subset
 from clipbench.pretrain.loop import pretrain

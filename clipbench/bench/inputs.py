@@ -13,8 +13,8 @@ from clipbench.errors import DataError
 from clipbench.solvers.selection import forget
 
 if TYPE_CHECKING:
-    from clipbench.cards.cards import TaskCard
     from clipbench.cards.entry import Entry
+    from clipbench.cards.task import TaskCard
     from clipbench.data.paths import DataPaths
     from clipbench.data.split import Split
     from clipbench.encoding.encoder import ModelEncoder

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbench.bench.machine import limited_threads
-from clipbench.cards.cards import Recipe, TaskCard
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.task import TaskCard
 from clipbench.data.builtin import ArraySplit
 from clipbench.data.split import Captions
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipbench.bench.machine import device_peak_mib, forget_device_peak, matmul_peak
 from clipbench.bench.pretrain import random_pairs, steps_of
-from clipbench.cards.cards import Recipe
+from clipbench.cards.recipe import Recipe
 from clipbench.encoding.runtime import Runtime
 
 if TYPE_CHECKING:

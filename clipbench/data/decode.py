@@ -31,7 +31,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.data.images import standard
 from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.decode import BAD_IMAGE, open_image
 from clipbench.data.images import frames
 from clipbench.data.layouts.base import Layout

@@ -7,8 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from clipbench.cards.cards import TaskCard, fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.digests import sha256_file
 from clipbench.data.layouts.base import Layout
 from clipbench.data.layouts.parquet import Parquet

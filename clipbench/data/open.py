@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, TaskCard, fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data import captions, expressions, huggingface, labels, layouts, repeats
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.digests import digests

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipbench.cards.cards import SplitSpec, TaskCard
+from clipbench.cards.task import SplitSpec, TaskCard
 from clipbench.errors import DataError
 from clipbench.utils.parsing import expanded
 

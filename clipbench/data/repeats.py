@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.data.layouts.base import Layout
 from clipbench.data.layouts.parquet import Parquet, captions_of
 from clipbench.data.split import Note

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.data.decode import Crops
 from clipbench.data.split import Split
 from clipbench.encoding.batches import not_finite, unit

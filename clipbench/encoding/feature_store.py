@@ -39,7 +39,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.data.decode import Bad
 from clipbench.encoding.runtime import MAX_BATCH
 from clipbench.errors import Damaged, StorageError

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Preprocess, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.model import Preprocess
 from clipbench.data.decode import Bad, cannot, decode_stream, normalise
 from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding.batches import batch_rows, not_finite, rows_of, unit

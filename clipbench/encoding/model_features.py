@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
 from clipbench.data.split import Split
 from clipbench.encoding.batches import batch_rows, noise

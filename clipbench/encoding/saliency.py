@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.data.decode import BAD_IMAGE, decode_stream, normalise, open_image, seen
 from clipbench.data.images import frames
 from clipbench.data.split import Sample, Split

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict
+from clipbench.cards.base import Strict
+from clipbench.cards.model import ModelCard, Preprocess
 from clipbench.errors import NotApplicable
 
 if TYPE_CHECKING:

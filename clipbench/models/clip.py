@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.towers.configs import DualConfig, parse_config

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import CardError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.clip import ClipAdapter

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from pydantic import BaseModel
 
 from clipbench import models
-from clipbench.cards.cards import Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.fetch import source_name

@@ -15,7 +15,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from clipbench.cards.cards import Images, ModelCard, Recipe, Target, TaskCard, Weights, fingerprint, finite
+from clipbench.cards.base import fingerprint, finite
+from clipbench.cards.model import Images, ModelCard, Weights
+from clipbench.cards.recipe import Recipe, Target
+from clipbench.cards.task import TaskCard
 from clipbench.data.pairs.lazy import LazySplit
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.split import Split

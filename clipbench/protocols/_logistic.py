@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.cards import Strict
+from clipbench.cards.base import Strict
 from clipbench.metrics.intervals import Score
 from clipbench.protocols._outcomes import convergence
 from clipbench.protocols.base import Inputs, Outcome

@@ -15,7 +15,8 @@ from typing import Protocol as Structure
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Strict, TaskCard
+from clipbench.cards.base import Strict
+from clipbench.cards.task import TaskCard
 
 if TYPE_CHECKING:
     from clipbench.data.split import Split

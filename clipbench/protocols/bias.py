@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.cards import TaskCard, Tuple
+from clipbench.cards.base import Tuple
+from clipbench.cards.task import TaskCard
 from clipbench.data.labels import fold, match
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown

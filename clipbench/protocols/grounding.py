@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.task import TaskCard
 from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import boxes, clustered, intervals

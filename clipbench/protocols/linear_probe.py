@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.cards import LABELLED, Strict, TaskCard
+from clipbench.cards.base import Strict
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import average_precision, classification, clustered

@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard, Tuple
+from clipbench.cards.base import Tuple
+from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import clustered, intervals

@@ -7,7 +7,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import TaskCard, Tuple
+from clipbench.cards.base import Tuple
+from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import unknown
 from clipbench.protocols import _outcomes as outcomes

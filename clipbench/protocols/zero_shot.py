@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, TaskCard
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.split import Split
 from clipbench.encoding.feature_store import Features
 from clipbench.errors import unknown

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from clipbench.cards.cards import Images, Pairs
+from clipbench.cards.model import Images
+from clipbench.cards.pairs import Pairs
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights.resolve import resolve

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
 from clipbench.models.adapter import ModelEntry

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from clipbench.cards.cards import Images, Part, SplitSpec, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.model import Images
+from clipbench.cards.task import Part, SplitSpec, TaskCard
 from clipbench.catalog import Catalog
 from clipbench.records.record import Seen
 

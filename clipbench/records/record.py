@@ -43,7 +43,8 @@ from pydantic import (
     model_validator,
 )
 
-from clipbench.cards.cards import Reported, Strict, Tuple, finite
+from clipbench.cards.base import Strict, Tuple, finite
+from clipbench.cards.model import Reported
 from clipbench.errors import DataError, StorageError
 from clipbench.metrics.intervals import Score
 from clipbench.utils import outputs

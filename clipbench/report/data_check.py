@@ -8,8 +8,8 @@ from textwrap import TextWrapper
 
 import numpy as np
 
-from clipbench.cards.cards import DIFFICULT_MARKS, LABELLED, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import DIFFICULT_MARKS, LABELLED, TaskCard
 from clipbench.catalog import Task
 from clipbench.data.decode import problem
 from clipbench.data.labels import without_samples

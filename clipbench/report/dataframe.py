@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
-from clipbench.cards.cards import Confidence, Reported
+from clipbench.cards.model import Confidence, Reported
 from clipbench.catalog import Catalog
 from clipbench.metrics.intervals import Score
 from clipbench.records import alignment

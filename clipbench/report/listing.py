@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipbench.cards.cards import ModelCard, Reported, TaskCard
+from clipbench.cards.model import ModelCard, Reported
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
 from clipbench.records import record as records

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from clipbench.cards.cards import fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog
 
 #: kind → id → fingerprint; `params` are those of every task of every suite

@@ -16,8 +16,8 @@ import small
 from commandline import Run
 from commandline import run as run
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data import layouts
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipbench.cards.cards import ModelCard, Preprocess, Weights
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertModel, MPNetConfig, MPNetModel
 
-from clipbench.cards.cards import ModelCard, Preprocess, Weights
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.builtin import ArraySplit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime

@@ -14,7 +14,9 @@ import torch
 from small import BERT_TOKENS, write_tokenizer
 from torch import nn
 
-from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
+from clipbench.cards.model import ModelCard, Preprocess, Weights
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.encoding.runtime import Runtime

@@ -16,7 +16,7 @@ from declip_files import ARCHS, RN, TEXT, VIT, know_architectures, model_of, off
 from small import write_images, write_task
 from torch import Tensor, nn
 
-from clipbench.cards.cards import Weights
+from clipbench.cards.model import Weights
 from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths

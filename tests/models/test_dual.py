@@ -23,7 +23,9 @@ from small import BERT_TOKENS, MPNET_TOKENS, write_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, Weights, parse
+from clipbench.cards.model import ModelCard, Preprocess, Weights
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise

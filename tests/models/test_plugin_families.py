@@ -26,7 +26,8 @@ TOY = '''
 
 import hashlib
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.models.adapter import Adapter, Family
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import ArraySplit
 from clipbench.data.decode import normalise, pixels, seen

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from clipbench.cards.cards import Strict
+from clipbench.cards.base import Strict
 from clipbench.data.decode import open_image
 from clipbench.errors import ClipbenchError, DataError, unknown
 from clipbench.records import record as records

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Strict
+from clipbench.cards.base import Strict
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.data.open import open_split

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import Strict
+from clipbench.cards.base import Strict
 from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.data.split import Split

@@ -19,7 +19,9 @@ import torch
 from damage import flip
 from training import recipe_with, run
 
-from clipbench.cards.cards import Document, ModelCard, Recipe, parse
+from clipbench.cards.model import ModelCard
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.errors import CardError, ClipbenchError, Damaged, WeightsError
 from clipbench.models.adapter import Adapter
 from clipbench.pretrain.run import events

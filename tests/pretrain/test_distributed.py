@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from training import OBJECTIVES, ROOT, assert_alike, recipe_with, run
 
-from clipbench.cards.cards import Recipe
+from clipbench.cards.recipe import Recipe
 from clipbench.pretrain.engine.distributed import Processes, join
 from clipbench.pretrain.objectives._helpers import clip_loss
 

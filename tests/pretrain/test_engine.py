@@ -26,18 +26,9 @@ from training import OBJECTIVES, ROOT, assert_alike, data_of, recipe_with, run
 
 from clipbench import catalog
 from clipbench.bench import pretrain as bench
-from clipbench.cards.cards import (
-    AdamW,
-    AdamWSgd,
-    Document,
-    Engine,
-    ModelCard,
-    Peaks,
-    Recipe,
-    Schedule,
-    Sgd,
-    parse,
-)
+from clipbench.cards.model import ModelCard
+from clipbench.cards.recipe import AdamW, AdamWSgd, Engine, Peaks, Recipe, Schedule, Sgd
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.errors import CardError, Stopped
 from clipbench.models.adapter import Adapter
 from clipbench.models.towers.configs import parse_config

@@ -21,7 +21,10 @@ from small import one_thread, write_tokenizer  # noqa: F401 - one_thread is a fi
 from torch import nn
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Document, ModelCard, Pairs, Recipe, parse
+from clipbench.cards.model import ModelCard
+from clipbench.cards.pairs import Pairs
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.decode import normalise

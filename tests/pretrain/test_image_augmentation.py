@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import functional as V
 
-from clipbench.cards.cards import MocoV2, Pairs
+from clipbench.cards.pairs import MocoV2, Pairs
 from clipbench.pretrain.data.image_augmentation import (
     augment,
     blur,

@@ -13,7 +13,9 @@ from captioned import rows_of, sample_of, server, write_shard, write_shards, wri
 from pydantic import TypeAdapter
 from small import one_thread, picture, write_parquet, write_task
 
-from clipbench.cards.cards import AnyPairs, Preprocess, Recipe
+from clipbench.cards.model import Preprocess
+from clipbench.cards.pairs import AnyPairs
+from clipbench.cards.recipe import Recipe
 from clipbench.catalog import Catalog
 from clipbench.data.pairs.sources import open_pairs
 from clipbench.data.pairs.tables import RowSplit

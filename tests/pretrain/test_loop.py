@@ -18,19 +18,11 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from clipbench.cards.cards import (
-    AdamW,
-    Affine,
-    Document,
-    Images,
-    ModelCard,
-    Pairs,
-    Preprocess,
-    Recipe,
-    Sgd,
-    TaskCard,
-    parse,
-)
+from clipbench.cards.model import Images, ModelCard, Preprocess
+from clipbench.cards.pairs import Affine, Pairs
+from clipbench.cards.recipe import AdamW, Recipe, Sgd
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.data.builtin import ArraySplit, digits, digits_scenes
 from clipbench.data.decode import normalise
 from clipbench.errors import CardError, ClipbenchError, Damaged, DataError, StorageError

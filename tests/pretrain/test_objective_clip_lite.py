@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Document, Preprocess, Recipe, parse
+from clipbench.cards.model import Preprocess
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.open import open_split

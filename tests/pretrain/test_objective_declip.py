@@ -13,7 +13,11 @@ from small import BERT_TOKENS, write_tokenizer
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from clipbench.cards.cards import Document, MocoV2, Pairs, Preprocess, Recipe, TaskCard, parse
+from clipbench.cards.model import Preprocess
+from clipbench.cards.pairs import MocoV2, Pairs
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.data.open import open_split

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Document, ModelCard, Preprocess, Recipe, TaskCard, Weights, parse
+from clipbench.cards.model import ModelCard, Preprocess, Weights
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.encoding.runtime import Runtime

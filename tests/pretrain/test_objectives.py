@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from clipbench.cards.cards import Objective
+from clipbench.cards.recipe import Objective
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.objectives import base
 from clipbench.pretrain.objectives._helpers import unit
@@ -103,7 +103,9 @@ def test_a_module_that_is_no_objective_is_named(plugins: Path, text: str) -> Non
 
 def test_recipes_are_read_without_torch() -> None:
     code = (
-        "import sys; from clipbench.cards.cards import Document, Recipe, parse; from pathlib import Path\n"
+        "import sys\n"
+        "from clipbench.cards.recipe import Recipe; from clipbench.cards.strict_yaml import Document, parse\n"
+        "from pathlib import Path\n"
         "for path in Path('clipbench/pretrain/recipes').glob('*.yaml'): parse(Recipe, Document(path))\n"
         "assert 'torch' not in sys.modules"
     )

@@ -11,7 +11,9 @@ from typing import Any, cast
 import pytest
 from small import one_thread, picture
 
-from clipbench.cards.cards import AdamW, MocoV2, Sgd, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.pairs import MocoV2
+from clipbench.cards.recipe import AdamW, Sgd
 from clipbench.catalog import Catalog
 from clipbench.data.pairs.sources import open_pairs
 from clipbench.data.paths import DataPaths

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score
 
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Objects

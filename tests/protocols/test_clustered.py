@@ -21,8 +21,8 @@ from scipy.stats import t
 from test_compare import write_model
 
 from clipbench import cli
-from clipbench.cards.cards import Columns, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import Columns, TaskCard
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset

@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from clipbench import cli
-from clipbench.cards.cards import TaskCard
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.decode import normalise, pixels
 from clipbench.data.open import open_split

@@ -13,7 +13,8 @@ from fakes import Array, FakeEncoder, FakeSplit, unit
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, average_precision_score, recall_score, top_k_accuracy_score
 
-from clipbench.cards.cards import Document, TaskCard, parse
+from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime

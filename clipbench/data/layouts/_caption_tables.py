@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from clipbench.cards.cards import Columns
+from clipbench.cards.task import Columns
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.labels import fold
 from clipbench.data.split import Note

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.layouts import _cifar as cifar
 from clipbench.data.layouts import _matlab as matlab
 from clipbench.data.layouts.base import FileLayout, LayoutSpec, first_line

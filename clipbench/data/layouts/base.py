@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.split import Note, Objects
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from clipbench.cards.cards import Columns, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import Columns, TaskCard
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.layouts import _caption_tables as tables
 from clipbench.data.layouts.base import FileLayout, LayoutSpec

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import split_names
 from clipbench.data.split import Note

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import split_names
 from clipbench.data.split import Objects

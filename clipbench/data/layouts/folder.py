@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.decode import BAD_IMAGE, IMAGE_SUFFIXES, Oversized, open_image
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import is_junk, printable, split_folder

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, plain_text
 from clipbench.data.paths import split_files
 from clipbench.data.split import Note

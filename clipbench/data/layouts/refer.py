@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.expressions import Expression, detections_of, from_xywh
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.layouts.coco import instances_file, listed_images, sole_objects

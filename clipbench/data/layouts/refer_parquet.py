@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import TaskCard
 from clipbench.data.expressions import Expression, detections_of, from_xywh
 from clipbench.data.layouts.base import LayoutSpec
 from clipbench.data.layouts.parquet import Parquet

@@ -18,8 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, TaskCard
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data import labels
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import split_names

@@ -18,8 +18,9 @@ from typing import IO, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import LABELLED, TaskCard, fingerprint
+from clipbench.cards.base import fingerprint
 from clipbench.cards.entry import Entry
+from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.layouts.base import Layout, LayoutSpec, plain_text
 from clipbench.data.paths import is_junk, split_files, split_folder
 from clipbench.data.split import Note

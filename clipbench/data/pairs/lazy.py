@@ -19,7 +19,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import PairSource, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.pairs import PairSource
 from clipbench.data.caption_cleaning import clean_caption
 from clipbench.data.digests import Digests
 from clipbench.data.split import Sample, Split

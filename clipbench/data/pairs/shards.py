@@ -19,7 +19,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import ShardPairs, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.pairs import ShardPairs
 from clipbench.data.digests import Digests, digests
 from clipbench.data.pairs.lazy import NAMED, Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.data.pairs.tables import listing

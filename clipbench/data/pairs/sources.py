@@ -10,20 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.cards import (
-    AnyPairs,
-    CaptionedPairs,
-    Columns,
-    HubPairs,
-    Pairs,
-    ShardPairs,
-    Source,
-    SplitSpec,
-    TablePairs,
-    TaskCard,
-    YfccPairs,
-)
 from clipbench.cards.entry import Entry
+from clipbench.cards.pairs import AnyPairs, CaptionedPairs, HubPairs, Pairs, ShardPairs, TablePairs, YfccPairs
+from clipbench.cards.task import Columns, Source, SplitSpec, TaskCard
 from clipbench.data.open import open_split
 from clipbench.data.pairs.shards import LocalShards, RemoteShards
 from clipbench.data.pairs.tables import RowSplit

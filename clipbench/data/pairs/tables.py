@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from clipbench.cards.cards import TablePairs, YfccPairs, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.pairs import TablePairs, YfccPairs
 from clipbench.data.digests import Digests, digests
 from clipbench.data.pairs.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
 from clipbench.errors import DataError, unknown

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from clipbench.cards.cards import ModelCard, Preprocess, Weights, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import WeightsError
 from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower

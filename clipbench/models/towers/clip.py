@@ -18,7 +18,7 @@ from open_clip.tokenizer import default_bpe
 from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError
 from clipbench.models.towers.base import Masking, PatchTower, TokenTower
 from clipbench.models.towers.configs import ClipResNetConfig, ClipTextConfig, ClipVitConfig

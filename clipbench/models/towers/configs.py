@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from clipbench.cards.cards import Strict, Weights, fingerprint
+from clipbench.cards.base import Strict, fingerprint
+from clipbench.cards.model import Weights
 from clipbench.errors import CardError
 
 

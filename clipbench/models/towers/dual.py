@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError
 from clipbench.models.towers.base import ImageTower, PatchTower, TextTower, TokenTower
 from clipbench.models.towers.configs import (

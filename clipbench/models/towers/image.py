@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError, unknown
 from clipbench.models.towers.base import ImageTower, LibraryTower, PatchTower
 from clipbench.models.towers.configs import ConvNetConfig, TimmConfig, TorchvisionConfig

@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, ValidationError
 
-from clipbench.cards.cards import Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import StorageError, WeightsError, nearest
 from clipbench.models.weights.reading import strange, unreadable

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError, WeightsError, unknown
 from clipbench.models.weights.reading import count_numbered
 

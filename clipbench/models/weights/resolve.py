@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipbench.cards.cards import Weights
+from clipbench.cards.model import Weights
 from clipbench.data.digests import digests, sha256_file
 from clipbench.errors import CardError, DataError, WeightsError
 from clipbench.models.adapter import ModelEntry

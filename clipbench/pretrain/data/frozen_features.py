@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipbench.cards.cards import Frozen, RecipeModel, Weights
+from clipbench.cards.model import Weights
+from clipbench.cards.recipe import Frozen, RecipeModel
 from clipbench.data.pairs.lazy import LazySplit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features

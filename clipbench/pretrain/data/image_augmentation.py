@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipbench.cards.cards import Affine, Augmentation, MocoV2
+from clipbench.cards.pairs import Affine, Augmentation, MocoV2
 from clipbench.utils.row_rng import Draws
 
 #: aspect ratios of MoCo v2's crops, and how often one is drawn anew that does not fit (torchvision's defaults)

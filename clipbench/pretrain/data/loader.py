@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench.cards.cards import Preprocess
+from clipbench.cards.model import Preprocess
 from clipbench.data.decode import Bad, OnBadImage, decode_stream, undecodable
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.split import Sample

@@ -12,7 +12,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from clipbench.cards.cards import Augmentation, Preprocess
+from clipbench.cards.model import Preprocess
+from clipbench.cards.pairs import Augmentation
 from clipbench.data.decode import normalise
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.errors import DataError

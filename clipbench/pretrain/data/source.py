@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipbench.cards.cards import AnyPairs, Pairs, Preprocess, TaskCard
+from clipbench.cards.model import Preprocess
+from clipbench.cards.pairs import AnyPairs, Pairs
+from clipbench.cards.task import TaskCard
 from clipbench.data.decode import Bad, OnBadImage, decode_stream, undecodable
 from clipbench.data.pairs.lazy import LazySplit, plain_caption
 from clipbench.data.pairs.shards import RemoteShards

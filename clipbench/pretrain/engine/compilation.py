@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from clipbench.cards.cards import Engine
+from clipbench.cards.recipe import Engine
 from clipbench.errors import CardError
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.engine.gradient_caching import still

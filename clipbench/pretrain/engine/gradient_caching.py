@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from clipbench.cards.cards import Recipe
+from clipbench.cards.recipe import Recipe
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.batch import Batch
 from clipbench.pretrain.engine.distributed import Processes

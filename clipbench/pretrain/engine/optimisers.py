@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from clipbench.cards.cards import AdamW, AdamWSgd, Lookahead, Schedule, Sgd
+from clipbench.cards.recipe import AdamW, AdamWSgd, Lookahead, Schedule, Sgd
 
 #: names of parameters begin so → the part whose peak rate they take
 _PARTS = {"towers.image.": "image", "towers.text.": "text", "towers.log_scale": "logit_scale"}

@@ -17,7 +17,8 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
-from clipbench.cards.cards import Augmentation, Objective
+from clipbench.cards.pairs import Augmentation
+from clipbench.cards.recipe import Objective
 from clipbench.errors import CardError
 
 if TYPE_CHECKING:

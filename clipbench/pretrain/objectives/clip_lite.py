@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import Misplaced, Objective, Recipe
+from clipbench.cards.base import Misplaced
+from clipbench.cards.recipe import Objective, Recipe
 from clipbench.pretrain.objectives import base
 from clipbench.pretrain.objectives._helpers import unit, wide
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from clipbench.cards.cards import Misplaced, Objective, Recipe
+from clipbench.cards.base import Misplaced
+from clipbench.cards.recipe import Objective, Recipe
 from clipbench.pretrain.objectives import base
 from clipbench.pretrain.objectives._helpers import captions, clip_loss, masked_language_loss, mlp, unit
 

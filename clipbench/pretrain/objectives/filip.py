@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import Objective
+from clipbench.cards.recipe import Objective
 from clipbench.pretrain.objectives import base
 from clipbench.pretrain.objectives._helpers import (
     captions,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from clipbench.cards.cards import Augmentation, MocoV2, Objective
+from clipbench.cards.pairs import Augmentation, MocoV2
+from clipbench.cards.recipe import Objective
 from clipbench.pretrain.objectives import base
 from clipbench.pretrain.objectives._helpers import clip_loss, mlp, unit
 

@@ -31,7 +31,9 @@ from typing import Any, BinaryIO, NotRequired, TypedDict
 import torch
 import yaml
 
-from clipbench.cards.cards import Document, ModelCard, Recipe, parse, sealed
+from clipbench.cards.model import ModelCard
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse, sealed
 from clipbench.errors import CardError, Damaged, StorageError, WeightsError, unknown
 from clipbench.models.weights.pickles import names_in
 from clipbench.pretrain.data.pairs import PairsState

@@ -14,7 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from clipbench.cards.cards import Augmentation, Document, Misplaced, Recipe, Strict, Tuple, parse
+from clipbench.cards.base import Misplaced, Strict, Tuple
+from clipbench.cards.pairs import Augmentation
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.strict_yaml import Document, parse
 from clipbench.errors import CardError, unknown
 from clipbench.utils.package import PACKAGE
 

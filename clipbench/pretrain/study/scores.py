@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipbench.cards.cards import Recipe, fingerprint
+from clipbench.cards.base import fingerprint
+from clipbench.cards.recipe import Recipe
 from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.encoding.encoder import ModelEncoder

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from clipbench.cards.cards import AnyPairs, Recipe, TaskCard
+from clipbench.cards.pairs import AnyPairs
+from clipbench.cards.recipe import Recipe
+from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.pairs.sources import open_pairs

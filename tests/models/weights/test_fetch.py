@@ -38,7 +38,8 @@ from servers import (
     run_python,
 )
 
-from clipbench.cards.cards import ModelCard, Preprocess, Strict, Weights
+from clipbench.cards.base import Strict
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import CardError, ClipbenchError, StorageError, WeightsError
 from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
@@ -144,7 +145,7 @@ def test_file_that_was_put_there_by_hand(files: Files) -> None:
 RESOLVE = """
 import json, sys
 from pathlib import Path
-from clipbench.cards.cards import Weights
+from clipbench.cards.model import Weights
 from clipbench.models.weights.resolve import resolve_source
 print("ready", flush=True)
 path, digest = resolve_source(Weights(**json.loads(sys.argv[1])), owner="tiny", folder=Path("."))
@@ -462,7 +463,7 @@ def test_package_without_the_file(package: str, words: str) -> None:
 FROM_HUB = """
 import json, sys
 from pathlib import Path
-from clipbench.cards.cards import Weights
+from clipbench.cards.model import Weights
 from clipbench.errors import ClipbenchError
 from clipbench.models.weights.resolve import resolve_source
 for source in sys.argv[1:]:

@@ -20,7 +20,8 @@ from safetensors.torch import save, save_file
 from servers import DATA, Files, at, refused, resolved
 from small import Caller
 
-from clipbench.cards.cards import ShardPairs, Weights
+from clipbench.cards.model import Weights
+from clipbench.cards.pairs import ShardPairs
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.errors import DataError, WeightsError
 from clipbench.models.weights import fetch

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from small import same
 from torch import Tensor, nn
 
-from clipbench.cards.cards import ModelCard, Preprocess, Weights
+from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import WeightsError
 from clipbench.models.adapter import ModelEntry

@@ -1,0 +1,364 @@
+"""Task cards: one data set, where it comes from, its classes and prompts, and what is measured on it; suites."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from clipbench.cards.base import Misplaced, Strict, Tuple
+from clipbench.cards.model import Images
+from clipbench.errors import nearest
+
+
+class Archive(Strict):
+    """The authors' own files of a data set: what is to be unpacked into one folder.
+
+    `folder` is what they unpack to, by which a copy among others is found.
+    """
+
+    files: Tuple[str]
+    folder: str | None = None
+
+
+#: what a source may lack beside splits
+DIFFICULT_MARKS = "difficult"
+
+
+class Source(Strict):
+    """Where a data set comes from: exactly one of `hub`, `torchvision`, `builtin`, `path`, `local`.
+
+    `hub` is a Hugging Face data set id; `revision` only where a source gives it, otherwise the resolved
+    commit is recorded at first use and checked afterwards. `path` is relative to the card's folder.
+    `local: true` means that there is no public copy: the data is always given with `--data`. `torchvision` is the
+    name of a class there that downloads the authors' archive and knows its md5 sum.
+
+    `lacks` says what the hub copy does not have: a split's role, or `difficult` (the marks of objects that are
+    difficult to see), and what it has instead. `archive` names the files that have it all. Both say where data can be
+    had and not what is measured: they are no part of fingerprints.
+    """
+
+    hub: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    builtin: str | None = None
+    path: str | None = None
+    local: Literal[True] | None = None
+    torchvision: (
+        Literal["CIFAR10", "CIFAR100", "Caltech101", "DTD", "Flowers102", "Food101", "OxfordIIITPet"] | None
+    ) = None
+    archive: Archive | None = None
+    lacks: dict[str, str] = Field({})
+
+    @model_serializer(mode="wrap")
+    def _what_is_measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {
+            k: v
+            for k, v in fields.items()
+            if k not in ("archive", "lacks") and (k, v) != ("torchvision", None)
+        }
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Source:
+        kinds = ("hub", "torchvision", "builtin", "path", "local")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)} (found {', '.join(given) or 'none'})")
+        if self.lacks and self.hub is None:
+            raise ValueError("lacks goes with hub: it says what the copy there does not have")
+        return self
+
+
+class Columns(Strict):
+    """Column names of a tabular source (parquet, hub). Image folders have none.
+
+    `image_id` says which image a row of a set of captions shows, where an image has several rows. `cluster` says which
+    samples belong together (the slide, the patient, the camera's sequence that each is from): intervals and tests are
+    then over clusters, and no validation data cuts one. In WebDataset tars it is a field of each sample's `.json`.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    caption: str = "caption"
+    image_id: str | None = None
+    cluster: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        unset = (("caption", "caption"), ("image_id", None), ("cluster", None))
+        return {k: v for k, v in fields.items() if (k, v) not in unset}
+
+
+class Part(Strict):
+    """The samples whose ids a hash puts in [`start`, `end`) of 0 … 1: the same ids whatever else the set holds.
+
+    Hash: the first 8 bytes of sha256 of `<seed>/<id>`, big-endian, over 2^64.
+    """
+
+    seed: int = Field(ge=0)
+    start: float = Field(0.0, ge=0, lt=1)
+    end: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _some(self) -> Part:
+        if self.start >= self.end:
+            raise ValueError(f"start ({self.start}) must be below end ({self.end})")
+        return self
+
+    def holds(self, sample_id: str) -> bool:
+        """Whether the part holds the sample of this id.
+
+        >>> [Part(seed=0, end=0.5).holds(name) for name in ("a.jpg", "b.jpg", "c.jpg")]
+        [False, False, True]
+        """
+        digest = hashlib.sha256(f"{self.seed}/{sample_id}".encode()).digest()
+        return self.start <= int.from_bytes(digest[:8], "big") / 2**64 < self.end
+
+
+class SplitSpec(Strict):
+    """One split: its name in the source, and how many samples it has (checked when complete).
+
+    With `part`, it is that part of the split that has the same name and no `part`.
+    """
+
+    name: str
+    rows: int | None = Field(None, gt=0)
+    part: Part | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if (k, v) != ("part", None)}
+
+
+# The tags are written like types because messages leave such steps of a location out.
+Templates = Annotated[
+    Annotated[Tuple[str], Tag("tuple[str]")] | Annotated[dict[str, Tuple[str]], Tag("dict[str]")],
+    Discriminator(lambda value: "dict[str]" if isinstance(value, dict) else "tuple[str]"),
+]
+#: kinds of sets whose samples have labels
+LABELLED = ("single-label", "multi-label")
+
+
+class TaskCard(Strict):
+    """One data set with all its protocols. The id of a task is `<dataset>-<protocol>[@<variant>]`.
+
+    `templates` maps a name to either a list of prompts with `{c}` for the class name, or, for
+    class-specific prompts, a mapping of class name to list of finished prompts. `default` is required.
+    `label_names` are the data's own label names in the order of `classes` (a wnid, a folder name), given
+    where they differ from the class names; labels that carry names are then matched by name, never by
+    position. `other_labels: ignore` leaves out what a multi-label set labels beside those (COCO's 80 categories
+    for VOC's 20 classes), where a name that is not on the card is otherwise an error. `protocols` holds each
+    protocol's parameters, validated by that protocol. `images_of` maps a split's role to other splits whose images it
+    shows too, all or some of them: a model that was trained on those has seen them.
+
+    `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
+    two have no classes and no templates. `also` is what else goes with it, where a set has more than one; `objects`
+    are what an image shows beside what its label says.
+
+    `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
+    `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
+
+    `expressions: classes` makes the expressions of COCO's instances: the class name of each object that is the only one
+    of its class in its image. Otherwise people's expressions come with the data.
+
+    `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
+    """
+
+    title: str
+    description: str | None = None
+    homepage: str | None = None
+    licence: str | None = None
+    terms: str | None = None
+    source: Source
+    columns: Columns = Columns()
+    splits: dict[str, SplitSpec]
+    images_of: dict[str, Tuple[Images]] = Field({})
+    kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
+    also: Tuple[Literal["captions", "expressions", "objects"]] = ()
+    boxes: Literal["as-stored", "exif"] | None = None
+    expressions: Literal["classes"] | None = None
+    classes: Tuple[str] = ()
+    label_names: Tuple[str] | None = None
+    other_labels: Literal["error", "ignore"] = "error"
+    templates: dict[str, Templates] = Field({})
+    prompts_source: str | None = None
+    protocols: dict[str, dict[str, Any]]
+    notes: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether the source holds but one split, which need not be named there."""
+        return len({spec.name for spec in self.splits.values()}) == 1
+
+    def whole(self, role: str) -> str:
+        """The role of the split that `role` is a part of; `role` itself where it is no part."""
+        named = self.splits[role].name
+        whole = (other for other, spec in self.splits.items() if spec.name == named and spec.part is None)
+        return next(whole) if self.splits[role].part else role
+
+    @model_validator(mode="after")
+    def _parts_of_something(self) -> TaskCard:
+        whole = {spec.name for spec in self.splits.values() if spec.part is None}
+        for role, spec in self.splits.items():
+            if spec.name not in whole:
+                raise Misplaced(
+                    f'a part needs the split that it is a part of: one of name "{spec.name}" without part',
+                    "splits",
+                    role,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _images_of_its_splits(self) -> TaskCard:
+        for role in self.images_of:
+            if role not in self.splits:
+                raise Misplaced(
+                    f'images_of: "{role}" is no split of this card (it has {", ".join(self.splits)})',
+                    "images_of",
+                    role,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _lacks_what_it_could_have(self) -> TaskCard:
+        for what in self.source.lacks:
+            if what not in self.splits and what != DIFFICULT_MARKS:
+                raise Misplaced(
+                    f'lacks: "{what}" is no split of this card (it has {", ".join(self.splits)}), '
+                    f'nor "{DIFFICULT_MARKS}"',
+                    "source",
+                    "lacks",
+                    what,
+                )
+        return self
+
+    @property
+    def terms_of_use(self) -> dict[str, str | None]:
+        """Licence and terms; a licence that the card does not give is unknown."""
+        return {"licence": self.licence or "unknown", "terms": self.terms}
+
+    @field_validator("classes")
+    @classmethod
+    def _some_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(classes) < 2:
+            raise ValueError(f"a classification set needs at least 2 classes (found {len(classes)})")
+        return classes
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> TaskCard:
+        """Classes and prompts where the kind has labels, and nowhere else."""
+        for key in ("classes", "templates", "prompts_source"):
+            if self.kind in LABELLED and key not in self.model_fields_set:
+                raise ValueError(f'missing key "{key}", which a {self.kind} set needs')
+            if self.kind not in LABELLED and key in self.model_fields_set:
+                raise Misplaced(f"a set of {self.kind} has no {key}", key)
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TaskCard:
+        if self.label_names is not None:
+            if len(self.label_names) != len(self.classes):
+                raise Misplaced(
+                    f"label_names has {len(self.label_names)} entries, classes {len(self.classes)}",
+                    "label_names",
+                )
+            if len(set(self.label_names)) != len(self.label_names):
+                raise Misplaced("label_names holds the same name twice", "label_names")
+        if len({self.kind, *self.also}) <= len(self.also):
+            raise Misplaced(f"also names {self.kind} or one kind twice", "also")
+        if self.boxes is not None and "expressions" not in (self.kind, *self.also):
+            raise Misplaced("boxes belongs to sets of expressions", "boxes")
+        if self.expressions is not None and self.kind != "expressions":
+            raise Misplaced("expressions: classes belongs to sets of kind expressions", "expressions")
+        if self.expressions is not None and not (self.source.local or self.source.path):
+            raise Misplaced(
+                "expressions: classes reads COCO's instances_<split>.json: its source is local or a path",
+                "expressions",
+            )
+        if self.other_labels == "ignore" and self.kind != "multi-label":
+            raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
+        if self.kind in LABELLED and "default" not in self.templates:
+            raise Misplaced(
+                f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})',
+                "templates",
+            )
+        for name, templates in self.templates.items():
+            if isinstance(templates, dict):
+                _check_class_prompts(name, templates, self.classes)
+            else:
+                _check_templates(name, templates)
+        if self.columns.image_id is not None and self.kind != "captions":
+            raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
+        if not self.protocols:
+            raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        unset = (("other_labels", "error"), ("boxes", None), ("expressions", None))
+        later = ("also", "images_of")
+        return {
+            k: v
+            for k, v in fields.items()
+            if (k, v) not in unset and (k not in later or v) and k not in ("licence", "terms")
+        }
+
+
+def _check_templates(name: str, templates: tuple[str, ...]) -> None:
+    if not templates:
+        raise Misplaced(f'templates "{name}" is empty', "templates", name)
+    for i, template in enumerate(templates):
+        if "{c}" not in template:
+            raise Misplaced(
+                f'templates "{name}": "{template}" has no {{c}} for the class name', "templates", name, i
+            )
+
+
+def _check_class_prompts(name: str, prompts: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> None:
+    lost = [c for c in classes if not prompts.get(c)]
+    if lost:
+        raise Misplaced(
+            f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)',
+            "templates",
+            name,
+            lost[0],
+        )
+    extra = [c for c in prompts if c not in set(classes)]
+    if extra:
+        near = nearest(extra[0], classes)
+        raise Misplaced(
+            f'templates "{name}" names the unknown class "{extra[0]}"'
+            + (f'; did you mean "{near}"?' if near else ""),
+            "templates",
+            name,
+            extra[0],
+        )
+
+
+class Suite(Strict):
+    """A named list of tasks. A suite may name other suites."""
+
+    title: str
+    tasks: Tuple[str]
+
+
+class Suites(Strict):
+    """tasks/suites.yaml: suite id → suite."""
+
+    suites: dict[str, Suite]
