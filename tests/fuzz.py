@@ -416,7 +416,7 @@ def run_folders(root: Path) -> Target:
 
     from clipbench.catalog import Catalog
     from clipbench.errors import DataError
-    from clipbench.pretrain.run.directory import RunFolder
+    from clipbench.pretrain.run.directory import RunDirectory
 
     recipe = Catalog().recipe("clip-lite-digits", quick=True).card
     path = root / "run"
@@ -429,7 +429,7 @@ def run_folders(root: Path) -> Target:
         "average": {},
         "learner": {},
     }
-    with RunFolder(path, recipe) as folder:
+    with RunDirectory(path, recipe) as folder:
         folder.begin("data")
         for step in (1, 2):
             folder.log({"step": step, "loss": 1.0 / step})
@@ -445,7 +445,7 @@ def run_folders(root: Path) -> Target:
         for file, good in files.items():
             (path / file).write_bytes(good)
         (path / name.decode()).write_bytes(content)
-        with RunFolder(path, recipe) as folder:
+        with RunDirectory(path, recipe) as folder:
             found = folder.begin("data")
         assert found is None or torch.equal(found["towers"]["weight"], weights["weight"])
 

@@ -32,14 +32,14 @@ from clipbench.pretrain.data.frozen_features import Start
 from clipbench.pretrain.data.pairs import DrawnPairs
 from clipbench.pretrain.data.source import Source
 from clipbench.pretrain.engine import distributed
-from clipbench.pretrain.engine.compilation import tune
-from clipbench.pretrain.engine.ema import Average
+from clipbench.pretrain.engine.ema import MovingAverage
 from clipbench.pretrain.engine.gradient_caching import Gradient, values
 from clipbench.pretrain.engine.optimisers import learning_rate, make_optimiser
 from clipbench.pretrain.engine.signals import Signals
+from clipbench.pretrain.engine.tower_setup import set_up_towers
 from clipbench.pretrain.objectives.base import make_learner
 from clipbench.pretrain.run import curves
-from clipbench.pretrain.run.directory import Checkpoint, RunFolder, number
+from clipbench.pretrain.run.directory import Checkpoint, RunDirectory, number
 from clipbench.pretrain.run.progress import Live
 from clipbench.utils.cpu import cores
 
@@ -118,7 +118,7 @@ def pretrain(
 
     with (
         distributed.join(target_device, schedule.batch_size) as group,
-        RunFolder(out, recipe, writes=group.first, tensorboard=tensorboard) as run,
+        RunDirectory(out, recipe, writes=group.first, tensorboard=tensorboard) as run,
         Signals() as signals,
     ):
         console.quiet = not group.first
@@ -135,8 +135,8 @@ def pretrain(
         trained = nn.ModuleDict({"towers": towers, "learner": learner})
         if recipe.engine.sync_batchnorm:
             distributed.synchronise(trained, group, target_device)  # a container, so changed in place
-        average = Average(towers, recipe.ema) if recipe.ema else None
-        tune(towers, recipe.engine)
+        average = MovingAverage(towers, recipe.ema) if recipe.ema else None
+        set_up_towers(towers, recipe.engine)
         optimiser = make_optimiser(recipe.optim, dict(trained.named_parameters()))
         scaler = torch.amp.GradScaler(target_device.type, enabled=recipe.precision == "fp16")
         gradient = Gradient(recipe, towers, learner, group, target_device)
@@ -361,7 +361,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _require_finite(loss: float, norm: float, *, scaled: bool, step: int, run: RunFolder) -> None:
+def _require_finite(loss: float, norm: float, *, scaled: bool, step: int, run: RunDirectory) -> None:
     # With loss scaling, gradients that overflow are expected: the scaler leaves that step out.
     if math.isfinite(loss) and (scaled or math.isfinite(norm)):
         return
@@ -372,7 +372,7 @@ def _require_finite(loss: float, norm: float, *, scaled: bool, step: int, run: R
     )
 
 
-def _against_target(target: Target | None, run: RunFolder, step: int) -> str:
+def _against_target(target: Target | None, run: RunDirectory, step: int) -> str:
     if target is None:
         return ""
     own = [line for line in run.lines() if line.get("task") == target.task and line["step"] == step]

@@ -150,11 +150,11 @@ def test_a_line_that_all_checkpoints_follow(
 
 @pytest.mark.parametrize("line", [b"\xff{}\n", b"[]\n", b'{"step": "a"}\n', b"{}\n", b"{\n"])
 def test_a_line_that_is_none_is_named(out: Path, recipe: Recipe, line: bytes) -> None:
-    from clipbench.pretrain.run.directory import RunFolder
+    from clipbench.pretrain.run.directory import RunDirectory
 
     (out / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'{"half')
     with pytest.raises(Damaged, match=r"metrics\.jsonl:2: not a line that was written"):
-        RunFolder(out, recipe).lines()
+        RunDirectory(out, recipe).lines()
 
 
 # -------------------------------------------------------------- best weights
@@ -179,9 +179,9 @@ def test_best_weights_that_are_not_what_was_written(
 
 
 def test_best_weights_that_are_damaged_while_the_run_goes_on(out: Path, recipe: Recipe) -> None:
-    from clipbench.pretrain.run.directory import RunFolder
+    from clipbench.pretrain.run.directory import RunDirectory
 
-    with RunFolder(out, recipe) as folder:
+    with RunDirectory(out, recipe) as folder:
         folder.save_best(8, b"weights")
         flip(out / "best-00000008.safetensors", 3)
         with pytest.raises(Damaged, match="the best weights of this run, is damaged"):

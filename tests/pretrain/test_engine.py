@@ -35,10 +35,10 @@ from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.data.pairs import DrawnPairs
 from clipbench.pretrain.data.source import Source
-from clipbench.pretrain.engine.compilation import blocks, tune
 from clipbench.pretrain.engine.distributed import Processes
 from clipbench.pretrain.engine.gradient_caching import Gradient
 from clipbench.pretrain.engine.optimisers import make_optimiser
+from clipbench.pretrain.engine.tower_setup import blocks, set_up_towers
 from clipbench.pretrain.objectives.base import make_learner
 from clipbench.pretrain.run.progress import Live
 
@@ -273,7 +273,7 @@ def test_blocks_are_the_repeated_parts() -> None:
     assert [type(block).__name__ for block in blocks(towers.text)] == ["_Layer"]
     towers.image.blocks, towers.text.layers = nn.Identity(), nn.Identity()
     with pytest.raises(CardError, match="neither tower has blocks"):
-        tune(towers, Engine(recompute=True))
+        set_up_towers(towers, Engine(recompute=True))
 
 
 # -------------------------------------------------- checkpoints and weights

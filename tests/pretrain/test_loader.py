@@ -23,7 +23,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.errors import DataError
 from clipbench.pretrain.data import pairs
 from clipbench.pretrain.data.batch import Batch
-from clipbench.pretrain.data.loader import Order, Scattered, Streamed, permutation
+from clipbench.pretrain.data.loader import FileLoader, Order, StreamLoader, permutation
 from clipbench.pretrain.data.pairs import DrawnPairs
 from clipbench.pretrain.data.source import Source, decode_all
 from clipbench.pretrain.loop import pretrain
@@ -112,7 +112,7 @@ def test_batches_are_the_same_from_memory_and_from_files(
     held = drawn(mixed)
     monkeypatch.setattr(pairs, "HELD_BYTES", 0)
     streamed = drawn(mixed, workers=workers)
-    assert isinstance(streamed._feed, Scattered)
+    assert isinstance(streamed._loader, FileLoader)
     texts = set()
     for _ in range(15):  # of two epochs and a bit
         batch = held.next_batch()
@@ -222,7 +222,7 @@ def test_streamed_shards_come_once_an_epoch_and_go_on_exactly(
         "augment": CROPS,
     }
     made = drawn([source(tmp_path, **wanted)])
-    assert isinstance(made._feed, Streamed)
+    assert isinstance(made._loader, StreamLoader)
     contents, texts, states = [], [], []
     for _ in range(7):
         batch = made.next_batch()

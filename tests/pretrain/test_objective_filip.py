@@ -33,7 +33,7 @@ from clipbench.models.saliency import TokenCosine
 from clipbench.models.towers.adapters import serialise
 from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
-from clipbench.pretrain.data.frozen_features import GivenImages
+from clipbench.pretrain.data.frozen_features import PrecomputedImages
 from clipbench.pretrain.data.pairs import DrawnPairs
 from clipbench.pretrain.data.source import Source
 from clipbench.pretrain.loop import pretrain
@@ -300,7 +300,7 @@ def test_torchvisions_models_have_no_tokens() -> None:
     with pytest.raises(CardError, match="of kind torchvision, or wholly frozen"):
         DualTowers(config, Preprocess(size=32, mean=(0.5,) * 3, std=(0.5,) * 3))
     towers = DualTowers(parse_config(FILIP, "test"), PREPROCESS)
-    towers.image = GivenImages(8)
+    towers.image = PrecomputedImages(8)
     with pytest.raises(CardError, match="has no state for each place"):
         make_learner(recipe_with(FILIP, kind="filip").objective, towers)
 

@@ -33,7 +33,7 @@ _SPACE = "backbone"
 _HELD_BYTES = 2**30  # of frozen features: larger ones are read from the store at every step
 
 
-class GivenImages(ImageTower):
+class PrecomputedImages(ImageTower):
     """Stands for a frozen image tower: what comes in are its features, float [B, features]."""
 
     def __init__(self, features: int) -> None:
@@ -45,7 +45,7 @@ class GivenImages(ImageTower):
         return images
 
 
-class GivenTexts(TextTower):
+class PrecomputedTexts(TextTower):
     """Stands for a frozen text tower: a text's tokens are its feature, float [B, features]."""
 
     def __init__(self, features: int, encode: Callable[[list[str]], Features]) -> None:
@@ -63,7 +63,7 @@ class GivenTexts(TextTower):
         return tokens
 
 
-class Kept:
+class FrozenFeatures:
     """Features of the images of several splits, one after the other: in memory where there is room for all of them."""
 
     def __init__(self, parts: Sequence[Features]) -> None:
@@ -127,7 +127,7 @@ class Start:
             else:
                 self.config = _with_weights(self.config, side, pinned)
 
-    def image_features(self, sources: Sequence[Source]) -> Kept | None:
+    def image_features(self, sources: Sequence[Source]) -> FrozenFeatures | None:
         """The image features of `sources`, computed where the feature store lacks them; None: the tower is trained.
 
         Raises:
@@ -138,7 +138,7 @@ class Start:
             return None
         splits = (source.rows for source in sources)
         hashed = (split.hashed() if isinstance(split, LazySplit) else split for split in splits)
-        return Kept([self._encoders["image"].images(split, _SPACE) for split in hashed])
+        return FrozenFeatures([self._encoders["image"].images(split, _SPACE) for split in hashed])
 
     def refuse_changes(self, *, views: bool, altered: bool) -> None:
         """Raise CardError where the objective wants other views of images, or altered texts, than those computed."""
@@ -176,9 +176,9 @@ class Start:
         encoder.adapter = adapter
         self._encoders[side], self._whole[side] = encoder, tower
         stand_in = (
-            GivenImages(tower.features)
+            PrecomputedImages(tower.features)
             if side == "image"
-            else GivenTexts(tower.features, lambda texts: encoder.texts(texts, _SPACE))
+            else PrecomputedTexts(tower.features, lambda texts: encoder.texts(texts, _SPACE))
         )
         setattr(self.towers, side, stand_in)
 

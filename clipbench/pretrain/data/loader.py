@@ -32,7 +32,7 @@ _READERS = 8  # threads, which wait for the disk
 _NAMED = 1000  # images that are named of those that were left out
 
 
-class Fed(NamedTuple):
+class LoadedBatch(NamedTuple):
     """A batch, of which this process has a part of the images.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reader:
     texts: Callable[[int], Texts]
 
 
-class Feed(ABC):
+class Loader(ABC):
     """An endless sequence of batches.
 
     Attributes:
@@ -68,7 +68,7 @@ class Feed(ABC):
         self.skipped: tuple[int, dict[str, str]] = (0, {})
 
     @abstractmethod
-    def next(self) -> Fed:
+    def next(self) -> LoadedBatch:
         """The next batch."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ def permutation(count: int, *seed: int) -> Tensor:
 # ----------------------------------------------------------------- from memory
 
 
-class Held(Feed):
+class MemoryLoader(Loader):
     """From images that are decoded already, or from their features."""
 
     def __init__(
@@ -133,18 +133,18 @@ class Held(Feed):
         self._place: Place = [0, 0]
         self._batches = self._order.batches(self._place)
 
-    def next(self) -> Fed:
-        """See `Feed`."""
+    def next(self) -> LoadedBatch:
+        """See `Loader`."""
         self._place, chosen = next(self._batches)
         texts = [self._texts[i] for i in chosen.tolist()]
-        return Fed(self._images(chosen[self._own]), self._kept, self._source[chosen], texts)
+        return LoadedBatch(self._images(chosen[self._own]), self._kept, self._source[chosen], texts)
 
     def place(self) -> Place:
-        """See `Feed`: epoch, and pairs of it that are done."""
+        """See `Loader`: epoch, and pairs of it that are done."""
         return self._place
 
     def go_on(self, place: Place) -> None:
-        """See `Feed`."""
+        """See `Loader`."""
         self._place = place
         self._batches = self._order.batches(place)
 
@@ -181,7 +181,7 @@ class Decoding:
     workers: int
 
 
-class Decoded(Feed):
+class DecodingLoader(Loader):
     """From files: the next batches are read and decoded while the model trains on this one.
 
     At most three batches of images are held decoded, and two as files.
@@ -198,11 +198,11 @@ class Decoded(Feed):
         """The batches from `place` on."""
 
     def place(self) -> Place:
-        """See `Feed`."""
+        """See `Loader`."""
         return self._place
 
     def go_on(self, place: Place) -> None:
-        """See `Feed`."""
+        """See `Loader`."""
         self._place = place
         coming: deque[_Read] = deque()
 
@@ -221,8 +221,8 @@ class Decoded(Feed):
             on_bad_image="skip",
         )
 
-    def next(self) -> Fed:
-        """See `Feed`.
+    def next(self) -> LoadedBatch:
+        """See `Loader`.
 
         Raises:
             DataError: an image that cannot be decoded and may not be skipped, or a batch without two that can.
@@ -244,10 +244,10 @@ class Decoded(Feed):
         if self._how.device.type == "cuda":
             images = images.pin_memory()  # only so does the copy not wait for what the GPU is at work on
         images = images.to(self._how.device, non_blocking=True)
-        return Fed(images, self._kept[good], read.source, read.texts)
+        return LoadedBatch(images, self._kept[good], read.source, read.texts)
 
 
-class Scattered(Decoded):
+class FileLoader(DecodingLoader):
     """Pairs of several sources that are found at once wherever they lie, in one permutation of all."""
 
     def __init__(self, readers: Sequence[Reader], counts: Sequence[int], how: Decoding) -> None:
@@ -258,7 +258,7 @@ class Scattered(Decoded):
         super().__init__(how, [0, 0])
 
     def read(self, place: Place) -> Iterator[_Read]:
-        """See `Decoded`."""
+        """See `DecodingLoader`."""
         with ThreadPoolExecutor(_READERS, thread_name_prefix="pairs") as threads:
             for after, chosen in self._order.batches(place):
                 rows = chosen.numpy()
@@ -277,7 +277,7 @@ class Scattered(Decoded):
         return Sample(reader.name(at[1]), reader.image(at[1]))
 
 
-class Streamed(Decoded):
+class StreamLoader(DecodingLoader):
     """Pairs that are streamed shard by shard: the shards in an order of the epoch's own, a window of them shuffled.
 
     Of processes that share a batch each reads all shards and decodes its part. An epoch's last pairs and the next
@@ -289,7 +289,7 @@ class Streamed(Decoded):
         super().__init__(how, [0, 0, 0])
 
     def read(self, place: Place) -> Iterator[_Read]:
-        """See `Decoded`; a place is an epoch, a window of it, and pairs of that which are done."""
+        """See `DecodingLoader`; a place is an epoch, a window of it, and pairs of that which are done."""
         source = torch.zeros(self._how.batch_size, dtype=torch.int64)
         held: list[tuple[Sample, list[str]]] = []
         for after, pair in self._pairs(place):

@@ -19,16 +19,16 @@ from clipbench.data.pairs.shards import RemoteShards
 from clipbench.errors import DataError
 from clipbench.pretrain.data import text_augmentation
 from clipbench.pretrain.data.batch import Batch, distinct
-from clipbench.pretrain.data.frozen_features import Kept
+from clipbench.pretrain.data.frozen_features import FrozenFeatures
 from clipbench.pretrain.data.image_augmentation import augment
 from clipbench.pretrain.data.loader import (
     Decoding,
-    Fed,
-    Feed,
-    Held,
+    FileLoader,
+    LoadedBatch,
+    Loader,
+    MemoryLoader,
     Place,
-    Scattered,
-    Streamed,
+    StreamLoader,
     Texts,
 )
 from clipbench.pretrain.data.source import Source, decode, reader, texts_of
@@ -52,7 +52,7 @@ class DrawnPairs:
     """Endless shuffled batches of (image, one of its texts) from all sources together.
 
     Every epoch is a new permutation of all images, which the seed alone decides; its last, incomplete batch is left
-    out (shards that are streamed: see `loader.Streamed`). All other draws (texts, augmentation) come from one CPU
+    out (shards that are streamed: see `loader.StreamLoader`). All other draws (texts, augmentation) come from one CPU
     generator, so that they do not depend on the device. An image that is skipped leaves its batch smaller. Of
     processes that share a batch each makes all draws, and prepares the pairs of its own part.
     """
@@ -67,7 +67,7 @@ class DrawnPairs:
         seed: int,
         device: torch.device,
         wants: Wants,
-        features: Kept | None = None,
+        features: FrozenFeatures | None = None,
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
@@ -95,20 +95,20 @@ class DrawnPairs:
             preprocess, [source.wanted.on_bad_image for source in sources], slice(rank * share, (rank + 1) * share),
             batch_size, seed, device, workers,
         )  # fmt: skip
-        self._feed = self._make_feed(sources, how)
+        self._loader = self._make_loader(sources, how)
         self._ahead: tuple[PairsState, Batch] | None = None
 
-    def _make_feed(self, sources: Sequence[Source], how: Decoding) -> Feed:
+    def _make_loader(self, sources: Sequence[Source], how: Decoding) -> Loader:
         first = sources[0].split
         if isinstance(first, RemoteShards):  # which is alone, as the recipe's card checks
-            return Streamed(first, how)
+            return StreamLoader(first, how)
         counts = [len(source.split) for source in sources]
         _fill_a_batch(sum(counts), how.batch_size, sources)
         preprocess = how.preprocess
         if self._features is not None:
             return self._held([texts_of(source) for source in sources], self._features.take, how)
         if sum(counts) * preprocess.channels * preprocess.side**2 > HELD_BYTES:
-            return Scattered([reader(source) for source in sources], counts, how)
+            return FileLoader([reader(source) for source in sources], counts, how)
         images, texts, bad = [], [], []
         for source in sources:
             own = texts_of(source)
@@ -122,14 +122,16 @@ class DrawnPairs:
         feed.skip(bad)
         return feed
 
-    def _held(self, texts: list[list[Texts]], images: Callable[[Tensor], Tensor], how: Decoding) -> Held:
+    def _held(
+        self, texts: list[list[Texts]], images: Callable[[Tensor], Tensor], how: Decoding
+    ) -> MemoryLoader:
         """Texts of each source's images, tokenised at once, and `images` by their numbers."""
         kept = [own for part in texts for own in part]
         for text in (text for own in kept for kind in own for text in kind):
             self._number.setdefault(text, len(self._number))
         self._tokens, self._lengths = self._tokenize(list(self._number))
         of = torch.repeat_interleave(torch.tensor([len(part) for part in texts]))
-        return Held(images, kept, of, how.own, how.batch_size, how.seed)
+        return MemoryLoader(images, kept, of, how.own, how.batch_size, how.seed)
 
     def next_batch(self) -> Batch:
         """The next batch, on the training device.
@@ -148,7 +150,7 @@ class DrawnPairs:
             self._ahead = (self.state(), self._make())
 
     def _make(self) -> Batch:
-        fed = self._feed.next()
+        fed = self._loader.next()
         draws = torch.rand(2, len(fed.texts), generator=self._generator, dtype=torch.float64)
         texts = [_choose(own, *at) for own, at in zip(fed.texts, draws.T.tolist(), strict=True)]
         if self._alter.any():
@@ -171,13 +173,13 @@ class DrawnPairs:
             altered=(self._sent(altered[0]), self._sent(altered[1])) if altered else None,
         )
 
-    def _seen(self, fed: Fed) -> list[Tensor]:
+    def _seen(self, fed: LoadedBatch) -> list[Tensor]:
         """The images, and their further views; or their features."""
         if self._features is not None:
             return [self._sent(fed.images)]
         return [self._view(fed, how) for how in (None, *self._wants.views)]
 
-    def _view(self, fed: Fed, how: Augmentation | None) -> Tensor:
+    def _view(self, fed: LoadedBatch, how: Augmentation | None) -> Tensor:
         """The images augmented (None: as their sources say) and normalised."""
         if how:
             draws = Draws(self._generator, len(fed.texts), fed.kept)
@@ -210,7 +212,7 @@ class DrawnPairs:
     @property
     def skipped(self) -> tuple[int, dict[str, str]]:
         """Images that could not be decoded, so far: how many, and the names and reasons of the first thousand."""
-        return self._feed.skipped
+        return self._loader.skipped
 
     def state(self) -> PairsState:
         """What `restore` needs to go on exactly here: with the batch that `next_batch` gives next."""
@@ -218,16 +220,16 @@ class DrawnPairs:
             return self._ahead[0]
         return {
             "generator": self._generator.get_state(),
-            "place": self._feed.place(),
-            "skipped": self._feed.skipped,
+            "place": self._loader.place(),
+            "skipped": self._loader.skipped,
         }
 
     def restore(self, state: PairsState) -> None:
         """Go on where `state` was taken."""
         self._ahead = None
         self._generator.set_state(state["generator"])
-        self._feed.go_on(state["place"])
-        self._feed.skipped = state["skipped"]
+        self._loader.go_on(state["place"])
+        self._loader.skipped = state["skipped"]
 
 
 def _choose(own: Texts, kind: float, text: float) -> str:

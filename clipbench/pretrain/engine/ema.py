@@ -9,7 +9,7 @@ import torch
 from clipbench.models.towers.dual import DualTowers
 
 
-class Average:
+class MovingAverage:
     """The exponential moving average of towers; buffers (BatchNorm's averages) are copied as they are.
 
     Attributes:

@@ -86,7 +86,7 @@ class Checkpoint(TypedDict):
     beside: NotRequired[Beside]
 
 
-class RunFolder:
+class RunDirectory:
     """One run's folder, held by one process at a time (a second one waits).
 
     Use as a context manager; entering creates the folder or takes it up where it is. Of processes that train together
@@ -104,7 +104,7 @@ class RunFolder:
         self._best_sha256: dict[int, str] = {}
         self._stack = ExitStack()
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> RunDirectory:
         """Take the folder.
 
         Raises:
@@ -442,8 +442,7 @@ def _read_checkpoint(path: Path) -> Checkpoint:
 
 def _refuse_code(path: Path) -> None:
     """Raise WeightsError where the pickle names what no checkpoint of ours does."""
-    names = names_in(path)
-    if names:
+    if names := names_in(path):
         raise WeightsError(
             f"{path} is no checkpoint that clipbench wrote: it holds code ({', '.join(names[:3])}), "
             "which reading it would run; nothing of it was run",
@@ -500,5 +499,4 @@ def refuse_other(recipe_file: Path, recipe: Recipe) -> None:
 
 
 def _yaml(value: dict[str, Any]) -> bytes:
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
-    return sealed(text).encode()
+    return sealed(str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100))).encode()

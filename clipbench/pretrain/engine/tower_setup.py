@@ -16,7 +16,7 @@ from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.engine.gradient_caching import still
 
 
-def tune(towers: DualTowers, engine: Engine) -> None:
+def set_up_towers(towers: DualTowers, engine: Engine) -> None:
     """Set up memory format, recomputation and compilation, in place.
 
     Raises:
