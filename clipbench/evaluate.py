@@ -27,8 +27,20 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.protocols.base import Needs
-from clipbench.records import record as records
 from clipbench.records.exposure import Exposure, exposure
+from clipbench.records.record import (
+    Json,
+    Noted,
+    ProtocolUsed,
+    Record,
+    ResolvedCards,
+    Skipped,
+    Timing,
+    by_class,
+    environment,
+    utc_now,
+)
+from clipbench.records.store import Column
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ class Result:
 
     model: str
     task: str
-    record: records.Record | None
-    samples: dict[str, records.Column]
+    record: Record | None
+    samples: dict[str, Column]
     reason: str | None = None
     error: DataError | None = None
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -114,10 +126,10 @@ def _evaluated(
                 yield Result(plan.encoder.model.id, task.id, record, samples, pictures=pictures)
 
 
-def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence[str]], list[records.Record]]:
+def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence[str]], list[Record]]:
     """A function that measures a model in training on tasks, by id; its features are not kept."""
 
-    def measure(adapter: Adapter, task_ids: Sequence[str]) -> list[records.Record]:
+    def measure(adapter: Adapter, task_ids: Sequence[str]) -> list[Record]:
         model = ModelEntry("in-training", adapter.card, Path.cwd())
         with tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
             encoder = ModelEncoder(model, options.runtime, progress=False, root=Path(folder))
@@ -235,7 +247,7 @@ def _encode(plans: Sequence[_Plan], splits: dict[str, Split]) -> None:
 
 def _outcome(
     plan: _Plan, options: Options, catalog: Catalog, splits: dict[str, Split]
-) -> tuple[records.Record, dict[str, records.Column]]:
+) -> tuple[Record, dict[str, Column]]:
     """Run the protocol; the record and its per-sample outcomes."""
     encoder, task = plan.encoder, plan.task
     inside = replace(encoder.counts)
@@ -251,25 +263,25 @@ def _outcome(
     images_s, texts_s = counts.images_s - before.images_s, counts.texts_s - before.texts_s
     encoded = counts.images_encoded - before.images_encoded
     card, runtime = task.dataset.card, options.runtime
-    protocol = records.ProtocolUsed(
+    protocol = ProtocolUsed(
         name=task.protocol.id, version=task.protocol.version, params=task.params.canonical()
     )
     measured, trained_on = splits[protocol.split], encoder.model.card.trained_on
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
     repeats = _repeats(plan.encoded, splits, protocol.split)
     skipped = {i: reason for found in plan.encoded.values() for i, reason in found.bad.items()}
-    record = records.Record(
+    record = Record(
         model=encoder.model.id,
         task=task.id,
         protocol=protocol,
         primary=task.params.primary,
         scores=outcome.scores,
-        per_class={m: records.by_class(card.classes, values) for m, values in outcome.per_class.items()},
+        per_class={m: by_class(card.classes, values) for m, values in outcome.per_class.items()},
         seed=options.seed,
         limit=options.limit if any(isinstance(s, Subset) and s.limited for s in splits.values()) else None,
-        skipped=tuple(records.Skipped(id=i, reason=r) for i, r in skipped.items()),
+        skipped=tuple(Skipped(id=i, reason=r) for i, r in skipped.items()),
         notes=tuple(
-            records.Noted(split=role, **vars(note))
+            Noted(split=role, **vars(note))
             for role, split in splits.items()
             for note in (
                 *split.notes,
@@ -283,14 +295,14 @@ def _outcome(
         seen=known.seen,
         precision=runtime.precision,
         device=runtime.device_name,
-        env=records.environment(),
+        env=environment(),
         fingerprints={
             "model_card": fingerprint(encoder.model.card.canonical()),
             "task_card": fingerprint(card.canonical()),
             "weights": encoder.adapter.weights_sha256,
             **{f"split:{role}": split.fingerprint for role, split in splits.items()},
         },
-        timing=records.Timing(
+        timing=Timing(
             load_s=load_s,
             encode_images_s=images_s,
             encode_texts_s=texts_s,
@@ -302,8 +314,8 @@ def _outcome(
         ),
         encoder=_how(plan),
         evidence=outcome.evidence,
-        cards=records.ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
-        created=records.utc_now(),
+        cards=ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
+        created=utc_now(),
     )
     return record, outcome.samples
 
@@ -314,7 +326,7 @@ def _unknown(known: Exposure) -> list[Note]:
     return [Note.of("unknown-training-data", text, known.unknown)] if known.unknown else []
 
 
-def _how(plan: _Plan) -> records.Json:
+def _how(plan: _Plan) -> Json:
     """How the towers were run whose features were read, for the record."""
     encoder = plan.encoder
     images: dict[str, JsonValue] = {
@@ -324,7 +336,7 @@ def _how(plan: _Plan) -> records.Json:
         f"text:{space}": ", ".join(sorted(plans)) for space, plans in sorted(encoder.text_plans.items())
     }
     devices = {device for found in plan.encoded.values() for device in found.devices}
-    found: records.Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
+    found: Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
     if max_pixels() != MAX_PIXELS:
         found["max_pixels"] = max_pixels()
     if encoder.runtime.deterministic:

@@ -12,7 +12,8 @@ import small
 
 from clipbench import cli
 from clipbench.cli.commands import Command, Group
-from clipbench.records import record as records
+from clipbench.records import store
+from clipbench.records.record import Record
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class Place:
             *more,
         ]
 
-    def record(self) -> records.Record:
-        ((_, record),) = records.read_all(self.results)
-        return record
+    def record(self) -> Record:
+        (stored,) = store.read_all(self.results)
+        return stored.record
 
 
 @pytest.fixture

@@ -246,13 +246,13 @@ def cards(root: Path) -> Target:
 
 def stored_records(root: Path) -> Target:
     """Records."""
-    from clipbench.records import record
+    from clipbench.records import store
     from clipbench.report import dataframe, table
 
     def read(data: bytes) -> None:
         path = root / "x.json"
         path.write_bytes(data)
-        stored = record.load(path)
+        stored = store.read(path)
         table.record_table(stored.record)
         table.csv_text(dataframe.rows([stored]))
 

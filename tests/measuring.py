@@ -9,7 +9,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
 from clipbench.evaluate import Options, Result, evaluate
-from clipbench.records import record as records
+from clipbench.records.record import Record
 
 FP32 = Runtime("cpu", "fp32", workers=0)
 
@@ -36,6 +36,6 @@ def measure(
     return list(evaluate([catalog.model(str(m)) for m in models], catalog.tasks(tasks), options))
 
 
-def record_of(result: Result) -> records.Record:
+def record_of(result: Result) -> Record:
     assert result.record is not None
     return result.record

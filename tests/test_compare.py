@@ -19,11 +19,11 @@ from clipbench.errors import DataError
 from clipbench.metrics import average_precision, intervals, joint
 from clipbench.metrics.intervals import Score
 from clipbench.protocols import _outcomes as outcomes
-from clipbench.records import alignment
+from clipbench.records import alignment, store
 from clipbench.records import comparison as compare
-from clipbench.records import record as records
 from clipbench.records.eligibility import Judge
-from clipbench.records.record import Stored
+from clipbench.records.record import by_class
+from clipbench.records.store import Stored
 from clipbench.report import comparison_table
 from clipbench.utils.cache import write_atomic
 
@@ -53,12 +53,12 @@ def write_model(
         "task": task,
         "primary": primary,
         "scores": found.scores,
-        "per_class": {"recall": records.by_class(CLASSES, found.per_class["recall"])},
+        "per_class": {"recall": by_class(CLASSES, found.per_class["recall"])},
         "fingerprints": {"split:test": "00"},
     }
     record = make_record(**(fields | changes))
-    path = records.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
-    return records.load(path)
+    path = store.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
+    return store.read(path)
 
 
 def _right(n: int, share: float, seed: int) -> NDArray[np.bool_]:
@@ -68,9 +68,9 @@ def _right(n: int, share: float, seed: int) -> NDArray[np.bool_]:
 # --------------------------------------------------------------------- shares
 
 
-@pytest.mark.parametrize("path", records.paths(RESULTS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", store.paths(RESULTS), ids=lambda path: path.stem)
 def test_shares_of_the_shipped_samples_are_the_recorded_score(path: Path) -> None:
-    stored = records.load(path)
+    stored = store.read(path)
     metric = stored.record.primary
     table = alignment._table(stored)
     shares = alignment._shares(metric, table, stored.record.protocol.params)
@@ -224,7 +224,7 @@ def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: 
         record = make_record(**own, primary="acc1", scores={"acc1": score})
         columns = {f"rank_{i}": rank for i, rank in enumerate(ranks)}
         ids = np.array([str(i) for i in range(900)], dtype=object)
-        records.write(record, {"id": ids, "target": np.arange(900) % 5} | columns, root)
+        store.write(record, {"id": ids, "target": np.arange(900) % 5} | columns, root)
 
     of_draws(tmp_path, "a", [0.5, 0.5, 0.5])
     of_draws(tmp_path, "b", [0.48, 0.58, 0.68])  # by the images alone p would be below 1e-6
@@ -234,7 +234,7 @@ def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: 
     assert (found.method, found.verdict) == ("t over draws and samples", "not distinguishable")
     (found,) = compare.compare("a", "c", tmp_path, None, 0.05, 5)
     assert (found.verdict, found.n) == ("better", 900)
-    part = alignment.contributions(records.load(records.path_of("b", "a-lp@1-shot", tmp_path)))
+    part = alignment.contributions(store.read(store.path_of("b", "a-lp@1-shot", tmp_path)))
     assert part is not None
     assert part.more == pytest.approx(0.1**2 / 3, rel=0.6)
 
@@ -263,7 +263,7 @@ def test_a_model_that_was_trained_on_the_images_is_named(tmp_path: Path) -> None
 
 def test_what_todays_cards_say_of_training_data_is_named_too() -> None:
     """The shipped record says it; one of before would not, and its model's card does."""
-    stored = records.load(RESULTS / "lite-minilm" / "coco-363-zs.json")
+    stored = store.read(RESULTS / "lite-minilm" / "coco-363-zs.json")
     bare = Stored(stored.path, stored.record.model_copy(update={"seen": ()}), stored.seal)
     assert compare._seen(None, bare, stored) == ("", "coco-363-captions train: some or all of 159 images")
     assert compare._seen(Judge(Catalog()), bare, bare)[0].startswith("coco-363-captions train: ")
@@ -326,10 +326,10 @@ def test_a_record_that_was_edited_is_not_compared(tmp_path: Path) -> None:
 def test_a_samples_file_that_is_not_the_records_is_refused(tmp_path: Path) -> None:
     a = write_model(tmp_path, "a", _right(20, 0.5, 0))
     b = write_model(tmp_path, "b", _right(20, 0.5, 0))
-    records.samples_path(a.path).write_bytes(records.samples_path(b.path).read_bytes() + b" ")
+    store.samples_path(a.path).write_bytes(store.samples_path(b.path).read_bytes() + b" ")
     with pytest.raises(DataError, match="not the file that was written with its record"):
         compare.compare("a", "b", tmp_path, None, 0.05, 5)
-    records.samples_path(a.path).unlink()
+    store.samples_path(a.path).unlink()
     with pytest.raises(DataError, match=r"there is no .*samples\.parquet"):
         compare.compare("a", "b", tmp_path, None, 0.05, 5)
 
@@ -348,11 +348,11 @@ def test_a_kill_between_samples_and_record_is_said_and_evaluating_again_mends_it
             raise Killed
         write_atomic(path, *data)
 
-    monkeypatch.setattr("clipbench.records.record.write_atomic", until_the_record)
+    monkeypatch.setattr("clipbench.records.store.write_atomic", until_the_record)
     with pytest.raises(Killed):
         write_model(tmp_path, "a", _right(20, 0.9, 1))
     monkeypatch.undo()
-    assert records.load(a.path) == a
+    assert store.read(a.path) == a
     why = r"is not the file .* was killed after writing it and before its record\n.*eval --model a --task animals-zs"
     with pytest.raises(DataError, match=why):
         compare.compare("a", "b", tmp_path, None, 0.05, 5)

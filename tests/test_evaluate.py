@@ -35,7 +35,8 @@ from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import limited
 from clipbench.models import dual
 from clipbench.models.towers.adapters import DualAdapter
-from clipbench.records import record as records
+from clipbench.records import store
+from clipbench.records.record import Record, same
 
 one_thread = small.one_thread
 MANY = 3_000  # six shards
@@ -57,8 +58,8 @@ def data(tmp_path: Path) -> Path:
 
 def test_digits_end_to_end_gives_a_complete_record(tmp_path: Path) -> None:
     (result,) = measure(["digits-clip-lite"], ["digits-zs"])
-    path = records.write(record_of(result), result.samples, tmp_path)
-    record = records.read(path)
+    path = store.write(record_of(result), result.samples, tmp_path)
+    record = store.read(path).record
     assert (record.schema_version, record.model, record.task) == (3, "digits-clip-lite", "digits-zs")
     assert record.protocol.name == "zs"
     assert record.protocol.params == {
@@ -104,8 +105,8 @@ def test_timing_adds_up_and_counts_the_work() -> None:
 def test_scores_can_be_recomputed_from_the_samples_file(tmp_path: Path) -> None:
     (result,) = measure(["digits-clip-lite"], ["digits-zs"])
     record = record_of(result)
-    path = records.write(record, result.samples, tmp_path)
-    table = pq.read_table(records.samples_path(path)).to_pandas()
+    path = store.write(record, result.samples, tmp_path)
+    table = pq.read_table(store.samples_path(path)).to_pandas()
     assert table["id"].is_unique
     assert len(table) == 360
     target, prediction = table["target"], table["prediction"]
@@ -126,8 +127,8 @@ def test_the_same_run_gives_the_same_record_from_the_cache_and_anew(
     first, again = (record_of(measure(["digits-clip-lite"], ["digits-zs"])[0]) for _ in range(2))
     monkeypatch.setenv("CLIPBENCH_CACHE", str(tmp_path / "other"))
     anew = record_of(measure(["digits-clip-lite"], ["digits-zs"])[0])
-    assert records.same(first, again)
-    assert records.same(first, anew)
+    assert same(first, again)
+    assert same(first, anew)
     assert again.timing.images_encoded == again.timing.texts_encoded == 0
 
 
@@ -185,7 +186,7 @@ def test_models_with_equal_preprocessing_share_one_decoding_pass(
     apart = [measure([run], ["animals-zs"], cards=cards, data=data)[0] for run in runs]
     assert len(seen) == (2 + 3) * 60
     for one, other in zip(together, apart, strict=True):
-        assert records.same(record_of(one), record_of(other))
+        assert same(record_of(one), record_of(other))
     assert feature_files(tmp_path / "together") == feature_files(tmp_path / "apart")
     # Two files each: images of three models, texts of two (the third has the weights of the first).
     assert len(feature_files(tmp_path / "together")) == 2 * (3 + 2)
@@ -352,7 +353,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def untouched(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[records.Record, dict[str, str]]:
+def untouched(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, dict[str, str]]:
     """The record and the feature files of a run that nothing disturbs."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -387,7 +388,7 @@ def marks(cache: Path) -> int:
 
 
 def test_a_killed_run_goes_on_and_ends_in_the_same_record(
-    many: Path, untouched: tuple[records.Record, dict[str, str]], isolated_cache: Path, tmp_path: Path
+    many: Path, untouched: tuple[Record, dict[str, str]], isolated_cache: Path, tmp_path: Path
 ) -> None:
     process = start(many, isolated_cache, tmp_path / "results")
     deadline = time.monotonic() + 120
@@ -400,21 +401,21 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_record(
     assert not (tmp_path / "results" / "run").exists()
     (result,) = measure([many / "run"], ["animals-zs"], cards=many / "cards", data=many / "data")
     record, files = untouched
-    assert records.same(record_of(result), record)
+    assert same(record_of(result), record)
     assert feature_files(isolated_cache) == files
     assert record_of(result).timing.images_encoded == MANY - finished * SHARD_ROWS
 
 
 def test_two_runs_at_once_share_the_work_and_one_whole_file(
-    many: Path, untouched: tuple[records.Record, dict[str, str]], isolated_cache: Path, tmp_path: Path
+    many: Path, untouched: tuple[Record, dict[str, str]], isolated_cache: Path, tmp_path: Path
 ) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     processes = [start(many, isolated_cache, folder) for folder in folders]
     assert [process.wait(timeout=180) for process in processes] == [0, 0]
-    found = [record for folder in folders for _, record in records.read_all(folder)]
+    found = [stored.record for folder in folders for stored in store.read_all(folder)]
     record, files = untouched
     assert len(found) == 2
-    assert all(records.same(one, record) for one in found)
+    assert all(same(one, record) for one in found)
     assert sum(one.timing.images_encoded for one in found) == MANY
     assert feature_files(isolated_cache) == files
 

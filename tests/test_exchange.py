@@ -21,7 +21,7 @@ from test_records import SAMPLES, make_record
 from clipbench.catalog import Catalog
 from clipbench.errors import ClipbenchError, DataError
 from clipbench.metrics.intervals import Score
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.records.record import Record
 from clipbench.report import export, leaderboard, table, trackers
 from clipbench.report.export import Foreign
@@ -171,7 +171,7 @@ def _readme(head: str, folder: Path) -> Path:
 
 
 def test_model_index_is_what_the_hub_reads(tmp_path: Path) -> None:
-    record = records.read(FIXTURE)
+    record = store.read(FIXTURE).record
     text = export.model_index([record], "digits-clip-lite")
     (index,) = yaml.safe_load(text.split("---")[1])["model-index"]
     assert index["name"] == "digits-clip-lite"
@@ -280,7 +280,7 @@ def _run(*arguments: object) -> SimpleNamespace:
 def test_export_gives_on_what_stands_and_names_what_does_not(tmp_path: Path) -> None:
     root = tmp_path / "results"
     for record in (make_record(task="a-zs"), make_record(task="b-zs", limit=9)):
-        records.write(record, SAMPLES, root)
+        store.write(record, SAMPLES, root)
     at = ("export", "--results", root, "-f")
     done = _run(*at, "clip-benchmark-csv")
     assert (done.code, done.out.count("\n")) == (0, 2)

@@ -22,11 +22,11 @@ from clipbench.catalog import Catalog
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
 from clipbench.evaluate import Options, evaluate
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.records.check import check
 from clipbench.records.eligibility import Judge
 from clipbench.records.exposure import exposure
-from clipbench.records.record import Record
+from clipbench.records.record import Record, Seen
 from clipbench.report import dataframe, leaderboard, listing, site, table
 
 one_thread = small.one_thread
@@ -147,8 +147,8 @@ def test_a_record_counts_by_ids_what_its_model_has_seen(cards: Path, tmp_path: P
 
 def test_the_mark_is_in_every_table_and_keeps_off_the_leaderboard(tmp_path: Path) -> None:
     seen = [{"data": "digits train", "images": 90, "of": 360}, {"data": "photos", "of": 360}]
-    records.write(make_record(task="animals-zs", seen=seen), SAMPLES, tmp_path)
-    records.write(make_record(model="other", task="animals-zs"), SAMPLES, tmp_path)
+    store.write(make_record(task="animals-zs", seen=seen), SAMPLES, tmp_path)
+    store.write(make_record(model="other", task="animals-zs"), SAMPLES, tmp_path)
     text = "digits train: 90 of 360 images; photos: some or all of 360 images"
     rows = dataframe.read(tmp_path, Catalog(), primary=True)
     assert [(row.model, row.seen, row.kept_off) for row in rows] == [
@@ -184,7 +184,7 @@ def test_a_card_that_tells_more_marks_older_records_and_makes_none_stale(cards: 
 
     def judged(stored: Record, said: list[dict[str, str]]) -> dict[str, str]:
         path.write_text(json.dumps(model | ({"trained_on": said} if said else {})))
-        at = records.load(records.write(stored, SAMPLES, tmp_path / "results"))
+        at = store.read(store.write(stored, SAMPLES, tmp_path / "results"))
         return {reason.kind: reason.text for reason in Judge(Catalog([cards])).reasons(at)}
 
     catalog = Catalog([cards])
@@ -201,7 +201,7 @@ def test_a_card_that_tells_more_marks_older_records_and_makes_none_stale(cards: 
     train = [{"dataset": "animals", "split": "train"}]
     assert judged(record, train) == {"seen": "trained on animals train: 45 of 60 images"}
     assert not [said for said in check(Catalog([cards]), tmp_path / "results").problems if "stale" in said]
-    counted = record.model_copy(update={"seen": (records.Seen(data="animals train", images=44, of=60),)})
+    counted = record.model_copy(update={"seen": (Seen(data="animals train", images=44, of=60),)})
     assert judged(counted, train) == {"seen": "trained on animals train: 44 of 60 images"}
     assert list(judged(counted, [])) == ["seen"]  # until it is made again
 
@@ -247,7 +247,7 @@ def test_the_page_tells_what_a_model_was_trained_on(tmp_path: Path) -> None:
     said = [{"dataset": "digits", "split": "train"}]
     seen = [{"data": "digits train", "images": 90, "of": 360}]
     cards = {"model": {"title": "Small", "trained_on": said}, "task": {"title": "Animals"}}
-    records.write(make_record(task="animals-zs", seen=seen, cards=cards), SAMPLES, tmp_path)
+    store.write(make_record(task="animals-zs", seen=seen, cards=cards), SAMPLES, tmp_path)
     text = site.build(tmp_path, Catalog())
     assert '<td class="wrap">trained on digits train: 90 of 360 images</td>' in text
     assert "of images that the model was trained on stays off the leaderboard" in " ".join(text.split())

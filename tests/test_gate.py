@@ -24,7 +24,7 @@ from clipbench.records import gate
 from clipbench.records.comparison import Comparison
 from clipbench.records.eligibility import Judge
 from clipbench.records.gate import Check
-from clipbench.records.record import Stored, samples_path
+from clipbench.records.store import Stored, samples_path
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ from clipbench.data.pairs.shards import captions
 from clipbench.errors import ClipbenchError, DataError, StorageError, WeightsError
 from clipbench.metrics import classification
 from clipbench.models.weights.reading import read_state_dict
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.report import export
 from clipbench.utils import cache
 
@@ -38,7 +38,7 @@ FOREIGN = {
 @pytest.fixture
 def record(run: Run, place: Place) -> Path:
     assert run(*place.eval("--quiet")).code == 0
-    (path,) = records.paths(place.results)
+    (path,) = store.paths(place.results)
     return path
 
 
@@ -68,7 +68,7 @@ def test_records_that_are_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        records.load(path)
+        store.read(path)
     assert caught.value.message.startswith(f"{path}: ")
     assert len(caught.value.message) < len(str(path)) + 400
 
@@ -77,7 +77,7 @@ def test_records_that_are_none(tmp_path: Path, text: str) -> None:
 def test_a_schema_version_is_a_whole_number(record: Path, version: Any) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | {"schema_version": version}))
     with pytest.raises(DataError, match="schema_version is "):
-        records.load(record)
+        store.read(record)
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400"])
@@ -85,7 +85,7 @@ def test_a_number_beyond_all_floats_breaks_a_record(record: Path, number: str) -
     value = json.loads(record.read_text())
     record.write_text(json.dumps(value | {"evidence": {"a": "HERE"}}).replace('"HERE"', number))
     try:
-        assert records.load(record).seal == "broken"
+        assert store.read(record).seal == "broken"
     except DataError as error:
         assert "not a whole record" in error.message  # noqa: PT017 - either is right
 
@@ -93,7 +93,7 @@ def test_a_number_beyond_all_floats_breaks_a_record(record: Path, number: str) -
 def test_a_record_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.json")
     with pytest.raises(DataError, match=r"cannot be read \(it is a pipe\)"):
-        records.load(tmp_path / "a.json")
+        store.read(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("text", [DEEP, "1" * 5_000, "nul", "", "[]", "\0"])
@@ -237,7 +237,7 @@ def test_gate_names_an_option_that_it_has(run: Run, place: Place, record: Path, 
 
 
 def test_compare_names_models_and_not_their_folders(run: Run, place: Place, record: Path) -> None:
-    model = records.load(record).record.model
+    model = store.read(record).record.model
     assert record.parent.name != model
     done = run("compare", model.replace("run", "rum"), model, "--results", place.results)
     mended(done, f'did you mean "{model}"?')

@@ -14,7 +14,7 @@ from rich.console import Console
 from test_records import make_record
 
 from clipbench.errors import ClipbenchError
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.report.plots import validation_curve
 from clipbench.report.table import record_table
 
@@ -90,7 +90,7 @@ def test_table_says_what_a_reader_must_know(kind: str, words: list[str]) -> None
 
 def test_show_draws_from_the_command_line(run: Run, tmp_path: Path) -> None:
     record = make_record(evidence=EVIDENCE["one"])
-    path = records.write(record, {"id": ["a"]}, tmp_path)
+    path = store.write(record, {"id": ["a"]}, tmp_path)
     done = run("show", path, "--plot", tmp_path / "curve.png")
     assert done.code == 0
     assert "wrote" in done.err

@@ -48,9 +48,11 @@ SURFACE = {
     "clipbench.data.text": "decoded json_of lines",
     "clipbench.data.split": "Captions Expressions Note Objects Sample Split Subset",
     "clipbench.records.record": (
-        "Env Noted ProtocolUsed Record ResolvedCards Seen Skipped Stored Timing by_class each environment file_name "
-        "filed load load_all path_of paths read read_all refuse_foreign same samples_intact samples_path to_json "
-        "utc_now write write_pictures"
+        "Env Noted ProtocolUsed Record ResolvedCards Seen Skipped Timing by_class environment same seal_of sealed "
+        "to_json utc_now"
+    ),
+    "clipbench.records.store": (
+        "Stored file_name path_of paths read read_all refuse_foreign samples_intact samples_path write write_pictures"
     ),
     "clipbench.report.dataframe": "Row centre_baseline metrics_of of_tasks read results rows",
     "clipbench.metrics.paired_tests": (
@@ -130,6 +132,7 @@ LIGHT = (
     "clipbench.protocols.grounding",
     "clipbench.protocols.zero_shot",
     "clipbench.records.record",
+    "clipbench.records.store",
     "clipbench.report.leaderboard",
     "clipbench.report.dataframe",
     "clipbench.report.listing",

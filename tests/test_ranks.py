@@ -20,7 +20,7 @@ from clipbench.catalog import Catalog
 from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Score
 from clipbench.metrics.joint import Contributions
-from clipbench.records import alignment, record
+from clipbench.records import alignment, store
 from clipbench.report import dataframe, leaderboard, ranks, site, table
 from clipbench.report.dataframe import Row
 from clipbench.report.ranks import Measured, Ranks
@@ -250,7 +250,7 @@ def test_the_detectable_difference_is_seen_80_times_in_100(tasks: int, alpha: fl
 
 def _rows(root: Path) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
-    for row in dataframe.rows(record.load_all(root), primary=True):
+    for row in dataframe.rows(store.read_all(root), primary=True):
         found.setdefault(row.model, []).append(row)
     return found
 
@@ -260,11 +260,11 @@ def test_who_cannot_be_compared_has_no_rank_and_it_is_said(tmp_path: Path) -> No
     for model in ("a", "b"):
         write_model(tmp_path, model, right)
     lacking = write_model(tmp_path, "lacking", right)
-    record.samples_path(lacking.path).unlink()
+    store.samples_path(lacking.path).unlink()
     edited = write_model(tmp_path, "edited", right)
     edited.path.write_text(edited.path.read_text().replace('"seed": 0', '"seed": 1'))
     swapped = write_model(tmp_path, "swapped", right)
-    record.samples_path(swapped.path).write_bytes(b"PAR1")
+    store.samples_path(swapped.path).write_bytes(b"PAR1")
     protocol = {"name": "zs", "version": 2, "params": {"templates": "default"}}
     write_model(tmp_path, "newer", right, protocol=protocol)
     write_model(tmp_path, "elsewhere", right, fingerprints={"split:test": "01"})
@@ -297,7 +297,7 @@ def test_ranks_of_the_same_records_are_found_once(tmp_path: Path, monkeypatch: p
         write_model(tmp_path, model, rng.random(300) < share)
     asked: list[str] = []
 
-    def counted(stored: record.Stored) -> Contributions | None:
+    def counted(stored: store.Stored) -> Contributions | None:
         asked.append(stored.record.model)
         return read(stored)
 
@@ -309,7 +309,7 @@ def test_ranks_of_the_same_records_are_found_once(tmp_path: Path, monkeypatch: p
     write_model(tmp_path, "b", rng.random(300) < 0.95)
     assert ranks.of(_rows(tmp_path)).ranks["b"] == 1
     assert len(asked) == 4
-    samples = record.samples_path(record.path_of("b", "animals-zs", tmp_path))
+    samples = store.samples_path(store.path_of("b", "animals-zs", tmp_path))
     content = samples.read_bytes()
     write_model(tmp_path, "c", rng.random(300) < 0.5)
     samples.write_bytes(b"PAR1")
@@ -336,8 +336,8 @@ def shown(tmp_path: Path) -> tuple[list[Row], Catalog]:
             own: dict[str, Any] = {"task": task, "fingerprints": {"split:test": task}, "seen": seen}
             write_model(tmp_path / "results", model, hard + 0.2 * rng.random(2_000) < share, **own)
     for task in ("cifar10-zs", "animals-zs"):
-        record.samples_path(record.path_of("poor", task, tmp_path / "results")).unlink()
-    return dataframe.rows(record.load_all(tmp_path / "results"), primary=True), Catalog([tmp_path / "cards"])
+        store.samples_path(store.path_of("poor", task, tmp_path / "results")).unlink()
+    return dataframe.rows(store.read_all(tmp_path / "results"), primary=True), Catalog([tmp_path / "cards"])
 
 
 def test_every_table_has_the_same_ranks(shown: tuple[list[Row], Catalog]) -> None:
@@ -401,8 +401,8 @@ def test_the_page_has_the_same_ranks(
     monkeypatch.setattr(document, "charts_library", lambda: ("", {"vega": "6", "vega_lite": "6"}))
     _, catalog = shown
     stored = [
-        record.Stored(one.path, one.record, one.seal)
-        for one in record.load_all(tmp_path / "results")
+        store.Stored(one.path, one.record, one.seal)
+        for one in store.read_all(tmp_path / "results")
         if not one.record.seen and one.record.task == "animals-zs"
     ]
     text = site.page(stored, catalog, tmp_path / "results")

@@ -23,8 +23,9 @@ from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics.intervals import Score
-from clipbench.records import record as records
-from clipbench.records.record import Record, Stored
+from clipbench.records import store
+from clipbench.records.record import Record, to_json
+from clipbench.records.store import Stored
 from clipbench.report import dataframe, leaderboard, numbers, table
 from clipbench.report.leaderboard import Section
 
@@ -340,8 +341,8 @@ def test_the_leaderboard_has_what_may_stand_and_names_what_may_not(tmp_path: Pat
         make_record(task="b-zs", env=env),
         make_record(task="c-zs", limit=9),
     ):
-        records.write(record, SAMPLES, tmp_path)
-    edited = records.write(make_record(task="d-zs"), SAMPLES, tmp_path)
+        store.write(record, SAMPLES, tmp_path)
+    edited = store.write(make_record(task="d-zs"), SAMPLES, tmp_path)
     edited.write_text(edited.read_text().replace("0.75", "0.85"))
     catalog = Catalog()
     text = leaderboard.leaderboard(dataframe.read(tmp_path, catalog), catalog)
@@ -354,14 +355,14 @@ def test_the_leaderboard_has_what_may_stand_and_names_what_may_not(tmp_path: Pat
 
 def test_a_stale_leaderboard_is_found_with_the_line_and_the_way_out(tmp_path: Path) -> None:
     catalog = Catalog()
-    records.write(make_record(task="a-zs"), SAMPLES, tmp_path)
+    store.write(make_record(task="a-zs"), SAMPLES, tmp_path)
     text = leaderboard.leaderboard(dataframe.read(tmp_path, catalog), catalog)
     with pytest.raises(DataError, match=r"there is no .*LEADERBOARD.md(.|\n)*--write"):
         leaderboard.check(tmp_path, text)
     (tmp_path / leaderboard.LEADERBOARD).write_text(text)
     leaderboard.check(tmp_path, text)
     better = make_record(task="a-zs", scores={"acc1": Score(0.8, (0.75, 0.85), 360, 0.1)})
-    records.write(better, SAMPLES, tmp_path)
+    store.write(better, SAMPLES, tmp_path)
     with pytest.raises(DataError, match=r"LEADERBOARD.md:10 is not what(.|\n)*75.00(.|\n)*--write"):
         leaderboard.check(tmp_path, leaderboard.leaderboard(dataframe.read(tmp_path, catalog), catalog))
 
@@ -371,7 +372,7 @@ def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) ->
     right = np.random.default_rng(0).random(400) < 0.7
 
     def width(folder: str) -> float:
-        rows = [row for row in dataframe.rows(records.load_all(tmp_path / folder)) if row.primary]
+        rows = [row for row in dataframe.rows(store.read_all(tmp_path / folder)) if row.primary]
         found = Section("own", "Own", ("a-zs", "b-zs"), tuple(rows)).mean("m")
         assert found is not None
         return found.high - found.low
@@ -381,11 +382,11 @@ def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) ->
             made: dict[str, Any] = {"task": task, "fingerprints": {"split:test": split}}
             write_model(tmp_path / folder, "m", own, **made)
 
-    low, high = records.load(tmp_path / "same" / "m" / "a-zs.json").record.scores["acc1"].ci95
+    low, high = store.read(tmp_path / "same" / "m" / "a-zs.json").record.scores["acc1"].ci95
     assert width("same") == pytest.approx(high - low, rel=0.01)
     assert width("others") == pytest.approx((high - low) / 2**0.5, rel=1e-9)
     assert width("against") < 1e-9  # wrong where the other is right
-    samples = records.samples_path(tmp_path / "against" / "m" / "a-zs.json")
+    samples = store.samples_path(tmp_path / "against" / "m" / "a-zs.json")
     samples.unlink()  # then nothing tells how they go together
     assert width("against") == pytest.approx(high - low)
 
@@ -393,7 +394,7 @@ def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) ->
 def _write_many(root: Path, models: int, tasks: Sequence[str]) -> None:
     """Sealed records of models that have no card, on tasks that have one, per-class values and cards included."""
     catalog = Catalog()
-    base = records.read(Path(__file__).parent / "fixtures" / "records" / "v2.json")
+    base = store.read(Path(__file__).parent / "fixtures" / "records" / "v2.json").record
     for task in map(catalog.task, tasks):
         card, name = task.dataset.card, task.id
         changes = {
@@ -409,7 +410,7 @@ def _write_many(root: Path, models: int, tasks: Sequence[str]) -> None:
             "fingerprints": base.fingerprints | {"task_card": fingerprint(card.canonical())},
             "digest": None,
         }
-        text = records.to_json(Record.model_validate(base.canonical() | {"scores": base.scores, **changes}))
+        text = to_json(Record.model_validate(base.canonical() | {"scores": base.scores, **changes}))
         for number in range(models):
             bare = text.replace('"one of many"', f'"model-{number:03d}"')
             digest = hashlib.sha256(bare.encode()).hexdigest()

@@ -20,8 +20,9 @@ from clipbench.catalog import Catalog
 from clipbench.cli import app
 from clipbench.errors import DataError
 from clipbench.metrics.intervals import Score
-from clipbench.records import record as records
-from clipbench.records.record import Record, Stored
+from clipbench.records import store
+from clipbench.records.record import Record
+from clipbench.records.store import Stored
 from clipbench.report import dataframe, site
 from clipbench.report.site import blocks, content, document
 
@@ -47,7 +48,7 @@ def _record(**changes: Any) -> Record:
 
 
 def _page(*found: Record) -> str:
-    stored = [Stored(records.path_of(one.model, one.task, RESULTS), one, "whole") for one in found]
+    stored = [Stored(store.path_of(one.model, one.task, RESULTS), one, "whole") for one in found]
     return site.page(stored, CATALOG, RESULTS)
 
 
@@ -159,7 +160,7 @@ def test_the_scripts_make_no_markup_of_text() -> None:
 
 
 def test_the_shipped_records_stand_on_the_page_with_their_numbers() -> None:
-    stored = records.load_all(ROOT / "results")
+    stored = list(store.read_all(ROOT / "results"))
     parsed = _Parsed(site.build(ROOT / "results", CATALOG))
     index = parsed.data["index"]
     every = [one.record for one in stored]
@@ -222,7 +223,7 @@ def test_limited_and_dirty_records_are_named_and_kept_off() -> None:
 
 
 def test_a_record_edited_by_hand_is_named_and_kept_off(tmp_path: Path) -> None:
-    path = records.write(_record(), SAMPLES, tmp_path)
+    path = store.write(_record(), SAMPLES, tmp_path)
     assert "Kept off" not in site.build(tmp_path, CATALOG)
     path.write_text(path.read_text().replace('"value": 0.75', '"value": 0.79'))
     parsed = _Parsed(site.build(tmp_path, CATALOG))
@@ -279,7 +280,7 @@ def test_what_papers_report_is_shown_once_and_only_where_nothing_was_measured() 
 
 def test_what_does_not_fit_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = _record()
-    path = records.write(record, SAMPLES, tmp_path)
+    path = store.write(record, SAMPLES, tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (300, 1400, 3), dtype=np.uint8)
     sheet = path.with_name("animals-zs.heatmaps") / "contact-sheet.png"
     sheet.parent.mkdir()
@@ -309,7 +310,7 @@ def test_a_run_folder_shows_its_training_curves(tmp_path: Path) -> None:
 
 def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
     results = tmp_path / "results"
-    records.write(_record(), SAMPLES, results)
+    store.write(_record(), SAMPLES, results)
     arguments = ["site", "--results", str(results), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0

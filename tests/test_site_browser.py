@@ -17,8 +17,8 @@ from test_records import make_record
 
 from clipbench.catalog import Catalog
 from clipbench.metrics.intervals import Score
-from clipbench.records import record as records
-from clipbench.records.record import Stored
+from clipbench.records import store
+from clipbench.records.store import Stored
 from clipbench.report import site
 from clipbench.report.site import document
 
@@ -108,7 +108,7 @@ class Visit:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the project's own records."""
-    text = site.page(records.load_all(ROOT / "results"), Catalog(), Path("results"))
+    text = site.page(list(store.read_all(ROOT / "results")), Catalog(), Path("results"))
     return site.write(text, tmp_path_factory.mktemp("shipped"))
 
 
@@ -234,7 +234,7 @@ def test_the_mean_of_a_suite_is_for_models_that_have_all_of_it(browser: Browser,
                 protocol={"name": task.protocol.id, "version": task.protocol.version, "params": params},
                 cards={"model": {"title": model}, "task": card},
             )
-            found.append(Stored(records.path_of(model, task.id, Path("results")), record, "whole"))
+            found.append(Stored(store.path_of(model, task.id, Path("results")), record, "whole"))
     visit = Visit(browser, site.write(site.page(found, catalog, Path("results")), tmp_path))
     page = visit.page
     assert not page.is_visible("#mean")
@@ -286,7 +286,7 @@ def synthetic() -> list[Stored]:
                 "model": model, "task": task, "scores": scores, "per_class": {"recall": recall},
                 "cards": cards, "fingerprints": prints,
             }  # fmt: skip
-            path = records.path_of(model, task, Path("results"))
+            path = store.path_of(model, task, Path("results"))
             found.append(Stored(path, one.model_copy(update=changes), "whole"))
     return found
 

@@ -14,15 +14,15 @@ from test_records import make_record
 import clipbench
 from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog
-from clipbench.errors import CardError, DataError
+from clipbench.errors import CardError
 from clipbench.metrics.intervals import Score
 from clipbench.protocols import registry
 from clipbench.protocols.registry import protocol_ids
-from clipbench.records import eligibility
-from clipbench.records import record as records
+from clipbench.records import eligibility, store
 from clipbench.records.check import check
 from clipbench.records.eligibility import Judge
-from clipbench.records.record import Column, Record
+from clipbench.records.record import ProtocolUsed, Record
+from clipbench.records.store import Column
 from clipbench.report import dataframe
 
 MODEL: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _sha(cards: Path) -> str:
 
 
 def _reasons(record: Record, cards: Path, root: Path) -> dict[str, str]:
-    stored = records.load(records.write(record, SAMPLES, root / "results"))
+    stored = store.read(store.write(record, SAMPLES, root / "results"))
     return {reason.kind: reason.text for reason in Judge(Catalog([cards])).reasons(stored)}
 
 
@@ -123,16 +123,16 @@ def test_samples_that_were_skipped_and_named_are_not_lacking(
 
 
 def test_a_score_changed_by_hand_and_a_record_without_a_seal_are_named(cards: Path, tmp_path: Path) -> None:
-    path = records.write(_current(cards), SAMPLES, tmp_path)
+    path = store.write(_current(cards), SAMPLES, tmp_path)
     judge = Judge(Catalog([cards]))
     text = path.read_text()
     path.write_text(text.replace("0.75", "0.95"))
-    assert [reason.kind for reason in judge.reasons(records.load(path))] == ["edited"]
+    assert [reason.kind for reason in judge.reasons(store.read(path))] == ["edited"]
     value = json.loads(text) | {"schema_version": 1}
     for key in ("digest", "samples_sha256"):
         del value[key]
     path.write_text(json.dumps(value))
-    assert [reason.kind for reason in judge.reasons(records.load(path))] == ["unsealed"]
+    assert [reason.kind for reason in judge.reasons(store.read(path))] == ["unsealed"]
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_words_on_cards_and_what_has_no_card_make_nothing_stale(cards: Path, tmp
 
 def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_path: Path) -> None:
     root = tmp_path / "results"
-    path = records.write(_current(cards), SAMPLES, root)
+    path = store.write(_current(cards), SAMPLES, root)
     limited = _current(cards, task="animals-zs@other", limit=20)  # of its own accord, which is no fault
-    records.write(limited.model_copy(update={"protocol": _other(cards)}), SAMPLES, root)
+    store.write(limited.model_copy(update={"protocol": _other(cards)}), SAMPLES, root)
     assert check(Catalog([cards]), root).problems == []
     _change(cards / "tasks/animals.yaml", classes=["cat", "hound"])
     stale = check(Catalog([cards]), root).problems
@@ -223,11 +223,11 @@ def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_pa
     path.write_text(path.read_text().replace("0.75", "0.95"))
     (edited,) = check(Catalog([cards]), root).problems
     assert "edited by hand" in edited
-    records.write(_current(cards), SAMPLES, root)
-    records.samples_path(path).write_bytes(b"another")
+    store.write(_current(cards), SAMPLES, root)
+    store.samples_path(path).write_bytes(b"another")
     (swapped,) = check(Catalog([cards]), root).problems
     assert "animals-zs.samples.parquet is not the file that was written with its record" in swapped
-    records.samples_path(path).unlink()
+    store.samples_path(path).unlink()
     (gone,) = check(Catalog([cards]), root).problems
     assert "there is no" in gone
     assert "animals-zs.samples.parquet" in gone
@@ -236,14 +236,14 @@ def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_pa
 def test_check_computes_the_score_anew_from_the_samples(cards: Path, tmp_path: Path) -> None:
     root = tmp_path / "results"
     for ranks, told in (([0, 0, 3, 3], "0.5"), ([0, 0, 0], "1")):  # sealed anew, as a forger would
-        path = records.write(_current(cards), {"id": list("abcd")[: len(ranks)], "rank": ranks}, root)
+        path = store.write(_current(cards), {"id": list("abcd")[: len(ranks)], "rank": ranks}, root)
         (problem,) = check(Catalog([cards]), root).problems
         assert f"{path}: acc1 is 0.75, but animals-zs.samples.parquet gives {told}" in problem
 
 
-def _other(cards: Path) -> records.ProtocolUsed:
+def _other(cards: Path) -> ProtocolUsed:
     task = Catalog([cards]).task("animals-zs@other")
-    return records.ProtocolUsed(name="zs", version=task.protocol.version, params=task.params.canonical())
+    return ProtocolUsed(name="zs", version=task.protocol.version, params=task.params.canonical())
 
 
 @pytest.mark.parametrize("protocol", protocol_ids())
@@ -262,8 +262,8 @@ def test_every_bump_of_a_protocols_version_stands_in_the_changelog_with_the_numb
 
 def test_results_is_a_row_a_score_with_where_it_came_from(cards: Path, tmp_path: Path) -> None:
     root = tmp_path / "results"
-    records.write(_current(cards), SAMPLES, root)
-    records.write(_current(cards, model="other", limit=20), SAMPLES, root)
+    store.write(_current(cards), SAMPLES, root)
+    store.write(_current(cards, model="other", limit=20), SAMPLES, root)
     found = clipbench.results(root, cards=[cards])
     assert list(found.columns)[:4] == ["model", "task", "family", "training_pairs_m"]
     assert found.groupby("model").size().to_dict() == {"other": 2, "own": 2}
@@ -279,17 +279,3 @@ def test_results_is_a_row_a_score_with_where_it_came_from(cards: Path, tmp_path:
 def test_results_of_an_empty_folder_has_every_column(tmp_path: Path) -> None:
     assert "kept_off" in clipbench.results(tmp_path).columns
     assert len(dataframe.read(tmp_path, Catalog())) == 0
-
-
-def test_several_processes_read_what_one_does(
-    cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for model in ("own", "other", "third"):
-        records.write(_current(cards, model=model, limit=20 if model == "other" else None), SAMPLES, tmp_path)
-    alone = dataframe.read(tmp_path, Catalog([cards]))
-    monkeypatch.setattr(dataframe, "_SHARE", 1)
-    monkeypatch.setattr(dataframe, "cores", lambda: 2)
-    assert dataframe.read(tmp_path, Catalog([cards])) == alone
-    (tmp_path / "own" / "broken-zs.json").write_text("{}")
-    with pytest.raises(DataError, match="broken-zs"):
-        dataframe.read(tmp_path, Catalog([cards]))

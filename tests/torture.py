@@ -48,7 +48,7 @@ from clipbench.encoding import runtime as execution
 from clipbench.errors import ClipbenchError
 from clipbench.models.adapter import Adapter
 from clipbench.pretrain.loop import pretrain
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.utils import cache
 
 EXACT = ("--deterministic", "--device", "cpu", "--workers", "0", "--quiet")
@@ -123,9 +123,9 @@ def command(*arguments: object) -> None:
 
 
 def measured(results: Path) -> list[dict[str, Any]]:
-    """All records below `results`, without what differs from run to run (see `records.same`)."""
+    """All records below `results`, without what differs from run to run (see `same`)."""
     aside = {"timing", "created", "digest", "samples_sha256"}
-    return [record.model_dump(exclude=aside) for _, record in records.read_all(results)]
+    return [stored.record.model_dump(exclude=aside) for stored in store.read_all(results)]
 
 
 # -------------------------------------------------------------------- the world

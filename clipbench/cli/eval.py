@@ -30,7 +30,7 @@ from clipbench.cli.output import note, print_error, show
 from clipbench.data.decode import allow_pixels
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.evaluate import Options, Result, evaluate
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.records.eligibility import Judge
 from clipbench.report import dataframe, leaderboard, table
 from clipbench.utils.cache import make_folder
@@ -117,7 +117,7 @@ def eval_command(
     models = [catalog.model(name) for name in names("--model", model)]
     for made in models:
         for wanted in tasks:
-            records.refuse_foreign(made.id, wanted.id, results, force=force)
+            store.refuse_foreign(made.id, wanted.id, results, force=force)
     for made in models:
         if made.detected:
             note(f"{made.id}: {made.card.notes}")
@@ -146,7 +146,7 @@ def eval_command(
         elif all(r.error is not result.error for r in done[:-1]):  # once a task, not once a model
             print_error(result.error, f"{result.task}: " if len(tasks) > 1 else "")
     if as_json:
-        written = [records.read(records.path_of(r.model, r.task, results)) for r in done if r.record]
+        written = [store.read(store.path_of(r.model, r.task, results)).record for r in done if r.record]
         print(json_text([record.canonical() for record in written]))
     elif len(done) > 1 and not quiet:
         _print_table(done, tasks, catalog, results)
@@ -166,7 +166,7 @@ def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bo
     """Write the record and the pictures of a result, and print what was found and where it is."""
     record = result.record
     assert record is not None
-    path = records.write(record, result.samples, results, force=force)
+    path = store.write(record, result.samples, results, force=force)
     if scores:
         timing = record.timing
         rate = (
@@ -175,14 +175,14 @@ def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bo
         show(table.record_table(record))
         show(Text(f"{path}  ({timing.total_s:.1f} s{rate}, {record.precision})", style="dim"))
     if result.pictures:
-        folder = records.write_pictures(result.pictures, path, force=force)
+        folder = store.write_pictures(result.pictures, path, force=force)
         if not quiet:
             note(f"{len(result.pictures)} pictures in {folder}")
 
 
 def _print_table(done: list[Result], tasks: list[Task], catalog: Catalog, results: Path) -> None:
     """The records that were written as one table, model × task."""
-    stored = [records.load(records.path_of(r.model, r.task, results)) for r in done if r.record]
+    stored = [store.read(store.path_of(r.model, r.task, results)) for r in done if r.record]
     rows = [row for row in dataframe.rows(stored, Judge(catalog).reasons) if row.primary]
     section = leaderboard.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
     sys.stdout.write(table.terminal([section]))

@@ -13,7 +13,7 @@ from clipbench.cli.inputs import names, open_catalog
 from clipbench.cli.options import Cards, Force, Models, Plugins, Results
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.records.eligibility import Judge
 from clipbench.records.record import Record
 from clipbench.report import export, trackers
@@ -99,7 +99,7 @@ def log_command(
 
 def _eligible(results: Path, catalog: Catalog, models: list[str] | None) -> list[Record]:
     """Records of these models (None: of all) that may stand on the leaderboard; the others are named."""
-    stored = records.load_all(results)
+    stored = list(store.read_all(results))
     known = {one.record.model for one in stored}
     chosen = set(names("--model", models)) if models else known
     for name in sorted(chosen - known):

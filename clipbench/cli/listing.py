@@ -11,7 +11,7 @@ from clipbench.cli import output
 from clipbench.cli.inputs import open_catalog
 from clipbench.cli.options import Cards, Force, Json, Plugins
 from clipbench.errors import ClipbenchError, unknown
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.report import listing
 from clipbench.report.plots import validation_curve
 from clipbench.utils.escape import json_text
@@ -65,7 +65,7 @@ def show_command(
 ) -> None:
     """Show one card with all its defaults, or one record."""
     if plot is not None:
-        write_own(plot, validation_curve(records.read(Path(name))), PNG_MARK, force=force)
+        write_own(plot, validation_curve(store.read(Path(name)).record), PNG_MARK, force=force)
         output.note(f"wrote {plot}")
     value, view = listing.show(name, open_catalog(cards, plugins))
     if as_json:

@@ -16,8 +16,9 @@ from clipbench.metrics.clustered import Spread
 from clipbench.metrics.joint import Contributions
 from clipbench.metrics.paired_tests import Difference
 from clipbench.protocols import registry
-from clipbench.records import record as records
-from clipbench.records.record import Record, Stored
+from clipbench.records import store
+from clipbench.records.record import Record
+from clipbench.records.store import Stored
 
 Columns = dict[str, list[Any]]
 Doubles = NDArray[np.float64]
@@ -243,12 +244,12 @@ def _grouped(groups: Sequence[str], *shares: Doubles) -> tuple[list[str], Double
 def _table(stored: Stored) -> Columns:
     import pyarrow.parquet as pq
 
-    path = records.samples_path(stored.path)
+    path = store.samples_path(stored.path)
     if not path.is_file():
         raise DataError(
             f"there is no {path}", hint="evaluate again: its per-sample outcomes belong to a record"
         )
-    if stored.record.samples_sha256 is not None and not records.samples_intact(stored):
+    if stored.record.samples_sha256 is not None and not store.samples_intact(stored):
         raise DataError(
             f"{path} is not the file that was written with its record: it was changed, "
             "or a run was killed after writing it and before its record",

@@ -13,11 +13,11 @@ from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.models.weights.resolve import resolve
 from clipbench.protocols.registry import protocol_ids
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.records.alignment import recomputed
 from clipbench.records.eligibility import Judge
 from clipbench.records.exposure import unknown_images
-from clipbench.records.record import Stored
+from clipbench.records.store import Stored
 from clipbench.utils.parsing import expanded
 
 #: a score is a mean of many, added up in another order
@@ -64,7 +64,7 @@ def check(catalog: Catalog, results: Path) -> Found:
     if results.is_dir():
         # What a record is held against must be right itself.
         judge = None if found.problems or catalog.problems else Judge(catalog)
-        for path in records.paths(results):
+        for path in store.paths(results):
             found.attempt("records", lambda p=path: _record(p, judge))  # type: ignore[misc]
     found.problems += [str(error) for error in catalog.problems.values() if str(error) not in found.problems]
     return found
@@ -72,7 +72,7 @@ def check(catalog: Catalog, results: Path) -> Found:
 
 def _record(path: Path, judge: Judge | None) -> None:
     """Raise DataError unless the record is whole, at its place, as it was measured, and current."""
-    stored = records.filed(path)
+    stored = store.read(path, path.parent.parent)
     reasons = judge.reasons(stored) if judge else ()
     faults = [reason.text for reason in reasons if reason.kind in ("edited", "stale")]
     faults += _beside(stored)
@@ -95,7 +95,7 @@ def _beside(stored: Stored) -> list[str]:
     told = record.scores[record.primary].value
     if value is None or abs(value - told) <= _ROUNDING:
         return []
-    name = records.samples_path(stored.path).name
+    name = store.samples_path(stored.path).name
     return [f"{record.primary} is {told:.6g}, but {name} gives {value:.6g}"]
 
 

@@ -13,9 +13,9 @@ from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Interval
 from clipbench.metrics.joint import Contributions
 from clipbench.protocols.registry import metric as spec_of
-from clipbench.records import alignment, record
+from clipbench.records import alignment, store
 from clipbench.records.eligibility import Judge
-from clipbench.records.record import Stored
+from clipbench.records.store import Stored
 
 Verdict = Literal["better", "worse", "not distinguishable", "not comparable"]
 ALPHA: Final = 0.05
@@ -100,7 +100,7 @@ def compare(
     a, b = sides
     pairs: list[tuple[Stored, Stored]] = []
     if isinstance(a, Path) and isinstance(b, Path):
-        pairs = matched(record.load_all(a), record.load_all(b))
+        pairs = matched(store.read_all(a), store.read_all(b))
     elif not isinstance(a, Path) and not isinstance(b, Path):
         pairs = [(a[task], b[task]) for task in a if task in b]
     else:
@@ -236,10 +236,10 @@ def _judged(one: Comparison, adjusted: float, alpha: float) -> Comparison:
 
 def _records(name: str, results: Path) -> Path | Mapping[str, Stored]:
     """A folder of records, or a model's records by task."""
-    own = results / record.file_name(name)
+    own = results / store.file_name(name)
     if own.is_dir():
-        return {s.record.task: s for s in record.each(results) if s.record.model == name}
+        return {s.record.task: s for s in store.read_all(results) if s.record.model == name}
     if Path(name).is_dir():
         return Path(name)
-    models = {one.record.model for one in record.each(results)} if results.is_dir() else set()
+    models = {one.record.model for one in store.read_all(results)} if results.is_dir() else set()
     raise DataError(f"{unknown('model', name, models)} (records of {results}); nor is it a folder of records")

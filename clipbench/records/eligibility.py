@@ -18,7 +18,8 @@ from clipbench.errors import CardError
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.families import family
 from clipbench.records.exposure import exposure
-from clipbench.records.record import Json, Record, Seen, Stored
+from clipbench.records.record import Json, Record, Seen
+from clipbench.records.store import Stored
 
 Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "seen", "stale"]
 #: what of a card can move a number; a task's `protocols` count as the parameters that they resolve to

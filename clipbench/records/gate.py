@@ -20,10 +20,11 @@ from xml.etree import ElementTree
 from clipbench.errors import DataError, unknown
 from clipbench.protocols.registry import metric as spec_of
 from clipbench.records import comparison as compare
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.records.comparison import Comparison
 from clipbench.records.eligibility import Judge
-from clipbench.records.record import Record, Stored
+from clipbench.records.record import Record
+from clipbench.records.store import Stored
 from clipbench.report import numbers
 from clipbench.report.comparison_table import p_value
 from clipbench.report.table import DASH, markdown_table
@@ -162,7 +163,7 @@ def _by_name(folder: Path, option: str) -> _Records:
             f"no results folder at {folder}",
             hint=f"name the folder of records with {option}; clipbench eval --results DIR makes one",
         )
-    return {(stored.record.model, stored.record.task): stored for stored in records.load_all(folder)}
+    return {(stored.record.model, stored.record.task): stored for stored in store.read_all(folder)}
 
 
 def _looked_at(

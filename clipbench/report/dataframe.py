@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from itertools import groupby, pairwise
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 from clipbench.cards.model import Confidence, Reported
 from clipbench.catalog import Catalog
 from clipbench.metrics.intervals import Score
-from clipbench.records import alignment
-from clipbench.records import record as records
+from clipbench.records import alignment, store
 from clipbench.records.eligibility import Judge, Reason, lacking
-from clipbench.records.record import Record, Stored
-from clipbench.utils.cpu import cores
+from clipbench.records.record import Record
+from clipbench.records.store import Stored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +21,6 @@ if TYPE_CHECKING:
 _TRUST: Final[tuple[str, ...]] = get_args(Confidence)  # most trusted first
 #: percentage points within which a published number counts as reproduced; half precision alone moves as much
 REPRODUCED: Final = 0.1
-#: records that are worth another process to read them
-_SHARE: Final = 2_000
 
 
 class Row(NamedTuple):
@@ -110,23 +103,7 @@ def read(folder: Path, catalog: Catalog, *, primary: bool = False) -> list[Row]:
 
     Raises: as `results`.
     """
-    paths = records.paths(folder)
-    count = max(1, min(cores(), len(paths) // _SHARE))
-    cuts = [len(paths) * i // count for i in range(count + 1)]
-    own, *shares = (paths[a:b] for a, b in pairwise(cuts))
-    if not shares:
-        return _read(catalog, primary, own)
-    with _many_objects(), ProcessPoolExecutor(len(shares)) as others:
-        # A catalog of their own: the one that is given may hold cards, which are slower sent than read.
-        others_rows = others.map(partial(_read, Catalog(catalog.extra), primary), shares)
-        found = [_read(catalog, primary, own), *others_rows]
-        return sorted((row for part in found for row in part), key=lambda row: (row.model, row.task))
-
-
-def _read(catalog: Catalog, primary: bool, paths: Sequence[Path]) -> list[Row]:
-    """The rows of these files; collector's rounds are left out in a process of its own too."""
-    with _many_objects():
-        return rows(map(records.filed, paths), Judge(catalog).reasons, primary=primary)
+    return rows(store.read_all(folder), Judge(catalog).reasons, primary=primary)
 
 
 def rows(
@@ -261,15 +238,3 @@ def _verdict(score: Score, percent: float) -> str:
         return "reproduced"
     low, high = score.ci95
     return "within interval" if 100 * low <= percent <= 100 * high else "off"
-
-
-@contextmanager
-def _many_objects() -> Iterator[None]:
-    """Without the collector's rounds, which many records that all stay would make long."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

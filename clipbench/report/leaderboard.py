@@ -15,7 +15,7 @@ from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics.joint import summed
 from clipbench.protocols.registry import metric as spec_of
-from clipbench.records import alignment, record
+from clipbench.records import alignment, store
 from clipbench.records.comparison import MEAN
 from clipbench.report import ranks, table
 from clipbench.report.dataframe import Row
@@ -142,9 +142,9 @@ def _half_of_sum(rows: Sequence[Row]) -> float:
     parts = []
     for path in (Path(row.path or "") for row in rows):
         part = None
-        if record.samples_path(path).is_file():
+        if store.samples_path(path).is_file():
             with suppress(DataError):
-                part = alignment.contributions(record.load(path))
+                part = alignment.contributions(store.read(path))
         if part is None:
             return math.fsum(halves)
         parts.append(part)

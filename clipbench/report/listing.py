@@ -11,7 +11,7 @@ from clipbench.cards.model import ModelCard, Reported
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.report import table as report
 from clipbench.utils.escape import visible
 
@@ -154,7 +154,7 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
     from rich.text import Text
 
     if name.endswith(".json") and Path(name).is_file():
-        record = records.read(Path(name))
+        record = store.read(Path(name)).record
         return record.canonical(), report.record_table(record)
     if name in catalog.suites:
         ids = [t.id for t in catalog.tasks([name])]

@@ -29,9 +29,9 @@ from clipbench.errors import DataError, StorageError
 from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Interval
 from clipbench.metrics.joint import Contributions
-from clipbench.records import alignment, record
+from clipbench.records import alignment, store
 from clipbench.records.comparison import ALPHA
-from clipbench.records.record import Stored
+from clipbench.records.store import Stored
 from clipbench.report.dataframe import Row
 from clipbench.utils.cache import cache_root, make_folder, read_checked, write_checked
 
@@ -100,14 +100,14 @@ def of(entries: Mapping[str, Sequence[Row]], alpha: float = ALPHA) -> Ranks:
 
 def _unfit(row: Row) -> str | None:
     """Why a record cannot be compared with any, as far as its row and the folder tell."""
-    if row.path is None or not record.samples_path(Path(row.path)).is_file():
+    if row.path is None or not store.samples_path(Path(row.path)).is_file():
         return "no per-sample file"
     return None if row.digest else "edited by hand, or without a digest"
 
 
 def _found(entries: Mapping[str, Sequence[Row]], alpha: float) -> tuple[Ranks, bool]:
     """As `of`, from the records and their samples; and whether every samples file could be read."""
-    stored = {model: [record.load(Path(row.path or "")) for row in rows] for model, rows in entries.items()}
+    stored = {model: [store.read(Path(row.path or "")) for row in rows] for model, rows in entries.items()}
     measured: dict[str, list[Measured]] = {}
     left_out: dict[str, str] = {}
     whole = True

@@ -12,7 +12,7 @@ import numpy as np
 
 from clipbench.metrics.intervals import Interval, of_seeds
 from clipbench.pretrain.study.plan import RETRIEVAL, Claim, Measured, Study
-from clipbench.records import record
+from clipbench.records.record import environment
 from clipbench.utils.escape import json_text
 from clipbench.utils.outputs import PNG_MARK, PNG_SOFTWARE, write_own
 
@@ -73,7 +73,7 @@ def write(
         "study": name,
         "command": command,
         "settings": study.canonical(),
-        "env": record.environment().canonical(),
+        "env": environment().canonical(),
         "cells": [
             one.cell._asdict() | {"scores": one.scores, "chance": one.chance, "made_by": one.made_by}
             for one in measured

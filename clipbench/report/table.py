@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.data.split import Note
 from clipbench.records.comparison import ALPHA, MEAN
-from clipbench.records.record import Noted, Record, Stored
+from clipbench.records.record import Noted, Record
+from clipbench.records.store import Stored
 from clipbench.report import dataframe, numbers
 from clipbench.report.dataframe import Row
 from clipbench.report.ranks import POWER, Ranks

@@ -23,7 +23,7 @@ from clipbench.data import digests
 from clipbench.encoding import model_features
 from clipbench.errors import NotApplicable
 from clipbench.models.towers.adapters import DualAdapter
-from clipbench.records import record as records
+from clipbench.records import store
 
 one_thread = small.one_thread
 run, place = commandline.run, commandline.place
@@ -51,7 +51,7 @@ def test_eval_json_is_json_and_nothing_else(run: Run, place: Place) -> None:
     assert done.code == 0
     found = json.loads(done.out)
     assert [r["task"] for r in found] == TASK_IDS
-    assert found == [json.loads(path.read_text()) for path in records.paths(place.results)]
+    assert found == [json.loads(path.read_text()) for path in store.paths(place.results)]
 
 
 def test_quiet_prints_nothing(run: Run, place: Place) -> None:
@@ -66,7 +66,7 @@ def test_models_and_tasks_may_be_repeated_or_separated_by_commas(run: Run, place
         *place.eval("--model", f"{place.root / 'other'},{place.root / 'run'}", "--task", "animals-zs@simple")
     )
     assert done.code == 0
-    assert len(records.read_all(place.results)) == 4
+    assert len(store.paths(place.results)) == 4
 
 
 def test_limit_and_seed_stand_in_the_record(run: Run, place: Place) -> None:
@@ -85,7 +85,7 @@ def test_what_a_model_cannot_do_is_a_dash_and_no_failure(
     assert done.code == 0
     assert done.err.startswith("–")
     assert "× animals-zs: not applicable: Small 0: no text tower" in done.err
-    assert records.read_all(place.results) == []
+    assert store.paths(place.results) == []
     assert json.loads(run(*place.eval("--json")).out) == []
 
 
@@ -235,7 +235,7 @@ def test_a_corrupt_image_stops_the_run(run: Run, place: Place) -> None:
     mended(
         done, "cannot be decoded", "--on-bad-image skip", next(iter(ids)), "(and 2 more in the same batch)"
     )
-    assert records.read_all(place.results) == []
+    assert store.paths(place.results) == []
 
 
 def test_skipped_images_are_counted_and_named_and_never_replaced(
@@ -259,7 +259,7 @@ def test_skipped_images_are_counted_and_named_and_never_replaced(
     assert np.flatnonzero(gone).tolist() == [3, 20, 41]
     (images,) = [rows for rows in before if len(rows) == 60]
     np.testing.assert_allclose(after[0][~gone], images[~gone], atol=1e-6)
-    samples = records.samples_path(records.paths(place.results)[0])
+    samples = store.samples_path(store.paths(place.results)[0])
     assert not set(ids) & set(samples_ids(samples))
     # What was skipped once is still an error for who did not ask to skip.
     mended(run(*place.eval()), "cannot be decoded", "skipped when its features were cached")
@@ -401,7 +401,7 @@ def test_a_disk_that_fills_up_while_features_are_written(
         "set CLIPBENCH_CACHE",
         "finished shards are kept",
     )
-    assert records.read_all(place.results) == []
+    assert store.paths(place.results) == []
     monkeypatch.setattr(os, "fsync", synced)
     assert run(*place.eval("--quiet")).code == 0
     assert place.record().timing.images_encoded == 1100 - 512

@@ -13,7 +13,7 @@ import small
 from commandline import Place, Run
 from test_records import make_record
 
-from clipbench.records import record as records
+from clipbench.records import store
 
 one_thread = small.one_thread
 run, place = commandline.run, commandline.place
@@ -67,7 +67,7 @@ def test_show_gives_any_card_as_text_and_as_json(run: Run, name: str, key: str) 
 
 def test_show_gives_a_record_and_a_run_folder(run: Run, place: Place) -> None:
     run(*place.eval("--quiet"))
-    (path,) = records.paths(place.results)
+    (path,) = store.paths(place.results)
     assert json.loads(run("show", path, "--json").out) == json.loads(path.read_text())
     assert "acc1" in run("show", path).out
     assert json.loads(run("show", place.root / "run", "--json").out)["title"] == "Small 0"
@@ -132,7 +132,7 @@ def test_check_of_what_ships_is_well(run: Run, place: Place) -> None:
 
 def test_check_names_every_problem(run: Run, place: Place) -> None:
     run(*place.eval("--quiet"))
-    (path,) = records.paths(place.results)
+    (path,) = store.paths(place.results)
     path.write_text(path.read_text()[:100])
     card = json.loads((place.root / "run" / "card.yaml").read_text())
     (place.cards / "lost.yaml").write_text(json.dumps(card | {"weights": {"file": "lost.safetensors"}}))
@@ -166,7 +166,7 @@ def test_check_names_every_problem(run: Run, place: Place) -> None:
 )
 def test_every_command_refuses_a_stray_copy_of_a_record(command: str, run: Run, tmp_path: Path) -> None:
     root = tmp_path / "R"
-    path = records.write(make_record(), {"id": ["a"]}, root)
+    path = store.write(make_record(), {"id": ["a"]}, root)
     copy = root / "backup" / path.name
     copy.parent.mkdir()
     copy.write_bytes(path.read_bytes())

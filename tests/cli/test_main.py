@@ -15,7 +15,7 @@ from commandline import Place, Run, mended
 from clipbench import __version__, cli, models
 from clipbench.cli.commands import COMMANDS, Command, made
 from clipbench.encoding.runtime import Runtime
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.utils import plugins
 
 one_thread = small.one_thread
@@ -106,7 +106,7 @@ def test_an_unknown_name(run: Run, place: Place, arguments: str, words: list[str
 )
 def test_a_bad_option(run: Run, place: Place, option: str, value: str, words: list[str]) -> None:
     mended(run(*place.eval(option, value)), *words)
-    assert not place.results.exists() or not records.read_all(place.results)
+    assert not place.results.exists() or not store.paths(place.results)
 
 
 @pytest.mark.parametrize("option", [("--limit", "0"), ("--seed", "-1"), ("--limt", "3")])

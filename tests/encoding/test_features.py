@@ -27,7 +27,7 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, FeatureFile
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import ClipbenchError
-from clipbench.records import record
+from clipbench.records.record import Record, same
 
 one_thread = small.one_thread
 FIXED = replace(FP32, deterministic=True)
@@ -44,7 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(place: Path, **options: Any) -> record.Record:
+def run(place: Path, **options: Any) -> Record:
     (result,) = measure(
         [place / "run"], ["animals-zs"], cards=place / "cards", data=place / "data", **options
     )
@@ -94,7 +94,7 @@ def test_a_damaged_shard_is_named_and_encoded_again_in_the_same_run(
     whole = path.read_bytes()
     DAMAGE[kind](path)
     after = run(place, runtime=FIXED)
-    assert record.same(after, before)
+    assert same(after, before)
     assert after.timing.images_encoded == 512
     assert f"{path} is damaged" in capsys.readouterr().err
     assert layout(path.read_bytes())[1] == layout(whole)[1]
@@ -109,7 +109,7 @@ def test_a_damaged_shard_of_texts_is_encoded_again(
     (path,) = set(shards(isolated_cache, 0)) - {image_shard(isolated_cache, 0)}
     flip(path, -3)
     after = run(place, runtime=FIXED)
-    assert record.same(after, before)
+    assert same(after, before)
     assert after.timing.texts_encoded == before.timing.texts_encoded == 10
     assert f"{path} is damaged" in capsys.readouterr().err
 
@@ -121,7 +121,7 @@ def test_a_sample_of_a_split_that_was_damaged_has_the_rows_that_it_had(
     before = run(place, limit=100)
     flip(image_shard(isolated_cache, 1), -1)
     after = run(place, limit=100)
-    assert record.same(after, before)
+    assert same(after, before)
     assert after.timing.images_encoded == 512
     assert len(shards(isolated_cache, 0)) == 2  # none of the sample's own
 
@@ -178,7 +178,7 @@ def test_a_file_keeps_the_plan_that_it_was_begun_with_and_the_record_names_it(
     slow["packed"] = 1.0  # another would win now
     after = run(place)
     assert after.timing.images_encoded == 512
-    assert record.same(after, before)
+    assert same(after, before)
     fresh = run(place, limit=600, seed=3)
     assert fresh.encoder["plans"]["test:joint"] == "channels_last"  # type: ignore[index, call-overload]
 
@@ -220,7 +220,7 @@ def test_a_damaged_choice_of_plan_is_tried_again(
     whole = path.read_bytes()
     path.write_bytes(content)
     image_shard(isolated_cache, 0).parent.rename(isolated_cache / "elsewhere")
-    assert record.same(run(place), before)
+    assert same(run(place), before)
     assert path.read_bytes() == whole
     assert f"{path} is damaged" in capsys.readouterr().err
 
@@ -251,7 +251,7 @@ def test_a_deterministic_run_goes_on_to_the_same_record(place: Path, isolated_ca
     kept = {p.name: p.read_bytes() for p in image_shard(isolated_cache, 0).parent.glob("*.shard")}
     for number in (0, 2):
         image_shard(isolated_cache, number).unlink()
-    assert record.same(run(place, runtime=replace(FIXED, workers=1)), before)
+    assert same(run(place, runtime=replace(FIXED, workers=1)), before)
     assert {p.name: p.read_bytes() for p in image_shard(isolated_cache, 0).parent.glob("*.shard")} == kept
 
 
@@ -281,7 +281,7 @@ def test_remarks_on_images_stand_in_the_record_of_a_cached_run_too(
         first = run(place)
     cached = run(place)
     assert cached.timing.images_encoded == 0
-    assert record.same(first, cached)
+    assert same(first, cached)
     (note,) = [note for note in cached.notes if note.kind == "turned"]
     assert (note.split, note.text, note.count) == ("test", "images turned as their EXIF says", 18)
     assert note.examples == (ids[0], ids[64], ids[128])

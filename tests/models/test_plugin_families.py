@@ -17,7 +17,7 @@ from clipbench import models
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError
 from clipbench.models.families import families, family, load
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.utils import plugins
 
 run = commandline.run
@@ -175,9 +175,9 @@ def test_a_plugins_family_is_evaluated_from_the_command_line(
     where = ("--cards", tmp_path / "cards", "--data", f"animals={tmp_path / 'data'}", "--results", results)
     done = run("eval", "--model", weights, "--task", "animals-zs", "--precision", "fp32", *where, *options)
     assert done.code == 0, done
-    ((_, record),) = records.read_all(results)
-    assert record.cards.model["family"] == "toy"
-    assert 0 <= record.scores["acc1"].value <= 1
+    (stored,) = store.read_all(results)
+    assert stored.record.cards.model["family"] == "toy"
+    assert 0 <= stored.record.scores["acc1"].value <= 1
 
 
 def test_a_module_that_is_no_family_is_named(tmp_path: Path) -> None:

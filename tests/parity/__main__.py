@@ -28,7 +28,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.errors import ClipbenchError
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.utils.cache import cache_root, make_folder, write_atomic
 from parity import retrieval_and_map, zero_shot
 from parity.peer import DATASET, PEER, Metric, Wall, prepare_peer, random_checkpoint, say
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = Setting(arch, checkpoint, folder, given.precision, work)
         report = zero_shot.measure(peer, setting, data, given.prompt_sets, load)
         text = json.dumps(report.canonical(), indent=2, ensure_ascii=False) + "\n"
-        name = f"{records.file_name(arch)}-{given.precision}-{given.images}.json"
+        name = f"{store.file_name(arch)}-{given.precision}-{given.images}.json"
         write_atomic(out / name, text.encode())
         reports.append(report)
     sets = []
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         checkpoint = random_checkpoint(arch, work / "checkpoints")
         found = retrieval_and_map.measure(peer, one, arch, checkpoint, work)
         text = json.dumps(found.canonical(), indent=2, ensure_ascii=False) + "\n"
-        name = f"{records.file_name(arch)}-fp32-{found.data['dataset']}-{found.data['n']}.json"
+        name = f"{store.file_name(arch)}-fp32-{found.data['dataset']}-{found.data['n']}.json"
         write_atomic(out / name, text.encode())
         sets.append(found)
     _print(reports, sets, as_json=given.json)

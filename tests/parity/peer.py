@@ -21,7 +21,8 @@ from typing import Final
 from clipbench.cards.base import Strict
 from clipbench.data.decode import open_image
 from clipbench.errors import ClipbenchError, DataError, unknown
-from clipbench.records import record as records
+from clipbench.records import store
+from clipbench.records.record import environment
 from clipbench.utils.cache import locked, make_folder, write_atomic
 from clipbench.utils.version import __version__
 
@@ -185,7 +186,7 @@ def random_checkpoint(arch: str, folder: Path) -> Path:
     Raises:
         ParityError: open_clip has no such architecture.
     """
-    path = folder / f"{records.file_name(arch)}.pt"
+    path = folder / f"{store.file_name(arch)}.pt"
     if not path.is_file():
         say(f"making a random {arch} …")
         part = make_folder(folder) / f".{path.name}.{os.getpid()}.part"
@@ -232,7 +233,7 @@ def peer_program(peer: Peer) -> Program:
 
 
 def our_program() -> Program:
-    env = records.environment()
+    env = environment()
     return Program(
         name="clipbench",
         version=__version__,

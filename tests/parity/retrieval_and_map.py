@@ -28,7 +28,8 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.evaluate import limited
 from clipbench.metrics.ranks import expected_rank
-from clipbench.records import record as records
+from clipbench.records import store
+from clipbench.records.record import utc_now
 from clipbench.utils.cache import write_atomic
 from parity.peer import (
     BATCH_SIZE,
@@ -189,8 +190,8 @@ def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, work: Path
         _, peer_s = run(theirs, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
         say(f"{arch} {one.task}: clipbench …")
         _, our_s = run(ours, cwd=scratch, env=env | {"CLIPBENCH_DATA": ""})
-        path = records.path_of(f"open_clip:{arch}@{checkpoint}", one.task, results)
-        scores = {m: s.value for m, s in records.read(path).scores.items()}
+        path = store.path_of(f"open_clip:{arch}@{checkpoint}", one.task, results)
+        scores = {m: s.value for m, s in store.read(path).record.scores.items()}
         said: dict[str, float] = json.loads(output.read_text())["metrics"]
         places = {scratch: "RUN", work: "WORK", Path(sys.executable): "python", one.folder.resolve(): "DATA"}
         return SetReport(
@@ -204,14 +205,14 @@ def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, work: Path
             metrics={m: metric(scores[m], said[theirs_]) for theirs_, m in one.names.items()},
             ranking=_ranking(path, kept) if kept.is_file() else None,
             wall_s=wall(our_s, peer_s),
-            created=records.utc_now(),
+            created=utc_now(),
         )
 
 
 def _ranking(record: Path, kept: Path) -> Ranking:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(records.samples_path(record), columns=["text_rank", "image_rank"])
+    table = pq.read_table(store.samples_path(record), columns=["text_rank", "image_rank"])
     with np.load(kept) as arrays:
         return compare_ranks(
             table["text_rank"].to_numpy(),

@@ -22,7 +22,8 @@ from clipbench.data.digests import sha256_file
 from clipbench.data.split import Split
 from clipbench.errors import DataError
 from clipbench.metrics import classification
-from clipbench.records import record as records
+from clipbench.records import store
+from clipbench.records.record import utc_now
 from clipbench.utils.cache import write_atomic
 from parity.peer import (
     BATCH_SIZE,
@@ -333,8 +334,8 @@ def run_ours(setting: Setting, tasks: Sequence[str], cards: Path | None = None) 
             "CLIPBENCH_DATA": "",
         }
         _, seconds = run(command, cwd=scratch, env=env)
-        paths = [records.path_of(model, task, results) for task in tasks]
-        found = [records.read(path) for path in paths]
+        paths = [store.path_of(model, task, results) for task in tasks]
+        found = [store.read(path).record for path in paths]
         places = {scratch: "RUN", setting.work: "WORK", Path(sys.executable): "python"}
         return OurRun(
             {record.task: {m: record.scores[m].value for m in METRICS} for record in found},
@@ -348,7 +349,7 @@ def run_ours(setting: Setting, tasks: Sequence[str], cards: Path | None = None) 
 def _outcomes(record: Path) -> Outcomes:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(records.samples_path(record))
+    table = pq.read_table(store.samples_path(record))
     return Outcomes(*(table[name].to_numpy() for name in ("target", "prediction", "rank", "confidence")))
 
 
@@ -382,7 +383,7 @@ def measure(peer: Peer, setting: Setting, data: dict[str, str | int], several: i
         images=compare_images(ours.outcomes[task], theirs.logits),
         wall_s=wall(ours.seconds, theirs.seconds),
         prompt_sets=measure_several(peer, setting, several) if several else None,
-        created=records.utc_now(),
+        created=utc_now(),
     )
 
 

@@ -24,7 +24,7 @@ from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.protocols.base import Needs
 from clipbench.protocols.bias import Params, needs, run
-from clipbench.records import record as records
+from clipbench.records import store
 
 one_thread = small.one_thread
 Array = NDArray[np.float32]
@@ -331,7 +331,7 @@ def test_the_whole_way_on_real_images(tmp_path: Path, shared_data: Path) -> None
     result, count = measured(tmp_path, shared_data, str(small.write_run(tmp_path / "run")))
     assert result.error is None
     assert result.record is not None
-    record = records.read(records.write(result.record, result.samples, tmp_path / "results"))
+    record = store.read(store.write(result.record, result.samples, tmp_path / "results")).record
     assert record.protocol.name == "bias"
     assert record.protocol.params["skew_at"] == 20
     assert record.scores["gap_before"].n == count > 60

@@ -33,8 +33,7 @@ from clipbench.metrics.joint import summed
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._few_shot import _draw
 from clipbench.protocols._logistic import hold_out_clusters
-from clipbench.records import alignment, comparison
-from clipbench.records import record as records
+from clipbench.records import alignment, comparison, store
 
 Command = Callable[..., tuple[int, str]]
 
@@ -178,8 +177,8 @@ def _write(root: Path, model: str, right: NDArray[np.bool_], names: list[str], *
     clusters = np.array(names, dtype=object)
     found = outcomes.single_label([(slice(0, n), logits)], target, ids, 5, 0, clusters)
     record = plain.record.model_copy(update={"scores": found.scores})
-    path = records.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
-    return records.load(path)
+    path = store.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
+    return store.read(path)
 
 
 @pytest.mark.parametrize("primary", ["acc1", "mean_per_class_recall"])
@@ -438,7 +437,7 @@ def test_from_the_command_line(tmp_path: Path, command: Command, layout: str) ->
         code, said = command("eval", "--model", run, *chosen, *common, *arguments)
         assert code == 0, said
         assert "test: 9 clusters of samples, the largest of 7; intervals and tests are over clusters" in said
-    found = records.load_all(tmp_path / "results")
+    found = list(store.read_all(tmp_path / "results"))
     assert len(found) == 8
     for stored in found:
         table = alignment._table(stored)

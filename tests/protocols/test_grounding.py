@@ -38,7 +38,8 @@ from clipbench.models.saliency import SaliencyMaps, of_tower
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve_source
 from clipbench.protocols.grounding import Params, check, run
-from clipbench.records import record as records
+from clipbench.records import store
+from clipbench.records.record import same
 from clipbench.report import dataframe, overlays, table
 
 one_thread = small.one_thread
@@ -370,7 +371,7 @@ def test_a_record_of_grounding(tmp_path: Path) -> None:
     assert first.record is not None
     assert again.record is not None
     assert crop.record is not None
-    assert records.same(first.record, again.record)
+    assert same(first.record, again.record)
     assert first.record.scores != crop.record.scores
     assert first.record.protocol.params == {
         "primary": "pointing_game", "split": "test", "view": "whole", "block": None,
@@ -378,7 +379,7 @@ def test_a_record_of_grounding(tmp_path: Path) -> None:
     assert first.record.evidence["heat_maps"] == "Grad-CAM on 0.blocks"
     centre = float(np.asarray(first.samples["centre_hit"]).mean())
     assert centre > 0
-    row, other = dataframe.rows([records.Stored(Path(), first.record, "whole")])
+    row, other = dataframe.rows([store.Stored(Path(), first.record, "whole")])
     assert (row.metric, row.centre_baseline) == ("pointing_game", centre)
     assert other.centre_baseline is None
     console = Console(width=200, record=True, file=io.StringIO())
@@ -455,9 +456,9 @@ def test_pictures_are_written_beside_the_record(
             assert picture.width >= 480
     assert command(*arguments, "--save-heatmaps", "2")[0] == 0
     assert len(list(folder.iterdir())) == 3  # those of the first run are gone
-    record = records.read(folder.parent / "things-ground.json")
+    record = store.read(folder.parent / "things-ground.json").record
     assert command(*arguments)[0] == 0
-    assert records.same(record, records.read(folder.parent / "things-ground.json"))  # pictures move no number
+    assert same(record, store.read(folder.parent / "things-ground.json").record)  # pictures move no number
 
 
 def test_pictures_are_asked_for_where_there_are_none(

@@ -24,7 +24,7 @@ from clipbench.errors import CardError, ClipbenchError, DataError
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.metrics import intervals
 from clipbench.protocols import retrieval
-from clipbench.records import record as records
+from clipbench.records import store
 from clipbench.solvers import ranking
 
 one_thread = small.one_thread
@@ -147,8 +147,8 @@ def test_from_card_to_record(tmp_path: Path) -> None:
     assert record.evidence == {"images": 24, "captions": 48, "captions_left_out": 0}
     columns = {"id", "text_rank", "top_texts_of", "image_rank", "top_image"}
     assert set(result.samples) == columns
-    path = records.write(record, result.samples, tmp_path / "results")
-    rows: list[dict[str, Any]] = pq.read_table(records.samples_path(path)).to_pylist()
+    path = store.write(record, result.samples, tmp_path / "results")
+    rows: list[dict[str, Any]] = pq.read_table(store.samples_path(path)).to_pylist()
     assert [len(row["image_rank"]) for row in rows[:3]] == [1, 2, 3]
     found = np.concatenate([row["image_rank"] for row in rows])
     assert record.scores["image_retrieval_mean_rank"].value == pytest.approx(found.mean())

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
-from clipbench.records import record
-from clipbench.records.record import Stored
+from clipbench.records import store
+from clipbench.records.store import Stored
 from clipbench.report.site import leaderboard
 from clipbench.report.site.content import gather
 from clipbench.report.site.document import html
@@ -28,7 +28,7 @@ def build(results: Path, catalog: Catalog) -> str:
     Raises:
         DataError: there is no such folder, no record in it, or a file in it is no record.
     """
-    return page(record.load_all(results), catalog, results)
+    return page(list(store.read_all(results)), catalog, results)
 
 
 def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:

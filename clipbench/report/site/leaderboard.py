@@ -9,7 +9,8 @@ from typing import Any
 
 from clipbench.catalog import Catalog
 from clipbench.records.eligibility import Judge
-from clipbench.records.record import Record, Stored
+from clipbench.records.record import Record
+from clipbench.records.store import Stored
 from clipbench.report import numbers
 from clipbench.report.dataframe import Row, rows
 
