@@ -20,7 +20,8 @@ from clipbench.data.open import open_split, refuse_lacking
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split, Subset
 from clipbench.encoding.encoder import ModelEncoder
-from clipbench.encoding.feature_store import Features, among, repeated
+from clipbench.encoding.feature_store import Features
+from clipbench.encoding.image_digests import among, repeated
 from clipbench.encoding.images import Encoded, encode
 from clipbench.encoding.model_features import Counts
 from clipbench.encoding.runtime import Runtime

@@ -145,6 +145,7 @@ LIGHT = (
     "clipbench.records.eligibility",
     "clipbench.metrics.intervals",
     "clipbench.encoding.feature_store",
+    "clipbench.encoding.image_digests",
 )
 
 

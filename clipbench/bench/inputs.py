@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.data.open import open_split
 from clipbench.errors import DataError
 from clipbench.solvers.selection import forget
 
@@ -43,8 +44,6 @@ def labelled(encoder: ModelEncoder, entry: Entry[TaskCard], paths: DataPaths) ->
     Raises:
         ClipbenchError: as `open_split`, or an image that cannot be decoded.
     """
-    from clipbench.data.open import open_split
-
     train, test = (open_split(entry, role, paths) for role in ("train", "test"))
     return Labelled(
         np.asarray(encoder.images(train, "backbone")),
@@ -71,8 +70,6 @@ def multi_label(
         DataError: the data sets have different classes.
         ClipbenchError: as `open_split`, or an image that cannot be decoded.
     """
-    from clipbench.data.open import open_split
-
     splits = [open_split(entry, next(iter(entry.card.splits)), paths) for entry in entries]
     labels = np.concatenate(_labels(splits)).astype(np.uint8)
     features = np.concatenate([np.asarray(encoder.images(split, "backbone")) for split in splits])

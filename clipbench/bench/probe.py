@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clipbench.bench.inputs import Labelled
 from clipbench.bench.machine import device_peak_mib, limited_threads, peak_mib
 from clipbench.errors import DataError
+from clipbench.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,7 +54,6 @@ def measure(
         DataError: there are fewer λ than `every`.
     """
     from clipbench.solvers import logistic
-    from clipbench.utils.progress import progress_bar
 
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas
     if every > lambdas.size:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from clipbench.bench.inputs import random_rows
 from clipbench.bench.machine import limited_threads, peak_mib
 from clipbench.errors import ClipbenchError
+from clipbench.solvers import ranking
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,8 +46,6 @@ def measure(
     """
     if images < top:
         raise ClipbenchError(f"--images must be at least --top ({top}), found {images}")
-    from clipbench.solvers import ranking
-
     owner = np.repeat(np.arange(images), captions)
     ours_s, peer_s = [], []
     peak = 0.0

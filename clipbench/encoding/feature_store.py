@@ -41,12 +41,12 @@ from numpy.typing import NDArray
 
 from clipbench.cards.base import fingerprint
 from clipbench.data.decode import Bad
+from clipbench.encoding.image_digests import DIGEST_BYTES
 from clipbench.encoding.runtime import MAX_BATCH
 from clipbench.errors import Damaged, StorageError
 from clipbench.utils.cache import create_checked, locked, open_checked, say, write_atomic
 
 SHARD_ROWS: Final = MAX_BATCH
-DIGEST_BYTES: Final = 16
 #: name of the folder of all feature files below the cache; its number is the version of the format
 FOLDER: Final = "features-2"
 _MAGIC: Final = b"clipfeat"
@@ -152,7 +152,7 @@ class FeatureFile:
         remarks: Sequence[tuple[str, str]] = (),
         digests: NDArray[np.void] | None = None,
     ) -> None:
-        """Write one shard [its rows, D] under the plan of `begin`; `bad`, `remarks`: see `Shard`; `digests`: `digest`.
+        """Write one shard [its rows, D] under the plan of `begin`; `bad`, `remarks`: see `Shard`; `digests`: of images.
 
         Raises:
             StorageError: the disk is full or the folder cannot be written; finished shards stay.
@@ -215,7 +215,7 @@ class FeatureFile:
         return sorted({shard.device for shard in self._all()})
 
     def digests(self) -> NDArray[np.void] | None:
-        """The digest of every image's bytes (see `digest`), [rows]; None where rows are of texts."""
+        """The digest of every image's bytes (see `image_digests`), [rows]; None where rows are of texts."""
         found = np.empty(self.rows, dtype=f"V{DIGEST_BYTES}")
         for number in range(self.shards):
             with self.opened(number) as (shard, file):
@@ -450,36 +450,6 @@ class Matrix:
 
 #: what protocols and solvers read: in memory, or on disk
 Features = NDArray[np.float32] | Matrix
-
-
-def digest(image: bytes) -> bytes:
-    """What tells the bytes of one image from those of all others: 16 bytes, XXH3-128."""
-    return xxhash.xxh3_128_digest(image)
-
-
-def among(digests: NDArray[np.void], others: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Which of `digests` [n] are also among `others` [m]: bool [n]."""
-    own, theirs = _halves(digests), _halves(others)
-    found = np.isin(own, theirs)
-    known = set(others[np.isin(theirs, own[found])].tolist())  # as wholes, where halves agree
-    found[found] = [value in known for value in digests[found].tolist()]
-    return found
-
-
-def repeated(digests: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Which of `digests` [n] stand there before: bool [n]."""
-    found = np.zeros(len(digests), dtype=np.bool_)
-    values, counts = np.unique(_halves(digests), return_counts=True)
-    seen: set[bytes] = set()
-    for row in np.flatnonzero(np.isin(_halves(digests), values[counts > 1])).tolist():
-        value = digests[row].tobytes()
-        found[row] = value in seen
-        seen.add(value)
-    return found
-
-
-def _halves(digests: NDArray[np.void]) -> NDArray[np.uint64]:
-    return np.ascontiguousarray(digests).view(np.uint64)[::2]
 
 
 class _NotWhole(Exception):

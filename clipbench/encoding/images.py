@@ -16,7 +16,8 @@ from clipbench.cards.model import Preprocess
 from clipbench.data.decode import Bad, cannot, decode_stream, normalise
 from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding.batches import batch_rows, not_finite, rows_of, unit
-from clipbench.encoding.feature_store import DIGEST_BYTES, FeatureFile, Features, digest
+from clipbench.encoding.feature_store import FeatureFile, Features
+from clipbench.encoding.image_digests import DIGEST_BYTES, digest
 from clipbench.encoding.model_features import ModelFeatures, sized
 from clipbench.errors import DataError
 from clipbench.models.adapter import ModelEntry

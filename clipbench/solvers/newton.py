@@ -1,8 +1,7 @@
 """Truncated Newton for many linear problems at once: f(W) = Σᵢ loss(xᵢ W + b) + λ ‖W‖² / 2.
 
 Each iteration solves H x = −g by preconditioned conjugate gradients (Steihaug's truncation is not needed: H ≻ 0),
-with the matrix products of all problems fused into one, and takes the step by a line search. Three things are
-shared or saved:
+with the matrix products of all problems fused into one, and takes the step by a line search. Work is saved so:
 
 - The preconditioner is a Kronecker product, (Σᵢ second derivative by the scores) ⊗ (Gram matrix) / n + λ. One
   eigendecomposition of the centred Gram matrix, and one of a K × K matrix a problem, invert it exactly for every λ.
@@ -39,11 +38,11 @@ _MIXING_ROWS: Final = 4096  # at least, for the K × K matrices
 _BLOCK_BYTES: Final = 512 * 2**20  # of blocks being made, and again of those that are kept
 _BLOCK_REACH: Final = 1.3 * math.log(10)  # how far in log λ blocks serve another penalty
 _BLOCK_STIFFNESS: Final = 2.0  # of blocks, before conjugate gradients have shown it
-_RENT: Final = (
-    0.5  # blocks are made anew once this share of their cost has gone into products without new ones
-)
+_REMAKE: Final = 0.5  # share of the cost of new blocks that products without them may take
 _PARALLEL_WORK: Final = 2**24  # multiplications of one product with the features
-_NARROW: Final = 2.5  # how much dearer an operation is in a product with few columns than in one with many
+_FEW_COLUMNS: Final = (
+    2.5  # how much dearer an operation is in a product with few columns than in one with many
+)
 STATE_BYTES: Final = 128 * 2**20  # of the probabilities that are kept between a gradient and its products
 
 
@@ -320,10 +319,10 @@ class _Run:
         goal = torch.maximum(_FORCING**2 * first, wanted / self._stiffness)
         room, small = (self._max_passes - self._passes).clamp(max=_MOST_PRODUCTS), self._small / 2
         while index.numel():
-            image = curvature(ahead)
-            length = norm / _dot(ahead, image).clamp(min=torch.finfo(torch.float64).tiny)
+            hess_vec = curvature(ahead)
+            length = norm / _dot(ahead, hess_vec).clamp(min=torch.finfo(torch.float64).tiny)
             inner = inner + length.to(step.dtype)[:, None, None] * ahead
-            residual = residual - length.to(step.dtype)[:, None, None] * image
+            residual = residual - length.to(step.dtype)[:, None, None] * hess_vec
             products[index] += 1
             solved = precondition(residual)
             new = _dot(residual, solved)
@@ -425,15 +424,15 @@ class _Preconditioner:
     def __init__(self, spectrum: Spectrum, mixing: Tensor, penalty: Tensor, n: int) -> None:
         self._spectrum = spectrum
         self.device = mixing.device
-        values, turn = torch.linalg.eigh(mixing)
+        values, eigvecs = torch.linalg.eigh(mixing)
         values = values.clamp(min=0)
         dtype = spectrum.values.dtype
-        self._turn = turn.to(dtype)
+        self._eigvecs = eigvecs.to(dtype)
         scale = (values / n)[:, :, None] * spectrum.values.double() + penalty[:, None, None]
         self._divide = scale.reciprocal_().to(dtype)
         floor = 1e-10 * values.amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
         inverse = torch.where(values > floor, 1 / values.clamp(min=floor), torch.zeros_like(values))
-        bias = (turn * inverse[:, None]) @ turn.transpose(1, 2)
+        bias = (eigvecs * inverse[:, None]) @ eigvecs.transpose(1, 2)
         if bias.shape[1] > 1:
             # One bias for all classes changes no softmax; rounding gives that direction a curvature next to 0,
             # and its inverse would drown the others.
@@ -447,12 +446,12 @@ class _Preconditioner:
         return other
 
     def keep(self, kept: Tensor) -> None:
-        self._turn, self._divide, self._bias = self._turn[kept], self._divide[kept], self._bias[kept]
+        self._eigvecs, self._divide, self._bias = self._eigvecs[kept], self._divide[kept], self._bias[kept]
 
     def __call__(self, vector: Tensor) -> Tensor:
         basis, out = self._spectrum.vectors, torch.zeros_like(vector)
-        single = self._turn.shape[1] == 1  # a single column has nothing to turn
-        inside = vector[:, :, :-1] if single else self._turn.transpose(1, 2) @ vector[:, :, :-1]
+        single = self._eigvecs.shape[1] == 1  # a single column needs no turn
+        inside = vector[:, :, :-1] if single else self._eigvecs.transpose(1, 2) @ vector[:, :, :-1]
         if basis is not None:
             inside = inside @ basis
         inside = inside * self._divide
@@ -461,7 +460,7 @@ class _Preconditioner:
         if single:
             out[:, :, :-1] = inside
         else:
-            torch.matmul(self._turn, inside, out=out[:, :, :-1])
+            torch.matmul(self._eigvecs, inside, out=out[:, :, :-1])
         out[:, :, -1] = (self._bias @ vector[:, :, -1:])[:, :, 0]
         return out
 
@@ -511,8 +510,8 @@ class _Blocks:
             return False
         _, matters = _of_class(point.state[0])
         build = 2 * int(matters.sum()) * width**2 + columns * width**3
-        product = 4 * engine.rows.n * width * columns * _NARROW
-        return build < _RENT * product * engine.since
+        product = 4 * engine.rows.n * width * columns * _FEW_COLUMNS
+        return build < _REMAKE * product * engine.since
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Solve for `vector` [P, K, d + 1]."""

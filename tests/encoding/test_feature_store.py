@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from clipbench.data.decode import Bad
 from clipbench.encoding import feature_store
-from clipbench.encoding.feature_store import SHARD_ROWS, FeatureFile, Matrix, among, digest, repeated
+from clipbench.encoding.feature_store import SHARD_ROWS, FeatureFile, Matrix
+from clipbench.encoding.image_digests import among, digest, repeated
 from clipbench.errors import StorageError
 
 KEY = {"model": "a"}
