@@ -107,8 +107,9 @@ def _evaluated(
     for task in tasks:
         try:
             plans = [_plan(encoder, task) for encoder in encoders]
-            splits = _splits(task, options, opened)
-            _encode([plan for plan in plans if plan.reason is None], splits)
+            able = [plan for plan in plans if plan.reason is None]
+            splits = _splits(able, task, options, opened)
+            _encode(able, splits)
         except DataError as error:
             yield from (Result(e.model.id, task.id, None, {}, error=error) for e in encoders)
             continue
@@ -137,10 +138,10 @@ def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence
             encoder.adapter = adapter
             found = []
             for task in catalog.tasks(task_ids):
-                splits = _splits(task, options, {})
                 plan = _plan(encoder, task)
                 if plan.reason is not None:
                     raise NotApplicable(plan.reason)
+                splits = _splits([plan], task, options, {})
                 _encode([plan], splits)
                 found.append(_outcome(plan, options, catalog, splits)[0])
             return found
@@ -172,12 +173,15 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
 # ---------------------------------------------------------------------- parts
 
 
-def _splits(task: Task, options: Options, opened: dict[tuple[str, str], Split]) -> dict[str, Split]:
-    """The splits that the task needs, by role; `opened` keeps them for the tasks that follow."""
+def _splits(
+    plans: Sequence[_Plan], task: Task, options: Options, opened: dict[tuple[str, str], Split]
+) -> dict[str, Split]:
+    """The splits that models which can do the task need, by role; `opened` keeps them for the tasks that follow."""
     splits = {}
-    for what in (*task.roles, *task.marks):  # before one of them is fetched
+    roles = sorted({role for plan in plans for role in plan.needs.roles})
+    for what in (*roles, *task.marks) if roles else ():  # before one of them is fetched
         refuse_lacking(task.dataset, what, options.data)
-    for role in task.roles:
+    for role in roles:
         name = (task.dataset.id, role)
         if name not in opened:
             opened[name] = limited(open_split(task.dataset, role, options.data), options.limit, options.seed)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from measuring import measure, record_of
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, recall_score
 
+from clipbench import evaluate as evaluation
 from clipbench.cards.base import fingerprint
 from clipbench.cards.model import Preprocess
 from clipbench.catalog import Catalog
@@ -30,11 +31,17 @@ from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding import runtime as execution
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, SHARD_ROWS
+from clipbench.encoding.images import Encoded
+from clipbench.encoding.images import encode as encode_images_of
+from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import limited
 from clipbench.models import dual
+from clipbench.models.adapter import Compared
 from clipbench.models.towers.adapters import DualAdapter
+from clipbench.protocols import registry
+from clipbench.protocols.base import Needs, Params
 from clipbench.records import store
 from clipbench.records.record import Record, same
 
@@ -170,6 +177,27 @@ def feature_files(cache: Path) -> dict[str, str]:
         for name, digest in small.digest(cache / FOLDER).items()
         if name.endswith((".shard", "plan.json"))
     }
+
+
+def test_what_a_task_needs_is_worked_out_and_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One plan a task and model: no second look, neither for the splits, nor for encoding, nor by the protocol."""
+    asked: list[str] = []
+
+    def counted(models: Sequence[ModelFeatures], split: Split, space: str) -> list[Encoded]:
+        asked.append(f"{split.role}:{space}")
+        return encode_images_of(models, split, space)
+
+    found = registry.protocol("lp")
+
+    def needs(params: Params, compared: Compared) -> Needs:
+        asked.append("needs")
+        return found.needs(params, compared)
+
+    monkeypatch.setattr(evaluation, "encode", counted)
+    monkeypatch.setitem(registry._known, "lp", replace(found, needs=needs))
+    (result,) = measure(["digits-clip-lite"], ["digits-lp"])
+    assert record_of(result).protocol.name == "lp"
+    assert asked == ["needs", "train:backbone", "test:backbone"]
 
 
 def test_models_with_equal_preprocessing_share_one_decoding_pass(
