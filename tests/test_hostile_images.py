@@ -28,7 +28,8 @@ import clipbench
 from clipbench.cards.model import Preprocess
 from clipbench.cards.task import TaskCard
 from clipbench.data import decode as decoding
-from clipbench.data.decode import MAX_PIXELS, Oversized, decode, decode_stream, open_image
+from clipbench.data.decode import MAX_PIXELS, Oversized, decode, open_image
+from clipbench.data.decode_stream import decode_stream
 from clipbench.data.split import Sample
 from clipbench.encoding.saliency import _measured
 from clipbench.errors import DataError

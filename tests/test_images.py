@@ -24,7 +24,8 @@ from clipbench.cards.model import Preprocess
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits, digits_scenes
-from clipbench.data.decode import REMARKS, Crops, decode, decode_stream
+from clipbench.data.decode import REMARKS, Crops, decode
+from clipbench.data.decode_stream import decode_stream
 from clipbench.data.images import frames, orientation, standard
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample
