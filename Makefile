@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint check torture fuzz parity coverage mutants matrix clean
+.PHONY: all setup demo test lint house check torture fuzz parity coverage mutants matrix clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -25,6 +25,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# the floor plan of the package in figures, beside what each shall be
+house:
+	$(PYTHON) tests/house.py
 
 check: setup
 	$(BIN)/clipbench check
@@ -56,4 +61,4 @@ fuzz: setup
 	$(BIN)/python tests/fuzz.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache build dist *.egg-info

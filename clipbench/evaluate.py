@@ -14,7 +14,8 @@ from pydantic import JsonValue
 from clipbench.cards.base import fingerprint
 from clipbench.cards.task import LABELLED
 from clipbench.catalog import Catalog, Task
-from clipbench.data.decode import MAX_PIXELS, REMARKS, OnBadImage, max_pixels
+from clipbench.data.decode import MAX_PIXELS, REMARKS, max_pixels
+from clipbench.data.decode_stream import OnBadImage
 from clipbench.data.labels import without_samples
 from clipbench.data.open import open_split, refuse_lacking
 from clipbench.data.paths import DataPaths

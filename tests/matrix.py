@@ -35,7 +35,7 @@ SMOKE: Final = (
     "test_records",
     "test_library",
     "test_clip_towers",
-    "test_detect",
+    "test_families",
     "test_plots",
     "test_site",
 )

@@ -22,15 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import (
-    IMAGE_FORMATS,
-    IMAGE_SUFFIXES,
-    Bad,
-    OnBadImage,
-    decode,
-    decode_stream,
-    normalise,
-)
+from clipbench.data.decode import IMAGE_FORMATS, IMAGE_SUFFIXES, decode, normalise
+from clipbench.data.decode_stream import Bad, OnBadImage, decode_stream
 from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError
 from clipbench.utils.cpu import cores
@@ -377,7 +370,7 @@ import numpy as np
 from PIL import Image
 from clipbench.cards.model import Preprocess
 from clipbench.data.split import Sample
-from clipbench.data.decode import decode_stream
+from clipbench.data.decode_stream import decode_stream
 buffer = io.BytesIO()
 Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(buffer, "PNG")
 samples = (Sample(str(i), buffer.getvalue()) for i in range(64))

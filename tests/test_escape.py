@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from clipbench.records import gate
-from clipbench.report import listing, table
+from clipbench.report import gate_report, listing, table
 from clipbench.report.dataframe import Row
-from clipbench.report.leaderboard import Section
+from clipbench.report.sections import Section
 from clipbench.report.site import blocks
 from clipbench.utils import escape
 
@@ -172,7 +172,7 @@ def test_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_junit(name: str) -> None:
-    root = ElementTree.fromstring(gate.junit([gate.Check(name, name, "fail", name)]))
+    root = ElementTree.fromstring(gate_report.junit([gate.Check(name, name, "fail", name)]))
     case = root.find("testsuite/testcase")
     assert case is not None
     failure = case.find("failure")
@@ -183,7 +183,7 @@ def test_junit(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_gates_summary(name: str) -> None:
-    text = gate.summary([gate.Check(name, "t", "fail", name)], 0.5, 0.1, 0.05)
+    text = gate_report.summary([gate.Check(name, "t", "fail", name)], 0.5, 0.1, 0.05)
     inline = [t for t in MarkdownIt("commonmark").enable("table").parse(text) if t.type == "inline"]
     cells = ["".join(child.content for child in token.children or ()) for token in inline]
     assert cells.count(escape.visible(name).strip()) == 2

@@ -24,7 +24,7 @@ from clipbench import evaluate as evaluation
 from clipbench.cards.base import fingerprint
 from clipbench.cards.model import Preprocess
 from clipbench.catalog import Catalog
-from clipbench.data import decode
+from clipbench.data.decode import decode_and_remark
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample, Split, Subset
@@ -160,13 +160,12 @@ def test_tasks_of_one_call_share_their_features() -> None:
 def decode_calls(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """What `decode` is given from now on."""
     seen: list[bytes] = []
-    original = decode._decode
 
     def counted(data: bytes, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         seen.append(data)
-        return original(data, preprocess)
+        return decode_and_remark(data, preprocess)
 
-    monkeypatch.setattr(decode, "_decode", counted)
+    monkeypatch.setattr("clipbench.data.decode_stream.decode_and_remark", counted)
     return seen
 
 

@@ -23,8 +23,9 @@ from clipbench.errors import ClipbenchError, DataError
 from clipbench.metrics.intervals import Score
 from clipbench.records import store
 from clipbench.records.record import Record
-from clipbench.report import export, leaderboard, table, trackers
+from clipbench.report import export, table, trackers
 from clipbench.report.export import Foreign
+from clipbench.report.sections import sections
 
 FIXTURE = Path(__file__).parent / "fixtures" / "records" / "v2.json"
 
@@ -155,7 +156,7 @@ def test_foreign_results_stand_beside_ours_marked_and_without_an_interval() -> N
     assert primary["cifar10-zs"] == ("acc1", 0.7157)
     assert primary["pets-zs"] == ("mean_per_class_recall", 0.85)  # our task's metric
     assert primary["own-lp"] == ("acc1", 0.5)
-    text = table.markdown(leaderboard.sections(rows, catalog, "declip-11-zs"))
+    text = table.markdown(sections(rows, catalog, "declip-11-zs"))
     assert "| RN50 openai (CLIP_benchmark) | 85.00 F | 71.57 F |" in text
     assert "F foreign" in text
     assert {row.kept_off for row in rows} == {"foreign"}

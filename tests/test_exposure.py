@@ -28,6 +28,7 @@ from clipbench.records.eligibility import Judge
 from clipbench.records.exposure import exposure
 from clipbench.records.record import Record, Seen
 from clipbench.report import dataframe, leaderboard, listing, site, table
+from clipbench.report.sections import sections
 
 one_thread = small.one_thread
 ROOT = Path(__file__).parents[1]
@@ -155,7 +156,7 @@ def test_the_mark_is_in_every_table_and_keeps_off_the_leaderboard(tmp_path: Path
         ("other", "", ""),
         ("small", text, "seen"),
     ]
-    found = leaderboard.sections(rows, Catalog())
+    found = sections(rows, Catalog())
     for shown in (table.terminal(found), table.markdown(found), table.latex(found)):
         assert "T trained on: the model has seen images of this split" in shown
     assert "75.00 ±5.00 T" in table.markdown(found)

@@ -25,6 +25,7 @@ from clipbench.records.comparison import Comparison
 from clipbench.records.eligibility import Judge
 from clipbench.records.gate import Check
 from clipbench.records.store import Stored, samples_path
+from clipbench.report import gate_report
 
 ROOT = Path(__file__).parents[1]
 
@@ -268,7 +269,7 @@ def test_small_drops_on_every_task_fail_by_their_mean(tmp_path: Path) -> None:
     found = _gate(tmp_path / "old", tmp_path / "new")
     assert [c.task for c in found if c.outcome == "fail"] == ["mean"]
     assert found[-1].why == "dropped by 0.40, more than 0.1 allowed and more than noise (p <0.001)"
-    assert "| ❌ | m | mean | mean of 6 tasks | 100.00 | 99.60 | -0.40 (" in gate.summary(
+    assert "| ❌ | m | mean | mean of 6 tasks | 100.00 | 99.60 | -0.40 (" in gate_report.summary(
         found, 0.5, 0.1, 0.05
     )
     assert all(c.outcome == "pass" for c in _gate(tmp_path / "old", tmp_path / "new", max_mean_drop=0.5))
@@ -314,8 +315,8 @@ def test_images_that_both_were_trained_on_are_named_and_fail_nothing(tmp_path: P
     old, new = tmp_path / "old", tmp_path / "new"
     (found,) = _gate(old, new)
     assert (found.outcome, found.why) == ("pass", "trained on animals train: 300 of 400 images")
-    assert "| ✅ | m | animals-zs |" in gate.summary([found], 0.5, 0.1, 0.05)
-    assert found.why in gate.summary([found], 0.5, 0.1, 0.05)
+    assert "| ✅ | m | animals-zs |" in gate_report.summary([found], 0.5, 0.1, 0.05)
+    assert found.why in gate_report.summary([found], 0.5, 0.1, 0.05)
     right[:20] = False
     write_model(new, "m", right, seen=SEEN, fingerprints={"split:test": "00", "weights": "b"})
     (found,) = _gate(old, new)

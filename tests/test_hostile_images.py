@@ -28,11 +28,12 @@ import clipbench
 from clipbench.cards.model import Preprocess
 from clipbench.cards.task import TaskCard
 from clipbench.data import decode as decoding
-from clipbench.data.decode import MAX_PIXELS, Oversized, decode, decode_stream, open_image
+from clipbench.data.decode import MAX_PIXELS, Oversized, decode, open_image
+from clipbench.data.decode_stream import decode_stream
 from clipbench.data.split import Sample
 from clipbench.encoding.saliency import _measured
 from clipbench.errors import DataError
-from clipbench.report import overlays
+from clipbench.protocols import _overlays
 from clipbench.report.site import pictures
 
 run = commandline.run
@@ -187,7 +188,9 @@ def test_postscript_starts_nothing_elsewhere(tmp_path: Path, ghostscript: Path, 
     shapes: Any = []
     list(_measured(iter([Sample(name, POSTSCRIPT)]), shapes, EYES))  # heat maps
     with pytest.raises(OSError, match="cannot identify"):
-        overlays.overlay(POSTSCRIPT, np.ones((2, 2), np.float32), np.zeros(4), (0, 0), "", hit=True, energy=1)
+        _overlays.overlay(
+            POSTSCRIPT, np.ones((2, 2), np.float32), np.zeros(4), (0, 0), "", hit=True, energy=1
+        )
     assert pictures.inlined(path) is None
     assert not ghostscript.exists()
 
@@ -287,7 +290,7 @@ def test_of_a_moving_picture_the_first_frame_is_read() -> None:
 
 
 def test_the_picture_of_a_heat_map_is_bounded_too() -> None:
-    made = overlays.overlay(
+    made = _overlays.overlay(
         png(1, 60_000), np.ones((2, 2), np.float32), np.array([0.0, 0, 1, 9]), (0, 5), "a", hit=True, energy=1
     )
     assert made.width == 480

@@ -24,7 +24,8 @@ from clipbench.cards.model import Preprocess
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits, digits_scenes
-from clipbench.data.decode import REMARKS, Crops, decode, decode_stream
+from clipbench.data.decode import REMARKS, Crops, decode
+from clipbench.data.decode_stream import decode_stream
 from clipbench.data.images import frames, orientation, standard
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample
@@ -32,7 +33,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.metrics import boxes
-from clipbench.report import overlays
+from clipbench.protocols import _overlays
 
 one_thread = small.one_thread
 COLOUR = Preprocess(size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -514,7 +515,7 @@ def test_overlay_of_16_bits_is_not_white() -> None:
     heat = np.zeros((17, 23), dtype=np.float32)
     box = np.array([1.0, 1, 4, 4])
     grey, deep = (
-        overlays.overlay(data, heat, box, (0, 0), "a", hit=True, energy=0.0)
+        _overlays.overlay(data, heat, box, (0, 0), "a", hit=True, energy=0.0)
         for data in (encoded(Image.fromarray(EIGHT)), FORMS["png"])
     )
     assert np.array_equal(np.asarray(grey), np.asarray(deep))

@@ -59,8 +59,9 @@ SURFACE = {
         "Difference all_signs holm normal_tail of_average_precision of_clusters of_contributions of_draws of_means "
         "of_scores over_draws sign_flip"
     ),
-    "clipbench.records.comparison": "Comparison adjusted compare judged matched means of",
-    "clipbench.report.leaderboard": "Mean Section check leaderboard sections",
+    "clipbench.records.comparison": "Comparison adjusted compare judged matched means of p_value",
+    "clipbench.report.leaderboard": "check leaderboard",
+    "clipbench.report.sections": "Mean Section sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
         "aligned as_printed csv_text json_text latex markdown markdown_table rank_notes record_table terminal"
@@ -136,7 +137,7 @@ LIGHT = (
     "clipbench.report.leaderboard",
     "clipbench.report.dataframe",
     "clipbench.report.listing",
-    "clipbench.report.overlays",
+    "clipbench.protocols._overlays",
     "clipbench.report.site",
     "clipbench.report.table",
     "clipbench.protocols._samples",

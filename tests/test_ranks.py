@@ -21,9 +21,10 @@ from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Score
 from clipbench.metrics.joint import Contributions
 from clipbench.records import alignment, store
-from clipbench.report import dataframe, leaderboard, ranks, site, table
+from clipbench.report import dataframe, ranks, site, table
 from clipbench.report.dataframe import Row
 from clipbench.report.ranks import Measured, Ranks
+from clipbench.report.sections import sections
 from clipbench.report.site import blocks, document
 
 Z = NormalDist().inv_cdf
@@ -342,7 +343,7 @@ def shown(tmp_path: Path) -> tuple[list[Row], Catalog]:
 
 def test_every_table_has_the_same_ranks(shown: tuple[list[Row], Catalog]) -> None:
     rows, catalog = shown
-    found = [one for one in leaderboard.sections(rows, catalog) if one.suite in ("own", None)]
+    found = [one for one in sections(rows, catalog) if one.suite in ("own", None)]
     suite, others = found
     assert suite.ranks["mean"].ranks == {"best": 1, "fair": 2, "good": 2}
     assert suite.ranks["mean"].left_out == {"poor": "no per-sample file"}
@@ -383,7 +384,7 @@ def test_every_table_has_the_same_ranks(shown: tuple[list[Row], Catalog]) -> Non
 
 def test_without_two_models_nothing_is_said_of_ranks(shown: tuple[list[Row], Catalog]) -> None:
     rows, catalog = shown
-    found = leaderboard.sections([row for row in rows if row.model == "best"], catalog)
+    found = sections([row for row in rows if row.model == "best"], catalog)
     assert "rank:" not in table.terminal(found)
     assert "no rank" not in table.terminal(found)
     assert "| rank |" not in table.markdown(found)

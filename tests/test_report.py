@@ -27,7 +27,7 @@ from clipbench.records import store
 from clipbench.records.record import Record, to_json
 from clipbench.records.store import Stored
 from clipbench.report import dataframe, leaderboard, numbers, table
-from clipbench.report.leaderboard import Section
+from clipbench.report.sections import Section, sections
 
 
 def _printed(what: RenderableType, width: int = 80) -> str:
@@ -323,11 +323,11 @@ def test_tasks_stand_by_suite_and_those_of_none_come_last(tmp_path: Path) -> Non
     (tmp_path / "suites.yaml").write_text(suites)
     catalog = Catalog([tmp_path])
     given = [make_record(task=task) for task in ("digits-zs", "digits-lp", "other-zs")]
-    found = leaderboard.sections(_rows(given), catalog)
+    found = sections(_rows(given), catalog)
     assert ("own", ("digits-zs", "digits-lp")) in [(section.suite, section.tasks) for section in found]
     assert (found[-1].suite, found[-1].tasks) == (None, ("other-zs",))
     assert "all" not in [section.suite for section in found]
-    (only,) = leaderboard.sections(_rows(given), catalog, "all")
+    (only,) = sections(_rows(given), catalog, "all")
     assert only.tasks == ("digits-zs", "digits-lp")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 T = TypeVar("T")
 # A YAML list becomes an immutable tuple; its items stay strictly typed.
@@ -24,7 +24,13 @@ class Misplaced(ValueError):
 
 
 class Strict(BaseModel):
-    """Base of every card part: unknown, missing or mistyped keys are errors; objects are frozen."""
+    """Base of every card part: unknown, missing or mistyped keys are errors; objects are frozen.
+
+    Attributes:
+        later: names of fields that the class got after there were cards of it.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(
         extra="forbid",
@@ -34,6 +40,13 @@ class Strict(BaseModel):
         protected_namespaces=(),
         defer_build=True,  # of most cards' classes a command needs none
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A later field is left out where it says nothing: fingerprints and features of older cards stay."""
+        fields: dict[str, Any] = handler(self)
+        defaults = {name: type(self).model_fields[name].default for name in self.later}
+        return {k: v for k, v in fields.items() if k not in defaults or getattr(self, k) != defaults[k]}
 
     def canonical(self) -> dict[str, Any]:
         """The part as plain JSON types, defaults included (what fingerprints hash)."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -28,6 +26,8 @@ class Preprocess(Strict):
     `orientation: exif` turns an image first as its EXIF tag says (as OpenCV's `imread` does), `as-stored` does not (as
     Pillow, and so open_clip, does not; but for TIFF, which Pillow always turns).
     """
+
+    later: ClassVar = ("orientation",)
 
     size: int = Field(224, gt=0)
     crop: int | None = Field(None, gt=0)
@@ -52,12 +52,6 @@ class Preprocess(Strict):
             raise ValueError("std values must be above 0")
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: fingerprints and features of older cards stay."""
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) != ("orientation", "as-stored")}
-
 
 #: kinds of sources → what a value must look like, as a pattern and in words
 _SOURCES: dict[str, tuple[str, str]] = {
@@ -81,6 +75,8 @@ class Weights(Strict):
     `sha256` is given where a source states it, never invented. Without one, the hash is recorded at first use and
     checked afterwards, except that a `file` may change. `link_source` says where the link was read.
     """
+
+    later: ClassVar = ("url", "gdrive", "hf", "package", "link_source")
 
     file: str | None = None
     open_clip: str | None = None
@@ -119,13 +115,6 @@ class Weights(Strict):
             raise Misplaced(f"link_source goes with url, gdrive or hf, not {given[0]}", "link_source")
         return self
 
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later are left out where they are unset: the fingerprints of older cards stay."""
-        fields: dict[str, Any] = handler(self)
-        always = ("file", "open_clip", "sha256")
-        return {name: value for name, value in fields.items() if value is not None or name in always}
-
 
 Confidence = Literal["primary", "secondary", "from-memory-high", "from-memory-medium", "from-memory-low"]
 
@@ -147,6 +136,8 @@ class Images(Strict):
     `split` is a role of the task card, or what the data itself calls the split.
     """
 
+    later: ClassVar = ("dataset", "name", "split")
+
     dataset: str | None = Field(None, min_length=1)
     name: str | None = Field(None, min_length=1)
     split: str | None = Field(None, min_length=1)
@@ -162,11 +153,6 @@ class Images(Strict):
             raise ValueError("give dataset (the id of a task card) or name (of a data set without a card)")
         return self
 
-    @model_serializer(mode="wrap")
-    def _given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if value is not None}
-
 
 class ModelCard(Strict):
     """One checkpoint. `config` belongs to the family's adapter, which validates it.
@@ -174,6 +160,8 @@ class ModelCard(Strict):
     `trained_on` are the images that it was trained on, weights that its towers started from included: a score on any
     of them is marked, and kept off the leaderboard (`clipbench.records.exposure`). `training_data` says it in words.
     """
+
+    later: ClassVar = ("trained_on",)
 
     title: str
     family: str
@@ -188,9 +176,3 @@ class ModelCard(Strict):
     links: Tuple[str] = ()
     notes: str | None = None
     reported: Tuple[Reported] = ()
-
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if k != "trained_on" or v}

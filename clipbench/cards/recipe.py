@@ -12,10 +12,8 @@ from pydantic import (
     Discriminator,
     Field,
     SerializeAsAny,
-    SerializerFunctionWrapHandler,
     Tag,
     TypeAdapter,
-    model_serializer,
     model_validator,
 )
 
@@ -243,6 +241,8 @@ class Recipe(Strict):
     With `ema` (a decay a step) what is evaluated and saved is the exponential moving average of the weights.
     """
 
+    later: ClassVar = ("trained_on",)
+
     title: str
     command: str
     cost: str
@@ -260,12 +260,6 @@ class Recipe(Strict):
     best: Best | None = None
     target: Target | None = None
     quick: dict[str, Any] = Field({}, description="key by key, what `--quick` changes: {schedule.steps: 20}")
-
-    @model_serializer(mode="wrap")
-    def _as_older_recipes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: folders of older runs hold the same recipe."""
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if k != "trained_on" or v}
 
     @model_validator(mode="after")
     def _a_stream_is_alone(self) -> Recipe:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Discriminator,
     Field,
-    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -47,6 +45,8 @@ class Source(Strict):
     had and not what is measured: they are no part of fingerprints.
     """
 
+    later: ClassVar = ("torchvision",)
+
     hub: str | None = None
     config: str | None = None
     revision: str | None = None
@@ -56,17 +56,8 @@ class Source(Strict):
     torchvision: (
         Literal["CIFAR10", "CIFAR100", "Caltech101", "DTD", "Flowers102", "Food101", "OxfordIIITPet"] | None
     ) = None
-    archive: Archive | None = None
-    lacks: dict[str, str] = Field({})
-
-    @model_serializer(mode="wrap")
-    def _what_is_measured(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {
-            k: v
-            for k, v in fields.items()
-            if k not in ("archive", "lacks") and (k, v) != ("torchvision", None)
-        }
+    archive: Archive | None = Field(None, exclude=True)
+    lacks: dict[str, str] = Field({}, exclude=True)
 
     @model_validator(mode="after")
     def _one_source(self) -> Source:
@@ -87,18 +78,13 @@ class Columns(Strict):
     then over clusters, and no validation data cuts one. In WebDataset tars it is a field of each sample's `.json`.
     """
 
+    later: ClassVar = ("caption", "image_id", "cluster")
+
     image: str = "image"
     label: str = "label"
     caption: str = "caption"
     image_id: str | None = None
     cluster: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
-        fields: dict[str, Any] = handler(self)
-        unset = (("caption", "caption"), ("image_id", None), ("cluster", None))
-        return {k: v for k, v in fields.items() if (k, v) not in unset}
 
 
 class Part(Strict):
@@ -133,15 +119,11 @@ class SplitSpec(Strict):
     With `part`, it is that part of the split that has the same name and no `part`.
     """
 
+    later: ClassVar = ("part",)
+
     name: str
     rows: int | None = Field(None, gt=0)
     part: Part | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: the fingerprints of older cards stay."""
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) != ("part", None)}
 
 
 # The tags are written like types because messages leave such steps of a location out.
@@ -178,11 +160,13 @@ class TaskCard(Strict):
     `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
     """
 
+    later: ClassVar = ("other_labels", "boxes", "expressions", "also", "images_of")
+
     title: str
     description: str | None = None
     homepage: str | None = None
-    licence: str | None = None
-    terms: str | None = None
+    licence: str | None = Field(None, exclude=True)
+    terms: str | None = Field(None, exclude=True)
     source: Source
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
@@ -306,18 +290,6 @@ class TaskCard(Strict):
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields that came later are left out where they say nothing: the fingerprints of older cards stay."""
-        fields: dict[str, Any] = handler(self)
-        unset = (("other_labels", "error"), ("boxes", None), ("expressions", None))
-        later = ("also", "images_of")
-        return {
-            k: v
-            for k, v in fields.items()
-            if (k, v) not in unset and (k not in later or v) and k not in ("licence", "terms")
-        }
 
 
 def _check_templates(name: str, templates: tuple[str, ...]) -> None:

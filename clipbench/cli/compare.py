@@ -15,7 +15,7 @@ from clipbench.cli.output import note
 from clipbench.records import gate
 from clipbench.records.comparison import compare
 from clipbench.records.eligibility import Judge
-from clipbench.report import comparison_table
+from clipbench.report import comparison_table, gate_report
 from clipbench.utils.escape import json_text
 from clipbench.utils.outputs import write_own
 
@@ -127,9 +127,9 @@ def gate_command(
         require=[task.id for task in catalog.tasks(names("--require", require))] if require else None,
         models=names("--model", model) if model else None,
     )
-    text = gate.summary(found, max_drop, max_mean_drop, alpha)
+    text = gate_report.summary(found, max_drop, max_mean_drop, alpha)
     if junit is not None:
-        write_own(junit, gate.junit(found), gate.JUNIT_MARK, force=force)
+        write_own(junit, gate_report.junit(found), gate_report.JUNIT_MARK, force=force)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -32,7 +32,8 @@ from clipbench.errors import ClipbenchError, unknown
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.records import store
 from clipbench.records.eligibility import Judge
-from clipbench.report import dataframe, leaderboard, table
+from clipbench.report import dataframe, table
+from clipbench.report.sections import Section
 from clipbench.utils.cache import make_folder
 from clipbench.utils.escape import json_text
 
@@ -184,5 +185,5 @@ def _print_table(done: list[Result], tasks: list[Task], catalog: Catalog, result
     """The records that were written as one table, model × task."""
     stored = [store.read(store.path_of(r.model, r.task, results)) for r in done if r.record]
     rows = [row for row in dataframe.rows(stored, Judge(catalog).reasons) if row.primary]
-    section = leaderboard.Section(None, "", tuple(t.id for t in tasks), tuple(rows))
+    section = Section(None, "", tuple(t.id for t in tasks), tuple(rows))
     sys.stdout.write(table.terminal([section]))

@@ -13,6 +13,7 @@ from clipbench.cli.options import Cards, Force, Json, Plugins, Results
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.report import dataframe, export, leaderboard, site, table
+from clipbench.report.sections import sections
 from clipbench.utils.escape import visible
 from clipbench.utils.outputs import write_own
 
@@ -72,7 +73,7 @@ def report_command(
         leaderboard.check(results, leaderboard.leaderboard(rows, catalog))
         note(f"{results / leaderboard.LEADERBOARD} is current")
     elif format_ in table.SECTION_FORMATS:
-        sys.stdout.write(table.SECTION_FORMATS[format_](leaderboard.sections(rows, catalog, suite)))
+        sys.stdout.write(table.SECTION_FORMATS[format_](sections(rows, catalog, suite)))
     else:
         if suite is not None:
             rows = dataframe.of_tasks(rows, [task.id for task in catalog.tasks([suite])])

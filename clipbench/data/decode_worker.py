@@ -1,4 +1,4 @@
-"""The decoding process: `python -m clipbench.data.decode_worker`, driven by `decode._Pool` over its pipes."""
+"""The decoding process: `python -m clipbench.data.decode_worker`, driven by `decode_stream._Pool` over its pipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 
-from clipbench.data.decode import decode_into, map_pixels, receive, send
+from clipbench.data.decode_stream import decode_into, map_pixels, receive, send
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from clipbench.cards.base import fingerprint
-from clipbench.data.decode import Bad
+from clipbench.data.decode_stream import Bad
 from clipbench.encoding.image_digests import DIGEST_BYTES
 from clipbench.encoding.runtime import MAX_BATCH
 from clipbench.errors import Damaged, StorageError

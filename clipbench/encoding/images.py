@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from clipbench.cards.base import fingerprint
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import Bad, cannot, decode_stream, normalise
+from clipbench.data.decode import cannot, normalise
+from clipbench.data.decode_stream import Bad, decode_stream
 from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding.batches import batch_rows, not_finite, rows_of, unit
 from clipbench.encoding.feature_store import FeatureFile, Features

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import MAX_PIXELS, OnBadImage, max_pixels
+from clipbench.data.decode import MAX_PIXELS, max_pixels
+from clipbench.data.decode_stream import OnBadImage
 from clipbench.data.split import Split
 from clipbench.encoding.batches import batch_rows, noise
 from clipbench.encoding.feature_store import FOLDER, FeatureFile

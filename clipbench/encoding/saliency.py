@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import BAD_IMAGE, decode_stream, normalise, open_image, seen
+from clipbench.data.decode import BAD_IMAGE, normalise, open_image, seen
+from clipbench.data.decode_stream import decode_stream
 from clipbench.data.images import frames
 from clipbench.data.split import Sample, Split
 from clipbench.encoding.batches import not_finite

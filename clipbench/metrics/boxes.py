@@ -98,6 +98,8 @@ def turn_back(boxes: NDArray[np.float64], size: tuple[int, int], orientation: in
 def overlaps(boxes: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
     """Intersection over union of each of `boxes` [J, 4] with `box`: float64 [J].
 
+    By hand, since `torchvision.ops.box_iou` needs torch, which this module shall not import.
+
     >>> overlaps(np.array([[0.0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]]), (0, 0, 2, 2)).round(3).tolist()
     [1.0, 0.333, 0.0]
     """

@@ -62,7 +62,8 @@ class Score:
 def wilson(successes: float, n: float) -> Interval:
     """95 % score interval of a proportion (Wilson, JASA 1927, 22:209–212).
 
-    Fractional counts are allowed: an effective sample size serves as well as a real one.
+    Fractional counts are allowed: an effective sample size serves as well as a real one (`scipy.stats.binomtest` takes
+    whole ones alone, and differs in the last digit).
 
     Raises:
         ValueError: no trials, or more successes than trials.

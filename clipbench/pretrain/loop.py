@@ -39,7 +39,8 @@ from clipbench.pretrain.engine.signals import Signals
 from clipbench.pretrain.engine.tower_setup import set_up_towers
 from clipbench.pretrain.objectives.base import make_learner
 from clipbench.pretrain.run import curves
-from clipbench.pretrain.run.directory import Checkpoint, RunDirectory, number
+from clipbench.pretrain.run.directory import Checkpoint, RunDirectory
+from clipbench.pretrain.run.events import number
 from clipbench.pretrain.run.progress import Live
 from clipbench.utils.cpu import cores
 

@@ -14,6 +14,7 @@ from clipbench.cards.task import TaskCard
 from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import boxes, clustered, intervals
+from clipbench.protocols import _overlays
 from clipbench.protocols._outcomes import column_of
 from clipbench.protocols._samples import clusters_of
 from clipbench.protocols.base import (
@@ -162,8 +163,6 @@ def pictures(
     card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: Params, seed: int, count: int
 ) -> dict[str, bytes]:
     """Overlays of a seeded draw of `count` expressions, and a contact sheet of them: file name → PNG."""
-    from clipbench.report import overlays
-
     split = splits[params.split]
     expressions = _expressions(split)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(expressions.ids))[:count])
@@ -178,7 +177,7 @@ def pictures(
     made = {}
     for found, heat in _look(chosen, split, encoder, params):
         n = found.number
-        picture = overlays.overlay(
+        picture = _overlays.overlay(
             images[int(chosen.image[n])].image,
             heat,
             found.box,
@@ -189,9 +188,9 @@ def pictures(
             turned=found.turned,
         )
         made[f"{n:03d}-{chosen.ids[n]}"] = picture
-    pngs = {overlays.file_name(name): overlays.png(picture) for name, picture in made.items()}
+    pngs = {_overlays.file_name(name): _overlays.png(picture) for name, picture in made.items()}
     if made:
-        pngs["contact-sheet.png"] = overlays.png(overlays.contact_sheet(list(made.values())))
+        pngs["contact-sheet.png"] = _overlays.png(_overlays.contact_sheet(list(made.values())))
     return pngs
 
 

@@ -234,6 +234,15 @@ def _judged(one: Comparison, adjusted: float, alpha: float) -> Comparison:
     return replace(one, p_adjusted=adjusted, verdict=verdict)
 
 
+def p_value(p: float) -> str:
+    """Three decimals, or that it is smaller.
+
+    >>> p_value(0.04), p_value(0.0002)
+    ('0.040', '<0.001')
+    """
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _records(name: str, results: Path) -> Path | Mapping[str, Stored]:
     """A folder of records, or a model's records by task."""
     own = results / store.file_name(name)

@@ -15,26 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
-from xml.etree import ElementTree
 
 from clipbench.errors import DataError, unknown
 from clipbench.protocols.registry import metric as spec_of
-from clipbench.records import comparison as compare
-from clipbench.records import store
-from clipbench.records.comparison import Comparison
+from clipbench.records import comparison, store
+from clipbench.records.comparison import Comparison, p_value
 from clipbench.records.eligibility import Judge
 from clipbench.records.record import Record
 from clipbench.records.store import Stored
-from clipbench.report import numbers
-from clipbench.report.comparison_table import p_value
-from clipbench.report.table import DASH, markdown_table
-from clipbench.utils.escape import visible
 
 MAX_DROP: Final = 0.5
 #: what a mean over tasks may fall by: so little on every task passes a task's own allowance
 MAX_MEAN_DROP: Final = 0.1
-#: what stands in the JUnit XML of every gate
-JUNIT_MARK: Final = b'name="clipbench gate"'
 #: reasons of `clipbench.records.eligibility` that fail a baseline's record, and a candidate's
 _OF_BASELINE: Final = frozenset({"edited", "unsealed", "limited", "partial"})
 _OF_CANDIDATE: Final = _OF_BASELINE | {"stale"}
@@ -73,7 +65,7 @@ def gate(
     *,
     max_drop: float = MAX_DROP,
     max_mean_drop: float = MAX_MEAN_DROP,
-    alpha: float = compare.ALPHA,
+    alpha: float = comparison.ALPHA,
     require: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
 ) -> list[Check]:
@@ -113,14 +105,16 @@ def gate(
 
 def decided(found: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> list[Check]:
     """The same and a check of each model's mean over tasks, with the drops judged of those that were compared."""
-    means = compare.means([check.comparison for check in found if check.comparison is not None])
-    every = [*found, *(Check(mean.model, compare.MEAN, "pass", comparison=mean) for mean in means)]
-    told = [(p, check.task == compare.MEAN) for check in every if (p := _p_worse(check)) is not None]
-    adjusted = iter(compare.adjusted([p for p, _ in told], [mean for _, mean in told]))
+    means = comparison.means([check.comparison for check in found if check.comparison is not None])
+    every = [*found, *(Check(mean.model, comparison.MEAN, "pass", comparison=mean) for mean in means)]
+    told = [(p, check.task == comparison.MEAN) for check in every if (p := _p_worse(check)) is not None]
+    adjusted = iter(comparison.adjusted([p for p, _ in told], [mean for _, mean in told]))
     return [
         check
         if _p_worse(check) is None
-        else _decided(check, next(adjusted), max_mean_drop if check.task == compare.MEAN else max_drop, alpha)
+        else _decided(
+            check, next(adjusted), max_mean_drop if check.task == comparison.MEAN else max_drop, alpha
+        )
         for check in every
     ]
 
@@ -147,11 +141,12 @@ def _below(p: float) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
-def change(comparison: Comparison) -> float:
+def change(one: Comparison) -> float:
     """How much better the candidate is, in percentage points (of ranks: places)."""
-    assert comparison.difference is not None
-    scale = 1 if numbers.is_rank(comparison.metric) else 100
-    return scale * comparison.difference * (-1 if spec_of(comparison.metric).less_is_better else 1)
+    assert one.difference is not None
+    metric = spec_of(one.metric)
+    scale = 1 if metric.unit == "rank" else 100
+    return scale * one.difference * (-1 if metric.less_is_better else 1)
 
 
 _Records = dict[tuple[str, str], Stored]
@@ -180,73 +175,20 @@ def _looked_at(
     assert one is not None
     assert other is not None
     try:
-        comparison = compare.of(one, other, top=3)
+        found = comparison.of(one, other, top=3)
     except DataError as error:  # a per-sample file that is missing or another
         return Check(model, task, "fail", f"not comparable: {error.message}")
-    if comparison.reason is not None:
-        return Check(model, task, "fail", f"not comparable: {comparison.reason}")
-    seen = "; ".join(found.text for found in judge.seen(other.record))
+    if found.reason is not None:
+        return Check(model, task, "fail", f"not comparable: {found.reason}")
+    seen = "; ".join(one.text for one in judge.seen(other.record))
     if seen and not _seen_before(one.record, other.record):
         return Check(
             model, task, "fail", f"{folders[1]}: trained on {seen}, of which {folders[0]} says nothing"
         )
-    return Check(model, task, "pass", f"trained on {seen}" if seen else "", comparison)
+    return Check(model, task, "pass", f"trained on {seen}" if seen else "", found)
 
 
 def _seen_before(baseline: Record, candidate: Record) -> bool:
     """Whether the baseline's model saw such images too: it says so, or is the same model."""
     weights = [record.fingerprints.get("weights") for record in (baseline, candidate)]
     return bool(baseline.seen) or weights[0] == weights[1]
-
-
-# --------------------------------------------------------------------- reports
-
-
-def summary(found: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> str:
-    """What a person reads beside a merge, as GitHub markdown."""
-    failed = [check for check in found if check.outcome == "fail"]
-    verdict = f"{len(failed)} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed"
-    marks = {"pass": "✅", "fail": "❌", "new": "🆕"}
-    rows = [
-        [marks[c.outcome], c.model, c.task, *_numbers(c), c.why]
-        for c in sorted(found, key=lambda c: c.outcome != "fail")
-    ]
-    headings = ["", "model", "task", "metric", "baseline", "candidate", "change (95 %)", "p of a drop", "why"]
-    return (
-        f"### clipbench gate: {verdict}\n\n"
-        + markdown_table(headings, "llllrrrrl", rows)
-        + f"\nA drop of more than {max_drop:g} points, of a mean over tasks {max_mean_drop:g}, fails where its p, "
-        f"adjusted for the number of checks, is below {alpha:g}.\n"
-    )
-
-
-def _numbers(check: Check) -> list[str]:
-    c = check.comparison
-    if c is None or c.first is None or c.second is None or c.ci95 is None or c.difference is None:
-        return [DASH] * 5
-    return [
-        c.metric,
-        numbers.number(c.first, c.metric),
-        numbers.number(c.second, c.metric),
-        f"{numbers.number(c.difference, c.metric, '+')} ({numbers.ends(*c.ci95, c.metric, '+')})",
-        DASH if check.p is None else p_value(check.p),
-    ]
-
-
-def junit(found: Sequence[Check]) -> bytes:
-    """The same as JUnit XML, which CI systems show as tests: a suite of one case a task."""
-    failed = sum(check.outcome == "fail" for check in found)
-    skipped = sum(check.outcome == "new" for check in found)
-    counts = {"tests": str(len(found)), "failures": str(failed), "skipped": str(skipped), "errors": "0"}
-    top = ElementTree.Element("testsuites", counts)
-    suite = ElementTree.SubElement(top, "testsuite", {"name": "clipbench gate"} | counts)
-    for check in found:
-        case = ElementTree.SubElement(
-            suite, "testcase", {"classname": visible(check.model), "name": visible(check.task)}
-        )
-        if check.outcome != "pass":
-            kind = "failure" if check.outcome == "fail" else "skipped"
-            ElementTree.SubElement(case, kind, {"message": visible(check.why)})
-    ElementTree.indent(top)
-    text: bytes = ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
-    return text + b"\n"

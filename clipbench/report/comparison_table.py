@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipbench.records.comparison import Comparison
+from clipbench.records.comparison import Comparison, p_value
 from clipbench.report import numbers
 from clipbench.report.table import DASH, SEEN, aligned
 from clipbench.utils.escape import visible
@@ -67,15 +67,6 @@ def _cells(one: Comparison) -> list[str]:
         DASH if one.p_adjusted is None else p_value(one.p_adjusted),
         one.verdict,
     ]
-
-
-def p_value(p: float) -> str:
-    """Three decimals, or that it is smaller.
-
-    >>> p_value(0.04), p_value(0.0002)
-    ('0.040', '<0.001')
-    """
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _disagreement(one: Comparison, first: str, second: str, model: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """Tables of records, and five ways to print them.
 
-`terminal`, `markdown` and `latex` show the sections of `clipbench.report.leaderboard`: the primary metric of each
+`terminal`, `markdown` and `latex` show the sections of `clipbench.report.sections`: the primary metric of each
 model × task, in percent. `csv_text` and `json_text` have every row of `clipbench.report.dataframe`, as a fraction of 1.
 """
 
@@ -22,6 +22,7 @@ from clipbench.records.store import Stored
 from clipbench.report import dataframe, numbers
 from clipbench.report.dataframe import Row
 from clipbench.report.ranks import POWER, Ranks
+from clipbench.report.sections import Mean, Section
 from clipbench.utils import escape
 from clipbench.utils.escape import visible
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
-
-    from clipbench.report.leaderboard import Mean, Section
 
 DASH: Final = "–"
 #: marks a score of images that the model was trained on

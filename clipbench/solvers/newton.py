@@ -40,9 +40,7 @@ _BLOCK_REACH: Final = 1.3 * math.log(10)  # how far in log λ blocks serve anoth
 _BLOCK_STIFFNESS: Final = 2.0  # of blocks, before conjugate gradients have shown it
 _REMAKE: Final = 0.5  # share of the cost of new blocks that products without them may take
 _PARALLEL_WORK: Final = 2**24  # multiplications of one product with the features
-_FEW_COLUMNS: Final = (
-    2.5  # how much dearer an operation is in a product with few columns than in one with many
-)
+_FEW_COLUMNS: Final = 2.5  # how much dearer an operation is in a product with few columns than with many
 STATE_BYTES: Final = 128 * 2**20  # of the probabilities that are kept between a gradient and its products
 
 

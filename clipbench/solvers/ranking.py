@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.encoding.feature_store import Features
 from clipbench.metrics.similarity import late_interactions
-from clipbench.solvers.selection import forget
+from clipbench.solvers.selection import Matrix, forget
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +65,8 @@ class Ranks:
 
 
 def rank(
-    images: Features,
-    texts: Features,
+    images: Matrix,
+    texts: Matrix,
     owner: Ints,
     *,
     top: int = 10,
@@ -237,7 +236,7 @@ class _Engine(ABC):
     """Scores of blocks, and the few questions that are asked of them. What lies beyond the data is −∞."""
 
     def __init__(
-        self, images: Features, texts: Features, sides: tuple[int, int], token_width: int | None, device: str
+        self, images: Matrix, texts: Matrix, sides: tuple[int, int], token_width: int | None, device: str
     ) -> None:
         import torch
 

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.encoding.feature_store import Features
 
-Part = tuple[Features, NDArray[np.int64]]
+class Stored(Protocol):
+    """float32 [n, D] on disk, such as `encoding.feature_store.Matrix`: rows are copied out when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[np.float32]: ...
+    def __len__(self) -> int: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]: ...
+    def __getitem__(
+        self, place: int | slice | Sequence[int] | NDArray[np.integer[Any]], /
+    ) -> NDArray[np.float32]: ...
+
+
+Matrix = NDArray[np.float32] | Stored
+Part = tuple[Matrix, NDArray[np.int64]]
 
 
 class Selection:

@@ -16,7 +16,7 @@ import xxhash
 from damage import layout
 from numpy.typing import NDArray
 
-from clipbench.data.decode import Bad
+from clipbench.data.decode_stream import Bad
 from clipbench.encoding import feature_store
 from clipbench.encoding.feature_store import SHARD_ROWS, FeatureFile, Matrix
 from clipbench.encoding.image_digests import among, digest, repeated

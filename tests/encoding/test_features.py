@@ -17,7 +17,7 @@ from measuring import FP32, measure, record_of
 
 from clipbench.catalog import Catalog
 from clipbench.data import decode
-from clipbench.data.decode import Batch
+from clipbench.data.decode_stream import Batch, decode_stream
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.encoding import batches as one_batch
@@ -268,7 +268,7 @@ def test_remarks_on_images_stand_in_the_record_of_a_cached_run_too(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(decode.REMARKS, "turned", "images turned as their EXIF says")
-    stream = decode.decode_stream
+    stream = decode_stream
     entry = Catalog([place / "cards"]).dataset("animals")
     ids = open_split(entry, "test", DataPaths({"animals": place / "data"}, ())).ids
 

@@ -37,10 +37,11 @@ from clipbench.models import families
 from clipbench.models.saliency import SaliencyMaps, of_tower
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve_source
+from clipbench.protocols import _overlays
 from clipbench.protocols.grounding import Params, check, run
 from clipbench.records import store
 from clipbench.records.record import same
-from clipbench.report import dataframe, overlays, table
+from clipbench.report import dataframe, table
 
 one_thread = small.one_thread
 CARD = TaskCard.model_validate(
@@ -475,7 +476,7 @@ def test_an_overlay_shows_box_point_heat_and_verdict() -> None:
     heat = np.zeros((120, 240), dtype=np.float32)
     heat[20:60, 20:60] = 1
     box = np.array([120.0, 40, 200, 100])
-    made = overlays.overlay(grey.getvalue(), heat, box, (30, 30), "word " * 80, hit=False, energy=0.25)
+    made = _overlays.overlay(grey.getvalue(), heat, box, (30, 30), "word " * 80, hit=False, energy=0.25)
     assert made.width == 480
     assert made.height > 240 + 60  # three lines of text at most, and the verdict
     shown = np.asarray(made)[:240].astype(int)
@@ -488,7 +489,7 @@ def test_an_overlay_shows_box_point_heat_and_verdict() -> None:
     red = (np.asarray(made) == [0xB3, 0x26, 0x1E]).all(axis=2)
     assert red[:240].any()
     assert red[240:].any()
-    sheet = overlays.contact_sheet([made] * 5)
+    sheet = _overlays.contact_sheet([made] * 5)
     assert sheet.width > 4 * 240
     assert sheet.height > made.height
 

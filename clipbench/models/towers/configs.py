@@ -5,13 +5,11 @@ A further kind of tower is a config class here, joined to the union of its modal
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -27,17 +25,13 @@ class ConvNetConfig(Strict):
     at half the side. `stride` is that of the convolution before them: 1 keeps the full resolution.
     """
 
+    later: ClassVar = ("stride",)
+
     kind: Literal["convnet"]
     width: int = Field(gt=0)
     stages: int = Field(gt=0)
     blocks: int = Field(1, gt=0)
     stride: int = Field(1, gt=0)
-
-    @model_serializer(mode="wrap")
-    def _as_older_cards(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A field that came later is left out where it says nothing: the identity of older models stays."""
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if (k, v) != ("stride", 1)}
 
     @property
     def features(self) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import Bad, OnBadImage, decode_stream, undecodable
+from clipbench.data.decode_stream import Bad, OnBadImage, decode_stream, undecodable
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.split import Sample
 from clipbench.errors import DataError

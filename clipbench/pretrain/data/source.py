@@ -12,7 +12,7 @@ from torch import Tensor
 from clipbench.cards.model import Preprocess
 from clipbench.cards.pairs import AnyPairs, Pairs
 from clipbench.cards.task import TaskCard
-from clipbench.data.decode import Bad, OnBadImage, decode_stream, undecodable
+from clipbench.data.decode_stream import Bad, OnBadImage, decode_stream, undecodable
 from clipbench.data.pairs.lazy import LazySplit, plain_caption
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.pairs.sources import Packed

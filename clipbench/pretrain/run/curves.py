@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipbench.pretrain.run.directory import number
-from clipbench.pretrain.run.events import Line
+from clipbench.pretrain.run.events import Line, number
 
 
 def draw(lines: Sequence[Line], *, title: str, chance: float, metric: str) -> bytes:

@@ -38,7 +38,7 @@ from clipbench.errors import CardError, Damaged, StorageError, WeightsError, unk
 from clipbench.models.weights.pickles import names_in
 from clipbench.pretrain.data.pairs import PairsState
 from clipbench.pretrain.engine.optimisers import OptimiserState
-from clipbench.pretrain.run.events import Events, Line
+from clipbench.pretrain.run.events import Events, Line, number
 from clipbench.utils.cache import (
     has_checksum,
     locked,
@@ -462,12 +462,6 @@ def _of_an_earlier_version(path: Path, damage: Damaged) -> bytes:
         raise damage from None
     say(f"{path.name} is of an earlier version, without a checksum; its archive's own (CRC-32) is right")
     return content
-
-
-def number(value: float | str | None) -> float:
-    """A numeric entry of a line."""
-    assert isinstance(value, int | float)
-    return value
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -16,6 +16,12 @@ from pathlib import Path
 Line = dict[str, float | str | None]
 
 
+def number(value: float | str | None) -> float:
+    """A numeric entry of a line of metrics.jsonl."""
+    assert isinstance(value, int | float)
+    return value
+
+
 class Events:
     """One event file in a folder, of a name that TensorBoard finds."""
 

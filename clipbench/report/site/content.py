@@ -25,7 +25,7 @@ from clipbench.records.comparison import MEAN
 from clipbench.records.record import Record
 from clipbench.report import numbers, ranks
 from clipbench.report.dataframe import Row
-from clipbench.report.leaderboard import sections
+from clipbench.report.sections import sections
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
 from clipbench.report.site.leaderboard import Judged, group_of
