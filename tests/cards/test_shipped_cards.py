@@ -15,7 +15,7 @@ from clipbench.cards.strict_yaml import Document, parse
 from clipbench.cards.task import Suites, TaskCard
 from clipbench.catalog import Catalog
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT / "../shared/data"
 TASKS = sorted(p.stem for p in (ROOT / "tasks").glob("*.yaml") if p.stem != "suites")
 MODELS = sorted(p.stem for p in (ROOT / "model_cards").glob("*.yaml"))

@@ -18,7 +18,7 @@ from clipbench.errors import CardError
 from clipbench.models.families import config_model, families
 from clipbench.protocols.registry import protocol_ids
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TASK = """\
 title: Mine
 source: {builtin: digits}
