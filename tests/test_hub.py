@@ -777,7 +777,7 @@ def test_layouts_keep_their_names_in_fingerprints() -> None:
     }
     assert found == {
         "Batches": "CIFAR",
-        "_Archived": "archive",
+        "Archived": "archive",
         "Parquet": "_Parquet",
         "Rows": "Rows",
         "WebDataset": "_WebDataset",

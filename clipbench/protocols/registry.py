@@ -36,7 +36,10 @@ def metric(name: str) -> MetricSpec:
 
 def _all() -> dict[str, Protocol[Any]]:
     """Every protocol by its id. A module that came after the last look, as in a plugin folder, is found too."""
-    for name, found in plugins.modules("protocols", protocols, besides=("base", "registry")).items():
+    modules = plugins.modules("protocols", protocols, besides=("base", "registry"))
+    if len(modules) == len(_loaded):
+        return _known
+    for name, found in modules.items():
         if found.module in _loaded:
             continue
         one = getattr(found.load(), "PROTOCOL", None)

@@ -15,11 +15,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Final, NamedTuple
 
 from clipbench.errors import ClipbenchError
@@ -59,7 +59,7 @@ def add(folder: Path) -> None:
         importlib.invalidate_caches()
 
 
-def modules(group: str, package: ModuleType, *, besides: Collection[str] = ("base",)) -> dict[str, Found]:
+def modules(group: str, package: ModuleType, *, besides: Collection[str] = ("base",)) -> Mapping[str, Found]:
     """The modules of `group` by name, in alphabetical order; `package` is the folder of the package's own.
 
     Args:
@@ -72,8 +72,16 @@ def modules(group: str, package: ModuleType, *, besides: Collection[str] = ("bas
         own = str(folder / group)
         if own not in package.__path__ and Path(own).is_dir():
             package.__path__.append(own)  # so that they import like the package's own, and their helpers too
+    return _named(group, package.__name__, tuple(package.__path__), tuple(sys.path), tuple(besides))
+
+
+@cache
+def _named(
+    group: str, package: str, folders: tuple[str, ...], path: tuple[str, ...], besides: tuple[str, ...]
+) -> Mapping[str, Found]:
+    """As `modules`; the folders are looked at once, since whoever writes a table asks for each of its values."""
     found: dict[str, Found] = {}
-    for name, one in (*_in_folders(package), *_installed(group, tuple(sys.path))):
+    for name, one in (*_in_folders(package, folders), *_installed(group, path)):
         if name in found:
             raise ClipbenchError(
                 f'two modules are named "{name}" in the group {group}: {found[name].where} and {one.where}',
@@ -81,15 +89,15 @@ def modules(group: str, package: ModuleType, *, besides: Collection[str] = ("bas
             )
         found[name] = one
     names = sorted(name for name in found if not name.startswith("_") and name not in besides)
-    return {name: found[name] for name in names}
+    return MappingProxyType({name: found[name] for name in names})
 
 
-def _in_folders(package: ModuleType) -> Iterator[tuple[str, Found]]:
-    for folder in package.__path__:  # one by one, since together the first hides the others
+def _in_folders(package: str, folders: tuple[str, ...]) -> Iterator[tuple[str, Found]]:
+    for folder in folders:  # one by one, since together the first hides the others
         for module in pkgutil.iter_modules([folder]):
             if not module.ispkg:
                 where = str(Path(folder) / f"{module.name}.py")
-                yield module.name, Found(where, f"{package.__name__}.{module.name}")
+                yield module.name, Found(where, f"{package}.{module.name}")
 
 
 @cache

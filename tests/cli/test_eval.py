@@ -166,7 +166,7 @@ def test_a_data_folder_without_the_split(run: Run, place: Place) -> None:
     (place.root / "data" / "test").rename(place.root / "data" / "val")
     for path in (place.root / "data" / "val").rglob("*.png"):
         path.unlink()
-    mended(run(*place.eval()), "animals: no test data in", "expected test*.parquet")
+    mended(run(*place.eval()), "animals: no test data in", "expected the authors", "test*.parquet")
 
 
 def test_one_data_sets_error_does_not_end_the_others(run: Run, place: Place) -> None:

@@ -108,7 +108,7 @@ def test_images_that_could_not_be_decoded_are_left_out_everywhere(tmp_path: Path
     )
     assert outcome.scores == without.scores
     assert outcome.scores["acc1"].n == 37
-    assert list(outcome.samples["id"]) == [f"id{i}" for i in kept]
+    assert list(outcome.samples["id"]) == [f"test{i}" for i in kept]
 
 
 def test_nothing_decoded_is_an_error_not_a_score(tmp_path: Path) -> None:
