@@ -25,6 +25,7 @@ from clipbench.cards.strict_yaml import Document, parse
 from clipbench.errors import CardError, ClipbenchError, Damaged, WeightsError
 from clipbench.models.adapter import Adapter
 from clipbench.pretrain.run import events
+from clipbench.pretrain.run.directory import RunDirectory
 from clipbench.utils.cache import open_checked
 
 cli = commandline.run
@@ -99,6 +100,17 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_serves(
     assert outcome(out) == outcome(whole)
 
 
+def test_a_folder_that_is_refused_is_let_go(out: Path, recipe: Recipe) -> None:
+    kept = (out / "recipe.yaml").read_bytes()
+    (out / "recipe.yaml").write_bytes(b"not: a recipe\n")
+    refused = RunDirectory(out, recipe)
+    with pytest.raises(ClipbenchError):
+        refused.__enter__()
+    (out / "recipe.yaml").write_bytes(kept)
+    with RunDirectory(out, recipe):  # which waits for nobody
+        pass
+
+
 def test_without_a_whole_checkpoint_the_run_says_what_to_do(out: Path, recipe: Recipe) -> None:
     for step in (4, 6, 7):
         flip(checkpoint(out, step), 8 * 3000)
@@ -150,8 +162,6 @@ def test_a_line_that_all_checkpoints_follow(
 
 @pytest.mark.parametrize("line", [b"\xff{}\n", b"[]\n", b'{"step": "a"}\n', b"{}\n", b"{\n"])
 def test_a_line_that_is_none_is_named(out: Path, recipe: Recipe, line: bytes) -> None:
-    from clipbench.pretrain.run.directory import RunDirectory
-
     (out / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'{"half')
     with pytest.raises(Damaged, match=r"metrics\.jsonl:2: not a line that was written"):
         RunDirectory(out, recipe).lines()

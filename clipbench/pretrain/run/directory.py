@@ -114,9 +114,11 @@ class RunDirectory:
             return self
         _refuse_foreign(self.path)
         make_folder(self.path)
-        self._stack.enter_context(locked(self.path / ".lock"))
-        if (self.path / "recipe.yaml").exists():
-            refuse_other(self.path / "recipe.yaml", self._recipe)
+        with ExitStack() as stack:  # which lets go of a folder that is refused
+            stack.enter_context(locked(self.path / ".lock"))
+            if (self.path / "recipe.yaml").exists():
+                refuse_other(self.path / "recipe.yaml", self._recipe)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
