@@ -478,8 +478,9 @@ def main() -> int:
             os.environ["CLIPBENCH_CACHE"] = f"{folder}/cache"
             root = Path(folder, "files")
             root.mkdir()
+            target = TARGETS[name](root)  # before the bound: what it imports takes more than any input may
             with bounded_memory():
-                found = run(TARGETS[name](root), given.inputs, given.seed, given.keep / name)
+                found = run(target, given.inputs, given.seed, given.keep / name)
         print(f"{name}: {found.says()}", flush=True)
         for fault in found.faults[:20]:
             print(f"  {fault}", flush=True)
