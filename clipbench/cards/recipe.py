@@ -197,7 +197,9 @@ def objectives() -> dict[str, type[Objective]]:
 def _as_its_kind_says(value: Any) -> Any:
     if isinstance(value, Objective):
         return value
-    return _any_of(tuple(objectives().values())).validate_python(value)
+    found = _any_of(tuple(objectives().values())).validate_python(value)
+    type(found).model_rebuild()  # the union built its validator alone; pydantic 2.8 adds no serializer later
+    return found
 
 
 @functools.cache
