@@ -193,7 +193,7 @@ def test_what_a_task_needs_is_worked_out_and_asked_for_once(monkeypatch: pytest.
         return found.needs(params, compared)
 
     monkeypatch.setattr(evaluation, "encode", counted)
-    monkeypatch.setitem(registry._known, "lp", replace(found, needs=needs))
+    monkeypatch.setitem(registry._all().protocols, "lp", replace(found, needs=needs))
     (result,) = measure(["digits-clip-lite"], ["digits-lp"])
     assert record_of(result).protocol.name == "lp"
     assert asked == ["needs", "train:backbone", "test:backbone"]

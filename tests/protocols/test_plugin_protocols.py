@@ -68,9 +68,8 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a plugin adds is gone afterwards."""
     monkeypatch.setattr(plugins, "_folders", [])
     monkeypatch.setattr(protocols, "__path__", list(protocols.__path__))
-    for kept in ("_known", "_specs", "_loaded"):
-        monkeypatch.setattr(registry, kept, dict(getattr(registry, kept)))
     yield
+    registry._of.cache_clear()
     for name in ("clipbench.protocols.toy", "toy_protocols"):
         sys.modules.pop(name, None)
     vars(protocols).pop("toy", None)
@@ -147,5 +146,6 @@ def test_a_protocol_that_takes_anothers_id_is_refused(tmp_path: Path) -> None:
 def test_a_metric_that_means_something_else_is_refused(tmp_path: Path) -> None:
     plugin(tmp_path / "plugins", TOY.replace('MetricSpec("nearer"', 'MetricSpec("acc1"'))
     plugins.add(tmp_path / "plugins")
-    with pytest.raises(ClipbenchError, match='the metric "acc1" is another protocol\'s too'):
-        registry.protocol_ids()
+    for _ in range(2):  # it is not taken at the second look either
+        with pytest.raises(ClipbenchError, match='the metric "acc1" is another protocol\'s too'):
+            registry.protocol_ids()
