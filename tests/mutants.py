@@ -51,6 +51,10 @@ ROOT: Final = Path(__file__).parents[1]
 EQUIVALENT: Final = ROOT / "tests" / "mutants_equivalent.toml"
 #: module → the files of tests, wherever below tests/, that look at it, quick ones first
 TESTS: Final[dict[str, tuple[str, ...]]] = {
+    "data/decode": ("test_decode", "test_crops", "test_images"),
+    "data/images": ("test_images", "test_decode", "test_hostile_images"),
+    "data/labels": ("test_labels", "test_hub"),
+    "encoding/saliency": ("test_grounding", "test_saliency"),
     "metrics/arrays": ("test_metrics",),
     "metrics/average_precision": ("test_metrics", "test_intervals"),
     "metrics/average_precision_intervals": ("test_intervals", "test_clustered", "test_coverage"),
@@ -66,7 +70,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
         "test_coverage",
         "test_retrieval",
     ),
-    "metrics/joint": ("test_joint",),
+    "metrics/joint": ("test_joint", "test_ranks", "test_compare", "test_clustered"),
     "metrics/paired_tests": (
         "test_paired_tests",
         "test_ranks",
@@ -76,6 +80,22 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "metrics/ranks": ("test_metrics", "test_ranking"),
     "metrics/similarity": ("test_ranking", "test_objective_filip"),
+    "models/saliency": ("test_saliency",),
+    "pretrain/data/image_augmentation": ("test_image_augmentation",),
+    "pretrain/engine/ema": ("test_engine",),
+    "pretrain/engine/gradient_caching": ("test_engine", "test_objectives"),
+    "pretrain/engine/optimisers": ("test_engine",),
+    "pretrain/objectives/_helpers": ("test_objectives", "test_objective_declip"),
+    "pretrain/objectives/clip": ("test_objectives", "test_engine"),
+    "pretrain/objectives/clip_lite": ("test_objective_clip_lite", "test_objectives"),
+    "pretrain/objectives/declip": ("test_objective_declip", "test_objectives"),
+    "pretrain/objectives/defilip": ("test_objective_declip", "test_objectives"),
+    "pretrain/objectives/filip": ("test_objective_filip", "test_objectives"),
+    "pretrain/objectives/siglip": ("test_objectives", "test_engine"),
+    "pretrain/objectives/slip": ("test_objective_declip", "test_objectives"),
+    "pretrain/study/scores": ("test_study",),
+    "protocols/_few_shot": ("test_linear_probe", "test_clustered"),
+    "protocols/_logistic": ("test_linear_probe", "test_clustered"),
     "protocols/_outcomes": ("test_outcomes", "test_zero_shot"),
     "protocols/_samples": ("test_svm_map", "test_linear_probe"),
     "protocols/bias": ("test_bias", "test_coco_gender"),
@@ -85,8 +105,12 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "protocols/svm_map": ("test_svm_map",),
     "protocols/zero_shot": ("test_zero_shot", "test_labels"),
     "records/alignment": ("test_compare", "test_clustered", "test_standing", "test_gate"),
+    "records/check": ("test_standing", "test_exposure", "test_overrides", "test_catalog"),
+    "records/comparison": ("test_compare", "test_clustered", "test_gate", "test_ranks"),
     "records/eligibility": ("test_standing", "test_exposure", "test_gate"),
+    "records/exposure": ("test_exposure", "test_standing", "test_recipes"),
     "records/gate": ("test_gate", "test_escape"),
+    "records/record": ("test_records", "test_compare", "test_standing"),
     "report/numbers": ("test_report",),
     "report/ranks": ("test_ranks",),
     "solvers/hinge": ("test_hinge", "test_solvers", "test_svm_map"),
@@ -325,19 +349,17 @@ class Watch:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
 
-    def at_import(self, path: str, lines: range) -> bool:
-        """Whether one of the lines runs when modules are imported, or never."""
-        found = {name for name, seen in self.lines.items() if any((path, line) in seen for line in lines)}
-        return "" in found or not found
+    def running(self, path: str, lines: range) -> set[str]:
+        """Ids of the tests that run one of the lines, and of files whose set-up does; with "" for imports."""
+        return {name for name, seen in self.lines.items() if any((path, line) in seen for line in lines)}
 
     def choice(self, path: str, lines: range, files: Sequence[str]) -> list[str]:
-        """Ids of the tests of `files` that run one of the lines (all, if none does): file by file, quick ones first."""
+        """Ids of the tests of `files` that run one of the lines (all, if none or an import does): file by file, quick
+        ones first."""
         own = [name for name in self.seconds if _file_of(name) in files]
         own.sort(key=lambda name: (files.index(_file_of(name)), self.seconds[name]))
-        if self.at_import(path, lines):
-            return own
-        ran = {name for name, seen in self.lines.items() if any((path, line) in seen for line in lines)}
-        return [name for name in own if ran & {name, _file_of(name)}] or own
+        ran = self.running(path, lines)
+        return own if "" in ran else [name for name in own if ran & {name, _file_of(name)}] or own
 
 
 def _file_of(test: str) -> str:
@@ -513,9 +535,10 @@ class Session:
         for one in self.found:
             path, source = str(ROOT / one.file), self.sources[one.file]
             codes = bodies(path, source, one.text)
-            if codes is None or self.watch.at_import(path, statement(source, one.line)):
+            lines = statement(source, one.line)
+            if codes is None or "" in self.watch.running(path, lines):
                 continue
-            names = self.watch.choice(path, statement(source, one.line), tests_of(one.file))
+            names = self.watch.choice(path, lines, tests_of(one.file))
             with TemporaryFile() as log:
                 code = _forked(partial(changed, one, codes, names), limit(self.watch, names), log)
             self.outcomes[one] = became(code)
