@@ -5,8 +5,10 @@ in its docstrings. No file is ever written. One process collects the tests, and 
 
 - A first fork runs all tests without a change and says which test runs which line, and how long it takes.
 - A change in the body of a function is made in the functions as they were imported. The fork runs the tests that run
-  the changed statement, quick ones first, or all where none does.
+  the changed statement, quick ones first; where none does, the change survives.
 - A change in what runs at import (constants, defaults) has a fork that imports and collects everything anew.
+
+The examples and the first file of tests go first; what survives them is shown to the other files.
 
 Commands that a test starts see the code as it is. What no test can notice, because the changed code does the same,
 stands in `tests/mutants_equivalent.toml` with the reason.
@@ -49,7 +51,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[1]
 EQUIVALENT: Final = ROOT / "tests" / "mutants_equivalent.toml"
-#: module → the files of tests, wherever below tests/, that look at it, quick ones first
+#: module → the files of tests, wherever below tests/, that look at it, the nearest first
 TESTS: Final[dict[str, tuple[str, ...]]] = {
     "data/decode": ("test_decode", "test_crops", "test_images"),
     "data/images": ("test_images", "test_decode", "test_hostile_images"),
@@ -155,6 +157,8 @@ _FLOOR: Final = 30.0  # seconds that a fork has at least
 _SLOWER: Final = 4.0  # times that its tests may take longer than without a change
 
 Outcome = Literal["killed", "survived", "timeout", "equivalent"]
+#: module's file → files of tests
+Tests = Mapping[str, Sequence[str]]
 
 
 class Mutant(NamedTuple):
@@ -354,12 +358,11 @@ class Watch:
         return {name for name, seen in self.lines.items() if any((path, line) in seen for line in lines)}
 
     def choice(self, path: str, lines: range, files: Sequence[str]) -> list[str]:
-        """Ids of the tests of `files` that run one of the lines (all, if none or an import does): file by file, quick
-        ones first."""
+        """Ids of the tests of `files` that run one of the lines (all, if an import does): by file, quick ones first."""
         own = [name for name in self.seconds if _file_of(name) in files]
         own.sort(key=lambda name: (files.index(_file_of(name)), self.seconds[name]))
         ran = self.running(path, lines)
-        return own if "" in ran else [name for name in own if ran & {name, _file_of(name)}] or own
+        return own if "" in ran else [name for name in own if ran & {name, _file_of(name)}]
 
 
 def _file_of(test: str) -> str:
@@ -485,15 +488,17 @@ class Session:
         outcomes: of these changes.
     """
 
-    def __init__(self, sources: Mapping[str, str], found: Sequence[Mutant], told: IO[str]) -> None:
-        self.sources, self.found, self.told = sources, found, told
+    def __init__(
+        self, sources: Mapping[str, str], found: Sequence[Mutant], tests: Tests, told: IO[str]
+    ) -> None:
+        self.sources, self.found, self.tests, self.told = sources, found, tests, told
         self.watch = Watch(str(ROOT / file) for file in sources)
         self.outcomes: dict[Mutant, Outcome] = {}
 
     def run(self) -> int:
         """Collect the tests and run the changes."""
         sys.settrace(self.watch.line)
-        tests = dict.fromkeys(test for file in self.sources for test in tests_of(file))
+        tests = dict.fromkeys(test for file in self.sources for test in self.tests[file])
         return pytest.main([*_PYTEST, *tests], [self])
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -538,7 +543,7 @@ class Session:
             lines = statement(source, one.line)
             if codes is None or "" in self.watch.running(path, lines):
                 continue
-            names = self.watch.choice(path, lines, tests_of(one.file))
+            names = self.watch.choice(path, lines, self.tests[one.file])
             with TemporaryFile() as log:
                 code = _forked(partial(changed, one, codes, names), limit(self.watch, names), log)
             self.outcomes[one] = became(code)
@@ -575,11 +580,11 @@ def became(code: int | None) -> Outcome:
     return "timeout" if code is None else "survived" if code == 0 else "killed"
 
 
-def outcomes(sources: Mapping[str, str], found: Sequence[Mutant]) -> dict[Mutant, Outcome]:
-    """What becomes of every change; printed as it comes."""
+def outcomes(sources: Mapping[str, str], found: Sequence[Mutant], tests: Tests) -> dict[Mutant, Outcome]:
+    """What these tests make of every change; printed as it comes."""
 
     def collected() -> int:
-        session = Session(sources, found, told)
+        session = Session(sources, found, tests, told)
         code = session.run()
         if code == 0:
             pickle.dump((session.watch.lines, session.watch.seconds, session.outcomes), passed)
@@ -601,7 +606,7 @@ def outcomes(sources: Mapping[str, str], found: Sequence[Mutant]) -> dict[Mutant
     for one in found:
         if one not in ended:
             lines = statement(sources[one.file], one.line)
-            names = watch.choice(str(ROOT / one.file), lines, tests_of(one.file))
+            names = watch.choice(str(ROOT / one.file), lines, tests[one.file])
             with TemporaryFile() as log:
                 code = _forked(partial(anew, one, names), _FLOOR + limit(watch, names), log)
             ended[one] = became(code)
@@ -636,7 +641,11 @@ def main() -> int:
     ended: dict[Mutant, Outcome] = {
         one: "equivalent" for one in found if any(entry.holds(one) for entry in known)
     }
-    ended |= outcomes(sources, [one for one in found if one not in ended])
+    for part in (slice(0, 2), slice(2, None)):
+        tests = {file: tests_of(file)[part] for file in sources}
+        left = [one for one in found if ended.get(one, "survived") == "survived" and tests[one.file]]
+        if left:
+            ended |= outcomes({one.file: sources[one.file] for one in left}, left, tests)
     counts = {file: Counter(became for one, became in ended.items() if one.file == file) for file in sources}
     print("\n".join(table(counts)))
     return int("survived" in ended.values())

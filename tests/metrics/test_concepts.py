@@ -95,8 +95,9 @@ def test_what_cannot_be_done() -> None:
     same = np.ones((3, 2, 4))
     with pytest.raises(DataError, match="no pair differ"):
         concept_direction(same)
-    with pytest.raises(ValueError, match=r"\[P, 2, D\]"):
-        concept_direction(np.ones((3, 4)))
+    for shape in ((3, 4), (3, 3, 4), (0, 2, 4)):
+        with pytest.raises(ValueError, match=r"\[P, 2, D\]"):
+            concept_direction(np.ones(shape))
     with pytest.raises(ValueError, match="expected"):
         remove_concept(np.ones((3, 4)), np.ones(3))
     with pytest.raises(ValueError, match="length 0"):

@@ -59,6 +59,8 @@ def test_images_that_do_not_count_are_passed_over() -> None:
     ranked = Rankings(np.arange(40.0)[::-1, None])
     assert ranked.max_skew(2, counts) == pytest.approx([math.log(5)])
     assert ranked.top_means(2, counts).tolist() == [[8.5, 6.5]]
+    counts[:, 35:] = 0
+    assert ranked.max_skew(5, counts).tolist() == [0]  # all that count are the best
 
 
 def test_ties_are_shared_as_all_orders_would_on_average() -> None:

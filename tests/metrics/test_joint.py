@@ -21,6 +21,14 @@ def test_the_error_of_a_sum_is_that_of_independent_images() -> None:
     assert summed([Contributions("a", PART.ids, PART.values, more=4.0)])[1] == pytest.approx(5)
 
 
+def test_effects_of_uneven_clusters_are_taken_as_they_are() -> None:
+    """Their squares sum to the variance, with nothing on top for how few they are: 9 + 1 + 4."""
+    part = Contributions("a", PART.ids, PART.values, effects=np.array([3.0, -1.0, 2.0]))
+    values, error = summed([part])
+    assert values.tolist() == [1, 2, 6]
+    assert error == pytest.approx(math.sqrt(14))
+
+
 def test_images_that_parts_share_are_drawn_together() -> None:
     """In another order; of two parts one has an image more: 1 + 2, 2 − 1, 6, and 5 of its own, each centred."""
     other = Contributions("a", ["y", "x", "w"], np.array([-1.0, 2.0, 5.0]))

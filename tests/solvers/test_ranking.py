@@ -182,10 +182,11 @@ def test_each_direction_has_its_own_late_interaction() -> None:
 # --------------------------------------------------------------- ties, by trial
 
 
-def test_expectations_under_ties_are_means_over_all_orders() -> None:
+@pytest.mark.parametrize("values", [(3, 2, 2, 2, 1, 1), (3, 3, 2, 2, 2, 2)])
+def test_expectations_under_ties_are_means_over_all_orders(values: tuple[int, ...]) -> None:
     """All orders of six keys: rank of the best target, hits, and average precision."""
-    scores = np.array([3, 2, 2, 2, 1, 1], np.float32)
-    for targets in ((0,), (2,), (2, 3), (1, 4), (4, 5), (0, 2, 5), (1, 2, 3)):
+    scores = np.array(values, np.float32)
+    for targets in ((0,), (2,), (0, 1), (2, 3), (1, 4), (4, 5), (0, 2, 5), (1, 2, 3)):
         own = scores[list(targets)]
         mine = np.isin(np.arange(6), targets)
         ranks, precisions = [], []
