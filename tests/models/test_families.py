@@ -23,7 +23,7 @@ from clipbench.errors import CardError, WeightsError
 from clipbench.models import clip, families
 from clipbench.models.towers.open_clip import random_model
 
-hub = servers.hub
+hub = servers.model_hub
 State = dict[str, Tensor]
 CONFIG: dict[str, Any] = {"embed_dim": 24, "vision_cfg": declip_files.VIT, "text_cfg": declip_files.TEXT}
 

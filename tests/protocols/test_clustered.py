@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import small
 from numpy.typing import NDArray
+from recorded import write_model
 from scipy.stats import t
-from test_compare import write_model
 
 from clipbench import cli
 from clipbench.cards.entry import Entry

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import small
-import test_dual
 import torch
 from fakes import FakeEncoder
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
 from clipbench import cli
 from clipbench.cards.task import TaskCard
@@ -500,14 +498,7 @@ def test_an_overlay_shows_box_point_heat_and_verdict() -> None:
 @pytest.mark.shared
 def test_real_photos_and_human_expressions(shared_data: Path, tmp_path: Path) -> None:
     """Published towers with random heads: nothing is to be expected of the score but its form."""
-    torch.manual_seed(0)
-    heads = {
-        "image_projection.weight": torch.randn(256, 1280),
-        "text_projection.weight": torch.randn(256, 384),
-    }
-    save_file(heads | {"log_scale": torch.tensor(2.0)}, tmp_path / "heads.safetensors")
-    cleaning = test_dual.EXAMPLE.replace("    pool: mean\n", "    pool: mean\n    clean: true\n")
-    (tmp_path / "lite.yaml").write_text(cleaning)
+    small.write_published(tmp_path / "lite.yaml", "clean: true")
     catalog = Catalog([tmp_path])
     options = Options(FP32, DataPaths({"coco-363-expressions": shared_data / "coco-363"}, ()), progress=False)
     model = catalog.model("lite")

@@ -48,7 +48,7 @@ from clipbench.models.weights.fetch import find, place, source_name
 from clipbench.utils.cache import cache_root, recall
 
 run = commandline.run
-files, hub = servers.files, servers.hub
+files, hub = servers.files, servers.model_hub
 
 
 def left(target: Path) -> set[str]:

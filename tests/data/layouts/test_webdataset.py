@@ -15,15 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from class_copies import message, opened
 from small import CLASSES, picture
 
 from clipbench.cards.base import fingerprint
-from clipbench.cards.entry import Entry
-from clipbench.cards.task import TaskCard
-from clipbench.data.open import open_split
-from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
-from clipbench.errors import DataError
 
 #: the label of each of six pictures
 LABELS = [2, 0, 1, 4, 3, 0]
@@ -49,27 +45,6 @@ def write(root: Path, *tars: Files | bytes, suffix: str = ".tar") -> Path:
         data = files if isinstance(files, bytes) else packed(files)
         (root / "test" / f"{number}{suffix}").write_bytes(data)
     return root
-
-
-def opened(root: Path, **changes: Any) -> Split:
-    fields: dict[str, Any] = {
-        "title": "Animals",
-        "source": {"local": True},
-        "splits": {"test": {"name": "test"}},
-        "classes": CLASSES,
-        "templates": {"default": ["a {c}"]},
-        "prompts_source": "tests",
-        "protocols": {"zs": {}},
-    }
-    given = {name: value for name, value in (fields | changes).items() if value is not None}
-    card = TaskCard.model_validate(given)
-    return open_split(Entry("animals", card, Path("animals.yaml")), "test", DataPaths({"animals": root}, ()))
-
-
-def message(root: Path, **changes: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        opened(root, **changes)
-    return str(caught.value)
 
 
 def stored(split: Split) -> list[tuple[str, bytes]]:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import small
+from class_copies import IMAGES, at, entry, open_test, write_folder, write_parquet, write_wds
 from rich.console import Console
-from test_hub import IMAGES, at, entry, open_test, write_folder, write_parquet, write_wds
 
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_coco import jpeg
+from small import jpeg
 
 from clipbench import cli
 from clipbench.cards.entry import Entry

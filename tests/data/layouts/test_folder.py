@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from class_copies import message, opened
 from PIL import Image
 from small import CLASSES, picture, write_images
-from test_webdataset import message, opened
 
 from clipbench.data.split import Note, Split
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from commandline import Run, run
 from PIL import Image
+from recorded import make_record
 from rich.console import Console
-from test_records import make_record
 
 from clipbench.errors import ClipbenchError
 from clipbench.records import store

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_records import make_record
+from recorded import make_record
 
 import clipbench
 from clipbench.cards.base import fingerprint
@@ -249,7 +249,7 @@ def _other(cards: Path) -> ProtocolUsed:
 @pytest.mark.parametrize("protocol", protocol_ids())
 def test_every_bump_of_a_protocols_version_stands_in_the_changelog_with_the_numbers(protocol: str) -> None:
     """`<protocol>` version N → N + 1, and in the same entry at least one number, old → new."""
-    entries = (Path(__file__).parents[1] / "CHANGELOG.md").read_text().split("\n- ")
+    entries = (Path(__file__).parents[2] / "CHANGELOG.md").read_text().split("\n- ")
     for version in range(1, registry.protocol(protocol).version):
         bump = f"`{protocol}` version {version} → {version + 1}"
         entry = next((e for e in entries if bump in e), None)

@@ -4,7 +4,6 @@ goes away is noticed. The hub is a small server on this machine that the real cl
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import random
@@ -12,156 +11,40 @@ import shutil
 import sqlite3
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import servers
+from class_copies import (
+    CLASSES,
+    IMAGES,
+    LABELS,
+    LAYOUTS,
+    add,
+    at,
+    by_image,
+    entry,
+    open_test,
+    stored,
+    write_folder,
+    write_parquet,
+    write_wds,
+)  # fmt: skip
 from damage import flip
-from PIL import Image
 from servers import FIRST, SECOND, Hub, run_python
 
-from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
 from clipbench.data import layouts
 from clipbench.data.layouts.base import FileLayout, Layout
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
-from clipbench.data.split import Split
 from clipbench.errors import CardError, ClipbenchError, DataError
 from clipbench.utils import plugins
 
-CLASSES = ("bat", "cat", "sea lion")
-#: (class, encoded image) of the twelve test images, in the order of the classes
-IMAGES: list[tuple[int, bytes]] = []
-for number in range(12):
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 8), (number * 20, 255 - number * 20, 7)).save(buffer, "PNG")
-    IMAGES.append((number // 4, buffer.getvalue()))
-LABELS = [label for label, _ in IMAGES]
-
-
-def entry(path: Path = Path("tasks/animals.yaml"), **changes: Any) -> Entry[TaskCard]:
-    """The card of `animals`: twelve images of three classes, and a train split that most copies lack."""
-    fields: dict[str, Any] = {
-        "title": "Animals",
-        "source": {"local": True},
-        "splits": {"train": {"name": "train"}, "test": {"name": "test"}},
-        "classes": CLASSES,
-        "templates": {"default": ["a photo of a {c}."]},
-        "prompts_source": "tests",
-        "protocols": {"zs": {}},
-    }
-    return Entry("animals", TaskCard.model_validate(fields | changes), path)
-
-
-def at(root: Path) -> DataPaths:
-    return DataPaths({"animals": root}, ())
-
-
-def open_test(root: Path, **changes: Any) -> Split:
-    return open_split(entry(**changes), "test", at(root))
-
-
-def stored(split: Split, rows: Sequence[int] | None = None) -> list[tuple[str, bytes]]:
-    wanted = np.array(range(len(split)) if rows is None else rows, dtype=np.int64)
-    return [(sample.id, sample.image) for sample in split.samples(wanted)]
-
-
-def by_image(split: Split) -> dict[bytes, int]:
-    """Image → label, whatever the order."""
-    return dict(zip((image for _, image in stored(split)), np.asarray(split.labels).tolist(), strict=True))
-
-
-# ------------------------------------------------------------ writing copies
-
-Images = Sequence[tuple[Any, bytes]]
-
-
-def write_parquet(
-    root: Path,
-    images: Images = IMAGES,
-    names: Sequence[str] | None = CLASSES,
-    *,
-    split: str = "test",
-    columns: tuple[str, str] = ("image", "label"),
-    shards: int = 1,
-) -> Path:
-    """A parquet copy as `datasets` writes it; `names` None: plain numbers or texts as labels."""
-    import datasets
-
-    kind = (
-        datasets.ClassLabel(names=list(names))
-        if names
-        else datasets.Value("string" if images and isinstance(images[0][0], str) else "int64")
-    )
-    features = datasets.Features({columns[0]: datasets.Image(), columns[1]: kind})
-    root.mkdir(parents=True, exist_ok=True)
-    for shard, part in enumerate(np.array_split(np.arange(len(images)), shards)):
-        chosen = [images[i] for i in part]
-        values = {
-            columns[0]: [{"bytes": image, "path": None} for _, image in chosen],
-            columns[1]: [label for label, _ in chosen],
-        }
-        table = datasets.Dataset.from_dict(values, features=features)
-        table.to_parquet(str(root / f"{split}-{shard:05d}-of-{shards:05d}.parquet"))
-    return root
-
-
-def write_folder(
-    root: Path, images: Images = IMAGES, names: Sequence[str] = CLASSES, split: str = "test"
-) -> Path:
-    for number, (label, image) in enumerate(images):
-        path = root / split / names[label] / f"{number:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image)
-    return root
-
-
-def write_wds(
-    root: Path,
-    images: Images = IMAGES,
-    names: Sequence[str] | None = CLASSES,
-    *,
-    split: str = "test",
-    shards: int = 3,
-    label_suffix: str = "cls",
-) -> Path:
-    """CLIP_benchmark's layout: <split>/<n>.tar, nshards.txt, classnames.txt."""
-    folder = root / split
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, part in enumerate(np.array_split(np.arange(len(images)), shards)):
-        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
-            for i in part:
-                label, image = images[i]
-                _add(tar, f"s{i:07d}.{label_suffix}", _label_bytes(label, label_suffix))
-                _add(tar, f"s{i:07d}.png", image)
-    (folder / "nshards.txt").write_text(str(shards))
-    if names is not None:
-        (root / "classnames.txt").write_text("\n".join(names) + "\n")
-    return root
-
-
-def _label_bytes(label: Any, suffix: str) -> bytes:
-    if suffix == "cls":
-        return str(label).encode()
-    buffer = io.BytesIO()
-    np.save(buffer, np.asarray(label))
-    return buffer.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-LAYOUTS: dict[str, Callable[[Path], Path]] = {
-    "parquet": write_parquet,
-    "folder": write_folder,
-    "wds": write_wds,
-}
+hub = servers.data_hub
 
 # ---------------------------------------------------------- the three layouts
 
@@ -318,7 +201,7 @@ def _cut_parquet(root: Path) -> None:
 def _tar_without_labels(root: Path) -> None:
     (root / "test").mkdir(parents=True)
     with tarfile.open(root / "test" / "0.tar", "w") as tar:
-        _add(tar, "a.png", IMAGES[0][1])
+        add(tar, "a.png", IMAGES[0][1])
 
 
 def _cut_tar(root: Path) -> None:
@@ -560,7 +443,7 @@ import re, sys
 from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[2])
-from test_hub import open_test
+from class_copies import open_test
 # Not ru_maxrss, which starts at what the parent process held.
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 def read(root):
@@ -586,7 +469,7 @@ def test_reading_twenty_thousand_rows_does_not_hold_them(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         path = tmp_path / name / "test-0.parquet"
         pq.write_table(table, path, row_group_size=500, compression="none", use_dictionary=False)
-    read, total, grown = map(float, run_python(MEMORY, tmp_path, Path(__file__).parent).split())
+    read, total, grown = map(float, run_python(MEMORY, tmp_path, Path(servers.__file__).parent).split())
     assert read == 20_000
     assert total > 90  # MiB of images went by
     assert grown < 40
@@ -595,58 +478,12 @@ def test_reading_twenty_thousand_rows_does_not_hold_them(tmp_path: Path) -> None
 # ------------------------------------------------------------------- the hub
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    served = Hub()
-    yield served
-    served.stop()
-
-
-# Opens every task card given; prints what each split holds, or its error.
-OPEN = """
-import hashlib, json, sys, time
-from pathlib import Path
-import numpy as np
-from clipbench.cards.task import TaskCard
-from clipbench.cards.entry import Entry
-from clipbench.data.open import open_split
-from clipbench.data.paths import DataPaths
-from clipbench.errors import DataError
-found = {}
-for name, role, fields in json.loads(sys.argv[1]):
-    start = time.monotonic()
-    dataset = Entry("animals", TaskCard.model_validate(fields), Path("tasks/animals.yaml"))
-    try:
-        split = open_split(dataset, role, DataPaths({}, ()))
-        images = [s.image for s in split.samples(np.arange(len(split)))]
-        found[name] = {
-            "labels": split.labels.tolist(),
-            "images": [hashlib.sha256(i).hexdigest() for i in images],
-            "fingerprint": split.fingerprint,
-        }
-    except DataError as error:
-        found[name] = {"error": error.message, "hint": error.hint}
-    found[name]["seconds"] = time.monotonic() - start
-print(json.dumps(found))
-"""
-
-
 def open_from_hub(
     hub: Hub, home: Path, wanted: dict[str, tuple[str, dict[str, Any]]], *, offline: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Open splits, by name a role and changes to the card, in a fresh process whose hub is `hub`."""
+    """As `servers` does, of changes to the card by name."""
     cards = [(name, role, entry(**changes).card.canonical()) for name, (role, changes) in wanted.items()]
-    printed = run_python(
-        OPEN,
-        json.dumps(cards),
-        HF_ENDPOINT=hub.url,
-        HF_HOME=str(home),
-        HF_HUB_OFFLINE="1" if offline else "0",
-        HF_HUB_DISABLE_PROGRESS_BARS="1",
-        NO_PROXY="127.0.0.1",
-    )
-    found: dict[str, dict[str, Any]] = json.loads(printed.splitlines()[-1])
-    return found
+    return servers.open_from_hub(hub, home, cards, offline=offline)
 
 
 DIGESTS = [hashlib.sha256(image).hexdigest() for _, image in IMAGES]

@@ -13,16 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import caption_copies
+import class_copies
 import commandline
+import expression_copies
 import numpy as np
 import pytest
 import small
-import test_data_captions
-import test_hub
-import test_refer
 from commandline import Run
 from PIL import Image
-from test_coco import jpeg
 
 import clipbench
 from clipbench.cards.model import Preprocess
@@ -124,14 +123,14 @@ def _evaluation(place: Path, data: Path, *more: object, task: str = "animals-zs"
     return ["eval", *what, "--data", f"animals={data}", "--results", place / "results", *more]
 
 
-@pytest.mark.parametrize("layout", test_hub.LAYOUTS)
+@pytest.mark.parametrize("layout", class_copies.LAYOUTS)
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_postscript_starts_nothing_in_any_layout(
     tmp_path: Path, run: Run, ghostscript: Path, layout: str, workers: str
 ) -> None:
     names = small.CLASSES
     images = [(i % len(names), POSTSCRIPT if i == 3 else small.picture(i)) for i in range(10)]
-    write: Callable[..., Path] = test_hub.LAYOUTS[layout]
+    write: Callable[..., Path] = class_copies.LAYOUTS[layout]
     data = write(tmp_path / "data", images, names)
     small.write_task(tmp_path / "cards")
     small.write_run(tmp_path / "run")
@@ -139,27 +138,26 @@ def test_postscript_starts_nothing_in_any_layout(
     _silent(run, ghostscript, *arguments)
 
 
-@pytest.mark.parametrize("layout", test_data_captions.LAYOUTS)
+@pytest.mark.parametrize("layout", caption_copies.LAYOUTS)
 def test_postscript_starts_nothing_in_retrieval(
     tmp_path: Path, run: Run, ghostscript: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = small.picture
     monkeypatch.setattr(small, "picture", lambda number: POSTSCRIPT if number == 1 else own(number))
-    test_data_captions.LAYOUTS[layout](tmp_path / "data")
-    _card(
-        tmp_path, test_data_captions.entry(protocols={"ret": {"ks": [1, 2], "primary": "mean_recall"}}).card
-    )
+    caption_copies.LAYOUTS[layout](tmp_path / "data")
+    _card(tmp_path, caption_copies.entry(protocols={"ret": {"ks": [1, 2], "primary": "mean_recall"}}).card)
     small.write_run(tmp_path / "run", context=64)
     _silent(run, ghostscript, *_evaluation(tmp_path, tmp_path / "data", "-q", task="animals-ret"))
 
 
-@pytest.mark.parametrize("form", test_refer.FORMS)
+@pytest.mark.parametrize("form", expression_copies.FORMS)
 def test_postscript_starts_nothing_in_grounding(
     tmp_path: Path, run: Run, ghostscript: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(test_refer, "jpeg", lambda number: POSTSCRIPT if number == 1 else jpeg(number))
-    test_refer.FORMS[form](tmp_path / "data" / "copy")
-    _card(tmp_path, test_refer.entry().card)
+    own = small.jpeg
+    monkeypatch.setattr(small, "jpeg", lambda number: POSTSCRIPT if number == 1 else own(number))
+    expression_copies.FORMS[form](tmp_path / "data" / "copy")
+    _card(tmp_path, expression_copies.entry().card)
     small.write_run(tmp_path / "run", size=16, context=64)
     arguments = _evaluation(tmp_path, tmp_path / "data" / "copy", "-q", task="animals-ground")
     _silent(run, ghostscript, *arguments, "--save-heatmaps", "4")
@@ -257,7 +255,7 @@ def test_large_scans_give_no_warning() -> None:
 def test_what_a_record_says_of_the_limit(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPBENCH_MAX_PIXELS", "")
     images = [(i % 5, small.picture(i) if i else png(20, 10, "RGB")) for i in range(10)]
-    data = test_hub.write_folder(tmp_path / "data", images, small.CLASSES)
+    data = class_copies.write_folder(tmp_path / "data", images, small.CLASSES)
     small.write_task(tmp_path / "cards")
     small.write_run(tmp_path / "run")
     arguments = _evaluation(tmp_path, data, "-q", "--on-bad-image", "skip")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from small import jpeg
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
@@ -43,12 +42,6 @@ def entry(**changes: Any) -> Entry[TaskCard]:
 
 def open_test(root: Path, **changes: Any) -> Split:
     return open_split(entry(**changes), "test", DataPaths({"coco": root}, ()))
-
-
-def jpeg(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (9, 8), (number * 20, 255 - number * 20, 7)).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def document() -> dict[str, Any]:

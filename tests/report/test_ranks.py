@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from recorded import write_model
 from scipy.stats import binom
-from test_compare import write_model
 
 from clipbench.catalog import Catalog
 from clipbench.metrics import paired_tests

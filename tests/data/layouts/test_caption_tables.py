@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small
-from test_data_captions import coco, karpathy, open_test, write, write_coco, write_pictures
+from caption_copies import coco, karpathy, open_test, write, write_coco, write_pictures
 
 from clipbench.cards.pairs import ShardPairs
 from clipbench.cards.task import Columns

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from test_records import make_record
+from recorded import make_record
 
 from clipbench.catalog import Catalog
 from clipbench.metrics.intervals import Score
@@ -25,7 +25,7 @@ from clipbench.report.site import document
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 SHOTS = ROOT / "build" / "site-screenshots"
 MODELS, TASKS, CLASSES = 200, 60, 50
 FAMILIES = ("clip", "clip_lite", "declip", "filip", "slip")

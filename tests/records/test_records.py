@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
+from recorded import SAMPLES, make_record
 
 from clipbench.errors import DataError, StorageError
 from clipbench.metrics.intervals import Score
 from clipbench.records import store
 from clipbench.records.record import (
     SCHEMA_VERSION,
-    Record,
     _git_state,
     by_class,
     environment,
@@ -28,58 +28,6 @@ from clipbench.records.record import (
     utc_now,
 )
 from clipbench.records.store import Column
-
-SAMPLES: dict[str, Column] = {"id": ["a", "b"], "correct": np.array([True, False]), "rank": np.array([0, 3])}
-REPORTED = {
-    "task": "digits-zs",
-    "metric": "acc1",
-    "percent": 70.5,
-    "source": "a paper, table 1",
-    "confidence": "secondary",
-}
-
-
-def make_record(**changes: Any) -> Record:
-    """A whole record of a small run; `changes` replace fields."""
-    fields: dict[str, Any] = {
-        "model": "small",
-        "task": "digits-zs",
-        "protocol": {"name": "zs", "version": 1, "params": {"templates": "default"}},
-        "primary": "acc1",
-        "scores": {
-            "ece": Score(0.05, (0.04, 0.07), 360, None),
-            "acc1": Score(0.75, (0.7, 0.8), 360, 0.1),
-        },
-        "per_class": {"recall": {"zero": 0.5, "one": None}},
-        "seed": 0,
-        "limit": None,
-        "skipped": (),
-        "precision": "fp32",
-        "device": "cpu",
-        "env": {
-            "packages": {"numpy": "2.0"},
-            "python": "3.11.7",
-            "platform": "Linux",
-            "commit": "abc",
-            "dirty": False,
-        },
-        "fingerprints": {"weights": "00"},
-        "timing": {
-            "load_s": 1.0,
-            "encode_images_s": 2.0,
-            "encode_texts_s": 0.5,
-            "score_s": 0.1,
-            "total_s": 3.6,
-            "images_per_s": None,
-            "images_encoded": 0,
-            "texts_encoded": 10,
-        },
-        "encoder": {"layout": "channels-last"},
-        "cards": {"model": {"title": "Small", "reported": [REPORTED]}, "task": {"title": "Digits"}},
-        "created": "2025-01-01T00:00:00+00:00",
-    }
-    return Record.model_validate(fields | changes)
-
 
 # ----------------------------------------------------------------- round trips
 
@@ -306,7 +254,7 @@ def test_a_full_disk_leaves_the_old_record_whole(tmp_path: Path, monkeypatch: py
 
 # ----------------------------------------------------------------------- seal
 
-FIXTURES = Path(__file__).parent / "fixtures" / "records"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "records"
 
 
 @pytest.mark.parametrize("change", ["value", "interval", "limit", "digest", "samples_sha256", "none"])

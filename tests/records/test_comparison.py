@@ -12,53 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_records import make_record
+from recorded import make_record, write_model
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, intervals, joint
 from clipbench.metrics.intervals import Score
-from clipbench.protocols import _outcomes as outcomes
 from clipbench.records import alignment, store
 from clipbench.records import comparison as compare
 from clipbench.records.eligibility import Judge
-from clipbench.records.record import by_class
 from clipbench.records.store import Stored
 from clipbench.report import comparison_table
 from clipbench.utils.cache import write_atomic
 
-RESULTS = Path(__file__).parents[1] / "results"
-CLASSES = ("cat", "dog", "cow", "hen", "pig")
-
-
-def write_model(
-    root: Path,
-    model: str,
-    right: NDArray[np.bool_],
-    *,
-    task: str = "animals-zs",
-    primary: str = "acc1",
-    ids: list[str] | None = None,
-    **changes: Any,
-) -> Stored:
-    """A record of a classifier that is right where `right` says, labels taking turns; below `root`."""
-    n = len(right)
-    target = np.arange(n) % 5
-    logits = np.zeros((n, 5), dtype=np.float32)
-    logits[np.arange(n), np.where(right, target, (target + 1) % 5)] = 1
-    names = ids or [f"i{k:04d}" for k in range(n)]
-    found = outcomes.single_label([(slice(0, n), logits)], target, names, 5, 0)
-    fields: dict[str, Any] = {
-        "model": model,
-        "task": task,
-        "primary": primary,
-        "scores": found.scores,
-        "per_class": {"recall": by_class(CLASSES, found.per_class["recall"])},
-        "fingerprints": {"split:test": "00"},
-    }
-    record = make_record(**(fields | changes))
-    path = store.write(record, {k: np.asarray(v) for k, v in found.samples.items()}, root)
-    return store.read(path)
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def _right(n: int, share: float, seed: int) -> NDArray[np.bool_]:

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorded import REPORTED, SAMPLES, make_record, write_model
 from rich.console import Console, RenderableType
-from test_compare import write_model
-from test_records import REPORTED, SAMPLES, make_record
 
 from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog
@@ -394,7 +393,7 @@ def test_a_mean_over_tasks_of_the_same_images_is_less_certain(tmp_path: Path) ->
 def _write_many(root: Path, models: int, tasks: Sequence[str]) -> None:
     """Sealed records of models that have no card, on tasks that have one, per-class values and cards included."""
     catalog = Catalog()
-    base = store.read(Path(__file__).parent / "fixtures" / "records" / "v2.json").record
+    base = store.read(Path(__file__).parents[1] / "fixtures" / "records" / "v2.json").record
     for task in map(catalog.task, tasks):
         card, name = task.dataset.card, task.id
         changes = {

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_records import REPORTED, SAMPLES, make_record
+from recorded import REPORTED, SAMPLES, make_record
 from typer.testing import CliRunner
 
 from clipbench.catalog import Catalog
@@ -26,7 +26,7 @@ from clipbench.records.store import Stored
 from clipbench.report import dataframe, site
 from clipbench.report.site import blocks, content, document
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 EVIL = "</script><img src=x onerror=alert(1)>&\"'\u2028{{ 7 * 7 }}"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import small
 import yaml
+from recorded import SAMPLES, make_record
 from rich.console import Console
-from test_records import SAMPLES, make_record
 
 import clipbench
 from clipbench.cards.base import fingerprint
@@ -31,7 +31,7 @@ from clipbench.report import dataframe, leaderboard, listing, site, table
 from clipbench.report.sections import sections
 
 one_thread = small.one_thread
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PARTS = {
     "test": {"name": "test", "rows": 60},
     "train": {"name": "test", "rows": 45, "part": {"seed": 3, "start": 0.2}},

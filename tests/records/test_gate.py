@@ -13,8 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from test_compare import write_model
-from test_records import make_record
+from recorded import make_record, write_model
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
@@ -27,7 +26,7 @@ from clipbench.records.gate import Check
 from clipbench.records.store import Stored, samples_path
 from clipbench.report import gate_report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # ------------------------------------------------------------------ error rates

@@ -16,7 +16,7 @@ import yaml
 from event_files import events
 from huggingface_hub import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from test_records import SAMPLES, make_record
+from recorded import SAMPLES, make_record
 
 from clipbench.catalog import Catalog
 from clipbench.errors import ClipbenchError, DataError
@@ -27,7 +27,7 @@ from clipbench.report import export, table, trackers
 from clipbench.report.export import Foreign
 from clipbench.report.sections import sections
 
-FIXTURE = Path(__file__).parent / "fixtures" / "records" / "v2.json"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "records" / "v2.json"
 
 
 def _record(task: str, protocol: str, scores: dict[str, float], **changes: Any) -> Record:
