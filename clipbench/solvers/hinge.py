@@ -8,12 +8,12 @@ the preconditioner, λ + mean curvature · eigenvalues, is diagonal. A problem l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipbench.solvers.newton import Solved, distance_unit
 from clipbench.solvers.rows import Rows, Spectrum
 
 _FORCING: Final = 0.1  # conjugate gradients end at this share of the first residual
@@ -24,27 +24,6 @@ _LINE_STEPS: Final = 30
 _FLOOR: Final = 1e-2  # of f, below which f₀ − f is taken for rounding
 _STATE_BYTES: Final = 256 * 2**20  # of what a batch of problems holds for each row
 _PER_ROW: Final = 12  # such numbers
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Solved problems.
-
-    Attributes:
-        weights: [P, d].
-        objective: float64 [P], f / C.
-        distance: float64 [P], estimated (f − min f) / min(f, f₀ − f), with f₀ the objective of zero weights.
-        gradient: float64 [P], ‖∇f‖₂ over its value at zero weights.
-        passes: int64 [P], products with the rows and back.
-        converged: bool [P].
-    """
-
-    weights: Tensor
-    objective: Tensor
-    distance: Tensor
-    gradient: Tensor
-    passes: Tensor
-    converged: Tensor
 
 
 class Problems(NamedTuple):
@@ -64,7 +43,7 @@ class Problems(NamedTuple):
 
 
 def solve(rows: Rows, spectrum: Spectrum, problems: Problems, *, tolerance: float, max_passes: int) -> Solved:
-    """Minimise the problems, in batches that fit the memory.
+    """Minimise the problems, in batches that fit the memory; the objectives are f / C.
 
     Args:
         tolerance: of `Solved.distance`, at which a problem has converged.
@@ -75,8 +54,7 @@ def solve(rows: Rows, spectrum: Spectrum, problems: Problems, *, tolerance: floa
     for begin in range(0, len(problems.start), at_once):
         some = Problems(*(part[begin : begin + at_once] for part in problems))
         parts.append(_Batch(rows, spectrum, some, tolerance, max_passes).run())
-    whole = {field.name: torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Solved)}
-    return Solved(**whole)
+    return Solved(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class _Batch:
@@ -103,9 +81,7 @@ class _Batch:
         self._passes = torch.ones_like(self._at)
         self._zero_value = self._weight.sum(dim=1, dtype=torch.float64)
         self._zero_slope = _norm(self._back(-2 * self._weight * self._sign))
-        self._found = Solved(
-            start.clone(), zeros.clone(), zeros.clone(), zeros.clone(), zeros.long(), zeros.bool()
-        )
+        self._solved = Solved.none_yet(start)
         self._w = start
         self._evaluate()
 
@@ -120,7 +96,7 @@ class _Batch:
             self._passes += products + 1
             self._evaluate()
             self._settle()
-        return self._found
+        return self._solved
 
     # -- products with the rows
 
@@ -165,22 +141,17 @@ class _Batch:
         over = converged | (self._idle >= _PATIENCE) | (self._passes >= self._max_passes)
         if not bool(over.any()):
             return
-        found, at = self._found, self._at[over]
-        found.weights[at] = self._w[over]
-        found.objective[at] = self._value[over]
-        found.distance[at] = distance[over]
-        slope = self._zero_slope[over].clamp(min=torch.finfo(torch.float64).tiny)
-        found.gradient[at] = _norm(self._gradient[over]) / slope
-        found.passes[at] = self._passes[over]
-        found.converged[at] = converged[over]
+        slope = _norm(self._gradient) / self._zero_slope.clamp(min=torch.finfo(torch.float64).tiny)
+        self._solved.put(
+            *(self._at[over], over, self._w, self._value, distance, slope),
+            *(self._passes, converged, self._stiffness),
+        )
         kept = ~over
         for name in self._LIVE:
             setattr(self, name, getattr(self, name)[kept])
 
     def _unit(self) -> Tensor:
-        """What a distance to the minimum is measured in: the objective, or what fitting has taken off it."""
-        floor = (_FLOOR * self._value).clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.minimum(self._value, self._zero_value - self._value).maximum(floor)
+        return distance_unit(self._value, self._zero_value, _FLOOR)
 
     # -- a step
 

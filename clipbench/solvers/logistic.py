@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fet
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Precision = Literal["auto", "float32", "float64"]
-#: Called after every batch with how many of how many λ are done.
-Progress = Callable[[int, int], None]
 
 #: The 96 penalties of CLIP's linear probe (Radford et al., 2021, appendix A.3).
 LAMBDAS: Final[Doubles] = np.logspace(-6, 6, 96)
@@ -129,20 +126,35 @@ class _Shared:
     n: int
 
 
+class Options(TypedDict, total=False):
+    """How a path is solved.
+
+    Attributes:
+        device: `cpu` (by default), `cuda` or `cuda:N`.
+        tolerance: of `Path.distance`; `TOLERANCE` by default.
+        gradient_tolerance: of `Path.gradient`, 0 by default; a λ that meets either has converged. Weak penalties leave
+            directions along which the objective is all but flat, and most work goes there: `SWEEP` skips it, for
+            choosing λ. It is widened for weak λ, see `widening`.
+        max_iter: passes over the features for one λ at most; 1,000 by default.
+        precision: of products with the features; `auto` (by default) is float64 for small sets and float32 otherwise.
+        block_rows: rows handled at a time.
+        like: a path whose training set is most of this one (train, then train + validation): solutions start
+            from its nearest λ, and its spectrum is used again.
+        progress: called after every batch with how many of how many λ are done.
+    """
+
+    device: str
+    tolerance: float | None
+    gradient_tolerance: float
+    max_iter: int
+    precision: Literal["auto", "float32", "float64"]
+    block_rows: int | None
+    like: Path | None
+    progress: Callable[[int, int], None] | None
+
+
 def fit_path(
-    features: Features,
-    targets: Ints,
-    classes: int,
-    lambdas: Doubles = LAMBDAS,
-    *,
-    device: str = "cpu",
-    tolerance: float | None = None,
-    gradient_tolerance: float = 0.0,
-    max_iter: int = 1000,
-    precision: Precision = "auto",
-    block_rows: int | None = None,
-    like: Path | None = None,
-    progress: Progress | None = None,
+    features: Features, targets: Ints, classes: int, lambdas: Doubles = LAMBDAS, **options: Unpack[Options]
 ) -> Path:
     """Multinomial logistic regression for every λ.
 
@@ -152,16 +164,6 @@ def fit_path(
         targets: int64 [n], class indices below `classes`.
         classes: K; classes without samples are never predicted.
         lambdas: float64 [L], positive, in any order.
-        device: `cpu`, `cuda` or `cuda:N`.
-        tolerance: of `Path.distance`; `TOLERANCE` by default.
-        gradient_tolerance: of `Path.gradient`; a λ that meets either has converged. Weak penalties leave directions
-            along which the objective is all but flat, and most work goes there: `SWEEP` skips it, for choosing λ.
-            It is widened for weak λ, see `widening`.
-        max_iter: passes over the features for one λ at most.
-        precision: of products with the features; `auto` is float64 for small sets and float32 otherwise.
-        block_rows: rows handled at a time.
-        like: a path whose training set is most of this one (train, then train + validation): solutions start
-            from its nearest λ, and its spectrum is used again.
 
     Raises:
         DataError: fewer than two classes have samples, or features are not finite.
@@ -180,24 +182,11 @@ def fit_path(
         )
     place = np.full(classes, -1)
     place[present] = np.arange(present.size)
-    column = torch.from_numpy(place[targets]).to(device)
-    # scikit-learn's penalty for two classes, see above
-    penalties = lambdas * (2 if present.size == 2 else 1)
+    loss = Softmax(torch.from_numpy(place[targets]).to(options.get("device", "cpu")), present.size)
     prior = np.log(counts[present] / counts.sum())
-    driver = _Driver(
-        features,
-        Softmax(column, present.size),
-        prior[None] - prior.mean(),
-        1,
-        device,
-        precision,
-        block_rows,
-        like,
-        gradient_tolerance == 0,
-    )
-    tolerance = driver.tolerance if tolerance is None else tolerance
-    driver.run(penalties, tolerance, gradient_tolerance, max_iter, present, progress)
-    return driver.path(lambdas, classes, present, tolerance, np.full(classes, NEVER))
+    driver = _Driver(features, loss, prior[None] - prior.mean(), present, options)
+    driver.run(lambdas * (2 if present.size == 2 else 1))  # scikit-learn's penalty for two classes, see above
+    return driver.path(lambdas, np.full(classes, NEVER))
 
 
 def widening(penalties: Doubles, mean_eigenvalue: float) -> Doubles:
@@ -214,18 +203,7 @@ def widening(penalties: Doubles, mean_eigenvalue: float) -> Doubles:
 
 
 def fit_path_binary(
-    features: Features,
-    labels: NDArray[np.uint8],
-    lambdas: Doubles = LAMBDAS,
-    *,
-    device: str = "cpu",
-    tolerance: float | None = None,
-    gradient_tolerance: float = 0.0,
-    max_iter: int = 1000,
-    precision: Precision = "auto",
-    block_rows: int | None = None,
-    like: Path | None = None,
-    progress: Progress | None = None,
+    features: Features, labels: NDArray[np.uint8], lambdas: Doubles = LAMBDAS, **options: Unpack[Options]
 ) -> Path:
     """One binary logistic regression a class and λ, on multi-label sets.
 
@@ -252,46 +230,31 @@ def fit_path_binary(
     present = np.flatnonzero((positives > 0) & (negatives > 0))
     if not present.size:
         raise DataError("no class has both positives and negatives", hint="check the split's labels")
-    signs = torch.from_numpy(np.ascontiguousarray(sign[:, present].T)).to(device)
+    signs = torch.from_numpy(np.ascontiguousarray(sign[:, present].T)).to(options.get("device", "cpu"))
     prior = np.log(positives[present] / negatives[present])
-    driver = _Driver(
-        features,
-        Sigmoid(signs),
-        prior[:, None],
-        present.size,
-        device,
-        precision,
-        block_rows,
-        like,
-        gradient_tolerance == 0,
-    )
-    tolerance = driver.tolerance if tolerance is None else tolerance
-    driver.run(lambdas, tolerance, gradient_tolerance, max_iter, present, progress)
-    return driver.path(lambdas, labels.shape[1], present, tolerance, np.where(negatives > 0, NEVER, -NEVER))
+    driver = _Driver(features, Sigmoid(signs), prior[:, None], present, options)
+    driver.run(lambdas)
+    return driver.path(lambdas, np.where(negatives > 0, NEVER, -NEVER))
 
 
 class _Driver:
     """Walks over the λ, strongest first, coarse to fine."""
 
     def __init__(
-        self,
-        features: Features,
-        loss: Loss,
-        prior: Doubles,
-        problems: int,
-        device: str,
-        precision: Precision,
-        block_rows: int | None,
-        like: Path | None,
-        exact: bool,
+        self, features: Features, loss: Loss, prior: Doubles, present: Ints, options: Options
     ) -> None:
-        """`prior` [problems, K] is the best bias of zero weights."""
+        """`prior` [problems, K] is the best bias of zero weights; `present` are the classes that it is of."""
         n, width = features.shape
-        small = n * min(n, width) <= _SMALL
-        double = precision == "float64" or (precision == "auto" and small)
-        dtype = torch.float64 if double else torch.float32
-        self.tolerance = TOLERANCE["float64" if double else "float32"]
-        rows = Rows(features, device=device, dtype=dtype, block_rows=block_rows)
+        precision = options.get("precision", "auto")
+        if precision == "auto":
+            precision = "float64" if n * min(n, width) <= _SMALL else "float32"
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        tolerance = options.get("tolerance")
+        self._tolerance = TOLERANCE[precision] if tolerance is None else tolerance
+        self._gradient_tolerance = options.get("gradient_tolerance", 0.0)
+        self._max_iter, self._progress = options.get("max_iter", 1000), options.get("progress")
+        self._device, like = options.get("device", "cpu"), options.get("like")
+        rows = Rows(features, device=self._device, dtype=dtype, block_rows=options.get("block_rows"))
         self._mean = rows.mean
         self._reduced: Reduced | None = None
         self.shared: _Shared | None = None
@@ -305,19 +268,11 @@ class _Driver:
             spectrum = Spectrum.of(rows)
         if self._reduced is None:
             self.shared = _Shared(spectrum, n)
-        self._like, self._problems, self._device = like, problems, device
-        self._engine = Newton(rows, spectrum, loss, exact=exact)
+        self._like, self._problems, self._present = like, len(prior), present
+        self._engine = Newton(rows, spectrum, loss, exact=self._gradient_tolerance == 0)
         self._prior = torch.from_numpy(prior).to(rows.device, dtype)
 
-    def run(
-        self,
-        penalties: Doubles,
-        tolerance: float,
-        gradient_tolerance: float,
-        max_iter: int,
-        present: Ints,
-        progress: Progress | None,
-    ) -> None:
+    def run(self, penalties: Doubles) -> None:
         """Solve every penalty; results in the order of `penalties`."""
         count, rows = penalties.size, self._engine.rows
         self._logs = np.log(penalties)
@@ -329,16 +284,14 @@ class _Driver:
         self.n_iter = np.zeros((count, self._problems), dtype=np.int64)
         self.converged = np.zeros((count, self._problems), dtype=bool)
         members = torch.arange(self._problems, device=rows.device)
-        zero = self._zero()
-        start = self._engine.evaluate(
-            zero, torch.ones(self._problems, device=rows.device), members, keep=False
-        )
+        ones = torch.ones(self._problems, device=rows.device)
+        start = self._engine.evaluate(self._zero(), ones, members, keep=False)
         scale = start.gradient.square().sum(dim=(1, 2)).sqrt().cpu().numpy()
         mean = float(self._engine.spectrum.values.double().mean())
-        enough = gradient_tolerance * widening(penalties, mean)[:, None] * scale
+        enough = self._gradient_tolerance * widening(penalties, mean)[:, None] * scale
         for batch in self._batches():
             penalty = torch.from_numpy(np.repeat(penalties[batch], self._problems)).to(rows.device)
-            first = torch.cat([self._start(i, present, float(penalties[i]), members) for i in batch])
+            first = torch.cat([self._start(i, float(penalties[i]), members) for i in batch])
             stiffness = torch.from_numpy(np.concatenate([self._guess(i) for i in batch])).to(rows.device)
             found = self._engine.solve(
                 penalty,
@@ -346,9 +299,9 @@ class _Driver:
                 first,
                 stiffness,
                 constant=start.value.repeat(len(batch)),
-                tolerance=tolerance,
+                tolerance=self._tolerance,
                 small=torch.from_numpy(enough[batch].ravel()).to(rows.device),
-                max_passes=max_iter,
+                max_passes=self._max_iter,
             )
             across = (len(batch), self._problems)
             for at, i in enumerate(batch):
@@ -361,12 +314,12 @@ class _Driver:
             self.converged[batch] = found.converged.view(across).cpu().numpy()
             self._stiff[batch] = found.stiffness.view(across).cpu().numpy()
             self._known += batch
-            if progress is not None:
-                progress(len(self._known), count)
+            if self._progress is not None:
+                self._progress(len(self._known), count)
 
-    def path(self, lambdas: Doubles, classes: int, present: Ints, tolerance: float, absent: Doubles) -> Path:
-        """The solutions, of all classes and in the features' own coordinates."""
-        count, width = lambdas.size, self._mean.numel()
+    def path(self, lambdas: Doubles, absent: Doubles) -> Path:
+        """The solutions, of all classes and in the features' own coordinates; `absent` [C]: biases without samples."""
+        count, width, classes, present = lambdas.size, self._mean.numel(), absent.size, self._present
         solved = self._solved.flatten(1, 2)
         bias = np.tile(absent.astype(np.float32), (count, 1))
         whole = self._reduced is None and present.size == classes and solved.dtype == torch.float32
@@ -385,21 +338,14 @@ class _Driver:
         if single:
             objective, distance, gradient, n_iter, converged = (part[:, 0] for part in numbers)
         else:
-            objective, distance, gradient, n_iter, converged = (
-                self._of_all(part, classes, present) for part in numbers
-            )
+            wholes = [np.full((count, classes), part.dtype == bool, part.dtype) for part in numbers]
+            for whole_part, part in zip(wholes, numbers, strict=True):
+                whole_part[:, present] = part  # of the other classes there is nothing to solve
+            objective, distance, gradient, n_iter, converged = wholes
         return Path(
-            lambdas, weights, bias, objective, distance, gradient, n_iter, converged, tolerance,
+            lambdas, weights, bias, objective, distance, gradient, n_iter, converged, self._tolerance,
             self._device, self.shared,
         )  # fmt: skip
-
-    @staticmethod
-    def _of_all(part: NDArray[np.generic], classes: int, present: Ints) -> NDArray[np.generic]:
-        whole = np.zeros((part.shape[0], classes), dtype=part.dtype)
-        if part.dtype == bool:
-            whole[:] = True  # nothing to solve
-        whole[:, present] = part
-        return whole
 
     def _batches(self) -> Iterator[list[int]]:
         """λ indices, in the order in which to solve them; asked for the next when the last is solved."""
@@ -438,10 +384,10 @@ class _Driver:
         zero[:, :, -1] = self._prior
         return zero
 
-    def _start(self, index: int, present: Ints, penalty: float, members: Tensor) -> Tensor:
+    def _start(self, index: int, penalty: float, members: Tensor) -> Tensor:
         """Where the solution at a λ is expected, [problems, K, d + 1]."""
         if self._like is not None:
-            return self._from_like(index, present)
+            return self._from_like(self._like, index)
         if not self._known:
             return self._zero()
         away = self._logs[self._known] - self._logs[index]
@@ -459,9 +405,7 @@ class _Driver:
         )
         if len(starts) == 1:
             return starts[0]
-        of_each = torch.full(
-            (starts[:, :, 0, 0].numel(),), penalty, dtype=torch.float64, device=starts.device
-        )
+        of_each = torch.full_like(starts[:, :, 0, 0].flatten(), penalty, dtype=torch.float64)
         values = self._engine.values(starts.flatten(0, 1), of_each, members.repeat(len(starts)))
         best = values.view(len(starts), -1).argmin(dim=0)
         return starts[best, torch.arange(members.numel(), device=members.device)]
@@ -473,22 +417,21 @@ class _Driver:
             start += float(weight) * self._solved[self._known[node]]
         return start
 
-    def _from_like(self, index: int, present: Ints) -> Tensor:
+    def _from_like(self, like: Path, index: int) -> Tensor:
         """The nearest solution of another path, in the coordinates of this one."""
-        assert self._like is not None
-        known = np.log(self._like.lambdas)
-        nearest = int(np.abs(known - self._logs[index]).argmin())
-        weights = torch.from_numpy(self._like.weights[nearest][present]).to(self._mean.device).double()
-        bias = torch.from_numpy(self._like.bias[nearest][present]).to(self._mean.device).double()
+        nearest = int(np.abs(np.log(like.lambdas) - self._logs[index]).argmin())
+        weights, bias = (
+            torch.from_numpy(part[nearest][self._present]).to(self._mean.device).double()
+            for part in (like.weights, like.bias)
+        )
         inside = weights if self._reduced is None else self._reduced.inward(weights)
         start = self._zero()
         start[:, :, :-1] = inside.view(start[:, :, :-1].shape)
         centred = bias + weights @ self._mean
         # A class that the other set lacked has no bias there to start from.
         own = start[:, :, -1].flatten()
-        start[:, :, -1] = torch.where(bias.abs() < -NEVER / 2, centred.to(own.dtype), own).view(
-            start.shape[:2]
-        )
+        known = torch.where(bias.abs() < -NEVER / 2, centred.to(own.dtype), own)
+        start[:, :, -1] = known.view(start.shape[:2])
         return start
 
     def _guess(self, index: int) -> Doubles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from clipbench.solvers.rows import Features, fetch
 
-_RESIDENT_BYTES: Final = (
-    2**30
-)  # features up to this size are kept on the device; larger ones are read in chunks
+#: features up to this size are kept on the device; larger ones are read in chunks
+_RESIDENT_BYTES: Final = 2**30
 _CHUNK_ROWS: Final = 32_768  # of those: read together, shuffled among themselves
 
 Source = Callable[[int], Features]
@@ -37,36 +36,35 @@ class Head:
         return found
 
 
-def fit_adamw(
-    features: Features,
-    targets: NDArray[np.int64],
-    classes: int,
-    *,
-    lr: float,
-    weight_decay: float,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    device: str = "cpu",
-    progress: Callable[[int], None] | None = None,
-) -> Head:
+class Training(TypedDict):
+    """What both recipes have; `progress` is called with 1 after every epoch."""
+
+    lr: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    seed: int
+    device: NotRequired[str]
+    progress: NotRequired[Callable[[int], None]]
+
+
+def fit_adamw(features: Features, targets: NDArray[np.int64], classes: int, **how: Unpack[Training]) -> Head:
     """LAION CLIP_benchmark's probe: AdamW (weight and bias decayed alike), cosine to 0 by step, no warm-up.
 
     Args:
         features: float [n, D].
         targets: int64 [n].
-        progress: called with 1 after every epoch.
 
     Source: CLIP_benchmark 1.6.2, metrics/linear_probe.py (lr 0.1, 10 epochs, batches of 64 by default).
     """
-    torch_seed = torch.Generator().manual_seed(seed)
+    torch_seed = torch.Generator().manual_seed(how["seed"])
     layer = nn.Linear(features.shape[1], classes)
     bound = 1 / math.sqrt(features.shape[1])
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=torch_seed)  # PyTorch's own initialisation
-    layer.to(device)
-    optimiser = torch.optim.AdamW(layer.parameters(), lr=lr, weight_decay=weight_decay)
-    return _fit(layer, optimiser, lambda _: features, targets, epochs, batch_size, seed, progress)
+    layer.to(how.get("device", "cpu"))
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=how["lr"], weight_decay=how["weight_decay"])
+    return _fit(layer, optimiser, lambda _: features, targets, how)
 
 
 def fit_sgd(
@@ -75,14 +73,8 @@ def fit_sgd(
     classes: int,
     *,
     width: int,
-    lr: float,
     momentum: float,
-    weight_decay: float,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    device: str = "cpu",
-    progress: Callable[[int], None] | None = None,
+    **how: Unpack[Training],
 ) -> Head:
     """VirTex's linear classification: SGD, weights N(0, 0.01), bias 0, cosine to 0 by step, no warm-up.
 
@@ -93,11 +85,12 @@ def fit_sgd(
     Source: Desai & Johnson 2021 (arXiv 2006.06666), the released code's ImageNet configuration.
     """
     layer = nn.Linear(width, classes)
-    nn.init.normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.normal_(layer.weight, std=0.01, generator=torch.Generator().manual_seed(how["seed"]))
     nn.init.zeros_(layer.bias)
-    layer.to(device)
-    optimiser = torch.optim.SGD(layer.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    return _fit(layer, optimiser, source, targets, epochs, batch_size, seed, progress)
+    layer.to(how.get("device", "cpu"))
+    lr, decay = how["lr"], how["weight_decay"]
+    optimiser = torch.optim.SGD(layer.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
+    return _fit(layer, optimiser, source, targets, how)
 
 
 def _fit(
@@ -105,13 +98,10 @@ def _fit(
     optimiser: torch.optim.Optimizer,
     source: Source,
     targets: NDArray[np.int64],
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    progress: Callable[[int], None] | None,
+    how: Training,
 ) -> Head:
-    rng = np.random.default_rng(seed)
-    device = layer.weight.device
+    rng, device = np.random.default_rng(how["seed"]), layer.weight.device
+    epochs, batch_size = how["epochs"], how["batch_size"]
     goal = torch.from_numpy(targets).to(device)
     n, step, losses = len(targets), 0, []
     peak = [group["lr"] for group in optimiser.param_groups]
@@ -121,18 +111,13 @@ def _fit(
         small = n * features.shape[1] * 4 <= _RESIDENT_BYTES
         if small and (held is None or held[0] is not features):
             held = (features, fetch(features, slice(0, n)).to(device, torch.float32))
-        chunks = (
-            [np.arange(n)]
-            if small
-            else [np.arange(start, min(start + _CHUNK_ROWS, n)) for start in range(0, n, _CHUNK_ROWS)]
-        )
+        step_rows = n if small else _CHUNK_ROWS
+        chunks = [range(start, min(start + step_rows, n)) for start in range(0, n, step_rows)]
         total = 0.0
         steps = sum(-(-len(chunk) // batch_size) for chunk in chunks)
         for chunk in (chunks[i] for i in rng.permutation(len(chunks))):
-            first, last = int(chunk[0]), int(chunk[-1]) + 1
-            block = (
-                held[1] if small and held else fetch(features, slice(first, last)).to(device, torch.float32)
-            )
+            first, part = chunk.start, slice(chunk.start, chunk.stop)
+            block = held[1] if small and held else fetch(features, part).to(device, torch.float32)
             order = torch.from_numpy(rng.permutation(len(chunk))).to(device)
             for begin in range(0, len(order), batch_size):
                 rows = order[begin : begin + batch_size]
@@ -146,7 +131,7 @@ def _fit(
                 total += float(loss.detach()) * len(rows)
                 step += 1
         losses.append(total / n)
-        if progress:
-            progress(1)
+        if "progress" in how:
+            how["progress"](1)
     weights, bias = layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
     return Head(weights, bias, losses)

@@ -16,8 +16,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from copy import copy
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,15 +44,14 @@ _FEW_COLUMNS: Final = 2.5  # how much dearer an operation is in a product with f
 STATE_BYTES: Final = 128 * 2**20  # of the probabilities that are kept between a gradient and its products
 
 
-@dataclass(frozen=True)
-class Solution:
+class Solved(NamedTuple):
     """Solved problems.
 
     Attributes:
-        weights: [P, K, d + 1]; the last column is the bias.
+        weights: [P, K, d + 1], the last column is the bias; of `hinge` [P, d].
         objective: float64 [P].
         distance: float64 [P], estimated (f − min f) / min(f, f₀ − f), with f₀ the objective of zero weights.
-        gradient: float64 [P], ‖∇f‖₂, the bias's part included.
+        gradient: float64 [P], ‖∇f‖₂, the bias's part included; of `hinge` over its value at zero weights.
         passes: int64 [P], products with the features and back: gradients and Hessian products.
         converged: bool [P].
         stiffness: float64 [P], gᵀ H⁻¹ g / gᵀ M⁻¹ g for the preconditioner M, as last met.
@@ -66,9 +65,20 @@ class Solution:
     converged: Tensor
     stiffness: Tensor
 
+    @classmethod
+    def none_yet(cls, start: Tensor) -> Solved:
+        """Room for as many solutions as there are points to start from."""
+        zeros = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+        numbers = zeros.clone(), zeros.clone(), zeros.clone()
+        return cls(start.clone(), *numbers, zeros.long(), zeros.bool(), zeros)
 
-@dataclass
-class _Point:
+    def put(self, at: Tensor, over: Tensor, *parts: Tensor) -> None:
+        """Store those of `parts`, in the order of the fields, that are `over`, at the places `at`."""
+        for whole, part in zip(self, parts, strict=True):
+            whole[at] = part[over]
+
+
+class _Point(NamedTuple):
     """A batch of problems at their weights; `state` is None where it is too large to keep."""
 
     value: Tensor
@@ -81,14 +91,7 @@ class _Point:
 class Newton:
     """Minimises problems that share features, spectrum and loss."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        spectrum: Spectrum,
-        loss: Loss,
-        *,
-        exact: bool = True,
-    ) -> None:
+    def __init__(self, rows: Rows, spectrum: Spectrum, loss: Loss, *, exact: bool = True) -> None:
         """`exact`: solutions are wanted close enough for dearer preconditioners to pay."""
         self.rows, self.spectrum, self.loss = rows, spectrum, loss
         self.blocks: list[_Blocks] = []
@@ -112,19 +115,18 @@ class Newton:
         tolerance: float,
         small: Tensor,
         max_passes: int,
-    ) -> Solution:
+    ) -> Solved:
         """Minimise the problems `members` [P] with `penalty` float64 [P] from `start` [P, K, d + 1].
 
         `constant` float64 [P] is the objective of zero weights, the best there is without looking at the features.
         A problem has converged at a `distance` of `tolerance`, or with ‖∇f‖₂ at most `small` float64 [P].
-        `stiffness` float64 [P] is a first guess of `Solution.stiffness`, 1 where nothing is known.
+        `stiffness` float64 [P] is a first guess of `Solved.stiffness`, 1 where nothing is known.
         """
         work = self.rows.n * self.rows.d * start.shape[0] * start.shape[1]
         with one_thread_if_small(self.rows.device, work):
-            run = _Run(self, penalty, members, start, stiffness, constant, small, tolerance, max_passes)
-            while run.left():
-                run.step()
-        return run.solution()
+            return _Run(
+                self, penalty, members, start, stiffness, constant, small, tolerance, max_passes
+            ).run()
 
     def remember(self, blocks: _Blocks) -> None:
         """Keep factored blocks for problems of a like penalty, as far as there is room."""
@@ -174,7 +176,12 @@ class Newton:
 
 
 class _Run:
-    """One batch on its way."""
+    """One batch on its way. What `_LIVE` names has a row for each problem that is left."""
+
+    _LIVE: Final = (
+        "_index", "_penalty", "_members", "_weights", "_stiffness", "_constant", "_small", "_passes", "_stuck",
+        "_idle", "_nearest", "_preconditioned",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -189,35 +196,22 @@ class _Run:
         max_passes: int,
     ) -> None:
         self._engine, self._tolerance, self._max_passes = engine, tolerance, max_passes
-        count = start.shape[0]
-        zeros = torch.zeros(count, dtype=torch.float64, device=start.device)
-        self._found = Solution(
-            start.clone(),
-            zeros.clone(),
-            zeros.clone(),
-            zeros.clone(),
-            zeros.long(),
-            zeros.bool(),
-            zeros.clone(),
-        )
-        # of the problems that are left
-        self._index = torch.arange(count, device=start.device)
+        self._solved = Solved.none_yet(start)
+        zeros = torch.zeros_like(self._solved.objective)
+        self._index = torch.arange(len(start), device=start.device)
         self._penalty, self._members, self._weights = penalty, members, start
         self._stiffness, self._constant, self._small = stiffness.clone(), constant, small
-        self._passes = zeros.long()
-        self._stuck, self._idle = zeros.bool(), zeros.long()
-        self._nearest = torch.full_like(zeros, math.inf)
+        self._passes = zeros.long() + 1
+        self._stuck, self._idle, self._nearest = zeros.bool(), zeros.long(), zeros + math.inf
         self._point = engine.evaluate(start, penalty, members)
-        self._passes += 1
+
+    def run(self) -> Solved:
         self._settle(fresh=True)
+        while self._index.numel():
+            self._step()
+        return self._solved
 
-    def left(self) -> bool:
-        return bool(self._index.numel())
-
-    def solution(self) -> Solution:
-        return self._found
-
-    def step(self) -> None:
+    def _step(self) -> None:
         """One Newton step of every problem that is left, then let go of those that have arrived."""
         if _Blocks.pays(self._engine, self._point):
             self._engine.remember(_Blocks(self._engine, self._point, float(self._penalty)))
@@ -234,21 +228,20 @@ class _Run:
     def _aim(self, *, fresh: bool) -> None:
         """Make the preconditioner of the point, and the preconditioned gradient."""
         engine, point = self._engine, self._point
-        shared = _Preconditioner(engine.spectrum, point.mixing, self._penalty, engine.rows.n)
-        self._precondition = _Mixed(shared, engine.nearest_blocks(self._penalty))
+        blocks = engine.nearest_blocks(self._penalty)
+        self._precondition = _Preconditioner(
+            engine.spectrum, point.mixing, self._penalty, engine.rows.n, blocks
+        )
         if fresh:
             # What is known of the shared preconditioner's shortfall says nothing of the blocks'.
             own = self._precondition.has_blocks()
-            self._stiffness = torch.where(
-                own, torch.full_like(self._stiffness, _BLOCK_STIFFNESS), self._stiffness
-            )
+            self._stiffness = torch.where(own, _BLOCK_STIFFNESS, self._stiffness)
         self._preconditioned = self._precondition(point.gradient.to(self._weights.dtype))
 
     def _settle(self, *, fresh: bool = False) -> None:
         """Store what is done and keep the rest."""
         self._aim(fresh=fresh)
-        distance = self._stiffness * _dot(self._point.gradient, self._preconditioned)
-        distance = distance / 2 / self._unit()
+        distance = self._stiffness * _dot(self._point.gradient, self._preconditioned) / 2 / self._unit()
         slope = self._point.gradient.square().sum(dim=(1, 2)).sqrt()
         converged = (distance <= self._tolerance) | (slope <= self._small)
         nearer = distance < self._nearest
@@ -258,53 +251,28 @@ class _Run:
         over = converged | self._stuck | (self._passes >= self._max_passes)
         if not bool(over.any()):
             return
-        found, at = self._found, self._index[over]
-        found.weights[at] = self._weights[over]
-        found.objective[at] = self._point.value[over]
-        found.distance[at] = distance[over]
-        found.gradient[at] = slope[over]
-        found.passes[at] = self._passes[over]
-        found.converged[at] = converged[over]
         # Blocks have a stiffness of their own; the next problem may have none.
-        found.stiffness[at] = torch.where(self._precondition.has_blocks(), 1.0, self._stiffness)[over]
-        self._keep(~over)
+        stiffness = torch.where(self._precondition.has_blocks(), 1.0, self._stiffness)
+        self._solved.put(
+            *(self._index[over], over, self._weights, self._point.value, distance, slope),
+            *(self._passes, converged, stiffness),
+        )
+        kept = ~over
+        for name in self._LIVE:
+            setattr(self, name, getattr(self, name)[kept])
+        self._precondition.keep(kept)
+        value, gradient, state, weight, mixing = self._point
+        state = None if state is None else state[kept]
+        self._point = _Point(value[kept], gradient[kept], state, weight[kept], mixing[kept])
 
     def _unit(self) -> Tensor:
-        """What a distance to the minimum is measured in: the objective, or what fitting has taken off it."""
-        value = self._point.value
-        floor = (_FLOOR[self._weights.dtype] * value).clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.minimum(value, self._constant - value).maximum(floor)
-
-    def _keep(self, kept: Tensor) -> None:
-        self._index, self._penalty, self._members = (
-            self._index[kept],
-            self._penalty[kept],
-            self._members[kept],
-        )
-        self._stiffness, self._passes, self._stuck = (
-            self._stiffness[kept],
-            self._passes[kept],
-            self._stuck[kept],
-        )
-        self._constant, self._small = self._constant[kept], self._small[kept]
-        self._nearest, self._idle = self._nearest[kept], self._idle[kept]
-        self._weights = self._weights[kept]
-        self._preconditioned = self._preconditioned[kept]
-        self._precondition.keep(kept)
-        point = self._point
-        self._point = _Point(
-            point.value[kept],
-            point.gradient[kept],
-            None if point.state is None else point.state[kept],
-            point.weight[kept],
-            point.mixing[kept],
-        )
+        return distance_unit(self._point.value, self._constant, _FLOOR[self._weights.dtype])
 
     def _direction(self) -> tuple[Tensor, Tensor]:
         """Conjugate gradients: a step [P, K, d + 1] for every problem, and how many products each took."""
         point = self._point
         curvature = _Curvature(self._engine, point, self._weights, self._penalty, self._members)
-        precondition = self._precondition.copy()
+        precondition = copy(self._precondition)
         step = torch.zeros_like(self._weights)
         products = torch.zeros_like(self._passes)
         index = torch.arange(self._index.numel(), device=step.device)
@@ -357,7 +325,9 @@ class _Run:
             again = engine.evaluate(tried, self._penalty[short], self._members[short])
             self._passes[short] += 1
             trial[short] = tried
-            _put(point, short, again)
+            for whole, part in zip(point, again, strict=True):
+                if whole is not None and part is not None:
+                    whole[short] = part
         else:
             # Below what the products resolve: stay, and say so.
             self._stuck = short
@@ -417,11 +387,12 @@ class _Curvature:
 
 
 class _Preconditioner:
-    """(mixing ⊗ Gram / n + λ)⁻¹ on weights, mixing⁺ on the bias."""
+    """(mixing ⊗ Gram / n + λ)⁻¹ on weights, mixing⁺ on the bias; of problems that have them, their blocks' inverse."""
 
-    def __init__(self, spectrum: Spectrum, mixing: Tensor, penalty: Tensor, n: int) -> None:
-        self._spectrum = spectrum
-        self.device = mixing.device
+    def __init__(
+        self, spectrum: Spectrum, mixing: Tensor, penalty: Tensor, n: int, blocks: list[_Blocks | None]
+    ) -> None:
+        self._spectrum, self._blocks = spectrum, blocks
         values, eigvecs = torch.linalg.eigh(mixing)
         values = values.clamp(min=0)
         dtype = spectrum.values.dtype
@@ -438,15 +409,23 @@ class _Preconditioner:
             bias = bias - bias.mean(dim=2, keepdim=True)
         self._bias = bias.to(dtype)
 
-    def copy(self) -> _Preconditioner:
-        other = _Preconditioner.__new__(_Preconditioner)
-        other.__dict__.update(self.__dict__)
-        return other
-
     def keep(self, kept: Tensor) -> None:
         self._eigvecs, self._divide, self._bias = self._eigvecs[kept], self._divide[kept], self._bias[kept]
+        self._blocks = [blocks for blocks, stays in zip(self._blocks, kept.tolist(), strict=True) if stays]
+
+    def has_blocks(self) -> Tensor:
+        found = [blocks is not None for blocks in self._blocks]
+        return torch.tensor(found, dtype=torch.bool, device=self._bias.device)
 
     def __call__(self, vector: Tensor) -> Tensor:
+        known = {id(blocks): blocks for blocks in self._blocks if blocks is not None}
+        out = torch.empty_like(vector) if known and all(self._blocks) else self._shared(vector)
+        for blocks in known.values():
+            at = [i for i, own in enumerate(self._blocks) if own is blocks]
+            out[at] = blocks(vector[at])
+        return out
+
+    def _shared(self, vector: Tensor) -> Tensor:
         basis, out = self._spectrum.vectors, torch.zeros_like(vector)
         single = self._eigvecs.shape[1] == 1  # a single column needs no turn
         inside = vector[:, :, :-1] if single else self._eigvecs.transpose(1, 2) @ vector[:, :, :-1]
@@ -516,33 +495,6 @@ class _Blocks:
         return torch.cholesky_solve(vector.permute(1, 2, 0), self._factor).permute(2, 0, 1)
 
 
-class _Mixed:
-    """The shared preconditioner, and blocks for those problems that have them."""
-
-    def __init__(self, shared: _Preconditioner, blocks: list[_Blocks | None]) -> None:
-        self._shared, self._blocks = shared, blocks
-
-    def copy(self) -> _Mixed:
-        return _Mixed(self._shared.copy(), self._blocks)
-
-    def keep(self, kept: Tensor) -> None:
-        self._shared.keep(kept)
-        self._blocks = [blocks for blocks, stays in zip(self._blocks, kept.tolist(), strict=True) if stays]
-
-    def has_blocks(self) -> Tensor:
-        found = [blocks is not None for blocks in self._blocks]
-        return torch.tensor(found, dtype=torch.bool, device=self._shared.device)
-
-    def __call__(self, vector: Tensor) -> Tensor:
-        if all(blocks is None for blocks in self._blocks):
-            return self._shared(vector)
-        out = torch.empty_like(vector) if all(self._blocks) else self._shared(vector)
-        for blocks in {id(blocks): blocks for blocks in self._blocks if blocks is not None}.values():
-            at = [i for i, own in enumerate(self._blocks) if own is blocks]
-            out[at] = blocks(vector[at])
-        return out
-
-
 def _of_class(share: Tensor) -> tuple[Tensor, Tensor]:
     """Curvature of every class on every row, and whether it matters, both [K, b]."""
     curvature = share * (1 - share)
@@ -585,14 +537,13 @@ def _minimum(before: Tensor, after: Tensor, slope: Tensor, ahead: Tensor, length
     return length * share.clamp(0.1, 0.5)
 
 
-def _put(point: _Point, where: Tensor, part: _Point) -> None:
-    """Overwrite some problems of a batch."""
-    point.value[where] = part.value
-    point.gradient[where] = part.gradient
-    point.weight[where] = part.weight
-    point.mixing[where] = part.mixing
-    if point.state is not None and part.state is not None:
-        point.state[where] = part.state
+def distance_unit(value: Tensor, constant: Tensor, floor: float) -> Tensor:
+    """What a distance to the minimum is measured in: the objective, or what fitting has taken off that of zero weights.
+
+    All are float64 [P]; below the share `floor` of the objective, what was taken off it is rounding.
+    """
+    least = (floor * value).clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.minimum(value, constant - value).maximum(least)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

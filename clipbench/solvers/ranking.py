@@ -281,10 +281,8 @@ class _Engine(ABC):
         count: int = place.stop - place.start
         if self._held[axis] != number:
             rows = self._features[axis][place]
-            with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*not writable"
-                )  # memory-mapped, and only read here
+            with warnings.catch_warnings():  # memory-mapped, and only read here
+                warnings.filterwarnings("ignore", message=".*not writable")
                 self._padded[axis][:count] = torch.from_numpy(rows)
             forget(self._features[axis])
             self._padded[axis][count:] = 0

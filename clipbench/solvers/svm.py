@@ -20,7 +20,7 @@ from torch import Tensor
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision
 from clipbench.solvers import hinge
-from clipbench.solvers.newton import one_thread_if_small
+from clipbench.solvers.newton import Solved, one_thread_if_small
 from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
 
 Doubles = NDArray[np.float64]
@@ -217,7 +217,7 @@ class _Fit:
         """Weights to start from, [P, d]."""
         return torch.zeros(problems, self._rows.d, dtype=self._rows.dtype, device=self._rows.device)
 
-    def solve(self, cost: Doubles, class_of: Ints, fold_of: Ints, start: Tensor) -> hinge.Solved:
+    def solve(self, cost: Doubles, class_of: Ints, fold_of: Ints, start: Tensor) -> Solved:
         """Minimise f / C of the given problems; each sees the rows that are not of its fold (−1: all)."""
         classes = self._put(class_of)
         weight = self._weight[classes]
@@ -226,18 +226,14 @@ class _Fit:
         with one_thread_if_small(self._rows.device, self._rows.n * self._rows.d * len(class_of)):
             problems = hinge.Problems(self._sign[classes], weight, self._put(1 / cost), start)
             return hinge.solve(
-                self._rows,
-                self._spectrum,
-                problems,
-                tolerance=self._tolerance,
-                max_passes=self._max_iter,
+                self._rows, self._spectrum, problems, tolerance=self._tolerance, max_passes=self._max_iter
             )
 
     def scores(self, weights: Tensor) -> NDArray[np.float64]:
         """Decision values on the training rows, float64 [n, P]."""
         return torch.cat([block @ weights.T for _, block in self._rows.blocks()]).double().cpu().numpy()
 
-    def svms(self, solved: hinge.Solved, cost: Doubles) -> Svms:
+    def svms(self, solved: Solved, cost: Doubles) -> Svms:
         """Solutions in the features' own coordinates."""
         inside = solved.weights
         weights = (inside if self._reduced is None else self._reduced.outward(inside)).float().cpu().numpy()

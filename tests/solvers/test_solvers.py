@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def reference_objective(model: LogisticRegression, features: Matrix, targets: In
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
-def test_the_path_equals_scikit_learn_over_the_whole_range(precision: logistic.Precision) -> None:
+def test_the_path_equals_scikit_learn_over_the_whole_range(precision: Literal["float64", "float32"]) -> None:
     train, y, test, _ = digits()
     path = fit_path(train, y, 10, precision=precision)
     assert path.unconverged() == []
@@ -437,7 +438,7 @@ def test_one_bias_for_all_classes_is_no_direction_of_a_step() -> None:
     shares = torch.from_numpy(rng.dirichlet(np.ones(5), 4000)).float()
     mixing = (torch.diag(shares.sum(dim=0)) - shares.T @ shares)[None].double()
     spectrum = Spectrum(torch.ones(3), None)
-    precondition = newton._Preconditioner(spectrum, mixing, torch.ones(1, dtype=torch.float64), 4000)
+    precondition = newton._Preconditioner(spectrum, mixing, torch.ones(1, dtype=torch.float64), 4000, [None])
     vector = torch.zeros(1, 5, 4)
     vector[:, :, -1] = torch.tensor([1.0, -1.0, 0.5, -0.5, 0.0]) + 1.0
     found = precondition(vector)[0, :, -1]
