@@ -7,19 +7,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import numpy as np
+from rich.console import Group
 
+from clipbench.bench import view as views
 from clipbench.bench.machine import best
 from clipbench.catalog import Task
 from clipbench.encoding.feature_store import FeatureFile
 from clipbench.evaluate import Options, evaluate
 from clipbench.models.adapter import ModelEntry
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def measure(
@@ -64,20 +63,13 @@ def measure(
     }
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as a table for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     head = (
         f"{found['mib']:,} MiB of features, checked at {found['checked_gb_per_s']:g} GB/s\n"
         f"{found['model']} on {', '.join(found['tasks'])}, cached: {found['run_s']:g} s"
     )
-    ratios = Table("ratio", "value", box=box.SIMPLE_HEAD, show_edge=False)
-    for name, value in found["ratios"].items():
-        ratios.add_row(name, f"{value:.4f}")
-    return Group(head, "", ratios)
+    return Group(head, "", views.ratios(found["ratios"], ".4f"))
 
 
 @contextmanager

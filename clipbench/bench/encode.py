@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 
+from clipbench.bench import view as views
 from clipbench.bench.machine import ROUNDS, best, matmul_peak
 from clipbench.catalog import Catalog
 from clipbench.data.decode import decode, normalise
@@ -34,7 +36,6 @@ from clipbench.utils.cpu import cores
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -103,30 +104,22 @@ def measure(
     return found
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as tables for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     head = (
         f"{found['arch']}, {found['precision']}, plan {found['plan']}, batch {found['batch_size']}, "
         f"{found['cores']} cores, {found['device']}\n"
         f"matmul peak {found['matmul_peak_gflops']:,} GFLOP/s, "
         f"forward {found['forward_gflop_per_image']} GFLOP an image"
     )
-    ratios = Table("ratio", "value", box=box.SIMPLE_HEAD, show_edge=False)
-    for name, value in found["ratios"].items():
-        ratios.add_row(name, f"{value:.3f}")
-    spent = Table(
-        "data", "images/s", "limit", "decode wait", "forward", "write", box=box.SIMPLE_HEAD, show_edge=False
-    )
+    rows = []
     for name in ("cifar10", "native96"):
         if name in found:
             part = found[name]
             shares = (f"{100 * part['share'][stage]:.1f} %" for stage in ("decode_wait", "forward", "write"))
-            spent.add_row(name, f"{part['images_per_s']:,}", f"{part['limit_images_per_s']:,}", *shares)
-    return Group(head, "", ratios, "", spent)
+            rows.append([name, f"{part['images_per_s']:,}", f"{part['limit_images_per_s']:,}", *shares])
+    spent = views.table(("data", "images/s", "limit", "decode wait", "forward", "write"), rows)
+    return Group(head, "", views.ratios(found["ratios"], ".3f"), "", spent)
 
 
 class _Bench:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import tempfile
@@ -13,7 +14,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.console import Group
 
+from clipbench.bench import view as views
 from clipbench.bench.machine import limited_threads
 from clipbench.cards.recipe import Recipe
 from clipbench.cards.task import TaskCard
@@ -21,13 +24,9 @@ from clipbench.data.builtin import ArraySplit
 from clipbench.data.split import Captions
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from clipbench.models.towers.dual import DualTowers
 
 _SIDE, _PATCH, _WIDTH, _HEADS, _IMAGE_LAYERS, _TEXT_LAYERS = 64, 8, 128, 4, 6, 3
-_MEAN = 0.5
-_STD = 0.25
 #: captions are some of these
 _WORDS = """
     a the man woman dog cat child horse boat street table red small large old sitting standing riding holding
@@ -69,13 +68,14 @@ def measure(
                 seconds, shares = steps_of(recipe, split, card, out, device="cpu")
                 found[objective] += seconds[1:]
                 waits[objective] += shares[1:]
-                found["open_clip" if objective == "clip" else "image_pass"] += (
-                    peer() if objective == "clip" else image_pass(steps)
-                )
+                if objective == "clip":
+                    found["open_clip"] += peer()
+                else:
+                    found["image_pass"] += image_pass(steps)
     best = {name: min(seconds) for name, seconds in found.items()}
     return {
         "batch_size": batch_size,
-        "parameters": _parameters(),
+        "parameters": sum(parameter.numel() for parameter in _towers().parameters()),
         "peer_parameters": parameters,
         "threads": used,
         "steps": steps * rounds,
@@ -88,33 +88,24 @@ def measure(
     }
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as a table for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     seconds, ratios, waits = found["seconds"], found["ratios"], found["data_wait"]
     head = (
         f"{found['batch_size']} pairs a step, {found['parameters'] / 1e6:.1f} M parameters (open_clip: "
         f"{found['peer_parameters'] / 1e6:.1f} M), fp32, {found['threads']} threads, best of {found['steps']} steps"
     )
-    table = Table("a step", "s", "ratio", "waiting for data", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_row("open_clip_train, CLIP", f"{seconds['open_clip']:.3f}", "", "")
-    table.add_row(
-        "clipbench, CLIP",
-        f"{seconds['clip']:.3f}",
-        f"{ratios['clip_over_open_clip']:.3f} × open_clip_train",
-        f"{100 * waits['clip']:.1f} %",
+    rows = (
+        ("open_clip_train, CLIP", "open_clip", ""),
+        ("clipbench, CLIP", "clip", f"{ratios['clip_over_open_clip']:.3f} × open_clip_train"),
+        ("one more pass of the image tower", "image_pass", ""),
+        ("clipbench, DeCLIP", "declip", f"{ratios['declip_over_clip']:.3f} × CLIP and that pass"),
     )
-    table.add_row("one more pass of the image tower", f"{seconds['image_pass']:.3f}", "", "")
-    table.add_row(
-        "clipbench, DeCLIP",
-        f"{seconds['declip']:.3f}",
-        f"{ratios['declip_over_clip']:.3f} × CLIP and that pass",
-        f"{100 * waits['declip']:.1f} %",
+    cells = (
+        [what, f"{seconds[name]:.3f}", ratio, f"{100 * waits[name]:.1f} %" if name in waits else ""]
+        for what, name, ratio in rows
     )
-    return Group(head, "", table)
+    return Group(head, "", views.table(("a step", "s", "ratio", "waiting for data"), cells))
 
 
 # ------------------------------------------------------------------------ ours
@@ -145,7 +136,7 @@ def _recipe(objective: str, batch_size: int, steps: int) -> Recipe:
                 "embed_dim": _WIDTH,
                 "projection": "linear",
             },
-            "preprocess": {"size": _SIDE, "resize": "none", "mean": [_MEAN] * 3, "std": [_STD] * 3},
+            "preprocess": {"size": _SIDE, "resize": "none", "mean": [0.5] * 3, "std": [0.25] * 3},
         },
         "objective": {"kind": "clip"},
         "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.2},
@@ -164,7 +155,7 @@ def steps_of(
     and the shares of them that waited for data."""
     from clipbench.pretrain.loop import pretrain
 
-    with _silent():
+    with contextlib.redirect_stderr(io.StringIO()):  # without what a finished run says
         pretrain(
             recipe,
             "bench",
@@ -186,10 +177,6 @@ def _towers() -> DualTowers:
 
     recipe = _recipe("clip", 2, 1)
     return DualTowers(parse_config(recipe.model.config, "bench"), recipe.model.preprocess)
-
-
-def _parameters() -> int:
-    return sum(parameter.numel() for parameter in _towers().parameters())
 
 
 def _image_pass(batch_size: int) -> Callable[[int], list[float]]:
@@ -240,21 +227,10 @@ def _peer(split: ArraySplit, batch_size: int, steps: int) -> tuple[Callable[[], 
     groups = [{"params": bare, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 0.2}]
     optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
     arguments = SimpleNamespace(
-        device="cpu",
-        precision="fp32",
-        distill=False,
-        accum_freq=1,
-        skip_scheduler=False,
-        grad_clip_norm=None,
-        horovod=False,
-        log_every_n_steps=1,
-        batch_size=batch_size,
-        world_size=1,
-        rank=0,
-        local_rank=0,
-        distributed=False,
-        wandb=False,
-    )
+        device="cpu", precision="fp32", batch_size=batch_size, accum_freq=1, log_every_n_steps=1,
+        distill=False, skip_scheduler=False, grad_clip_norm=None,
+        world_size=1, rank=0, local_rank=0, distributed=False, horovod=False, wandb=False,
+    )  # fmt: skip
     assert split.captions is not None
     tokens = open_clip.SimpleTokenizer()(list(split.captions.texts))
     loader = _Batches(tokens, batch_size, steps + 1)
@@ -284,10 +260,8 @@ class _Batches:
         self.num_batches = count
         self.num_samples = count * batch_size
         self.seconds: list[float] = []
-        starts = [number * batch_size % len(tokens) for number in range(count)]
-        self._made = [
-            (torch.randn(batch_size, 3, _SIDE, _SIDE), tokens[start : start + batch_size]) for start in starts
-        ]
+        parts = torch.split(tokens, batch_size)
+        self._made = [(torch.randn(batch_size, 3, _SIDE, _SIDE), parts[i % len(parts)]) for i in range(count)]
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._made:
@@ -323,12 +297,3 @@ def random_pairs(count: int, *, side: int, words: tuple[int, int]) -> tuple[Arra
         }
     )
     return split, card
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what a finished run says."""
-    import io
-
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield

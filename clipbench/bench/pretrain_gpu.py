@@ -6,15 +6,15 @@ import contextlib
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from rich.console import Group
+
+from clipbench.bench import view as views
 from clipbench.bench.machine import device_peak_mib, forget_device_peak, matmul_peak
 from clipbench.bench.pretrain import random_pairs, steps_of
 from clipbench.cards.recipe import Recipe
 from clipbench.encoding.runtime import Runtime
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _SIDE = 224
 _MODEL: dict[str, Any] = {
@@ -115,42 +115,23 @@ def _summary(rounds: list[_Steps], batch_size: int, flops: float, peak: float) -
     }
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as a table for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     head = (
         f"{found['device']}, {found['precision']}, matmul peak {found['matmul_peak_tflops']:,} TFLOP/s\n"
         f"ResNet-50 and 12 layers of text, {found['batch_size']} pairs a step (of DeCLIP in two pieces), "
         f"median of {found['steps']} steps{', compiled' if found['compiled'] else ''}"
     )
-    table = Table(
-        "a step",
-        "s",
-        "images/s",
-        "TFLOP/s",
-        "of the peak",
-        "GiB",
-        "data wait",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-    )
+    columns = ("a step", "s", "images/s", "TFLOP/s", "of the peak", "GiB", "data wait")
+    rows = []
     for name, own in found["objectives"].items():
         if own is None:
-            table.add_row(name, "out of memory")
+            rows.append([name, "out of memory"])
             continue
-        table.add_row(
-            name,
-            f"{own['seconds']:.3f}",
-            f"{own['images_per_s']:,.0f}",
-            f"{own['tflops']:.0f}",
-            f"{100 * own['of_matmul_peak']:.1f} %",
-            f"{own['memory_gib']:.1f}",
-            f"{100 * own['data_wait']:.1f} %",
-        )
-    return Group(head, "", table)
+        rates = [f"{own['seconds']:.3f}", f"{own['images_per_s']:,.0f}", f"{own['tflops']:.0f}"]
+        peak, wait = (f"{100 * own[share]:.1f} %" for share in ("of_matmul_peak", "data_wait"))
+        rows.append([name, *rates, peak, f"{own['memory_gib']:.1f}", wait])
+    return Group(head, "", views.table(columns, rows))
 
 
 def _recipe(
@@ -176,11 +157,7 @@ def _recipe(
             "objective": _OBJECTIVES[objective],
             "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.1},
             "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
-            "engine": {
-                "channels_last": True,
-                "compile": compiled,
-                "chunk": chunk,
-            },
+            "engine": {"channels_last": True, "compile": compiled, "chunk": chunk},
             "precision": runtime.precision,
         }
     )

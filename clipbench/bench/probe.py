@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 
+from clipbench.bench import view as views
 from clipbench.bench.inputs import Labelled
 from clipbench.bench.machine import device_peak_mib, limited_threads, peak_mib
 from clipbench.errors import DataError
 from clipbench.utils.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from clipbench.solvers.logistic import Path
 
     Doubles = NDArray[np.float64]
@@ -107,12 +107,8 @@ def measure(
     return found
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as tables for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     head = (
         f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes, {found['lambdas']} λ, "
         f"{found['threads']} threads on {found['device']}: the path takes {found['path_s']:,} s\n"
@@ -126,21 +122,11 @@ def view(found: dict[str, Any]) -> RenderableType:
         head += f"\nnot converged: λ = {', '.join(f'{value:.2g}' for value in left)}"
     if not found["ratios"]:
         return Group(head)
-    ratios = Table("ratio", "value", box=box.SIMPLE_HEAD, show_edge=False)
-    for name, value in found["ratios"].items():
-        ratios.add_row(name, f"{value:.4g}")
     columns = ("λ", "fit s", "iterations", "objective, path / fit", "accuracy, path", "accuracy, fit")
-    fits = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False)
-    for one in found["fits"]:
-        fits.add_row(
-            f"{one['lambda']:.3g}",
-            f"{one['seconds']:.1f}",
-            f"{one['iterations']:,}",
-            f"{one['objective_over_fit']:.6f}",
-            f"{one['path_accuracy']:.4f}",
-            f"{one['fit_accuracy']:.4f}",
-        )
-    return Group(head, "", ratios, "", fits)
+    fields = ("lambda", "seconds", "iterations", "objective_over_fit", "path_accuracy", "fit_accuracy")
+    formats = dict(zip(fields, (".3g", ".1f", ",", ".6f", ".4f", ".4f"), strict=True))
+    fits = ([f"{one[field]:{spec}}" for field, spec in formats.items()] for one in found["fits"])
+    return Group(head, "", views.ratios(found["ratios"], ".4g"), "", views.table(columns, fits))
 
 
 def _fit(data: Labelled, penalty: float, max_iter: int) -> dict[str, Any]:

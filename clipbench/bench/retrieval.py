@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 
+from clipbench.bench import view as views
 from clipbench.bench.inputs import random_rows
 from clipbench.bench.machine import limited_threads, peak_mib
 from clipbench.errors import ClipbenchError
 from clipbench.solvers import ranking
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
 
@@ -86,30 +86,24 @@ def measure(
     }
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as a table for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     head = (
         f"{found['images']:,} images × {found['texts']:,} texts, {found['width']}-d, the {found['top']} best in both "
         f"directions, {found['threads']} threads, best of {found['rounds']}"
     )
-    table = Table("", "s", "ratio", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_row(
-        "clipbench, ranks included", f"{found['ours_s']:.2f}", f"{found['ratios']['ours_over_faiss']:.3f}"
+    ratio = f"{found['ratios']['ours_over_faiss']:.3f}"
+    rows = (
+        ["clipbench, ranks included", f"{found['ours_s']:.2f}", ratio],
+        ["faiss IndexFlatIP, two searches", f"{found['faiss_s']:.2f}", ""],
     )
-    table.add_row("faiss IndexFlatIP, two searches", f"{found['faiss_s']:.2f}", "")
-    said = [
-        f"peak memory {found['peak_mib']:,} MiB; the features, memory-mapped, are {found['features_mib']:,} MiB"
-    ]
-    said += [
+    memory = f"peak memory {found['peak_mib']:,} MiB; the features, memory-mapped, are {found['features_mib']:,} MiB"
+    agreement = [
         f"{name.replace('_', ' ')}: {100 * part['same_keys']:.4f} % of the keys alike, scores within "
         f"{part['score_difference']:.1e}"
         for name, part in found["agreement"].items()
     ]
-    return Group(head, "", table, "", *said)
+    return Group(head, "", views.table(("", "s", "ratio"), rows), "", memory, *agreement)
 
 
 def _unit_rows(path: Path, count: int, width: int, seed: int) -> Floats:

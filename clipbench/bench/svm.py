@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 
+from clipbench.bench import view as views
 from clipbench.bench.machine import limited_threads
 from clipbench.errors import DataError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _FOLDS = 3
 
@@ -84,27 +83,25 @@ def measure(
     }
 
 
-def view(found: dict[str, Any]) -> RenderableType:
+def view(found: dict[str, Any]) -> Group:
     """The measurement as a table for the terminal."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
-
     head = (
         f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes × {len(found['costs'])} costs × "
         f"{found['folds']} folds and the final fits, {found['threads']} threads"
     )
     fitted = found["fitted_classes"]
     extrapolated = "" if fitted == found["classes"] else f", extrapolated from {fitted} classes"
-    table = Table("", "s", "× as long", "mAP of the chosen costs", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_row("clipbench", f"{found['ours_s']:.3f}", "", f"{found['cv_map']:.2f}")
     ratio = f"{found['ratios']['linear_svc_over_ours']:.1f}"
-    table.add_row("LinearSVC", f"{found['linear_svc_s']:,.2f}", ratio, f"{found['linear_svc_cv_map']:.2f}")
+    rows = (
+        ["clipbench", f"{found['ours_s']:.3f}", "", f"{found['cv_map']:.2f}"],
+        ["LinearSVC", f"{found['linear_svc_s']:,.2f}", ratio, f"{found['linear_svc_cv_map']:.2f}"],
+    )
     said = [
         f"the same cost in {found['same_cost']} of {fitted} classes{extrapolated}",
         f"fits that did not converge: {found['unconverged']}; of LinearSVC, {found['linear_svc_unconverged']}",
         "mAP: over the folds of cross-validation, in %",
     ]
+    table = views.table(("", "s", "× as long", "mAP of the chosen costs"), rows)
     return Group(head, "", table, "", *said)
 
 
