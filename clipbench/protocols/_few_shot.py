@@ -135,10 +135,7 @@ def _mean_of(
         "draws": draws,
         "per_draw": per_draw,
         "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in per_draw.items()},
-        "validation": {
-            "metric": "acc1",
-            "source": f"up to {min(shots, 4)} further samples a class",
-        },
+        "validation": {"metric": "acc1", "source": f"up to {min(shots, 4)} further samples a class"},
         "criterion": criterion(settings, sweep=False),
     }
     return Outcome(scores, {"recall": recall}, samples, evidence)

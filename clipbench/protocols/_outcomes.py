@@ -106,11 +106,7 @@ def single_label(
         scores["ece"] = clustered.ece_score(confidence, correct, of, seed)
     samples: SampleColumns = {"id": np.asarray(ids), "target": target, "prediction": prediction}
     samples |= {"rank": rank, "confidence": confidence} | column_of(clusters)
-    return Outcome(
-        scores,
-        {"recall": classification.per_class_recall(target, prediction, classes)},
-        samples,
-    )
+    return Outcome(scores, {"recall": classification.per_class_recall(target, prediction, classes)}, samples)
 
 
 def column_of(clusters: Clusters | None) -> SampleColumns:

@@ -232,11 +232,7 @@ def _look(
 ) -> Iterator[tuple[Found, NDArray[np.float32]]]:
     """What the map of each expression says, and the map, float32 [height, width]: one at a time."""
     for heat in encoder.heat(
-        split,
-        expressions.texts,
-        expressions.image,
-        whole=params.view == "whole",
-        block=params.block,
+        split, expressions.texts, expressions.image, whole=params.view == "whole", block=params.block
     ):
         candidates = (
             None if expressions.candidates is None else heat.placed(expressions.candidates[heat.sample])

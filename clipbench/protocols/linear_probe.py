@@ -317,13 +317,7 @@ def _mean_known(curves: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _minibatches(
-    split: Split,
-    train: Samples,
-    test: Samples,
-    classes: int,
-    encoder: Inputs,
-    params: Params,
-    seed: int,
+    split: Split, train: Samples, test: Samples, classes: int, encoder: Inputs, params: Params, seed: int
 ) -> tuple[Iterator[tuple[slice, NDArray[np.float32]]], dict[str, Any]]:
     from clipbench.solvers.minibatch_probe import fit_adamw, fit_sgd
 

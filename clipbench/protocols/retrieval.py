@@ -236,12 +236,7 @@ def _median(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
 
 
 def _mean_recall(
-    of_images: Doubles,
-    of_texts: Doubles,
-    owner: Ints,
-    chance: float,
-    seed: int,
-    cluster: Ints | None,
+    of_images: Doubles, of_texts: Doubles, owner: Ints, chance: float, seed: int, cluster: Ints | None
 ) -> Score:
     """Mean of both directions' mean recalls; n is the number of images."""
     if cluster is not None:  # images and captions are two strata

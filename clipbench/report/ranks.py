@@ -213,9 +213,7 @@ def _tests(measured: Sequence[Sequence[Measured]]) -> list[_Test]:
     return found
 
 
-def _added(
-    measured: Sequence[Sequence[Measured]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _added(measured: Sequence[Sequence[Measured]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What each image adds to each model's sum over tasks, and the variance of each difference of two.
 
     float64 [M, n] and [M, M], as `jointly.summed` has them of one pair.
