@@ -7,12 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import typer
 from rich.console import RenderableType
 
 from clipbench.bench import cached, encode, inputs, pretrain, pretrain_gpu, probe, retrieval, svm
 from clipbench.cli.inputs import choose_runtime, data_paths, names, open_catalog
-from clipbench.cli.options import Cards, Data, Device, Json, Plugins, Precision, number
+from clipbench.cli.options import Cards, Data, Device, Json, Plugins, Precision, number, option
 from clipbench.cli.output import show
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
@@ -32,9 +31,9 @@ def _print(found: dict[str, Any], view: Callable[[dict[str, Any]], RenderableTyp
 def encode_command(
     data: Data = None,
     arch: Annotated[
-        str, typer.Option("--arch", help="Architecture of open_clip, with random weights.", metavar="ARCH")
+        str, option("--arch", "Architecture of open_clip, with random weights.", "ARCH")
     ] = "ViT-B-32",
-    images: Annotated[int, number("--images", help="How many images of CIFAR-10 to encode.", min=128)] = 512,
+    images: Annotated[int, number("--images", "How many images of CIFAR-10 to encode.", min=128)] = 512,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -50,22 +49,21 @@ def encode_command(
 
 def cached_command(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="The model whose features are cached.", metavar="MODEL")
+        str, option("--model -m", "The model whose features are cached.", "MODEL")
     ] = "digits-clip-lite",
     task: Annotated[
         list[str] | None,
-        typer.Option(
-            "--task",
-            "-t",
-            help="Task ids; repeatable, or separated by commas. [default: digits-zs, digits-lp]",
-            metavar="TASK",
+        option(
+            "--task -t",
+            "Task ids; repeatable, or separated by commas. [default: digits-zs, digits-lp]",
+            "TASK",
         ),
     ] = None,
     data: Data = None,
     cards: Cards = None,
     plugins: Plugins = None,
-    rows: Annotated[int, number("--rows", help="How many random features to read.", min=1)] = 50_000,
-    columns: Annotated[int, number("--columns", help="Their length.", min=1)] = 512,
+    rows: Annotated[int, number("--rows", "How many random features to read.", min=1)] = 50_000,
+    columns: Annotated[int, number("--columns", "Their length.", min=1)] = 512,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -84,25 +82,24 @@ def cached_command(
 
 def probe_command(
     model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="The model whose backbone features are probed.", metavar="MODEL"),
+        str, option("--model -m", "The model whose backbone features are probed.", "MODEL")
     ] = "efficientnet-lite0",
     dataset: Annotated[
-        str, typer.Option("--dataset", help="A data set with the splits train and test.", metavar="DATASET")
+        str, option("--dataset", "A data set with the splits train and test.", "DATASET")
     ] = "cifar10",
     data: Data = None,
     cards: Cards = None,
     plugins: Plugins = None,
     random: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--random",
-            help="Use random features instead of a model's: how many rows, columns and classes.",
-            metavar="N,D,K",
+            "Use random features instead of a model's: how many rows, columns and classes.",
+            "N,D,K",
         ),
     ] = None,
     every: Annotated[
-        int, number("--every", help="Let scikit-learn fit only every N-th λ; 0 for none.", min=0)
+        int, number("--every", "Let scikit-learn fit only every N-th λ; 0 for none.", min=0)
     ] = 8,
     precision: Precision = "auto",
     device: Device = "auto",
@@ -135,27 +132,24 @@ def _sizes(given: str) -> list[int]:
 
 def svm_command(
     model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", help="The model whose backbone features are classified.", metavar="MODEL"
-        ),
+        str, option("--model -m", "The model whose backbone features are classified.", "MODEL")
     ] = "efficientnet-lite0",
     dataset: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--dataset",
-            help="Data set whose first split is added to the rows; repeatable. With one label per image, each class "
+            "Data set whose first split is added to the rows; repeatable. With one label per image, each class "
             "is told from all the others. [default: coco-363-voc, voc2012-100]",
-            metavar="DATASET",
+            "DATASET",
         ),
     ] = None,
     data: Data = None,
     cards: Cards = None,
     plugins: Plugins = None,
     rows: Annotated[
-        int | None, number("--rows", help="Use only N evenly spaced rows. [default: all]", min=9)
+        int | None, number("--rows", "Use only N evenly spaced rows. [default: all]", min=9)
     ] = None,
-    every: Annotated[int, number("--every", help="Let LinearSVC fit only every N-th class.", min=1)] = 1,
+    every: Annotated[int, number("--every", "Let LinearSVC fit only every N-th class.", min=1)] = 1,
     precision: Precision = "auto",
     device: Device = "auto",
     as_json: Json = False,
@@ -174,18 +168,15 @@ def svm_command(
 
 def pretrain_command(
     batch_size: Annotated[
-        int | None, number("--batch-size", help="Pairs per step. [default: 32; on a GPU 1024]", min=2)
+        int | None, number("--batch-size", "Pairs per step. [default: 32; on a GPU 1024]", min=2)
     ] = None,
-    steps: Annotated[int, number("--steps", help="Steps of each candidate in one round.", min=1)] = 3,
-    rounds: Annotated[int, number("--rounds", help="Rounds, in which all take turns.", min=1)] = 3,
+    steps: Annotated[int, number("--steps", "Steps of each candidate in one round.", min=1)] = 3,
+    rounds: Annotated[int, number("--rounds", "Rounds, in which all take turns.", min=1)] = 3,
     device: Device = "cpu",
     precision: Annotated[
-        str,
-        typer.Option(
-            "--precision", help="Precision on a GPU; a CPU has fp32.", metavar="auto|fp32|bf16|fp16"
-        ),
+        str, option("--precision", "Precision on a GPU; a CPU has fp32.", "auto|fp32|bf16|fp16")
     ] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile, on a GPU only.")] = False,
+    compiled: Annotated[bool, option("--compile", "Use torch.compile, on a GPU only.")] = False,
     as_json: Json = False,
 ) -> None:
     """Training steps, against a peer or the matmul peak.
@@ -205,11 +196,11 @@ def pretrain_command(
 
 
 def retrieval_command(
-    images: Annotated[int, number("--images", help="How many random images.", min=1)] = 10_000,
-    captions: Annotated[int, number("--captions", help="Texts per image.", min=1)] = 5,
-    width: Annotated[int, number("--width", help="Length of a row.", min=1)] = 512,
-    top: Annotated[int, number("--top", help="How many best keys to find.", min=1)] = 10,
-    rounds: Annotated[int, number("--rounds", help="Rounds, of which the best counts.", min=1)] = 2,
+    images: Annotated[int, number("--images", "How many random images.", min=1)] = 10_000,
+    captions: Annotated[int, number("--captions", "Texts per image.", min=1)] = 5,
+    width: Annotated[int, number("--width", "Length of a row.", min=1)] = 512,
+    top: Annotated[int, number("--top", "How many best keys to find.", min=1)] = 10,
+    rounds: Annotated[int, number("--rounds", "Rounds, of which the best counts.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
     """Best keys and ranks, against faiss's exact search.

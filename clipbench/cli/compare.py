@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import names, open_catalog
-from clipbench.cli.options import Cards, Force, Json, Plugins, Results, number
+from clipbench.cli.options import Cards, Force, Json, Plugins, Results, argument, number, option
 from clipbench.cli.output import note
 from clipbench.records import gate
 from clipbench.records.comparison import compare
@@ -21,21 +21,14 @@ from clipbench.utils.outputs import write_own
 
 
 def compare_command(
-    first: Annotated[
-        str, typer.Argument(help="A model that has records, or a folder of records.", metavar="A")
-    ],
-    second: Annotated[str, typer.Argument(help="The one that is held against it.", metavar="B")],
+    first: Annotated[str, argument("A model that has records, or a folder of records.", "A")],
+    second: Annotated[str, argument("The one that is held against it.", "B")],
     results: Results = Path("results"),
-    suite: Annotated[
-        str | None, typer.Option("--suite", help="Compare on this suite's tasks only.", metavar="SUITE")
-    ] = None,
+    suite: Annotated[str | None, option("--suite", "Compare on this suite's tasks only.", "SUITE")] = None,
     alpha: Annotated[
-        float,
-        number("--alpha", help="How often chance may pass for a difference.", min=0, max=1, metavar="P"),
+        float, number("--alpha", "How often chance may pass for a difference.", min=0, max=1, metavar="P")
     ] = 0.05,
-    top: Annotated[
-        int, number("--top", help="How many classes and samples to name for each task.", min=0)
-    ] = 5,
+    top: Annotated[int, number("--top", "How many classes and samples to name for each task.", min=0)] = 5,
     cards: Cards = None,
     plugins: Plugins = None,
     as_json: Json = False,
@@ -57,19 +50,18 @@ def compare_command(
 
 
 def gate_command(
-    candidate: Annotated[Path, typer.Option("--candidate", help="Folder of the new records.", metavar="DIR")],
+    candidate: Annotated[Path, option("--candidate", "Folder of the new records.", "DIR")],
     baseline: Annotated[
-        Path,
-        typer.Option("--baseline", help="Folder of the records that they are held against.", metavar="DIR"),
+        Path, option("--baseline", "Folder of the records that they are held against.", "DIR")
     ] = Path("results"),
     max_drop: Annotated[
-        float, number("--max-drop", help="Percentage points that a score may fall.", min=0, metavar="POINTS")
+        float, number("--max-drop", "Percentage points that a score may fall.", min=0, metavar="POINTS")
     ] = 0.5,
     max_mean_drop: Annotated[
         float,
         number(
             "--max-mean-drop",
-            help="Percentage points that a model's mean over its tasks may fall.",
+            "Percentage points that a model's mean over its tasks may fall.",
             min=0,
             metavar="POINTS",
         ),
@@ -77,34 +69,28 @@ def gate_command(
     alpha: Annotated[
         float,
         number(
-            "--alpha",
-            help="How often equal models may fail, over all tasks together.",
-            min=0,
-            max=1,
-            metavar="P",
+            "--alpha", "How often equal models may fail, over all tasks together.", min=0, max=1, metavar="P"
         ),
     ] = 0.05,
     require: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--require",
-            help="Suite or task that must have a record; repeatable, or separated by commas. "
+            "Suite or task that must have a record; repeatable, or separated by commas. "
             "[default: the baseline's tasks]",
-            metavar="TASK",
+            "TASK",
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Judge only this model; repeatable, or separated by commas. [default: the baseline's models]",
-            metavar="MODEL",
+        option(
+            "--model -m",
+            "Judge only this model; repeatable, or separated by commas. [default: the baseline's models]",
+            "MODEL",
         ),
     ] = None,
     junit: Annotated[
-        Path | None,
-        typer.Option("--junit", help="Also write the verdict as JUnit XML into this file.", metavar="XML"),
+        Path | None, option("--junit", "Also write the verdict as JUnit XML into this file.", "XML")
     ] = None,
     force: Force = False,
     cards: Cards = None,

@@ -10,18 +10,16 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import data_paths, open_catalog
-from clipbench.cli.options import Cards, Data, Json, Plugins
+from clipbench.cli.options import Cards, Data, Json, Plugins, argument, option
 from clipbench.data.layouts.coco_gender import convert
 from clipbench.report.data_check import survey, text
 from clipbench.utils.escape import json_text, visible
 
 
 def check_command(
-    name: Annotated[str, typer.Argument(help="The id of a data set, task or suite.", metavar="NAME")],
+    name: Annotated[str, argument("The id of a data set, task or suite.", "NAME")],
     data: Data = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Decode every image, not only a sample of each split.")
-    ] = False,
+    every: Annotated[bool, option("--all", "Decode every image, not only a sample of each split.")] = False,
     cards: Cards = None,
     plugins: Plugins = None,
     as_json: Json = False,
@@ -45,13 +43,10 @@ def check_command(
 
 def convert_coco_gender_command(
     source: Annotated[
-        Path,
-        typer.Argument(
-            help="Folder of the original .data and .ids files and object_id.map.", metavar="SOURCE"
-        ),
+        Path, argument("Folder of the original .data and .ids files and object_id.map.", "SOURCE")
     ],
-    out: Annotated[Path, typer.Argument(help="Folder to write gender_<split>.json into.", metavar="OUT")],
-    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+    out: Annotated[Path, argument("Folder to write gender_<split>.json into.", "OUT")],
+    force: Annotated[bool, option("--force", "Replace files that exist.")] = False,
 ) -> None:
     """Copy COCO-gender's pickled annotations to JSON.
 

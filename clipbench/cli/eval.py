@@ -25,6 +25,7 @@ from clipbench.cli.options import (
     VerifyData,
     Workers,
     number,
+    option,
 )
 from clipbench.cli.output import note, print_error, show
 from clipbench.data.decode import allow_pixels
@@ -41,21 +42,19 @@ from clipbench.utils.escape import json_text
 def eval_command(
     model: Annotated[
         list[str],
-        typer.Option(
-            "--model",
-            "-m",
-            help="Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, or "
+        option(
+            "--model -m",
+            "Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, or "
             "hf-hub:<owner>/<repo>; repeatable, or separated by commas.",
-            metavar="MODEL",
+            "MODEL",
         ),
     ],
     task: Annotated[
         list[str],
-        typer.Option(
-            "--task",
-            "-t",
-            help="Task or suite id (see clipbench list tasks); repeatable, or separated by commas.",
-            metavar="TASK",
+        option(
+            "--task -t",
+            "Task or suite id (see clipbench list tasks); repeatable, or separated by commas.",
+            "TASK",
         ),
     ],
     data: Data = None,
@@ -66,29 +65,29 @@ def eval_command(
         int | None,
         number(
             "--limit",
-            help="Measure on a seeded, class-balanced sample of N images only; the record says so.",
+            "Measure on a seeded, class-balanced sample of N images only; the record says so.",
             min=1,
         ),
     ] = None,
-    seed: Annotated[int, number("--seed", help="Seed of samples and of bootstrap intervals.", min=0)] = 0,
+    seed: Annotated[int, number("--seed", "Seed of samples and of bootstrap intervals.", min=0)] = 0,
     precision: Precision = "auto",
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     workers: Workers = "auto",
     deterministic: Annotated[
         bool,
-        typer.Option(
+        option(
             "--deterministic",
-            help="Do not time different ways to encode: the same options on the same machine then give the same "
+            "Do not time different ways to encode: the same options on the same machine then give the same "
             "record.",
         ),
     ] = False,
     on_bad_image: Annotated[
         str,
-        typer.Option(
+        option(
             "--on-bad-image",
-            help="Stop at an image that cannot be decoded, or skip, count and name it.",
-            metavar="stop|skip",
+            "Stop at an image that cannot be decoded, or skip, count and name it.",
+            "stop|skip",
         ),
     ] = "stop",
     max_pixels: MaxPixels = None,
@@ -96,14 +95,14 @@ def eval_command(
         int,
         number(
             "--save-heatmaps",
-            help="Save the heat maps of N expressions as PNG (tasks that end in -ground).",
+            "Save the heat maps of N expressions as PNG (tasks that end in -ground).",
             min=0,
         ),
     ] = 0,
     force: Force = False,
     verify_data: VerifyData = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")] = False,
+    quiet: Annotated[bool, option("--quiet -q", "Print no progress and no tables.")] = False,
 ) -> None:
     """Measure models on tasks, and write one record for each pair."""
     allow_pixels(max_pixels)

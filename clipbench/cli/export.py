@@ -6,11 +6,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from clipbench.catalog import Catalog
 from clipbench.cli.inputs import names, open_catalog
-from clipbench.cli.options import Cards, Force, Models, Plugins, Results
+from clipbench.cli.options import Cards, Force, Models, Plugins, Results, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.records import store
@@ -23,17 +21,12 @@ FORMATS = ("model-index", "clip-benchmark-json", "clip-benchmark-csv")
 
 
 def export_command(
-    format_: Annotated[
-        str, typer.Option("--format", "-f", help="model-index is Hugging Face's.", metavar="|".join(FORMATS))
-    ],
+    format_: Annotated[str, option("--format -f", "model-index is Hugging Face's.", "|".join(FORMATS))],
     model: Models = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="File to write, or folder for clip-benchmark-json; otherwise all is printed.",
-            metavar="PATH",
+        option(
+            "--out -o", "File to write, or folder for clip-benchmark-json; otherwise all is printed.", "PATH"
         ),
     ] = None,
     results: Results = Path("results"),
@@ -68,23 +61,15 @@ def export_command(
 
 def log_command(
     to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            help="Where to log; wandb and mlflow must be installed.",
-            metavar="wandb|mlflow|tensorboard",
-        ),
+        str, option("--to", "Where to log; wandb and mlflow must be installed.", "wandb|mlflow|tensorboard")
     ],
     model: Models = None,
     project: Annotated[
-        str,
-        typer.Option(
-            "--project", help="Project of Weights & Biases, or experiment of MLflow.", metavar="NAME"
-        ),
+        str, option("--project", "Project of Weights & Biases, or experiment of MLflow.", "NAME")
     ] = "clipbench",
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of TensorBoard's files.", metavar="DIR")
-    ] = Path("runs/tensorboard"),
+    out: Annotated[Path, option("--out -o", "Folder of TensorBoard's files.", "DIR")] = Path(
+        "runs/tensorboard"
+    ),
     results: Results = Path("results"),
     cards: Cards = None,
     plugins: Plugins = None,

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from clipbench.cli import output
 from clipbench.cli.inputs import open_catalog
-from clipbench.cli.options import Cards, Force, Json, Plugins
+from clipbench.cli.options import Cards, Force, Json, Plugins, argument, option
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.records import store
 from clipbench.report import listing
@@ -19,13 +17,11 @@ from clipbench.utils.outputs import PNG_MARK, write_own
 
 
 def list_command(
-    kind: Annotated[str, typer.Argument(help="models, tasks, suites or recipes.", metavar="KIND")],
+    kind: Annotated[str, argument("models, tasks, suites or recipes.", "KIND")],
     suite: Annotated[
         str | None,
-        typer.Option(
-            "--suite",
-            help="List the tasks of this suite only, and where the data of each comes from.",
-            metavar="SUITE",
+        option(
+            "--suite", "List the tasks of this suite only, and where the data of each comes from.", "SUITE"
         ),
     ] = None,
     cards: Cards = None,
@@ -49,14 +45,10 @@ def list_command(
 
 def show_command(
     name: Annotated[
-        str,
-        typer.Argument(
-            help="The id of a model, task, data set, suite or recipe, or a record file.", metavar="NAME"
-        ),
+        str, argument("The id of a model, task, data set, suite or recipe, or a record file.", "NAME")
     ],
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the record's validation curve into this file.", metavar="PNG"),
+        Path | None, option("--plot", "Draw the record's validation curve into this file.", "PNG")
     ] = None,
     force: Force = False,
     cards: Cards = None,

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from clipbench.cli.inputs import auto, choose_runtime, data_paths, open_catalog
 from clipbench.cli.options import (
     Cards,
@@ -19,7 +17,9 @@ from clipbench.cli.options import (
     Quiet,
     VerifyData,
     Workers,
+    argument,
     number,
+    option,
 )
 from clipbench.cli.output import note
 from clipbench.data.decode import allow_pixels
@@ -33,35 +33,25 @@ if TYPE_CHECKING:
 
 def pretrain_command(
     recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe", "-r", help="Recipe id or YAML file (see clipbench list recipes).", metavar="RECIPE"
-        ),
+        str, option("--recipe -r", "Recipe id or YAML file (see clipbench list recipes).", "RECIPE")
     ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help="Folder of the run, which is a model afterwards.", metavar="DIR"),
-    ],
+    out: Annotated[Path, option("--out -o", "Folder of the run, which is a model afterwards.", "DIR")],
     data: Data = None,
     assign: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--set",
-            help="Another value for a field of the recipe, such as optim.lr=0.001; repeatable.",
-            metavar="FIELD=VALUE",
+            "Another value for a field of the recipe, such as optim.lr=0.001; repeatable.",
+            "FIELD=VALUE",
         ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Train the recipe's quick form: minutes on a CPU.")
-    ] = False,
+    quick: Annotated[bool, option("--quick", "Train the recipe's quick form: minutes on a CPU.")] = False,
     cards: Cards = None,
     plugins: Plugins = None,
     device: Device = "auto",
     workers: Workers = "auto",
     max_pixels: MaxPixels = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write event files for TensorBoard.")
-    ] = False,
+    tensorboard: Annotated[bool, option("--tensorboard", "Also write event files for TensorBoard.")] = False,
     verify_data: VerifyData = False,
     quiet: Quiet = False,
 ) -> None:
@@ -98,27 +88,23 @@ def pretrain_command(
 
 
 def study_command(
-    name: Annotated[str, typer.Argument(help="The study: data-efficiency.", metavar="STUDY")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder of the results of studies.", metavar="DIR")
-    ] = Path("results/studies"),
+    name: Annotated[str, argument("The study: data-efficiency.", "STUDY")],
+    out: Annotated[Path, option("--out -o", "Folder of the results of studies.", "DIR")] = Path(
+        "results/studies"
+    ),
     runs: Annotated[
-        Path,
-        typer.Option("--runs", help="Folder of the runs, from which a stopped study goes on.", metavar="DIR"),
+        Path, option("--runs", "Folder of the runs, from which a stopped study goes on.", "DIR")
     ] = Path("runs/studies"),
     data: Data = None,
     cards: Cards = None,
     plugins: Plugins = None,
     device: Device = "auto",
-    jobs: Annotated[
-        int, number("--jobs", "-j", help="Runs at a time, each with its share of the cores.", min=1)
-    ] = 1,
+    jobs: Annotated[int, number("--jobs -j", "Runs at a time, each with its share of the cores.", min=1)] = 1,
     so_far: Annotated[
-        bool, typer.Option("--so-far", help="Train nothing; write the page of the runs that are finished.")
+        bool, option("--so-far", "Train nothing; write the page of the runs that are finished.")
     ] = False,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Train a tiny form on digits, which shows only that everything runs."),
+        bool, option("--quick", "Train a tiny form on digits, which shows only that everything runs.")
     ] = False,
     force: Force = False,
     quiet: Quiet = False,

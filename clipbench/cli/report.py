@@ -6,10 +6,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from clipbench.cli.inputs import open_catalog
-from clipbench.cli.options import Cards, Force, Json, Plugins, Results
+from clipbench.cli.options import Cards, Force, Json, Plugins, Results, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.report import dataframe, export, leaderboard, site, table
@@ -24,25 +22,17 @@ def report_command(
     results: Results = Path("results"),
     suite: Annotated[
         str | None,
-        typer.Option(
-            "--suite",
-            help="Show only this suite's tasks; those without a record are shown as –.",
-            metavar="SUITE",
-        ),
+        option("--suite", "Show only this suite's tasks; those without a record are shown as –.", "SUITE"),
     ] = None,
-    format_: Annotated[
-        str, typer.Option("--format", "-f", help="Format of the output.", metavar="|".join(FORMATS))
-    ] = "terminal",
-    write: Annotated[
-        bool, typer.Option("--write", help="Write LEADERBOARD.md into the folder of the records.")
-    ] = False,
-    check: Annotated[bool, typer.Option("--check", help="Fail unless LEADERBOARD.md is current.")] = False,
+    format_: Annotated[str, option("--format -f", "Format of the output.", "|".join(FORMATS))] = "terminal",
+    write: Annotated[bool, option("--write", "Write LEADERBOARD.md into the folder of the records.")] = False,
+    check: Annotated[bool, option("--check", "Fail unless LEADERBOARD.md is current.")] = False,
     beside: Annotated[
         list[Path] | None,
-        typer.Option(
+        option(
             "--beside",
-            help="Also show scores that CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
-            metavar="PATH",
+            "Also show scores that CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
+            "PATH",
         ),
     ] = None,
     force: Force = False,
@@ -82,9 +72,7 @@ def report_command(
 
 def site_command(
     results: Results = Path("results"),
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder to write the page into.", metavar="DIR")
-    ] = Path("site"),
+    out: Annotated[Path, option("--out -o", "Folder to write the page into.", "DIR")] = Path("site"),
     force: Force = False,
     cards: Cards = None,
     plugins: Plugins = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipbench.cli.inputs import names, open_catalog
-from clipbench.cli.options import Cards, Json, Plugins
+from clipbench.cli.options import Cards, Json, Plugins, argument, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError
 from clipbench.models.families import fetch
@@ -18,7 +18,7 @@ from clipbench.utils.escape import json_text, visible
 
 
 def fetch_command(
-    model: Annotated[list[str], typer.Argument(help="Model ids, as for clipbench eval.", metavar="MODEL")],
+    model: Annotated[list[str], argument("Model ids, as for clipbench eval.", "MODEL")],
     cards: Cards = None,
     plugins: Plugins = None,
     as_json: Json = False,
@@ -40,14 +40,12 @@ def fetch_command(
 
 
 def convert_command(
-    source: Annotated[
-        Path, typer.Argument(help="A file of torch.save that holds more than tensors.", metavar="SOURCE")
-    ],
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.", metavar="OUT")],
+    source: Annotated[Path, argument("A file of torch.save that holds more than tensors.", "SOURCE")],
+    out: Annotated[Path, argument("The safetensors file to write.", "OUT")],
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask before a file that names classes is converted.")
+        bool, option("--yes -y", "Do not ask before a file that names classes is converted.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    force: Annotated[bool, option("--force", "Replace OUT if it exists.")] = False,
 ) -> None:
     """Copy the tensors of a checkpoint to safetensors.
 
