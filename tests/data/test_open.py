@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plugged
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,7 +28,6 @@ from clipbench.utils import plugins
 #: a layout in one module: images named by lines of JSON
 TOY = """
 import json
-from clipbench.data.layouts._lines import read
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 
 
@@ -36,7 +35,7 @@ class Lines(FileLayout):
     name_in_fingerprint = "toy"
 
     def __init__(self, root, file):
-        self._rows = read(file)
+        self._rows = [json.loads(line) for line in file.read_text().splitlines()]
         super().__init__(root, [root / row["image"] for row in self._rows], [file])
 
     def index(self):
@@ -51,7 +50,6 @@ def probe(dataset, role, root):
 
 LAYOUT = LayoutSpec(("single-label",), "{split}.jsonl of image and label", probe)
 """
-HELPER = "import json\n\n\ndef read(file):\n    return [json.loads(line) for line in file.read_text().splitlines()]\n"
 CLASSES = ("cat", "dog")
 
 
@@ -125,18 +123,36 @@ def coco(root: Path) -> None:
         write(root / "images" / f"{number}.jpg", small.picture(number))
 
 
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with plugged.forgotten(layouts, monkeypatch):
+        yield
+
+
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def plugin(tmp_path: Path) -> Path:
     """A plugin folder with the layout TOY, not yet named."""
-    monkeypatch.setattr(plugins, "_folders", [])
-    monkeypatch.setattr(layouts, "__path__", list(layouts.__path__))
-    before = set(sys.modules)
-    write(tmp_path / "plugins" / "layouts" / "lines.py", TOY)
-    write(tmp_path / "plugins" / "layouts" / "_lines.py", HELPER)
-    yield tmp_path / "plugins"
-    for name in ("lines", "_lines"):
-        if (found := f"clipbench.data.layouts.{name}") not in before:
-            sys.modules.pop(found, None)
+    return plugged.plugin(tmp_path / "plugins", "layouts", TOY, "lines").parents[1]
+
+
+@pytest.mark.parametrize("way", plugged.WAYS)
+def test_a_plugins_layout_goes_the_whole_way(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Data in it are checked and measured, and the records reported, drawn, compared and gated, from one file."""
+    where = (
+        "--cards",
+        tmp_path / "cards",
+        *plugged.bring(way, tmp_path, "layouts", TOY, monkeypatch, "lines"),
+    )
+    lines(tmp_path / "data")
+    write(tmp_path / "cards" / "mine.yaml", json.dumps(card()))
+    data = f"mine={tmp_path / 'data'}"
+    checked = run("data", "check", "mine", "--data", data, *where)
+    assert checked.code == 0, checked
+    models = [small.write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    compared = plugged.whole_way(run, tmp_path, models, "mine-zs", data, *where)
+    assert [one["n"] for one in compared if one["metric"] == "acc1"] == [4]
 
 
 def test_a_layout_of_a_plugin_folder_is_read_from_the_command_line(

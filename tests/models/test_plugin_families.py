@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import commandline
+import plugged
 import pytest
 import small
 import torch
@@ -103,44 +105,25 @@ FAMILY = Family(
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a plugin adds is gone afterwards."""
-    monkeypatch.setattr(plugins, "_folders", [])
-    monkeypatch.setattr(models, "__path__", list(models.__path__))
-    yield
-    for name in ("clipbench.models.toy", "toy_models"):
-        sys.modules.pop(name, None)
-    vars(models).pop("toy", None)
+    with plugged.forgotten(models, monkeypatch):
+        yield
+
+
+def write_weights(path: Path, seed: int = 0) -> Path:
+    save_file({"toy.matrix": torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))}, path)
+    return path
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "toy.safetensors"
-    save_file({"toy.matrix": torch.randn(3, 4, generator=torch.Generator().manual_seed(0))}, path)
-    return path
-
-
-def plugin(folder: Path, text: str = TOY) -> Path:
-    path = folder / "models" / "toy.py"
-    path.parent.mkdir(parents=True)
-    path.write_text(text)
-    return path
-
-
-def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The distribution toy-models, whose module toy_models is a family."""
-    about = folder / "toy_models-1.0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-models\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[clipbench.models]\ntoy = toy_models\n")
-    (folder / "toy_models.py").write_text(TOY)
-    monkeypatch.syspath_prepend(str(folder))
+    return write_weights(tmp_path / "toy.safetensors")
 
 
 def test_a_familys_file_is_all_that_it_takes(tmp_path: Path, weights: Path) -> None:
     known = families()
     assert "toy" not in known
     assert {"clip", "clip_lite", "declip", "dual"} <= set(known)
-    plugin(tmp_path / "plugins")
+    plugged.plugin(tmp_path / "plugins", "models", TOY)
     plugins.add(tmp_path / "plugins")
     assert families() == sorted([*known, "toy"])
     assert "clipbench.models.toy" not in sys.modules  # the names do not need the modules
@@ -159,29 +142,27 @@ def test_a_familys_file_is_all_that_it_takes(tmp_path: Path, weights: Path) -> N
         Catalog().model(str(tmp_path / "card.yaml"))
 
 
-@pytest.mark.parametrize("way", ["installed", "plugin folder"])
-def test_a_plugins_family_is_evaluated_from_the_command_line(
+@pytest.mark.parametrize("way", plugged.WAYS)
+def test_a_plugins_family_goes_the_whole_way(
     way: str, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    options: tuple[str | Path, ...] = ()
-    if way == "installed":
-        installed(tmp_path / "site", monkeypatch)
-    else:
-        plugin(tmp_path / "plugins")
-        options = ("--plugins", tmp_path / "plugins")
+    """Listed, shown, evaluated, checked, reported, drawn, compared and gated, from one file."""
+    where = ("--cards", tmp_path / "cards", *plugged.bring(way, tmp_path, "models", TOY, monkeypatch))
     small.write_task(tmp_path / "cards")
     small.write_images(tmp_path / "data", 60)
-    results = tmp_path / "results"
-    where = ("--cards", tmp_path / "cards", "--data", f"animals={tmp_path / 'data'}", "--results", results)
-    done = run("eval", "--model", weights, "--task", "animals-zs", "--precision", "fp32", *where, *options)
-    assert done.code == 0, done
-    (stored,) = store.read_all(results)
-    assert stored.record.cards.model["family"] == "toy"
-    assert 0 <= stored.record.scores["acc1"].value <= 1
+    shown = json.loads(run("show", weights, "--json", *where).out)
+    assert (shown["family"], shown["config"]) == ("toy", {"width": 4})
+    (tmp_path / "cards" / "mine.yaml").write_text(json.dumps(shown))
+    listed = json.loads(run("list", "models", "--json", *where).out)
+    assert [one["family"] for one in listed if one["id"] == "mine"] == ["toy"]
+    both = [weights, write_weights(tmp_path / "other.safetensors", 1)]
+    compared = plugged.whole_way(run, tmp_path, both, "animals-zs", f"animals={tmp_path / 'data'}", *where)
+    assert "acc1" in [one["metric"] for one in compared]
+    assert {one.record.cards.model["family"] for one in store.read_all(tmp_path / "results")} == {"toy"}
 
 
 def test_a_module_that_is_no_family_is_named(tmp_path: Path) -> None:
-    path = plugin(tmp_path / "plugins", "FAMILY = 3\n")
+    path = plugged.plugin(tmp_path / "plugins", "models", "FAMILY = 3\n")
     plugins.add(tmp_path / "plugins")
     with pytest.raises(ClipbenchError, match=r"is no model family: it has no FAMILY") as error:
         family("toy")
@@ -191,10 +172,10 @@ def test_a_module_that_is_no_family_is_named(tmp_path: Path) -> None:
 def test_a_family_that_takes_anothers_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = plugin(tmp_path / "plugins")
+    path = plugged.plugin(tmp_path / "plugins", "models", TOY)
     plugins.add(tmp_path / "plugins")
-    installed(tmp_path / "site", monkeypatch)
+    monkeypatch.syspath_prepend(str(plugged.installed(tmp_path / "site", "models", TOY)))
     with pytest.raises(ClipbenchError, match='two modules are named "toy"') as error:
         families()
     assert str(path) in str(error.value)
-    assert "the package toy-models" in str(error.value)
+    assert "the package theirs" in str(error.value)

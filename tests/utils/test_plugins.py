@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import plugged
 import pytest
 
 from clipbench.errors import ClipbenchError
 from clipbench.utils import plugins
+
+PLUGIN, THEIRS = "NAME = 'plugin'\n", "NAME = 'theirs'\n"
 
 
 @pytest.fixture
@@ -24,29 +27,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
         del sys.modules[name]
 
 
-def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch, points: str) -> None:
-    """A package `theirs` that is installed in `folder`, with the module their_parts and these entry points."""
-    about = folder / "theirs-1.0.dist-info"
-    about.mkdir(parents=True)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[clipbench.models]\n{points}\n")
-    (folder / "their_parts.py").write_text("NAME = 'theirs'\n")
-    monkeypatch.syspath_prepend(str(folder))
-
-
-def _plugin(folder: Path, name: str, text: str = "NAME = 'plugin'\n") -> Path:
-    path = folder / "models" / f"{name}.py"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
 def test_modules_come_from_the_package_from_entry_points_and_from_plugin_folders(
     package: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _installed(tmp_path / "site", monkeypatch, "gamma = their_parts")
-    _plugin(tmp_path / "mine", "beta", "from own_parts._beta_helper import NAME\n")
-    _plugin(tmp_path / "mine", "_beta_helper")
+    monkeypatch.syspath_prepend(
+        str(plugged.installed(tmp_path / "site", "models", THEIRS, "gamma = their_parts"))
+    )
+    plugged.plugin(tmp_path / "mine", "models", "from own_parts._beta_helper import NAME\n", "beta")
+    plugged.plugin(tmp_path / "mine", "models", PLUGIN, "_beta_helper")
     assert list(plugins.modules("models", package)) == ["alpha", "gamma"]
     plugins.add(tmp_path / "mine")
     found = plugins.modules("models", package)
@@ -61,7 +49,7 @@ def test_modules_come_from_the_package_from_entry_points_and_from_plugin_folders
 def test_a_name_that_a_plugin_takes_from_the_package_is_refused(
     package: ModuleType, tmp_path: Path, name: str
 ) -> None:
-    path = _plugin(tmp_path / "mine", name)
+    path = plugged.plugin(tmp_path / "mine", "models", PLUGIN, name)
     plugins.add(tmp_path / "mine")
     with pytest.raises(ClipbenchError) as error:
         plugins.modules("models", package)
@@ -72,8 +60,10 @@ def test_a_name_that_a_plugin_takes_from_the_package_is_refused(
 def test_a_name_of_two_plugins_is_refused(
     package: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _installed(tmp_path / "site", monkeypatch, "beta = their_parts")
-    path = _plugin(tmp_path / "mine", "beta")
+    monkeypatch.syspath_prepend(
+        str(plugged.installed(tmp_path / "site", "models", THEIRS, "beta = their_parts"))
+    )
+    path = plugged.plugin(tmp_path / "mine", "models", PLUGIN, "beta")
     plugins.add(tmp_path / "mine")
     with pytest.raises(ClipbenchError, match=r'two modules are named "beta".*the package theirs') as error:
         plugins.modules("models", package)
@@ -83,7 +73,9 @@ def test_a_name_of_two_plugins_is_refused(
 def test_an_entry_point_must_name_a_module(
     package: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _installed(tmp_path / "site", monkeypatch, "gamma = their_parts:NAME")
+    monkeypatch.syspath_prepend(
+        str(plugged.installed(tmp_path / "site", "models", THEIRS, "gamma = their_parts:NAME"))
+    )
     with pytest.raises(ClipbenchError, match='a module is wanted: gamma = "their_parts"'):
         plugins.modules("models", package)
 
@@ -95,7 +87,7 @@ def test_a_folder_without_plugins_is_refused(package: ModuleType, tmp_path: Path
         ClipbenchError, match=r"holds no plugins\n  .*models/, protocols/, layouts/, objectives/"
     ):
         plugins.add(tmp_path)
-    _plugin(tmp_path, "beta")
+    plugged.plugin(tmp_path, "models", PLUGIN, "beta")
     (tmp_path / "loose.py").touch()
     with pytest.raises(ClipbenchError, match=r"has loose\.py beside its subfolders"):
         plugins.add(tmp_path)
