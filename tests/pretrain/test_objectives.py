@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import commandline
+import plugged
 import pytest
 import yaml
+from commandline import Run, mended
 from training import ROOT, recipe_with
+
+from clipbench.pretrain import objectives
+from clipbench.records import store
+
+run = commandline.run
 
 TOY = '''
 """The squared distance of an image from its text, after a head of its own."""
@@ -50,55 +59,53 @@ class Learner(base.Learner):
 '''
 
 
-def clipbench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command, as a process of its own: modules of plugins stay loaded."""
-    command = [sys.executable, "-m", "clipbench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with plugged.forgotten(objectives, monkeypatch):
+        yield
 
 
-@pytest.fixture
-def plugins(tmp_path: Path) -> Path:
-    (tmp_path / "plugins" / "objectives").mkdir(parents=True)
-    return tmp_path / "plugins"
-
-
-def test_an_objective_of_a_plugin_folder_trains_and_is_listed(tmp_path: Path, plugins: Path) -> None:
-    (plugins / "objectives" / "toy_distance.py").write_text(TOY)
+@pytest.mark.parametrize("way", plugged.WAYS)
+def test_a_plugins_objective_goes_the_whole_way(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Recipes with it are listed, shown and trained, and what they train is evaluated, from one file."""
     value = recipe_with({"kind": "clip"}).canonical() | {"objective": {"kind": "toy-distance"}}
     value["schedule"] |= {"steps": 2, "warmup": 1}
     (tmp_path / "recipes").mkdir()
-    recipe = tmp_path / "recipes" / "toy.yaml"
+    recipe, out = tmp_path / "recipes" / "toy.yaml", tmp_path / "run"
     recipe.write_text(yaml.safe_dump(value))
-
-    done = clipbench("list", "recipes", "--cards", str(tmp_path), "--plugins", str(plugins))
-    assert "toy" in done.stdout.split(), done.stderr
-    without = clipbench("pretrain", "--recipe", str(recipe), "--out", str(tmp_path / "run"))
+    without = run("pretrain", "--recipe", recipe, "--out", out)
     line = recipe.read_text().splitlines().index("objective:") + 1
-    assert without.returncode == 2
-    assert f'toy.yaml:{line}: objective.kind: unknown "toy-distance"; allowed: clip, clip-lite' in " ".join(
-        without.stderr.split()
-    )
+    mended(without, f"toy.yaml:{line}: ", 'objective.kind: unknown "toy-distance"; allowed: clip, clip-lite')
 
-    out = tmp_path / "run"
-    done = clipbench("pretrain", "--recipe", str(recipe), "--out", str(out), "-q", "--plugins", str(plugins))
-    assert done.returncode == 0, done.stderr
+    options = plugged.bring(way, tmp_path, "objectives", TOY, monkeypatch, "toy_distance")
+    where = ("--cards", tmp_path, *options)
+    assert "toy" in [one["id"] for one in json.loads(run("list", "recipes", "--json", *where).out)]
+    settings = {"kind": "toy-distance", "weight": 2.0}
+    assert json.loads(run("show", "toy", "--json", *where).out)["objective"] == settings
+
+    done = run("pretrain", "--recipe", "toy", "--out", out, "-q", *where)
+    assert done.code == 0, done
     first, second = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
     assert first["loss"] == pytest.approx(2 * first["loss_apart"])
     assert second["loss"] != first["loss"]
     assert "toy-distance objective" in (out / "card.yaml").read_text()
-    assert yaml.safe_load((out / "recipe.yaml").read_text())["objective"] == {
-        "kind": "toy-distance",
-        "weight": 2.0,
-    }
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["objective"] == settings
+
+    results = tmp_path / "results"
+    done = run("eval", "--model", out, "--task", "digits-zs", "--limit", "20", "--results", results, *where)
+    assert done.code == 0, done
+    (stored,) = store.read_all(results)
+    assert "toy-distance objective" in json.dumps(stored.record.cards.model)
+    assert 0 <= stored.record.scores["acc1"].value <= 1
 
 
 @pytest.mark.parametrize("text", ["", TOY, TOY.replace("toy-distance", "bad").replace("(Objective)", "")])
-def test_a_module_that_is_no_objective_is_named(plugins: Path, text: str) -> None:
-    (plugins / "objectives" / "bad.py").write_text(text)
-    done = clipbench("pretrain", "--recipe", "clip-lite-digits", "--out", "none", "--plugins", str(plugins))
-    assert done.returncode == 2
-    said = " ".join(done.stderr.split())
-    assert "bad.py is no objective: it has no class Settings(Objective) of kind bad" in said
+def test_a_module_that_is_no_objective_is_named(tmp_path: Path, text: str, run: Run) -> None:
+    plugged.plugin(tmp_path, "objectives", text, "bad")
+    done = run("pretrain", "--recipe", "clip-lite-digits", "--out", tmp_path / "none", "--plugins", tmp_path)
+    mended(done, "bad.py is no objective: it has no class Settings(Objective) of kind bad")
 
 
 def test_recipes_are_read_without_torch() -> None:
