@@ -11,17 +11,8 @@ from numpy.typing import NDArray
 
 from clipbench.errors import DataError
 from clipbench.metrics import clustered, intervals
+from clipbench.protocols import _logistic as logistic
 from clipbench.protocols import _outcomes as outcomes
-from clipbench.protocols._logistic import (
-    Logistic,
-    best_of,
-    choice,
-    criterion,
-    curve_of,
-    lambdas_of,
-    solving,
-    without_ece,
-)
 from clipbench.protocols._samples import Samples
 from clipbench.protocols.base import Inputs, Outcome
 
@@ -32,7 +23,7 @@ def few_shot(
     train: Samples,
     test: Samples,
     encoder: Inputs,
-    settings: Logistic,
+    settings: logistic.Logistic,
     shots: int,
     draws: int,
     seed: int,
@@ -51,13 +42,23 @@ def few_shot(
             shot, further = _draw(train.labels, shots, rng, train.clusters)
             fitted, held = train.part(shot), train.part(further)
             path = fit_path(
-                fitted.features, fitted.labels, classes, lambdas_of(settings), **solving(settings, encoder)
+                fitted.features,
+                fitted.labels,
+                classes,
+                logistic.lambdas_of(settings),
+                **logistic.solving(settings, encoder),
             )
             curve = path.correct(held.features, held.labels) / len(held.labels)
-            best = best_of(curve)
+            best = logistic.best_of(curve)
             blocks = ((rows, scores[best]) for rows, scores in path.scores(test.features))
             found.append(outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters))
-            evidence.append({"curve": curve_of(path, curve), "chosen": choice(path, best), "n": len(shot)})
+            evidence.append(
+                {
+                    "curve": logistic.curve_of(path, curve),
+                    "chosen": logistic.choice(path, best),
+                    "n": len(shot),
+                }
+            )
             advance(1)
     return _mean_of(found, evidence, test, shots, settings, seed)
 
@@ -101,14 +102,14 @@ def _mean_of(
     draws: list[dict[str, Any]],
     test: Samples,
     shots: int,
-    settings: Logistic,
+    settings: logistic.Logistic,
     seed: int,
 ) -> Outcome:
     scores: dict[str, intervals.Score] = {}
     per_draw: dict[str, list[float]] = {}
     ranks = np.array([outcome.samples["rank"] for outcome in found])
     clusters = None if test.clusters is None else clustered.codes(test.clusters)
-    for name, first in without_ece(found[0]).items():
+    for name, first in logistic.without_ece(found[0]).items():
         values = [outcome.scores[name].value for outcome in found]
         per_draw[name] = values
         hits = (ranks < (5 if name == "acc5" else 1)).mean(axis=0)
@@ -136,7 +137,7 @@ def _mean_of(
         "per_draw": per_draw,
         "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in per_draw.items()},
         "validation": {"metric": "acc1", "source": f"up to {min(shots, 4)} further samples a class"},
-        "criterion": criterion(settings, sweep=False),
+        "criterion": logistic.criterion(settings, sweep=False),
     }
     return Outcome(scores, {"recall": recall}, samples, evidence)
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, classification, clustered, intervals
@@ -142,6 +143,17 @@ def multi_label(
         },
         samples,
     )
+
+
+def misfit_of_labels(card: TaskCard, primary: str, difficult: Difficult | None) -> str | None:
+    """Why a classifier's primary metric, or what it does with difficult objects, is nothing for `card`; or None."""
+    multi = card.kind == "multi-label"
+    allowed = ("map_area", "map_11pt") if multi else ("acc1", "acc5", "mean_per_class_recall")
+    if primary not in allowed:
+        return f"primary {primary} is no metric of a {card.kind} set (allowed: {', '.join(allowed)})"
+    if primary == "acc5" and len(card.classes) < 5:
+        return "acc5 needs at least 5 classes"
+    return "difficult belongs to multi-label sets" if difficult and not multi else None
 
 
 def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:

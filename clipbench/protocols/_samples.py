@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def clusters_of(split: Split, rows: NDArray[np.int64]) -> NDArray[np.object_] | 
     return None if split.clusters is None else split.clusters[rows]
 
 
+@dataclass(frozen=True)
 class Samples:
     """Some samples of a split, or of several.
 
@@ -45,16 +47,11 @@ class Samples:
         clusters: text [n], which belong together; None where the data does not say.
     """
 
-    def __init__(
-        self,
-        features: Selection,
-        labels: NDArray[Any],
-        ids: NDArray[np.object_],
-        rows: NDArray[np.int64],
-        clusters: NDArray[np.object_] | None = None,
-    ) -> None:
-        self.features, self.labels, self.ids, self.rows = features, labels, ids, rows
-        self.clusters = clusters
+    features: Selection
+    labels: NDArray[Any]
+    ids: NDArray[np.object_]
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.object_] | None = None
 
     @classmethod
     def of(cls, split: Split, encoder: Inputs, space: str, *, unit: bool = False) -> Samples:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clipbench.cards.base import Strict
 from clipbench.cards.task import TaskCard
+from clipbench.errors import unknown
 
 if TYPE_CHECKING:
     from clipbench.data.split import Split
@@ -83,7 +84,7 @@ class Protocol(Generic[P]):
         kinds: the kinds of cards that it can measure on.
         params: what a task card may set.
         metrics: all that it may report.
-        check: what is wrong with parameters for a card, or None.
+        check: what is wrong with parameters for a card whose splits are those that it needs, or None.
         needs: what it reads of a model, whose images and texts are compared in the space that is given.
         run: measures: (card, splits by role, inputs, params, seed).
         text: whether it reads features of texts.
@@ -111,7 +112,8 @@ class Protocol(Generic[P]):
         if not set(kinds) & set(self.kinds):
             wanted, found = " or ".join(self.kinds), " and ".join(kinds)
             return f"{self.id} is for sets of kind {wanted}, this one is of kind {found}"
-        return self.check(card, params)
+        lacking = [role for role in self.needs(params, "joint").roles if role not in card.splits]
+        return unknown("split", lacking[0], card.splits) if lacking else self.check(card, params)
 
 
 @dataclass(frozen=True)
@@ -155,22 +157,18 @@ class Inputs(Structure):
     @property
     def logit_scale(self) -> float:
         """Factor on cosines."""
-        ...
 
     @property
     def device(self) -> str:
         """Where tensors are computed: cpu, cuda or cuda:N."""
-        ...
 
     @property
     def compared(self) -> Compared:
         """The space in which images are compared with text: `joint`, or `tokens` (late interaction)."""
-        ...
 
     @property
     def token_width(self) -> int | None:
         """Length of one token's feature in `tokens`; None without that space."""
-        ...
 
     def images(self, split: Split, space: str = "joint") -> Features:
         """Features [n, D] of a split; memory-mapped; `joint` rows have unit length.
@@ -178,19 +176,15 @@ class Inputs(Structure):
         A row of `tokens` is T unit tokens, one behind the other: D = T × token_width. `<space>@<size>`: the short
         side of the images is first scaled to `size` px, whatever the model's own evaluation does.
         """
-        ...
 
     def crops(self, split: Split, space: str, seed: int, epoch: int) -> Features:
         """Features [n, D] of new random crops and flips of the images; valid until the next call."""
-        ...
 
     def tracked(self, label: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A progress bar of `total` steps; what it gives is called with the steps that were done."""
-        ...
 
     def texts(self, texts: list[str], space: str = "joint") -> Features:
         """Features [len(texts), D] in the order given, as of images (duplicates are encoded once)."""
-        ...
 
 
 class HeatInputs(Inputs, Structure):
@@ -213,4 +207,3 @@ class HeatInputs(Inputs, Structure):
             whole: the whole image is squashed to what the model sees, whatever its own evaluation does.
             block: see `clipbench.models.adapter.Adapter.saliency_method`.
         """
-        ...

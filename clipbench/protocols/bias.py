@@ -73,8 +73,6 @@ class Params(ParamsBase):
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
-    if params.split not in card.splits:
-        return unknown("split", params.split, card.splits)
     if params.templates not in card.templates:
         return unknown("template set", params.templates, card.templates)
     if isinstance(card.templates[params.templates], dict):

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from clipbench.cards.task import TaskCard
 from clipbench.data.split import Expressions, Split
-from clipbench.errors import DataError, unknown
+from clipbench.errors import DataError
 from clipbench.metrics import boxes, clustered, intervals
 from clipbench.protocols import _overlays
 from clipbench.protocols._outcomes import column_of
@@ -48,11 +48,6 @@ class Params(ParamsBase):
     split: str = "test"
     view: Literal["whole", "crop"] = "whole"
     block: int | None = Field(None, ge=0)
-
-
-def check(card: TaskCard, params: Params) -> str | None:
-    """What is wrong with `params` for `card`, or None."""
-    return None if params.split in card.splits else unknown("split", params.split, card.splits)
 
 
 def needs(params: Params, compared: str) -> Needs:
@@ -221,9 +216,8 @@ def _beside_centre(
     """The share of boxes that hold the image's middle, and what the pointing game has above it."""
     above = hits.astype(np.float64) - centre
     draws = intervals.clustered_draws(above, images, seed)
-    interval = (
-        list(intervals.percentile(draws)) if np.ptp(draws) > 1e-12 else None
-    )  # None: images do not differ
+    # None: images do not differ
+    interval = list(intervals.percentile(draws)) if np.ptp(draws) > 1e-12 else None
     return {"value": float(centre.mean()), "above": float(above.mean()), "above_ci95": interval}
 
 
@@ -234,15 +228,15 @@ def _look(
     for heat in encoder.heat(
         split, expressions.texts, expressions.image, whole=params.view == "whole", block=params.block
     ):
-        candidates = (
-            None if expressions.candidates is None else heat.placed(expressions.candidates[heat.sample])
-        )
+        candidates = np.empty((0, 4))
+        if expressions.candidates is not None:
+            candidates = heat.placed(expressions.candidates[heat.sample])
         own = heat.placed(expressions.boxes[heat.texts])
         for place, number in enumerate(heat.texts.tolist()):
             large, box = heat.large(place), own[place]
             point = boxes.peak(large)
             overlap, by_chance = None, 0.0
-            if candidates is not None and len(candidates):
+            if len(candidates):
                 overlaps = boxes.overlaps(candidates, box)
                 overlap = float(overlaps[boxes.best(large, candidates)])
                 by_chance = float((overlaps >= _IOU).mean())
@@ -265,15 +259,11 @@ def _look(
 
 def _pointed(metric: str, table: Columns, params: Recorded) -> NDArray[np.float64] | None:
     """What each expression adds, from the column that holds it."""
-    column, least = {
-        "pointing_game": ("hit", None),
-        "heat_energy_in_box": ("energy", None),
-        "acc@iou0.5": ("iou", _IOU),
-    }[metric]
+    column = {"pointing_game": "hit", "heat_energy_in_box": "energy", "acc@iou0.5": "iou"}[metric]
     if column not in table:
         return None
     value = np.array(table[column], dtype=np.float64)
-    return value if least is None else (value >= least).astype(np.float64)
+    return (value >= _IOU).astype(np.float64) if column == "iou" else value
 
 
 _METRICS: Final = (
@@ -287,7 +277,7 @@ PROTOCOL: Final = Protocol(
     kinds=("expressions",),
     params=Params,
     metrics=_METRICS,
-    check=check,
+    check=lambda card, params: None,
     needs=needs,
     run=run,
     text=True,

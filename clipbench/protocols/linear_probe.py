@@ -13,25 +13,13 @@ from pydantic import Field
 from clipbench.cards.base import Strict
 from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.split import Split
-from clipbench.errors import DataError, unknown
+from clipbench.errors import DataError
 from clipbench.metrics import average_precision, classification, clustered
 from clipbench.metrics.average_precision import APKind
+from clipbench.protocols import _logistic as logistic
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._few_shot import few_shot
-from clipbench.protocols._logistic import (
-    Logistic,
-    best_of,
-    choice,
-    criterion,
-    curve_of,
-    hold_out,
-    hold_out_clusters,
-    lambdas_of,
-    solution,
-    solving,
-    steps,
-    without_ece,
-)
+from clipbench.protocols._logistic import Logistic, best_of
 from clipbench.protocols._samples import Samples
 from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
 from clipbench.protocols.base import Params as ParamsBase
@@ -39,10 +27,6 @@ from clipbench.solvers.selection import Selection
 
 if TYPE_CHECKING:
     from clipbench.solvers.logistic import Path
-
-
-_SINGLE: Final = ("acc1", "acc5", "mean_per_class_recall")
-_MULTI: Final = ("map_area", "map_11pt")
 
 
 class AdamW(Strict):
@@ -105,27 +89,16 @@ class Params(ParamsBase):
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
-    for role in (params.train, params.validation, params.test):
-        if role is not None and role not in card.splits:
-            return unknown("split", role, card.splits)
     if params.train in (params.validation, params.test) or params.validation == params.test:
         return "train, validation and test must be different splits"
-    multi = card.kind == "multi-label"
-    allowed = _MULTI if multi else _SINGLE
-    if params.primary not in allowed:
-        return f"primary {params.primary} is no metric of a {card.kind} set (allowed: {', '.join(allowed)})"
-    if params.primary == "acc5" and len(card.classes) < 5:
-        return "acc5 needs at least 5 classes"
-    logistic = isinstance(params.classifier, Logistic)
-    if multi and not (logistic and params.shots is None):
+    if problem := outcomes.misfit_of_labels(card, params.primary, params.difficult):
+        return problem
+    path = params.classifier if isinstance(params.classifier, Logistic) else None
+    if card.kind == "multi-label" and (path is None or params.shots is not None):
         return "multi-label sets have the logistic probe on all samples only"
-    if params.shots is not None and not logistic:
+    if params.shots is not None and path is None:
         return "shots belong to the logistic probe"
-    if params.difficult and not multi:
-        return "difficult belongs to multi-label sets"
-    if isinstance(params.classifier, Logistic) and params.classifier.lowest > params.classifier.highest:
-        return "lowest is above highest"
-    return None
+    return "lowest is above highest" if path and path.lowest > path.highest else None
 
 
 def needs(params: Params, compared: str) -> Needs:
@@ -152,8 +125,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     classes = len(card.classes)
     match params.classifier:
         case Logistic():
-            validation = _validation(splits, encoder, params)
-            blocks, evidence = _logistic(train, validation, test, classes, encoder, params, seed)
+            blocks, evidence = _logistic(train, splits, test, classes, encoder, params, seed)
         case AdamW() | SgdVirtex():
             blocks, evidence = _minibatches(splits[params.train], train, test, classes, encoder, params, seed)
         case Knn(k=k):
@@ -162,7 +134,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
             blocks = vote(train.features, train.labels, classes, test.features, k, encoder.device)
             evidence = {}
     outcome = outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters)
-    return replace(outcome, scores=without_ece(outcome), evidence=evidence)
+    return replace(outcome, scores=logistic.without_ece(outcome), evidence=evidence)
 
 
 # ------------------------------------------------------------ logistic regression
@@ -170,7 +142,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
 
 def _logistic(
     train: Samples,
-    validation: Samples | None,
+    splits: dict[str, Split],
     test: Samples,
     classes: int,
     encoder: Inputs,
@@ -181,11 +153,11 @@ def _logistic(
 
     assert isinstance(params.classifier, Logistic)
     settings = params.classifier
-    fitted, held, whole = _divided(train, validation, params, seed)
+    fitted, held, whole = _divided(train, splits, encoder, params, seed)
     with encoder.tracked("λ", settings.lambdas) as advance:
         path = fit_path(
-            fitted.features, fitted.labels, classes, lambdas_of(settings),
-            gradient_tolerance=settings.sweep, progress=steps(advance), **solving(settings, encoder),
+            fitted.features, fitted.labels, classes, logistic.lambdas_of(settings),
+            gradient_tolerance=settings.sweep, progress=logistic.steps(advance), **logistic.solving(settings, encoder),
         )  # fmt: skip
     if params.primary == "mean_per_class_recall":
         predictions = path.predict(held.features)
@@ -197,41 +169,36 @@ def _logistic(
     best = best_of(curve)
     final = fit_path(
         whole.features, whole.labels, classes, path.lambdas[best : best + 1],
-        like=path, **solving(settings, encoder),
+        like=path, **logistic.solving(settings, encoder),
     )  # fmt: skip
     blocks = ((rows, scores[0]) for rows, scores in final.scores(test.features))
     evidence = {
-        "validation": _described(validation, held, params),
-        "curve": curve_of(path, curve),
-        "chosen": choice(path, best),
-        "final": solution(final, 0),
-        "criterion": criterion(settings),
+        "validation": _described(held, params),
+        "curve": logistic.curve_of(path, curve),
+        "chosen": logistic.choice(path, best),
+        "final": logistic.solution(final, 0),
+        "criterion": logistic.criterion(settings),
         "not_converged": [*path.unconverged(), *final.unconverged()],
     }
     return blocks, evidence
 
 
-def _validation(splits: dict[str, Split], encoder: Inputs, params: Params) -> Samples | None:
-    """The samples of the card's own validation split, where `params` names one."""
-    return Samples.of(splits[params.validation], encoder, params.space) if params.validation else None
-
-
 def _divided(
-    train: Samples, validation: Samples | None, params: Params, seed: int
+    train: Samples, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int
 ) -> tuple[Samples, Samples, Samples]:
-    """Samples to fit on, to choose λ on, and both together."""
-    if validation is not None:
+    """Samples to fit on, to choose λ on (the card's own validation split, or some of training), and both together."""
+    if params.validation:
+        validation = Samples.of(splits[params.validation], encoder, params.space)
         return train, validation, train.joined(validation)
     if train.clusters is None:
-        fit, held = hold_out(train.labels, params.holdout, seed)
+        what = "training samples"
+        fit, held = logistic.hold_out(train.labels, params.holdout, seed)
     else:
-        fit, held = hold_out_clusters(train.labels, clustered.codes(train.clusters), params.holdout, seed)
+        what, codes = "clusters of training samples", clustered.codes(train.clusters)
+        fit, held = logistic.hold_out_clusters(train.labels, codes, params.holdout, seed)
     if not len(held):
-        what = "samples" if train.clusters is None else "clusters of training samples"
         raise DataError(
-            f"no class has two training {what}, so none can be held out to choose λ on"
-            if train.clusters is None
-            else f"no class has two {what}, so none can be held out to choose λ on",
+            f"no class has two {what}, so none can be held out to choose λ on",
             hint="raise --limit, or name a validation split on the card",
         )
     return train.part(fit), train.part(held), train
@@ -244,10 +211,8 @@ def _top5(path: Path, held: Samples) -> NDArray[np.float64]:
     return hits / len(held.labels)
 
 
-def _described(validation: Samples | None, held: Samples, params: Params) -> dict[str, Any]:
-    source = (
-        f"{params.holdout:g} of {params.train}, held out" if validation is None else str(params.validation)
-    )
+def _described(held: Samples, params: Params) -> dict[str, Any]:
+    source = params.validation or f"{params.holdout:g} of {params.train}, held out"
     return {"metric": params.primary, "n": len(held.labels), "source": source}
 
 
@@ -269,12 +234,11 @@ def _multi_label(
     assert isinstance(params.classifier, Logistic)
     settings = params.classifier
     difficult = outcomes.require_difficult(splits[params.test], params.difficult)
-    validation = _validation(splits, encoder, params)
-    fitted, held, whole = _divided(train, validation, params, seed)
+    fitted, held, whole = _divided(train, splits, encoder, params, seed)
     with encoder.tracked("λ", settings.lambdas) as advance:
         path = fit_path_binary(
-            fitted.features, outcomes.training_labels(fitted.labels, difficult), lambdas_of(settings),
-            gradient_tolerance=settings.sweep, progress=steps(advance), **solving(settings, encoder),
+            fitted.features, outcomes.training_labels(fitted.labels, difficult), logistic.lambdas_of(settings),
+            gradient_tolerance=settings.sweep, progress=logistic.steps(advance), **logistic.solving(settings, encoder),
         )  # fmt: skip
     kind: APKind = "11pt" if params.primary == "map_11pt" else "area"
     ranked = np.concatenate([scores for _, scores in path.scores(held.features)], axis=1)
@@ -287,7 +251,7 @@ def _multi_label(
     chosen = sorted(set(best))
     final = fit_path_binary(
         whole.features, outcomes.training_labels(whole.labels, difficult), path.lambdas[chosen],
-        like=path, **solving(settings, encoder),
+        like=path, **logistic.solving(settings, encoder),
     )  # fmt: skip
     place = np.array([chosen.index(b) for b in best])
     columns = np.arange(len(best))
@@ -296,10 +260,10 @@ def _multi_label(
     outcome = outcomes.multi_label(scores, labels, test.ids, difficult, seed, clusters=test.clusters)
     names = dict(zip(card.classes, best, strict=True))
     evidence = {
-        "validation": _described(validation, held, params),
-        "curve": curve_of(path, overall),
-        "chosen": {name: choice(path, index) for name, index in names.items()},
-        "criterion": criterion(settings),
+        "validation": _described(held, params),
+        "curve": logistic.curve_of(path, overall),
+        "chosen": {name: logistic.choice(path, index) for name, index in names.items()},
+        "criterion": logistic.criterion(settings),
         "not_converged": [*path.unconverged(), *final.unconverged()],
     }
     return replace(outcome, evidence=evidence)
@@ -323,14 +287,8 @@ def _minibatches(
 
     settings = params.classifier
     assert isinstance(settings, AdamW | SgdVirtex)
-    common: dict[str, Any] = {
-        "lr": settings.lr,
-        "weight_decay": settings.weight_decay,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch_size,
-        "seed": seed,
-        "device": encoder.device,
-    }
+    fields = {"lr", "weight_decay", "epochs", "batch_size"}
+    common = settings.model_dump(include=fields) | {"seed": seed, "device": encoder.device}
     with encoder.tracked("epochs", settings.epochs) as advance:
         if isinstance(settings, AdamW):
             head = fit_adamw(train.features, train.labels, classes, progress=advance, **common)
@@ -341,21 +299,13 @@ def _minibatches(
                     return train.features
                 return Selection([(encoder.crops(split, params.space, seed, epoch), train.rows)])
 
-            head = fit_sgd(
-                source,
-                train.labels,
-                classes,
-                width=train.features.shape[1],
-                momentum=settings.momentum,
-                progress=advance,
-                **common,
-            )
+            common |= {"width": train.features.shape[1], "momentum": settings.momentum}
+            head = fit_sgd(source, train.labels, classes, progress=advance, **common)
     step = 8192
     starts = range(0, len(test.labels), step)
     blocks = ((slice(s, s + step), head.scores(test.features[s : s + step])) for s in starts)
-    seen = (
-        "new crops every epoch" if isinstance(settings, SgdVirtex) and settings.crops else "stored features"
-    )
+    crops = isinstance(settings, SgdVirtex) and settings.crops
+    seen = "new crops every epoch" if crops else "stored features"
     return blocks, {"loss": head.losses, "trained_on": seen}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -55,13 +56,7 @@ class Params(ParamsBase):
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
-    if params.split not in card.splits:
-        return unknown("split", params.split, card.splits)
-    if (
-        not params.ks
-        or params.ks[0] < 1
-        or any(a >= b for a, b in zip(params.ks, params.ks[1:], strict=False))
-    ):
+    if not params.ks or params.ks[0] < 1 or any(a >= b for a, b in pairwise(params.ks)):
         return "ks must ascend from 1 or more, and there must be one at least"
     recalls = [f"{way}_recall@{k}" for way in (_OF_IMAGES, _OF_TEXTS) for k in params.ks]
     allowed = ["mean_recall", *recalls, f"{_OF_IMAGES}_map@R"]
@@ -153,13 +148,8 @@ def scores(
     count = len(of_images.better)
     each = np.arange(count)
     guess_images, guess_texts = _guess(of_images, len(owner)), _guess(of_texts, count)
-    groups = {_OF_IMAGES: each, _OF_TEXTS: owner}
-    if cluster is not None:
-        groups = {way: cluster[images] for way, images in groups.items()}
-    ways = {
-        _OF_IMAGES: (of_images, guess_images, groups[_OF_IMAGES]),
-        _OF_TEXTS: (of_texts, guess_texts, groups[_OF_TEXTS]),
-    }
+    by_image, by_text = (each, owner) if cluster is None else (cluster, cluster[owner])
+    ways = {_OF_IMAGES: (of_images, guess_images, by_image), _OF_TEXTS: (of_texts, guess_texts, by_text)}
     found: dict[str, Score] = {}
     hits = {way: [_hit(ranks, k) for k in ks] for way, (ranks, _, _) in ways.items()}
     for way, (_, guess, group) in ways.items():

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final, Literal
+from itertools import pairwise
+from typing import Any, Final, Literal, get_args
 
 from pydantic import Field
 
 from clipbench.cards.base import Tuple
 from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
-from clipbench.errors import unknown
+from clipbench.metrics.average_precision import APKind
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
 from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
 from clipbench.protocols.base import Params as ParamsBase
-
-_METRICS: Final = ("map_area", "map_11pt", "map_envelope")
 
 
 class Params(ParamsBase):
@@ -50,12 +49,9 @@ class Params(ParamsBase):
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
-    for role in (params.train, params.test):
-        if role not in card.splits:
-            return unknown("split", role, card.splits)
     if params.train == params.test:
         return "train and test must be different splits"
-    if not params.costs or any(a >= b for a, b in zip(params.costs, params.costs[1:], strict=False)):
+    if not params.costs or any(a >= b for a, b in pairwise(params.costs)):
         return "costs must ascend, and there must be one at least"
     return "costs must be above 0" if params.costs[0] <= 0 else None
 
@@ -86,16 +82,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
         tolerance=params.tolerance,
         max_iter=params.max_iter,
     )
-    scores = found.svms.scores(test.features)
-    outcome = outcomes.multi_label(
-        scores,
-        test.labels,
-        test.ids,
-        difficult,
-        seed,
-        kinds=("area", "11pt", "envelope"),
-        clusters=test.clusters,
-    )
+    scores, kinds = found.svms.scores(test.features), get_args(APKind)
+    outcome = outcomes.multi_label(scores, test.labels, test.ids, difficult, seed, kinds, test.clusters)
     return replace(outcome, evidence=_evidence(card, found, params))
 
 

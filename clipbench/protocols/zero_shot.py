@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -19,8 +20,6 @@ from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
 from clipbench.protocols.base import Params as ParamsBase
 
 _BLOCK = 4_000_000  # scores, and features, held at once
-_SINGLE = ("acc1", "acc5", "mean_per_class_recall")
-_MULTI = ("map_area", "map_11pt")
 
 
 class Params(ParamsBase):
@@ -44,16 +43,7 @@ def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
     if params.templates not in card.templates:
         return unknown("template set", params.templates, card.templates)
-    if params.split not in card.splits:
-        return unknown("split", params.split, card.splits)
-    allowed = _MULTI if card.kind == "multi-label" else _SINGLE
-    if params.primary not in allowed:
-        return f"primary {params.primary} is no metric of a {card.kind} set (allowed: {', '.join(allowed)})"
-    if params.primary == "acc5" and len(card.classes) < 5:
-        return "acc5 needs at least 5 classes"
-    if params.difficult and card.kind != "multi-label":
-        return "difficult belongs to multi-label sets"
-    return None
+    return outcomes.misfit_of_labels(card, params.primary, params.difficult)
 
 
 def needs(params: Params, compared: str) -> Needs:
@@ -73,11 +63,18 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     images = encoder.images(split, encoder.compared)
     weights = classifier(card, params.templates, encoder)
     rows = decoded(split, images)
-    ids = np.array(split.ids, dtype=object)[rows]
+    ids, labels = np.array(split.ids, dtype=object)[rows], split.labels[rows]
+    clusters = clusters_of(split, rows)
     if card.kind == "multi-label":
-        outcome = _multi_label(images, rows, ids, split, weights, params, seed)
+        difficult = outcomes.require_difficult(split, params.difficult)
+        scores = np.concatenate([part for _, part in _scored(images, rows, weights, images.shape[1])])
+        outcome = outcomes.multi_label(
+            scores, labels.astype(np.uint8), ids, difficult, seed, clusters=clusters
+        )
     else:
-        outcome = _single_label(images, rows, ids, split, weights * np.float32(encoder.logit_scale), seed)
+        scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
+        logits = _scored(images, rows, weights * scale, wider)
+        outcome = outcomes.single_label(logits, labels.astype(np.int64), ids, len(weights), seed, clusters)
     same = same_prompts(card, params.templates)
     evidence = (
         {"same_prompts": [[f"{card.classes[c]} ({c})" for c in group] for group in same]} if same else {}
@@ -117,38 +114,14 @@ def classifier(card: TaskCard, templates: str, encoder: Inputs) -> NDArray[np.fl
     return unit if encoder.compared == "joint" else unit.reshape(len(unit), -1, encoder.token_width or 0)
 
 
-def _single_label(
-    images: Features,
-    rows: NDArray[np.int64],
-    ids: NDArray[np.object_],
-    split: Split,
-    weights: NDArray[np.float32],
-    seed: int,
-) -> Outcome:
-    step = max(1, _BLOCK // max(len(weights), images.shape[1]))
-    starts = range(0, len(rows), step)
-    blocks = (slice(start, start + step) for start in starts)
-    logits = ((block, similarity(images[rows[block]], weights)) for block in blocks)
-    target = split.labels[rows].astype(np.int64)
-    return outcomes.single_label(logits, target, ids, len(weights), seed, clusters_of(split, rows))
-
-
-def _multi_label(
-    images: Features,
-    rows: NDArray[np.int64],
-    ids: NDArray[np.object_],
-    split: Split,
-    weights: NDArray[np.float32],
-    params: Params,
-    seed: int,
-) -> Outcome:
-    difficult = outcomes.require_difficult(split, params.difficult)
-    step = max(1, _BLOCK // images.shape[1])
-    scores = np.concatenate(
-        [similarity(images[rows[i : i + step]], weights) for i in range(0, len(rows), step)]
-    )
-    labels = split.labels[rows].astype(np.uint8)
-    return outcomes.multi_label(scores, labels, ids, difficult, seed, clusters=clusters_of(split, rows))
+def _scored(
+    images: Features, rows: NDArray[np.int64], weights: NDArray[np.float32], width: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Places among `rows` and their similarity with the class weights, so many that `width` numbers a row fit."""
+    step = max(1, _BLOCK // width)
+    for start in range(0, len(rows), step):
+        place = slice(start, start + step)
+        yield place, similarity(images[rows[place]], weights)
 
 
 PROTOCOL: Final = Protocol(

@@ -45,11 +45,9 @@ class Loss(Protocol):
 
         `mixing` may be estimated from every `stride`-th row.
         """
-        ...
 
     def curve(self, state: Tensor, moved: Tensor, index: Which) -> Tensor:
         """Second derivative times a change of the scores (`moved` [P, K, b], overwritten) of rows `index`."""
-        ...
 
 
 class Softmax:

@@ -36,7 +36,7 @@ from clipbench.models.saliency import SaliencyMaps, of_tower
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve_source
 from clipbench.protocols import _overlays
-from clipbench.protocols.grounding import Params, check, run
+from clipbench.protocols.grounding import PROTOCOL, Params, run
 from clipbench.records import store
 from clipbench.records.record import same
 from clipbench.report import dataframe, table
@@ -272,7 +272,7 @@ def test_energies_of_boxes_that_divide_an_image_add_up() -> None:
 
 
 def test_params_that_do_not_suit_the_card(tmp_path: Path) -> None:
-    problem = check(CARD, Params(split="tset"))
+    problem = PROTOCOL.misfit(CARD, Params(split="tset"))
     assert problem is not None
     assert problem.startswith('unknown split "tset"; did you mean "test"?')
     small.write_task(tmp_path, protocols={"zs": {}, "ground": {}})

@@ -25,7 +25,7 @@ from clipbench.evaluate import Options, evaluate
 from clipbench.metrics import average_precision, intervals
 from clipbench.protocols import _few_shot
 from clipbench.protocols._logistic import best_of, hold_out
-from clipbench.protocols.linear_probe import Params, check, needs, run
+from clipbench.protocols.linear_probe import PROTOCOL, Params, needs, run
 from clipbench.solvers.minibatch_probe import fit_adamw, fit_sgd
 
 one_thread = small.one_thread
@@ -377,7 +377,7 @@ def test_labels_without_marks_are_not_scored_as_if_they_had_them(tmp_path: Path)
     ],
 )
 def test_params_that_a_card_cannot_have(params: dict[str, Any], message: str, tmp_path: Path) -> None:
-    assert message in (check(card(tmp_path), Params.model_validate(params)) or "")
+    assert message in (PROTOCOL.misfit(card(tmp_path), Params.model_validate(params)) or "")
 
 
 def test_every_card_gets_the_protocols_own_variants_where_they_suit(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics import average_precision
 from clipbench.protocols.base import Needs
-from clipbench.protocols.svm_map import Params, check, needs, run
+from clipbench.protocols.svm_map import PROTOCOL, Params, needs, run
 
 one_thread = small.one_thread
 
@@ -116,7 +116,7 @@ def test_class_with_too_few_positives_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_params_that_a_card_cannot_have(params: dict[str, Any], message: str, tmp_path: Path) -> None:
-    assert message in (check(card(tmp_path, 4, kind="multi-label"), Params(**params)) or "")
+    assert message in (PROTOCOL.misfit(card(tmp_path, 4, kind="multi-label"), Params(**params)) or "")
 
 
 # ------------------------------------------------------------------ the size of images

@@ -22,7 +22,7 @@ from clipbench.errors import DataError
 from clipbench.models.adapter import ModelEntry
 from clipbench.protocols import zero_shot
 from clipbench.protocols.base import Needs
-from clipbench.protocols.zero_shot import Params, check, classifier, needs, prompts, run
+from clipbench.protocols.zero_shot import PROTOCOL, Params, classifier, needs, prompts, run
 
 one_thread = small.one_thread
 
@@ -295,16 +295,16 @@ def test_a_causal_tower_of_open_clip_is_exact_too(tmp_path: Path) -> None:
     ],
 )
 def test_what_params_need_of_a_card(tmp_path: Path, params: dict[str, str], problem: str | None) -> None:
-    assert check(card(tmp_path), Params.model_validate(params)) == problem
+    assert PROTOCOL.misfit(card(tmp_path), Params.model_validate(params)) == problem
 
 
 def test_what_a_multi_label_card_needs(tmp_path: Path) -> None:
     task, params = multi(tmp_path, "ignore")
-    assert check(task, params) is None
-    assert check(task, Params()) == (
+    assert PROTOCOL.misfit(task, params) is None
+    assert PROTOCOL.misfit(task, Params()) == (
         "primary acc1 is no metric of a multi-label set (allowed: map_area, map_11pt)"
     )
-    assert check(card(tmp_path, 4), Params(primary="acc5")) == "acc5 needs at least 5 classes"
+    assert PROTOCOL.misfit(card(tmp_path, 4), Params(primary="acc5")) == "acc5 needs at least 5 classes"
 
 
 def test_the_split_that_params_name_is_the_one_read() -> None:
