@@ -90,6 +90,18 @@ def test_equal_models_do_not_differ() -> None:
     assert found.ci95[0] < 0 < found.ci95[1]
 
 
+@pytest.mark.parametrize(("gained", "lost", "n"), [(9, 4, 50), (0, 3, 20), (0, 0, 7)])
+def test_the_interval_of_accuracy_is_that_with_one_more_gained_and_one_more_lost(
+    gained: int, lost: int, n: int
+) -> None:
+    """Bonett & Price 2012: the usual interval of a mean of differences, of samples with one more of either kind."""
+    first, second = np.repeat([[0, 1, 1], [1, 0, 1]], [gained, lost, n - gained - lost], axis=1).astype(float)
+    more = np.concatenate([second - first, [1.0, -1.0]])
+    half = norm.ppf(0.975) * more.std() / np.sqrt(n + 2)
+    expected = more.mean() - half, more.mean() + half
+    assert paired_tests.of_means(first, second, seed=0).ci95 == pytest.approx(expected)
+
+
 def test_the_interval_of_accuracy_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered, rounds, gained = 0, 1_000, 0.15
@@ -118,8 +130,11 @@ def test_average_precision_is_told_apart_by_the_same_resamples() -> None:
     assert found.p < 0.001
     separate = [mean_average_precision_scores(s, labels, 0)["map_area"].ci95 for s in (first, second)]
     assert found.ci95[1] - found.ci95[0] < sum(high - low for low, high in separate)
-    same = paired_tests.of_average_precision(first, first, labels, "area", "ignore", seed=0)
-    assert (same.value, same.p) == (0, 1)
+    for cluster in (None, np.arange(200) // 10):
+        same = paired_tests.of_average_precision(
+            first, first, labels, "area", "ignore", seed=0, cluster=cluster
+        )
+        assert (same.value, same.p, same.ci95) == (0, 1, (0, 0))
 
 
 def test_scores_alone_are_held_apart_by_their_intervals() -> None:
