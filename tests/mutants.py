@@ -42,6 +42,7 @@ from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import CodeType, FrameType, FunctionType, ModuleType
@@ -506,7 +507,7 @@ class Session:
         items = {item.nodeid: item for item in session.items}
 
         def show(names: Sequence[str]) -> int:
-            for name, after in zip(names, [*names[1:], None], strict=True):
+            for name, after in zip_longest(names, names[1:]):
                 item = items[name]
                 item.ihook.pytest_runtest_protocol(item=item, nextitem=after and items[after])
                 if session.testsfailed:
