@@ -61,8 +61,14 @@ def test_a_score_must_be_finite(bad: float) -> None:
         Score(bad, (0.0, 1.0), 3, None)
     with pytest.raises(ValueError, match="finite"):
         Score(0.5, (0.0, bad), 3, None)
+    with pytest.raises(ValueError, match="finite"):
+        Score(0.5, (-bad, 1.0), 3, None)
+    with pytest.raises(ValueError, match="finite"):
+        Score(0.5, (0.0, 1.0), 3, bad)
     with pytest.raises(ValueError, match="ordered"):
         Score(0.5, (1.0, 0.0), 3, None)
+    with pytest.raises(ValueError, match="one sample"):
+        Score(0.5, (0.0, 1.0), 0, None)
 
 
 def test_hits_in_groups_count_as_many_samples_as_their_sums_show() -> None:
@@ -72,6 +78,16 @@ def test_hits_in_groups_count_as_many_samples_as_their_sums_show() -> None:
     score = intervals.grouped_share_score(hits, group, chance=0.2)
     assert (score.value, score.n, score.chance) == (0.6, 5, 0.2)
     assert score.ci95 == pytest.approx(intervals.wilson(0.6 * effective, effective))
+    # All groups alike: each counts as one.
+    alike = intervals.grouped_share_score(np.array([1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 1, 1]), chance=0.2)
+    assert (alike.value, alike.ci95) == (0.5, intervals.wilson(1, 2))
+
+
+def test_two_runs_say_how_far_others_may_be() -> None:
+    mean, (low, high) = intervals.of_seeds([1.0, 3.0])
+    assert (mean, low, high) == pytest.approx((2, 2 - t.ppf(0.975, 1), 2 + t.ppf(0.975, 1)))
+    with pytest.raises(ValueError, match="two runs"):
+        intervals.of_seeds([1.0])
 
 
 def test_draws_and_images_are_uncertain_together() -> None:
