@@ -280,6 +280,34 @@ def test_integer_weights_equal_repeated_samples() -> None:
         assert weighted == pytest.approx(metric(score[index], positive[index]))
 
 
+@pytest.mark.parametrize("kind", ["area", "11pt", "envelope"])
+@pytest.mark.parametrize("steps", [9, 10_000], ids=["with ties", "without"])
+def test_the_influence_of_an_image_is_the_slope_of_the_metric_by_its_weight(kind: APKind, steps: int) -> None:
+    """An image counts 10,001 and 9,999 times instead of 10,000; one class has no positive, some are difficult."""
+    rng = np.random.default_rng(
+        3
+    )  # of which no two best precisions are equal, where the slope would have a kink
+    scores = np.floor(rng.random((30, 3)) * steps)
+    labels = np.zeros(scores.shape, dtype=np.uint8)
+    labels[:7, 0] = labels[7:18, 1] = (
+        1  # of 7 and 11 no tenth is a whole number, so that no recall is on an edge
+    )
+    labels[20:23, 1] = 255
+
+    def mean(weights: NDArray[np.int32]) -> float:
+        curves = [average_precision.curve(one, weights) for one in average_precision.rankings(scores, labels)]
+        return float(np.nanmean([average_precision.curve_average_precision(*one, kind)[0] for one in curves]))
+
+    expected = []
+    for image in range(30):
+        more, less = np.full((2, 30, 1), 10_000, dtype=np.int32)
+        more[image], less[image] = 10_001, 9_999
+        expected.append((mean(more) - mean(less)) / 2 * 10_000)
+    found = average_precision.mean_average_precision_influence(scores, labels, kind)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found.sum() == pytest.approx(0, abs=1e-12)
+
+
 def test_map_over_classes_with_positives_and_the_three_readings_of_difficult() -> None:
     labels = np.array([[1, 0, 0], [255, 0, 0], [0, 0, 1], [1, 0, 0]], dtype=np.uint8)
     scores = np.array([[0.9, 0.1, 0.1], [0.8, 0.1, 0.2], [0.7, 0.1, 0.3], [0.6, 0.1, 0.4]])
