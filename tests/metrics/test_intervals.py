@@ -14,6 +14,7 @@ from clipbench.errors import DataError
 from clipbench.metrics import average_precision, classification, intervals
 from clipbench.metrics.average_precision import DIFFICULT, APKind, Difficult
 from clipbench.metrics.average_precision_intervals import (
+    APDraws,
     mean_average_precision_draws,
     mean_average_precision_scores,
 )
@@ -217,6 +218,16 @@ def test_map_draws_equal_recomputing_the_metric_on_resampled_rows() -> None:
     )
     assert found.draws == pytest.approx(plain)
     assert (found.centre, found.about) == (found.value, found.value)
+    # The spread of the draws is short by 1 / P, P being the harmonic mean of the classes' positives.
+    share = np.mean(1 / (labels == 1).sum(axis=0))
+    assert found.error == pytest.approx(math.sqrt(np.mean((plain - found.value) ** 2) / (1 - share)))
+
+
+@pytest.mark.parametrize(("positives", "scale"), [(3, 3 / 2), (2, 2), (1.5, 2), (1, 2)])
+def test_few_positives_widen_the_error_of_map_up_to_twice(positives: float, scale: float) -> None:
+    draws = APDraws(0.9, 0.5, np.array([0.4, 0.6, np.nan]), population=True, positives=positives)
+    assert draws.error == pytest.approx(0.1 * math.sqrt(scale))
+    assert draws.centre == pytest.approx(0.5)
 
 
 def test_map_intervals_are_centred_below_the_value_and_hold_it() -> None:
