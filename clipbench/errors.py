@@ -70,6 +70,16 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, where there is any.
+
+    >>> did_you_mean("clip-rn5", ["clip-rn50"]), did_you_mean("clip-rn5", ["vit"])
+    ('; did you mean "clip-rn50"?', '')
+    """
+    near = nearest(word, known)
+    return f'; did you mean "{near}"?' if near else ""
+
+
 def unknown(what: str, word: str, known: Iterable[str], *, listing: str | None = None) -> str:
     """One sentence for an unknown name: the nearest known one and where to see all.
 
@@ -77,10 +87,6 @@ def unknown(what: str, word: str, known: Iterable[str], *, listing: str | None =
     'unknown model "clip-rn5"; did you mean "clip-rn50"? See: clipbench list models'
     """
     names = sorted(known)
-    near = nearest(word, names)
-    text = f'unknown {what} "{word}"'
-    if near:
-        text += f'; did you mean "{near}"?'
-    if listing:
-        return f"{text} See: {listing}" if near else f"{text}; see: {listing}"
-    return f"{text} Allowed: {', '.join(names)}" if near else f"{text}; allowed: {', '.join(names)}"
+    near = did_you_mean(word, names)
+    head, where = ("See", listing) if listing else ("Allowed", ", ".join(names))
+    return f'unknown {what} "{word}"' + (f"{near} {head}: {where}" if near else f"; {head.lower()}: {where}")

@@ -72,6 +72,11 @@ class PairSource(Strict):
         1, gt=0, description="times that an epoch shows each image: 8, as if there were 8 copies"
     )
 
+    @property
+    def remote(self) -> bool:
+        """Whether the pairs are read from addresses, as a stream."""
+        return False
+
 
 class Pairs(PairSource):
     """Training pairs: the images of a task card's split, each with one of its texts, drawn anew every time.
@@ -157,17 +162,15 @@ class ShardPairs(NamedPairs):
 
     @property
     def remote(self) -> bool:
-        """Whether the shards are addresses."""
-        return self.shards[0].startswith(("http://", "https://"))
+        return any(shard.startswith(("http://", "https://")) for shard in self.shards)
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> ShardPairs:
-        remote = [shard.startswith(("http://", "https://")) for shard in self.shards]
-        if any(remote) and not all(remote):
+        if self.remote and not all(shard.startswith(("http://", "https://")) for shard in self.shards):
             raise Misplaced("shards are either all addresses or all paths", "shards")
-        if any(remote) and self.rows is None:
+        if self.remote and self.rows is None:
             raise Misplaced("shards that are addresses need rows: how many samples they hold in all", "rows")
-        if any(remote) and any("*" in shard for shard in self.shards):
+        if self.remote and any("*" in shard for shard in self.shards):
             raise Misplaced("an address cannot hold *; write the numbers as {000..331}", "shards")
         return self
 

@@ -7,19 +7,11 @@ import importlib
 import operator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    SerializeAsAny,
-    Tag,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag, TypeAdapter, model_validator
 
 from clipbench.cards.base import Misplaced, Probability, Strict, Tuple
 from clipbench.cards.model import Confidence, Images, Preprocess
-from clipbench.cards.pairs import AnyPairs, ShardPairs
+from clipbench.cards.pairs import AnyPairs
 from clipbench.errors import ClipbenchError
 from clipbench.utils import plugins
 
@@ -264,28 +256,18 @@ class Recipe(Strict):
     quick: dict[str, Any] = Field({}, description="key by key, what `--quick` changes: {schedule.steps: 20}")
 
     @model_validator(mode="after")
-    def _a_stream_is_alone(self) -> Recipe:
-        for i, data in enumerate(self.data):
-            if isinstance(data, ShardPairs) and data.remote and data.repeat > 1:
-                raise Misplaced(
-                    f"{data.name} is read as a stream, which has no epochs to repeat in", "data", i, "repeat"
-                )
-            if isinstance(data, ShardPairs) and data.remote and len(self.data) > 1:
-                raise Misplaced(
-                    f"{data.name} is read as a stream, which no other source can be mixed with: fetch its shards "
-                    "and give them with --data",
-                    "data",
-                    i,
-                )
-        return self
-
-    @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        for i, data in enumerate(self.data):
+            streamed = f"{data.name} is read as a stream, which"
+            if data.remote and data.repeat > 1:
+                raise Misplaced(f"{streamed} has no epochs to repeat in", "data", i, "repeat")
+            if data.remote and len(self.data) > 1:
+                instead = "fetch its shards and give them with --data"
+                raise Misplaced(f"{streamed} no other source can be mixed with: {instead}", "data", i)
         self.objective.check(self)
-        if self.model.frozen.image is True:
-            self._unchanged_images()
-        if self.model.frozen.text is True:
-            self._unchanged_texts()
+        for side in ("image", "text"):
+            if getattr(self.model.frozen, side) is True:
+                self._unchanged(side)
         for name, score in (("target", self.target), ("best", self.best)):
             if score and not self.evaluate:
                 raise Misplaced(f'{name}.task "{score.task}" is not in evaluate (empty)', name, "task")
@@ -293,42 +275,23 @@ class Recipe(Strict):
             raise Misplaced("best needs schedule.eval_every: evaluations to choose from", "best")
         return self
 
-    def _unchanged_images(self) -> None:
+    def _unchanged(self, side: str) -> None:
+        """Raise Misplaced where a wholly frozen tower would not see the same at every step."""
+        once = f"the {side} tower is frozen, so that its features are computed once"
+        parts = "or freeze only parts of the tower"
         for i, data in enumerate(self.data):
-            if isinstance(data, ShardPairs) and data.remote:
-                raise Misplaced(
-                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
-                    "streamed; fetch its shards and give them with --data",
-                    "data",
-                    i,
-                )
-            if data.on_bad_image == "skip":
-                raise Misplaced(
-                    f"the image tower is frozen, so that its features are computed once: bad images of {data.name} "
-                    "cannot be skipped; take them out of the data, or freeze only parts of the tower",
-                    "data",
-                    i,
-                    "on_bad_image",
-                )
-            if data.augment is not None:
-                raise Misplaced(
-                    f"the image tower is frozen, so that its features are computed once: {data.name} cannot be "
-                    "augmented; leave out augment, or freeze only parts of the tower (model.frozen.image)",
-                    "data",
-                    i,
-                    "augment",
-                )
-
-    def _unchanged_texts(self) -> None:
-        for i, data in enumerate(self.data):
-            if data.alter:
-                raise Misplaced(
-                    f"the text tower is frozen, so that its features are computed once: texts of {data.name} cannot "
-                    "be altered; leave out alter, or freeze only parts of the tower (model.frozen.text)",
-                    "data",
-                    i,
-                    "alter",
-                )
+            if side == "image" and data.remote:
+                what = f"{data.name} cannot be streamed; fetch its shards and give them with --data"
+                raise Misplaced(f"{once}: {what}", "data", i)
+            if side == "image" and data.on_bad_image == "skip":
+                what = f"bad images of {data.name} cannot be skipped; take them out of the data, {parts}"
+                raise Misplaced(f"{once}: {what}", "data", i, "on_bad_image")
+            if side == "image" and data.augment is not None:
+                what = f"{data.name} cannot be augmented; leave out augment, {parts} (model.frozen.image)"
+                raise Misplaced(f"{once}: {what}", "data", i, "augment")
+            if side == "text" and data.alter:
+                what = f"texts of {data.name} cannot be altered; leave out alter, {parts} (model.frozen.text)"
+                raise Misplaced(f"{once}: {what}", "data", i, "alter")
 
 
 class Frozen(Strict):

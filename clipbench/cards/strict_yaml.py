@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from clipbench.cards.base import Misplaced, Strict
-from clipbench.errors import CardError, nearest
+from clipbench.errors import CardError, did_you_mean
 from clipbench.utils.parsing import BOOLEANS, MOST_YAML, Unreadable, file_bytes, yaml_nodes, yaml_value
 
 _SEAL = "# sha256 of the lines above: "
@@ -62,34 +62,26 @@ class Document:
 
     def line(self, location: tuple[int | str, ...]) -> int:
         """1-based line of the value at `location` (the deepest part of it that exists)."""
-        node = self._root
-        line = node.start_mark.line + 1 if node else 1
-        for step in location:
-            if isinstance(node, yaml.MappingNode):
-                found = [(k, v) for k, v in node.value if k.value == str(step)]
-                if not found:
-                    continue  # union tags and the like, which pydantic adds to locations
-                key, node = found[0]
-                line = key.start_mark.line + 1
-            elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-                node = node.value[step]
-                line = node.start_mark.line + 1
-        return line
+        return self.place(location)[0]
 
-    def place(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        """`location` without the steps that are no keys: the tags of unions, which pydantic adds."""
+    def place(self, location: tuple[int | str, ...]) -> tuple[int, tuple[int | str, ...]]:
+        """`line`, and `location` without the steps that are no keys: the tags of unions, which pydantic adds."""
         node, kept = self._root, []
+        line = node.start_mark.line + 1 if node else 1
         for i, step in enumerate(location):
             below = None
             if isinstance(node, yaml.MappingNode):
-                below = next((v for k, v in node.value if k.value == str(step)), None)
-                if below is None and i < len(location) - 1:
+                found = next(((k, v) for k, v in node.value if k.value == str(step)), None)
+                if found is not None:
+                    line, below = found[0].start_mark.line + 1, found[1]
+                elif i < len(location) - 1:
                     continue
             elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
                 below = node.value[step]
+                line = below.start_mark.line + 1
             kept.append(step)
             node = below
-        return tuple(kept)
+        return line, tuple(kept)
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -127,16 +119,14 @@ def _explain(model: type[BaseModel], document: Document, prefix: tuple[int | str
     location: tuple[int | str, ...] = problem["loc"]
     if isinstance(error, Misplaced):
         location += error.location
-    where = f"{document.path}:{document.line((*prefix, *location))}"
-    key = _dotted(document.place((*prefix, *location)))
+    line, place = document.place((*prefix, *location))
+    where, key = f"{document.path}:{line}", _dotted(place)
     value = problem["input"]
     match problem["type"]:
         case "extra_forbidden":
             allowed = _fields(model, location[:-1])
-            near = nearest(str(location[-1]), allowed)
-            text = f'unknown key "{key}"'
-            text += f'; did you mean "{near}"?' if near else ""
-            return f"{where}: {text} (allowed: {', '.join(allowed)})" if allowed else f"{where}: {text}"
+            text = f'{where}: unknown key "{key}"{did_you_mean(str(location[-1]), allowed)}'
+            return f"{text} (allowed: {', '.join(allowed)})" if allowed else text
         case "missing":
             return f'{where}: missing key "{key}"'
         case "string_type" if isinstance(value, bool):

@@ -5,17 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from clipbench.cards.base import Misplaced, Strict, Tuple
 from clipbench.cards.model import Images
-from clipbench.errors import nearest
+from clipbench.errors import did_you_mean
 
 
 class Archive(Strict):
@@ -195,39 +189,19 @@ class TaskCard(Strict):
         return next(whole) if self.splits[role].part else role
 
     @model_validator(mode="after")
-    def _parts_of_something(self) -> TaskCard:
+    def _known_splits(self) -> TaskCard:
         whole = {spec.name for spec in self.splits.values() if spec.part is None}
         for role, spec in self.splits.items():
             if spec.name not in whole:
-                raise Misplaced(
-                    f'a part needs the split that it is a part of: one of name "{spec.name}" without part',
-                    "splits",
-                    role,
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _images_of_its_splits(self) -> TaskCard:
+                text = f'a part needs the split that it is a part of: one of name "{spec.name}" without part'
+                raise Misplaced(text, "splits", role)
+        known = f"is no split of this card (it has {', '.join(self.splits)})"
         for role in self.images_of:
             if role not in self.splits:
-                raise Misplaced(
-                    f'images_of: "{role}" is no split of this card (it has {", ".join(self.splits)})',
-                    "images_of",
-                    role,
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _lacks_what_it_could_have(self) -> TaskCard:
+                raise Misplaced(f'images_of: "{role}" {known}', "images_of", role)
         for what in self.source.lacks:
-            if what not in self.splits and what != DIFFICULT_MARKS:
-                raise Misplaced(
-                    f'lacks: "{what}" is no split of this card (it has {", ".join(self.splits)}), '
-                    f'nor "{DIFFICULT_MARKS}"',
-                    "source",
-                    "lacks",
-                    what,
-                )
+            if what not in (*self.splits, DIFFICULT_MARKS):
+                raise Misplaced(f'lacks: "{what}" {known}, nor "{DIFFICULT_MARKS}"', "source", "lacks", what)
         return self
 
     @property
@@ -256,10 +230,8 @@ class TaskCard(Strict):
     def _consistent(self) -> TaskCard:
         if self.label_names is not None:
             if len(self.label_names) != len(self.classes):
-                raise Misplaced(
-                    f"label_names has {len(self.label_names)} entries, classes {len(self.classes)}",
-                    "label_names",
-                )
+                text = f"label_names has {len(self.label_names)} entries, classes {len(self.classes)}"
+                raise Misplaced(text, "label_names")
             if len(set(self.label_names)) != len(self.label_names):
                 raise Misplaced("label_names holds the same name twice", "label_names")
         if len({self.kind, *self.also}) <= len(self.also):
@@ -269,17 +241,13 @@ class TaskCard(Strict):
         if self.expressions is not None and self.kind != "expressions":
             raise Misplaced("expressions: classes belongs to sets of kind expressions", "expressions")
         if self.expressions is not None and not (self.source.local or self.source.path):
-            raise Misplaced(
-                "expressions: classes reads COCO's instances_<split>.json: its source is local or a path",
-                "expressions",
-            )
+            text = "expressions: classes reads COCO's instances_<split>.json: its source is local or a path"
+            raise Misplaced(text, "expressions")
         if self.other_labels == "ignore" and self.kind != "multi-label":
             raise Misplaced("other_labels belongs to multi-label sets", "other_labels")
         if self.kind in LABELLED and "default" not in self.templates:
-            raise Misplaced(
-                f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})',
-                "templates",
-            )
+            text = f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})'
+            raise Misplaced(text, "templates")
         for name, templates in self.templates.items():
             if isinstance(templates, dict):
                 _check_class_prompts(name, templates, self.classes)
@@ -297,30 +265,19 @@ def _check_templates(name: str, templates: tuple[str, ...]) -> None:
         raise Misplaced(f'templates "{name}" is empty', "templates", name)
     for i, template in enumerate(templates):
         if "{c}" not in template:
-            raise Misplaced(
-                f'templates "{name}": "{template}" has no {{c}} for the class name', "templates", name, i
-            )
+            text = f'templates "{name}": "{template}" has no {{c}} for the class name'
+            raise Misplaced(text, "templates", name, i)
 
 
 def _check_class_prompts(name: str, prompts: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> None:
     lost = [c for c in classes if not prompts.get(c)]
     if lost:
-        raise Misplaced(
-            f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)',
-            "templates",
-            name,
-            lost[0],
-        )
+        text = f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)'
+        raise Misplaced(text, "templates", name, lost[0])
     extra = [c for c in prompts if c not in set(classes)]
     if extra:
-        near = nearest(extra[0], classes)
-        raise Misplaced(
-            f'templates "{name}" names the unknown class "{extra[0]}"'
-            + (f'; did you mean "{near}"?' if near else ""),
-            "templates",
-            name,
-            extra[0],
-        )
+        text = f'templates "{name}" names the unknown class "{extra[0]}"{did_you_mean(extra[0], classes)}'
+        raise Misplaced(text, "templates", name, extra[0])
 
 
 class Suite(Strict):

@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -54,16 +54,12 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        problem = None if os.access(path, os.W_OK) else f"the folder {path} cannot be written"
     except OSError as error:
-        raise StorageError(
-            f"cannot create the folder {path}: {error.strerror}",
-            hint="choose another with CLIPBENCH_CACHE (cache) or --results (records)",
-        ) from None
-    if not os.access(path, os.W_OK):
-        raise StorageError(
-            f"the folder {path} cannot be written",
-            hint="choose another with CLIPBENCH_CACHE (cache) or --results (records)",
-        )
+        problem = f"cannot create the folder {path}: {error.strerror}"
+    if problem:
+        hint = "choose another with CLIPBENCH_CACHE (cache) or --results (records)"
+        raise StorageError(problem, hint=hint)
     return path
 
 
@@ -73,28 +69,45 @@ def write_atomic(path: Path, *data: bytes | memoryview) -> None:
     Raises:
         StorageError: the folder cannot be written or the disk is full.
     """
-    with _part(path, data) as part:
-        part.replace(path)
+    with replacing(path) as part, part.open("wb") as file:
+        file.writelines(data)
 
 
 @contextlib.contextmanager
-def _part(path: Path, data: Iterable[bytes | memoryview]) -> Iterator[Path]:
-    """`data` in a file of this process beside `path`, on the disk; afterwards it is gone, or has another name.
+def replacing(
+    path: Path,
+    what: str = "",
+    *,
+    hint: str = "free some space or choose another folder",
+    create: bool = False,
+) -> Iterator[Path]:
+    """A file of this process beside `path`, for the caller to write; it then takes that place, whole, on the disk.
+
+    Args:
+        what, hint: for the error: what is written there, and what to do.
+        create: unless there is such a file: of several who write at once, one wins and no other's is seen.
 
     Raises:
-        StorageError: also for what goes wrong while it is there.
+        StorageError: the folder cannot be written or the disk is full.
     """
     part = part_of(path)
     try:
-        with part.open("wb") as file:
-            file.writelines(data)
-            file.flush()
-            os.fsync(file.fileno())
         yield part
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())
+        if not create:
+            part.replace(path)
+            return
+        with contextlib.suppress(FileExistsError):
+            try:
+                os.link(part, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                with path.open("xb") as file:
+                    file.write(part.read_bytes())
     except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}", hint="free some space or choose another folder"
-        ) from None
+        raise StorageError(f"cannot write {path}{what}: {error.strerror}", hint=hint) from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -187,15 +200,8 @@ def create_checked(path: Path, data: bytes, kind: str) -> None:
     Raises:
         StorageError: the folder cannot be written or the disk is full.
     """
-    content = _checked(data, kind)
-    with _part(path, (content,)) as part:
-        try:
-            os.link(part, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            with contextlib.suppress(FileExistsError), path.open("xb") as file:
-                file.write(content)
+    with replacing(path, create=True) as part:
+        part.write_bytes(_checked(data, kind))
 
 
 def _checked(data: bytes, kind: str) -> bytes:

@@ -8,7 +8,6 @@ that the user names himself is as good as any.
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.client
 import ipaddress
 import socket
@@ -53,8 +52,7 @@ def open_address(address: str, *, headers: Mapping[str, str] | None = None, time
     for handler in (
         ProxyHandler(),
         UnknownHandler(),
-        _Http(guard),
-        _Https(guard),
+        _Guarded(guard),
         HTTPDefaultErrorHandler(),
         HTTPErrorProcessor(),
         _Redirects(guard),
@@ -179,33 +177,26 @@ class _Redirects(HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-def _connection(guard: _Guard, req: Request, kind: Callable[..., Any]) -> Callable[..., Any]:
-    """`kind`, connecting as `guard` does; a proxy is the user's own, and looks names up itself."""
-    if req.has_proxy() or getattr(req, "_tunnel_host", None):
-        return kind
+class _Guarded(HTTPSHandler, HTTPHandler):
+    """Connects as the guard does; a proxy is the user's own, and looks names up itself."""
 
-    @functools.wraps(kind)
-    def make(host: str, **more: Any) -> Any:
-        made = kind(host, **more)
-        made._create_connection = guard.connect
-        return made
-
-    return make
-
-
-class _Http(HTTPHandler):
     def __init__(self, guard: _Guard) -> None:
         super().__init__()
         self._guard = guard
 
     def http_open(self, req: Request) -> Any:
-        return self.do_open(_connection(self._guard, req, http.client.HTTPConnection), req)
-
-
-class _Https(HTTPSHandler):
-    def __init__(self, guard: _Guard) -> None:
-        super().__init__()
-        self._guard = guard
+        return self._ask(http.client.HTTPConnection, req)
 
     def https_open(self, req: Request) -> Any:
-        return self.do_open(_connection(self._guard, req, http.client.HTTPSConnection), req)
+        return self._ask(http.client.HTTPSConnection, req)
+
+    def _ask(self, kind: Callable[..., Any], req: Request) -> Any:
+        if req.has_proxy() or getattr(req, "_tunnel_host", None):
+            return self.do_open(kind, req)
+
+        def connection(host: str, **more: Any) -> Any:
+            made = kind(host, **more)
+            made._create_connection = self._guard.connect
+            return made
+
+        return self.do_open(connection, req)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +18,7 @@ from clipbench.models.weights.pickles import (
     refuse_broken,
 )
 from clipbench.models.weights.reading import read_state_dict, unprefixed
+from clipbench.utils.cache import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -131,20 +130,14 @@ def _write(state: State, out: Path, left_out: tuple[str, ...]) -> Converted:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, part, metadata={"format": "pt"})
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(out)
+        with replacing(out) as part:
+            save_file(state, part, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"cannot write {out}: {error}", hint="free some space or choose another folder"
         ) from None
     except (KeyError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{out} cannot hold these tensors: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
     return Converted(out, len(state), out.stat().st_size, sha256_file(out), left_out)

