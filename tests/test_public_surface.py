@@ -29,7 +29,8 @@ HEAVY = (
 SURFACE = {
     "clipbench.cards.entry": "Entry",
     "clipbench.errors": (
-        "CardError ClipbenchError Damaged DataError NotApplicable Stopped StorageError WeightsError nearest unknown"
+        "CardError ClipbenchError Damaged DataError NotApplicable Stopped StorageError WeightsError did_you_mean "
+        "nearest unknown"
     ),
     "clipbench.catalog": "Catalog Task",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",
@@ -41,12 +42,13 @@ SURFACE = {
     "clipbench.metrics.concepts": "concept_direction remove_concept",
     "clipbench.data.layouts.archives": "probe",
     "clipbench.data.layouts._cifar": "Batches Form",
-    "clipbench.data.fetched": "archive_of",
-    "clipbench.data.labels": "Match difference fold match match_card of other_labels refuse_doubt without_samples",
+    "clipbench.data.labels": (
+        "Match difference fold is_it match match_card of other_labels refuse_doubt without_samples"
+    ),
     "clipbench.data.layouts._matlab": "read",
     "clipbench.data.layouts._caption_tables": "Table read tells_splits",
     "clipbench.data.text": "decoded json_of lines",
-    "clipbench.data.split": "Captions Expressions Note Objects Sample Split Subset",
+    "clipbench.data.split": "Captions Expressions Note Objects Sample Split Subset notes_of",
     "clipbench.records.record": (
         "Env Noted ProtocolUsed Record ResolvedCards Seen Skipped Timing by_class environment same seal_of sealed "
         "to_json utc_now"

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -26,31 +27,31 @@ _PLACES: Final = ("top left", "top right", "bottom left", "bottom right")  # rea
 _WORDS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
+@dataclass(eq=False)
 class ArraySplit(Split):
     """A small split held in memory: `pixels`, uint8 [n, height, width] grey images, handed out as PNG bytes."""
 
+    dataset: str
+    role: str
+    ids: list[str]
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
+    classes: tuple[str, ...]
+    captions: Captions | None = None
+    expressions: Expressions | None = None
     scattered = True
 
-    def __init__(
-        self,
-        dataset: str,
-        role: str,
-        ids: list[str],
-        pixels: NDArray[np.uint8],
-        labels: NDArray[np.int64] | NDArray[np.uint8],
-        classes: tuple[str, ...],
-        captions: Captions | None = None,
-        expressions: Expressions | None = None,
-    ) -> None:
-        self.dataset = dataset
-        self.role = role
-        self.ids = ids
-        self.labels = labels
-        self.classes = classes
-        self.captions = captions
-        self.expressions = expressions
-        self.pixels = pixels
-        self.fingerprint = _fingerprint(ids, pixels, labels, captions, expressions)
+    def __post_init__(self) -> None:
+        # Of the pixels, not of the PNG bytes, which change with the compression library.
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(repr(self.pixels.shape).encode())
+        digest.update(self.pixels.tobytes())
+        digest.update(self.labels.astype("<i8").tobytes())
+        if self.captions is not None:
+            digest.update(json.dumps([self.captions.texts, self.captions.image.tolist()]).encode())
+        if (of := self.expressions) is not None:
+            digest.update(json.dumps([of.ids, of.texts, of.image.tolist(), of.boxes.tolist()]).encode())
+        self.fingerprint = digest.hexdigest()
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         """The samples at `rows` (ascending indices), each a lossless 8-bit grey PNG."""
@@ -120,7 +121,7 @@ def digits_scenes(role: str, classes: Sequence[str]) -> ArraySplit:
         rows = rng.integers(len(source), size=len(places))
         shown = source.labels[rows]
         caption = ", ".join(
-            f"{_with_article(_WORDS[digit])} at the {_PLACES[place]}"
+            f"{'an' if _WORDS[digit] == 'eight' else 'a'} {_WORDS[digit]} at the {_PLACES[place]}"
             for digit, place in zip(shown, places, strict=True)
         )
         corners = _CELL * np.stack([places % 2, places // 2], axis=1)
@@ -149,10 +150,6 @@ def digits_scenes(role: str, classes: Sequence[str]) -> ArraySplit:
     )
 
 
-def _with_article(word: str) -> str:
-    return f"{'an' if word == 'eight' else 'a'} {word}"
-
-
 def _ink(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The smallest box, x0, y0, x1, y1, that holds all pixels that are not black."""
     y, x = np.nonzero(image)
@@ -164,26 +161,6 @@ BUILTINS: dict[str, Callable[[str, Sequence[str]], Split]] = {
     "digits": digits,
     "digits-scenes": digits_scenes,
 }
-
-
-def _fingerprint(
-    ids: list[str],
-    pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64] | NDArray[np.uint8],
-    captions: Captions | None,
-    expressions: Expressions | None,
-) -> str:
-    # Of the pixels, not of the PNG bytes, which change with the compression library.
-    digest = hashlib.sha256("\n".join(ids).encode())
-    digest.update(repr(pixels.shape).encode())
-    digest.update(pixels.tobytes())
-    digest.update(labels.astype("<i8").tobytes())
-    if captions is not None:
-        digest.update(json.dumps([captions.texts, captions.image.tolist()]).encode())
-    if expressions is not None:
-        named = [expressions.ids, expressions.texts, expressions.image.tolist(), expressions.boxes.tolist()]
-        digest.update(json.dumps(named).encode())
-    return digest.hexdigest()
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

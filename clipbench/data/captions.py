@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbench.data.split import Captions, Note
+from clipbench.data.split import Captions, Note, notes_of
 from clipbench.data.text import lines
 from clipbench.errors import DataError
 
@@ -59,7 +59,6 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Ca
             f"{dataset}: image {bare[0]} in {where} has no caption; {len(bare):,} of {len(ids):,} images have none",
             hint="take such images out of the data: they could never be found by a caption, nor find one",
         )
-    repeated = Note.of(
-        "repeated-captions", "captions repeat another one of their image, and count as it does", twice
-    )
-    return Captions(tuple(texts), np.array(image, dtype=np.int64)), (repeated,) if twice else ()
+    text = "captions repeat another one of their image, and count as it does"
+    gathered = Captions(tuple(texts), np.array(image, dtype=np.int64))
+    return gathered, notes_of("repeated-captions", text, twice)

@@ -70,9 +70,8 @@ BAD_IMAGE = (
 
 #: pixels that an image may have, as it is stored and as it is scaled for a model: Pillow's own limit
 MAX_PIXELS: Final = 178_956_970
-_MAX_PIXELS_SET: Final = (
-    "CLIPBENCH_MAX_PIXELS"  # by `allow_pixels`, for this process and its decoding processes
-)
+#: by `allow_pixels`, for this process and its decoding processes
+_MAX_PIXELS_SET: Final = "CLIPBENCH_MAX_PIXELS"
 _MOST_BYTES: Final = 2 << 30  # of a file
 _MOST_TIFF_PARTS: Final = 1 << 17
 _TIFF_PLACES: Final = (273, 279, 324, 325)  # tags of the places and lengths of strips and tiles

@@ -17,21 +17,18 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.model import Preprocess
+from clipbench.data.decode import BAD_IMAGE, cannot, decode_and_remark, reason
 from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError
 
-if TYPE_CHECKING:
-    pass
-from clipbench.data.decode import BAD_IMAGE, cannot, decode_and_remark, reason
-
 OnBadImage = Literal["stop", "skip"]
+_Item = TypeVar("_Item")
 #: of the images of one message, by their place in it: (index, reason) of those that failed, (index, kind) of remarks
 Told = tuple[list[tuple[int, str]], list[tuple[int, str]]]
 
@@ -97,7 +94,7 @@ def decode_stream(
         else:
             groups = (list(itertools.islice(samples, size)) for size in sizes)
         if overlap:
-            groups = _ahead(groups)
+            groups = ahead(groups)
         free = list(range(slots))
         exhausted = False
         while True:
@@ -114,13 +111,13 @@ def decode_stream(
             free.append(batch.slot)
 
 
-def _ahead(groups: Iterator[list[Sample]]) -> Generator[list[Sample], None, None]:
-    """`groups`, the next one being read while the caller works on this one."""
+def ahead(items: Iterator[_Item]) -> Generator[_Item, None, None]:
+    """`items`, none of them None, of which the next one is made while the caller works on this one."""
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        coming = reader.submit(next, groups, None)
-        while (group := coming.result()) is not None:
-            coming = reader.submit(next, groups, None)
-            yield group
+        coming = reader.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield item
 
 
 @dataclass
@@ -169,9 +166,7 @@ class _Pool:
     def __enter__(self) -> _Pool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._children.empty():
             child = self._children.get()

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.errors import DataError, StorageError
 from clipbench.utils.cache import cache_root, make_folder, say
 
@@ -51,7 +51,7 @@ class Digests:
     def notes(self) -> tuple[Note, ...]:
         """The note on `wrong`, if there are any."""
         text = "files hold other bytes than were remembered of them, although their times say otherwise; corrected"
-        return (Note.of("wrong-digests", text, self.wrong),) if self.wrong else ()
+        return notes_of("wrong-digests", text, self.wrong)
 
 
 def sha256_file(path: Path) -> str:

@@ -16,7 +16,7 @@ from clipbench.data.layouts.parquet import Parquet
 from clipbench.data.layouts.refer_parquet import Rows
 from clipbench.data.layouts.webdataset import CLASS_NAMES, WebDataset
 from clipbench.data.paths import DataPaths, natural
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.errors import ClipbenchError, DataError, unknown
 from clipbench.utils.cache import cache_root, read_checked, recall, remember, write_checked
 
@@ -40,7 +40,7 @@ def fetch(
     assert hub is not None
     name = f"{hub}@{source.revision}" if source.revision else hub
     try:
-        commit = _whole(source.revision) or recall("data", name) or _latest(hub, source.revision)
+        commit = _commit(hub, source.revision, name)
         folder, files = _files(hub, source.config, spec.name, commit)
     except ClipbenchError:
         raise
@@ -85,10 +85,8 @@ def _verified(files: list[Path]) -> tuple[Note, ...]:
         if re.fullmatch(r"[0-9a-f]{64}", blob.name):
             same = sha256_file(blob) == blob.name
         elif re.fullmatch(r"[0-9a-f]{40}", blob.name):  # of small files: git's hash
-            data = blob.read_bytes()
-            same = (
-                hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob.name
-            )
+            data = b"blob %d\0" % blob.stat().st_size + blob.read_bytes()
+            same = hashlib.sha1(data, usedforsecurity=False).hexdigest() == blob.name
         else:
             bare.append(path.name)
             continue
@@ -98,15 +96,15 @@ def _verified(files: list[Path]) -> tuple[Note, ...]:
                 hint=f"delete {blob}, and run this again with a network",
             )
     text = "files of the hub's cache could not be verified: the client keeps no hash of them"
-    return (Note.of("unverified", text, bare),) if bare else ()
+    return notes_of("unverified", text, bare)
 
 
-def _whole(revision: str | None) -> str | None:
-    """`revision` if it is a whole commit hash; branches and tags move, and are pinned like no revision at all."""
-    return revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else None
-
-
-def _latest(hub: str, revision: str | None) -> str:
+def _commit(hub: str, revision: str | None, name: str) -> str:
+    """The commit of `revision`, as it is or as it was first used: branches and tags move, as no revision does."""
+    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    if known := recall("data", name):
+        return known
     from huggingface_hub import HfApi
 
     return str(HfApi().dataset_info(hub, revision=revision, timeout=_TIMEOUT_S).sha)

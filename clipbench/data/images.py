@@ -117,15 +117,8 @@ def _several(image: Image.Image) -> bool:
         return False
     try:
         return bool(getattr(image, "is_animated", False))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        LookupError,
-        struct.error,
-    ):  # a broken one, and not wanted
-        return False
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error):
+        return False  # a broken one, and not wanted
 
 
 def _transparent(image: Image.Image) -> bool:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
 from clipbench.data.layouts.base import Layout
-from clipbench.data.split import Note, Split
+from clipbench.data.split import Note, Split, notes_of
 from clipbench.errors import DataError, nearest
 from clipbench.metrics.average_precision import DIFFICULT
 
@@ -106,13 +106,11 @@ class Match:
         ]
         folded = [pair for level, pair in pairs if 1 < level < _LOOSE]
         loose = [pair for level, pair in pairs if level == _LOOSE]
-        notes = (
-            Note.of(
-                "folded-names", "label names matched without regard to case, spaces, _ and hyphens", folded
-            ),
-            Note.of("loosely-folded-names", "label names matched without regard to punctuation", loose),
+        text = "label names matched without regard to"
+        return (
+            *notes_of("folded-names", f"{text} case, spaces, _ and hyphens", folded),
+            *notes_of("loosely-folded-names", f"{text} punctuation", loose),
         )
-        return tuple(note for note in notes if note.count)
 
 
 def match(names: Sequence[str], known: Sequence[str]) -> Match:
@@ -192,14 +190,13 @@ def without_samples(split: Split) -> tuple[Note, ...]:
     if not split.classes:
         return ()
     several = split.labels.ndim == 2
-    per_class = (
-        (split.labels == 1).sum(axis=0)
-        if several
-        else np.bincount(split.labels.astype(np.int64), minlength=len(split.classes))
-    )
+    if several:
+        per_class = (split.labels == 1).sum(axis=0)
+    else:
+        per_class = np.bincount(split.labels.astype(np.int64), minlength=len(split.classes))
     lost = [name for name, count in zip(split.classes, per_class, strict=True) if not count]
     what = "of the {:,} classes without any {}sample".format(len(per_class), "positive " if several else "")
-    return (Note.of("classes-without-samples", what, lost),) if lost else ()
+    return notes_of("classes-without-samples", what, lost)
 
 
 # ---------------------------------------------------------------------- names
@@ -219,10 +216,9 @@ def _named(
     refuse_doubt(dataset, found, source.where)
     if found.lost:
         lost = found.lost[0]
-        near = nearest(lost, found.known)
         raise DataError(
             f"{dataset.id}: sample {ids[raw.index(lost)]} in {source.where} has the label {lost!r}, not a class of "
-            "the card" + (f' (is it "{near}"?)' if near else ""),
+            f"the card{is_it(lost, found.known)}",
             hint=f"correct label_names in {dataset.path}"
             + ("; numbers that mean positions must be integers, not texts" if lost.strip().isdigit() else ""),
         )
@@ -265,12 +261,17 @@ def refuse_doubt(dataset: Entry[TaskCard], found: Match, where: str) -> None:
         )
 
 
+def is_it(name: str, known: Sequence[str]) -> str:
+    """For messages: the known name that is most like an unknown one, if any is."""
+    near = nearest(name, known)
+    return f' (is it "{near}"?)' if near else ""
+
+
 def difference(found: Match) -> str:
     """How names differ from the known ones, where some mean nothing, repeat or are missing."""
     if found.lost:
-        near = nearest(found.lost[0], found.known)
         first = f"{len(found.lost)} names are not on it, first {found.lost[0]!r}"
-        return first + (f' (is it "{near}"?)' if near else "")
+        return first + is_it(found.lost[0], found.known)
     if found.problem:
         return found.problem
     absent = [name for place, name in enumerate(found.known) if place not in found.places]
@@ -371,19 +372,16 @@ def _multi_label(
             f"{dataset.id}: sample {ids[row]} in {source.where} has the label {matrix[row, column]:g} in column "
             f"{column}; allowed: 0 (absent), 1 (present), {DIFFICULT} (difficult)"
         )
+    order, renamed = _order(dataset, names, source.where) if names else (np.arange(count), ())
     turned = np.zeros(matrix.shape, dtype=np.uint8)
-    if names:
-        order, renamed = _order(dataset, names, source.where)
-        turned[:, order] = matrix
-        return turned, notes + renamed
-    turned[:] = matrix
-    return turned, notes
+    turned[:, order] = matrix
+    return turned, notes + renamed
 
 
 def other_labels(lost: Sequence[str]) -> tuple[Note, ...]:
     """A note on what a multi-label set labels beside the card's classes, and a card leaves out; else nothing."""
     text = "label names of the data left out: they are not on the card, which says other_labels: ignore"
-    return (Note.of("other-labels", text, lost),) if lost else ()
+    return notes_of("other-labels", text, lost)
 
 
 def _matrix(dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[str]) -> NDArray[np.float64]:

@@ -5,6 +5,9 @@ Whatever the source, labels that carry names are matched to the card's classes b
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +20,12 @@ from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data import captions, expressions, huggingface, labels, layouts, repeats
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.digests import digests
-from clipbench.data.fetched import archive_of
-from clipbench.data.layouts.base import Layout, LayoutSpec, no_columns
+from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, no_columns
 from clipbench.data.paths import DataPaths, listing, printable
 from clipbench.data.split import Note, Sample, Split, Subset
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
 from clipbench.utils import plugins
+from clipbench.utils.cache import cache_root, locked, say
 from clipbench.utils.parsing import expanded
 
 
@@ -105,10 +108,41 @@ def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) ->
     whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)
     rows = [row for row, sample_id in enumerate(whole.ids) if part is None or part.holds(sample_id)]
     if not rows:
-        raise DataError(
-            f"{dataset.id}: the {role} split holds none of the {len(whole):,} samples of the whole"
-        )
+        lost = f"the {role} split holds none of the {len(whole):,} samples of the whole"
+        raise DataError(f"{dataset.id}: {lost}")
     return Subset(whole, np.array(rows), role)
+
+
+def archive_of(name: str, dataset: str) -> Path:
+    """The folder with the unpacked archive of torchvision's class `name`, downloaded where it is not in the cache.
+
+    torchvision downloads it from the authors' site, and holds it against the md5 sum that it knows. A download that was
+    stopped begins anew: the folder has its name only when all is unpacked.
+
+    Raises:
+        DataError: it cannot be downloaded, or what came is not what torchvision knows.
+        StorageError: the cache cannot be locked.
+    """
+    from torchvision import datasets
+
+    folder = cache_root() / "torchvision" / name
+    with locked(folder.with_suffix(".lock")):
+        if folder.is_dir():
+            return folder
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        say(f"{dataset}: torchvision downloads {name} to {folder}")
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # what it prints is no output of a command
+                getattr(datasets, name)(str(part), download=True)
+        except Exception as error:  # urllib, tarfile, zipfile and torchvision raise many kinds
+            raise DataError(
+                f"{dataset}: torchvision cannot download {name}: {first_line(error)}",
+                hint=f"with network, run this again; with a local copy: --data {dataset}=<folder>",
+            ) from None
+        part.rename(folder)
+    return folder
 
 
 class TableSplit(Split):
@@ -133,11 +167,8 @@ class TableSplit(Split):
         if not self.ids:
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
         named = dataset.card.columns.image_id
-        if (
-            dataset.card.kind == "captions"
-            and not source.scattered  # an image has one entry in a list of files
-            and not (pairs and named is None)
-        ):
+        listed = source.scattered  # in a list of files an image has one entry
+        if dataset.card.kind == "captions" and not listed and not (pairs and named is None):
             folded = repeats.fold(source, content, named, self.ids, raw)
             if folded != content:
                 content, (self.ids, raw) = folded, source.table(folded)

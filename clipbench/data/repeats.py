@@ -15,7 +15,7 @@ import numpy as np
 from clipbench.cards.base import fingerprint
 from clipbench.data.layouts.base import Layout
 from clipbench.data.layouts.parquet import Parquet, captions_of
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.errors import DataError
 from clipbench.utils.cache import cache_root, read_checked, write_checked
 
@@ -49,7 +49,7 @@ def fold(source: Layout, content: str, named: str | None, ids: Sequence[str], ra
             if named is not None:
                 _check(source, images, column, values, wrong)
             if wrong is None and None not in values and len(groups) < len(images):
-                source.group(groups)
+                source.groups = groups
                 text = f"rows of the table are {len(groups):,} images with their captions, by the column {column!r}"
                 source.notes += (Note("grouped-rows", text, len(images)),)
                 images = [images[group[0]] for group in groups]
@@ -95,9 +95,8 @@ def _judge(
             if isinstance(source, Parquet)
             else "pack each image once, with all its captions in its .txt, one a line",
         )
-    if repeats:
-        text = "images are there more than once, as samples of their own"
-        source.notes += (Note.of("repeated-images", text, [ids[rows[0]] for rows in repeats]),)
+    text = "images are there more than once, as samples of their own"
+    source.notes += notes_of("repeated-images", text, [ids[rows[0]] for rows in repeats])
 
 
 def _groups(values: Sequence[Any]) -> list[list[int]]:

@@ -47,10 +47,14 @@ class Note:
 
     def __str__(self) -> str:
         """For people: "2 files ignored (a.txt, b.md)"."""
-        more = ", …" if self.examples and self.count > len(self.examples) else ""
-        return f"{self.count:,} {self.text}" + (
-            f" ({', '.join(self.examples)}{more})" if self.examples else ""
-        )
+        more = ", …" if self.count > len(self.examples) else ""
+        named = f" ({', '.join(self.examples)}{more})" if self.examples else ""
+        return f"{self.count:,} {self.text}{named}"
+
+
+def notes_of(kind: str, text: str, names: Sequence[str]) -> tuple[Note, ...]:
+    """The note that `text` holds for all of `names`; none where there are no names."""
+    return (Note.of(kind, text, names),) if names else ()
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def compression(begins: bytes) -> bytes | None:
 
 def stem(path: Path) -> str:
     """The name of a tar file without its suffix."""
-    end = next((end for end in TAR_SUFFIXES if path.name.lower().endswith(end)), "")
-    return path.name.removesuffix(path.name[len(path.name) - len(end) :]) if end else path.stem
+    end = next((end for end in TAR_SUFFIXES if path.name.lower().endswith(end)), path.suffix)
+    return path.name[: len(path.name) - len(end)]
 
 
 class _Header(tarfile.TarInfo):

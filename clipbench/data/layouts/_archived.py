@@ -13,7 +13,7 @@ from clipbench.cards.task import TaskCard
 from clipbench.data.layouts import _matlab as matlab
 from clipbench.data.layouts.base import FileLayout, first_line
 from clipbench.data.paths import printable, split_names
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.data.text import decoded, lines
 from clipbench.errors import DataError
 
@@ -33,8 +33,10 @@ class Archived(FileLayout):
         annotations: Sequence[Path],
         unpack: str,
         names: list[str] | None = None,
+        *,
+        notes: tuple[Note, ...] = (),
     ) -> None:
-        self._ids, self._labels, self.names = list(images), labels, names
+        self._ids, self._labels, self.names, self.notes = list(images), labels, names, notes
         for path in self._ids:
             parts = PurePosixPath(path).parts
             if not parts or parts[0] == "/" or ".." in parts or "\0" in path:
@@ -69,7 +71,7 @@ def asked_of(
         word = "val" if name in _VALIDATION else name
         if word == "train" and not others & _VALIDATION:
             text = "of the authors' lists make up the training split"
-            return both, (Note.of("lists-together", text, both),) if "val" in both else ()
+            return both, notes_of("lists-together", text, both if "val" in both else ())
         if word == "trainval" and both != ("train",):
             return both, ()
         if word in there:
@@ -78,11 +80,6 @@ def asked_of(
         f"{dataset.id}: {base} has no {role} split: its authors name {', '.join(there)}",
         hint=f"correct splits.{role}.name in {dataset.path}, or make it a part of another split",
     )
-
-
-def noted(source: FileLayout, notes: tuple[Note, ...]) -> FileLayout:
-    source.notes += notes
-    return source
 
 
 def there(file: Path, unpack: str) -> Path:

@@ -21,7 +21,7 @@ from typing import Final
 from clipbench.cards.task import Columns
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.labels import fold
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.data.text import decoded
 from clipbench.errors import DataError
 
@@ -80,11 +80,8 @@ class _Form:
     @property
     def bars(self) -> bool:
         """Whether it is Flickr30k's: image| number| caption."""
-        return self.delimiter == "|" and (self.columns["image"], self.columns["caption"], self.width) == (
-            0,
-            2,
-            3,
-        )
+        places = (self.columns["image"], self.columns["caption"], self.width)
+        return self.delimiter == "|" and places == (0, 2, 3)
 
 
 def read(
@@ -148,20 +145,16 @@ def _notes(
         text = f"rows read as image and caption, separated by {_DELIMITERS[form.delimiter]}: the table has no heading"
         yield Note("no-heading", text, count)
     else:
-        unread = [
-            name or "(no name)" for i, name in enumerate(form.heading) if i not in form.columns.values()
-        ]
-        if unread:
-            yield Note.of("unread-columns", "columns of the table are not read", unread)
+        read = form.columns.values()
+        unread = [name or "(no name)" for i, name in enumerate(form.heading) if i not in read]
+        yield from notes_of("unread-columns", "columns of the table are not read", unread)
     if left_out:
         of_each = ", ".join(f"{count:,} to {name!r}" for name, count in left_out.most_common(6))
         text = f"rows of the table belong to other splits ({of_each})"
         yield Note("rows-of-other-splits", text, left_out.total())
-    if joined:
-        text = f"captions hold {_DELIMITERS[form.delimiter]} without quotes around them, and go to the end of the line"
-        yield Note.of("unquoted-captions", text, joined)
-    if mended:
-        yield Note.of("missing-bars", "rows lack the bar before the caption", mended)
+    text = f"captions hold {_DELIMITERS[form.delimiter]} without quotes around them, and go to the end of the line"
+    yield from notes_of("unquoted-captions", text, joined)
+    yield from notes_of("missing-bars", "rows lack the bar before the caption", mended)
 
 
 # ------------------------------------------------------------------- the form
@@ -171,7 +164,8 @@ def _form(file: Path, text: str, columns: Columns, is_image: Callable[[str], boo
     """How the table is written, by its first line."""
     first = next((line for line in io.StringIO(text, newline="") if line.strip()), "").rstrip("\r\n")
     delimiters = ["\t"] if file.suffix.lower() == ".tsv" else list(_DELIMITERS)
-    split = {d: [field.strip() for field in _plain_fields(first, d)] for d in delimiters}
+    read = {d: next(csv.reader([first], delimiter=d), []) or [""] for d in delimiters}
+    split = {delimiter: [field.strip() for field in fields] for delimiter, fields in read.items()}
     for delimiter, fields in split.items():
         found = _columns(file, fields, columns)
         if {"image", "caption"} <= found.keys():
@@ -179,27 +173,18 @@ def _form(file: Path, text: str, columns: Columns, is_image: Callable[[str], boo
     given = sorted({"image", "caption"} & columns.model_fields_set)
     for delimiter, fields in split.items():
         image = _NUMBER.sub("", fields[0])
-        if (
-            len(fields) > 1
-            and not given
-            and (is_image(image) or Path(image).suffix.lower() in IMAGE_SUFFIXES)
-        ):
+        shown = is_image(image) or Path(image).suffix.lower() in IMAGE_SUFFIXES
+        if len(fields) > 1 and not given and shown:
             numbered = delimiter == "\t" and image != fields[0]
             return _Form(delimiter, None, {"image": 0, "caption": 1}, numbered)
-    says = (
-        f"columns.{' and columns.'.join(given)} of the task card"
-        if given
-        else "a heading, or an image and a caption"
-    )
+    says = "a heading, or an image and a caption"
+    if given:
+        says = f"columns.{' and columns.'.join(given)} of the task card"
     raise DataError(
         f"{file}: its first line is {first[:60]!r}; expected {says}",
         hint="write a first line that names the columns, for example image,caption, or set columns.image and "
         "columns.caption on the task card to the names that it has",
     )
-
-
-def _plain_fields(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [""]) or [""]
 
 
 def _columns(file: Path, heading: list[str], columns: Columns) -> dict[str, int]:
@@ -236,11 +221,8 @@ def _records(file: Path, text: str, form: _Form) -> Iterator[tuple[int, str, lis
             taken.append(line)
             yield line
 
-    reader = (
-        csv.reader(source(), delimiter=form.delimiter, strict=True)
-        if form.quoted
-        else csv.reader(source(), delimiter=form.delimiter, quoting=csv.QUOTE_NONE)
-    )
+    way: Final = csv.QUOTE_MINIMAL if form.quoted else csv.QUOTE_NONE
+    reader = csv.reader(source(), delimiter=form.delimiter, strict=form.quoted, quoting=way)
     while True:
         start = reader.line_num + 1
         taken.clear()
@@ -271,9 +253,9 @@ def _fields(
         if not found["bar"]:
             mended.append(found["image"])
         return [found["image"], found["number"], found["caption"]]
-    if len(fields) <= width:
-        if len(fields) < width:
-            raise _odd(file, number, raw, form)
+    if len(fields) < width:
+        raise _odd(file, number, raw, form)
+    if len(fields) == width:
         return fields
     last = form.delimiter.join(fields[width - 1 :])
     if form.heading is None:

@@ -22,7 +22,6 @@ from clipbench.data.layouts._archived import (
     in_form,
     lines_of,
     matlab_of,
-    noted,
     number_of,
     place_in,
     string_of,
@@ -79,7 +78,7 @@ def _food(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     listed = [(file, line) for file in files for line in lines_of(file, unpack)]
     labels = [place_in(classes, line.partition("/")[0], file, named) for file, line in listed]
     images = [f"images/{line}.jpg" for _, line in listed]
-    return noted(Archived(base, images, labels, [*files, named], unpack, classes), notes)
+    return Archived(base, images, labels, [*files, named], unpack, classes, notes=notes)
 
 
 def _dtd(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -92,7 +91,7 @@ def _dtd(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     unpack = "dtd-r1.0.1.tar.gz"
     listed = [line for file in files for line in lines_of(file, unpack)]
     labels = [line.partition("/")[0] for line in listed]
-    return noted(Archived(base, [f"images/{line}" for line in listed], labels, files, unpack), notes)
+    return Archived(base, [f"images/{line}" for line in listed], labels, files, unpack, notes=notes)
 
 
 def _pets(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -119,7 +118,7 @@ def _pets(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
                 )
             images.append(f"images/{words[0]}.jpg")
             labels.append(breed)
-    return noted(Archived(base, images, labels, files, unpack), notes)
+    return Archived(base, images, labels, files, unpack, notes=notes)
 
 
 def _aircraft(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -137,7 +136,7 @@ def _aircraft(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | N
     listed = [(file, *line.partition(" ")[::2]) for file in files for line in lines_of(file, unpack)]
     labels = [place_in(classes, variant.strip(), file, named) for file, _, variant in listed]
     images = [f"images/{image}.jpg" for _, image, _ in listed]
-    return noted(Archived(base, images, labels, [*files, named], unpack, classes), notes)
+    return Archived(base, images, labels, [*files, named], unpack, classes, notes=notes)
 
 
 def _sun(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -159,7 +158,7 @@ def _sun(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     classes = [name.strip("/") for name in lines_of(named, unpack)]
     labels = [place_in(classes, line.rpartition("/")[0], file, named) for file, line in listed]
     names = [name.partition("/")[2].replace("/", " ") for name in classes]  # /a/apse/indoor is "apse indoor"
-    return noted(Archived(base, [line for _, line in listed], labels, [*files, named], unpack, names), notes)
+    return Archived(base, [line for _, line in listed], labels, [*files, named], unpack, names, notes=notes)
 
 
 # ------------------------------------------------------------- lists of Matlab's
@@ -186,7 +185,7 @@ def _flowers(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | No
             hint=f"fetch {sets.name} and {of.name} again",
         )
     images = [f"jpg/image_{n:05d}.jpg" for n in numbers]
-    return noted(Archived(base, images, [every[n - 1] - 1 for n in numbers], [sets, of], unpack), notes)
+    return Archived(base, images, [every[n - 1] - 1 for n in numbers], [sets, of], unpack, notes=notes)
 
 
 def _cars(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -227,7 +226,7 @@ def _cars(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
                 for row in found["annotations"]:
                     chosen.append((f"cars_{name}/{string_of(row['fname'])}", number_of(row["class"]) - 1))
     images, labels = [image for image, _ in chosen], [label for _, label in chosen]
-    return noted(Archived(base, images, labels, annotations, unpack, names), notes)
+    return Archived(base, images, labels, annotations, unpack, names, notes=notes)
 
 
 def _cars_annotations(base: Path, name: str, unpack: str) -> Path:
@@ -280,9 +279,9 @@ def _caltech(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | No
     text = f"images of a split that is ours: {CALTECH_TRAINING} of each class, drawn with seed 0, are for training"
     notes += (*whole.notes, Note("drawn-split", text, len(chosen)))
     ids, labels = [image for image, _ in chosen], [label for _, label in chosen]
-    made = Archived(base, ids, labels, (), "101_ObjectCategories.tar.gz", whole.names)
+    made = Archived(base, ids, labels, (), "101_ObjectCategories.tar.gz", whole.names, notes=notes)
     made.in_part = True
-    return noted(made, notes)
+    return made
 
 
 def _drawn(image: str) -> bytes:

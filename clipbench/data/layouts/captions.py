@@ -19,7 +19,7 @@ from clipbench.data.layouts import _caption_tables as tables
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.layouts.coco import ID, Lists, listed_images, numbered, read_lists
 from clipbench.data.paths import split_names
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
 
@@ -73,19 +73,17 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
         wanted = [f"captions_{name}.json" for name in names] + (["captions.json"] if alone else [])
         return _coco(_chosen(dataset, role, found, wanted), root, names)
     ends = ("txt", "csv", "tsv")
-    found = sorted(
-        {p for end in ends for p in root.glob(f"*captions*.{end}")} | {*root.glob("*_karpathy.txt")}
-    )
+    patterns = [*(f"*captions*.{end}" for end in ends), "*_karpathy.txt"]
+    found = sorted({path for pattern in patterns for path in root.glob(pattern)})
     found += [root / name for name in _WHOLE[3:] if (root / name).is_file()]
     if found:
         columns = dataset.card.columns
         wanted = [f"captions_{name}.{end}" for name in names for end in ends]
-        wanted += [
-            path.name for name in names for path in found if path.name.endswith(f"_{name}_karpathy.txt")
-        ]
-        here = {path.name for path in found}
+        here = {path.name: path for path in found}
+        wanted += [file for name in names for file in here if file.endswith(f"_{name}_karpathy.txt")]
         whole = [name for name in _WHOLE if name in here]
-        if alone or (here.isdisjoint(wanted) and whole and tables.tells_splits(root / whole[0], columns)):
+        none = here.keys().isdisjoint(wanted)
+        if alone or (none and whole and tables.tells_splits(root / whole[0], columns)):
             wanted += _WHOLE
         return _table(_chosen(dataset, role, found, wanted), root, names, columns)
     return None
@@ -134,15 +132,14 @@ def _without_captions(images: list[Path], others: Collection[str]) -> tuple[Note
     }
     lost = sorted(there - named)
     text = "images in the folder have no caption in the file, and are left out"
-    return (Note.of("images-without-captions", text, lost),) if lost else ()
+    return notes_of("images-without-captions", text, lost)
 
 
 def _chosen(dataset: Entry[TaskCard], role: str, found: list[Path], wanted: list[str]) -> Path:
     """The file of the split."""
-    for name in wanted:
-        for path in found:
-            if path.name == name:
-                return path
+    chosen = next((path for name in wanted for path in found if path.name == name), None)
+    if chosen is not None:
+        return chosen
     raise DataError(
         f"{dataset.id}: no {role} split in {found[0].parent}: no {' or '.join(wanted)} "
         f"(there is {', '.join(path.name for path in found)})",
@@ -178,9 +175,8 @@ def _karpathy(dataset: Entry[TaskCard], role: str, file: Path, root: Path, names
             f"(there is {', '.join(there) or 'nothing'})",
             hint=f"set splits.{role}.name in {dataset.path} to one of these",
         )
-    ids = [
-        "/".join(part for part in (entry.get("filepath", ""), entry["filename"]) if part) for entry in mine
-    ]
+    paths = ((entry.get("filepath", ""), entry["filename"]) for entry in mine)
+    ids = ["/".join(filter(None, path)) for path in paths]
     numbered(file, "filename", ids)
     captions = dict(zip(ids, (entry["sentences"] for entry in mine), strict=True))
     # Images of one split may lie in several folders (COCO's train2014 and val2014), so each has its own in its name.

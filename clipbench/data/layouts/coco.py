@@ -21,7 +21,7 @@ from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import split_names
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.data.text import json_of
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
@@ -140,24 +140,18 @@ def sole_objects(file: Path) -> tuple[dict[str, list[tuple[str, str, Any]]], tup
             several.append(name)
         elif box.get("iscrowd"):
             crowds.append(name)
-        elif _flat(box["bbox"]):
+        elif len(box["bbox"]) == 4 and any(isinstance(s, int | float) and s <= 0 for s in box["bbox"][2:]):
             flat.append(name)
         else:
             found.setdefault(images[row], []).append((str(box["id"]), known, box["bbox"]))
     left = [image for image in images if image not in found]
-    notes = [
-        Note.of("objects-of-a-kind", "objects left out: their image shows others of their class", several),
-        Note.of("crowds", "objects left out: they are crowds (iscrowd)", crowds),
-        Note.of("boxes-without-area", "objects left out: their box has no area", flat),
-        Note.of("images-left-out", "images left out: no object in them is the only one of its class", left),
-    ]
-    in_order = {image: found[image] for image in images if image in found}
-    return in_order, tuple(note for note in notes if note.count)
-
-
-def _flat(box: list[Any]) -> bool:
-    """Whether a box (x, y, width, height) has numbers and no area."""
-    return len(box) == 4 and any(isinstance(side, int | float) and side <= 0 for side in box[2:])
+    notes = (
+        *notes_of("objects-of-a-kind", "objects left out: their image shows others of their class", several),
+        *notes_of("crowds", "objects left out: they are crowds (iscrowd)", crowds),
+        *notes_of("boxes-without-area", "objects left out: their box has no area", flat),
+        *notes_of("images-left-out", "images left out: no object in them is the only one of its class", left),
+    )
+    return {image: found[image] for image in images if image in found}, notes
 
 
 def listed_images(names: list[str], file: Path, folders: list[Path]) -> tuple[list[Path], tuple[Note, ...]]:
@@ -176,7 +170,9 @@ def listed_images(names: list[str], file: Path, folders: list[Path]) -> tuple[li
     holding = next((folder for folder in folders if names and exists(folder / names[0])), None)
     if holding is not None or not names:
         return [holding / name for name in names] if holding else [], ()
-    last = [_last_part(name) for name in names]
+    # What follows the last slash: of an address, without a query, or of a path.
+    paths = [unquote(urlsplit(name).path) if "://" in name else name for name in names]
+    last = [re.split(r"[/\\]", path)[-1] for path in paths]
     holding = next((folder for folder in folders if last[0] and exists(folder / last[0])), None)
     if holding is None:
         raise DataError(
@@ -185,16 +181,8 @@ def listed_images(names: list[str], file: Path, folders: list[Path]) -> tuple[li
         )
     numbered(file, "the file_name's last part, which is looked for,", last)
     elsewhere = [name for name, part in zip(names, last, strict=True) if name != part]
-    note = Note.of(
-        "file-names-cut", "file names are addresses or paths: their last part is looked for", elsewhere
-    )
-    return [holding / part for part in last], (note,)
-
-
-def _last_part(name: str) -> str:
-    """What follows the last slash of an address, without a query, or of a path."""
-    path = unquote(urlsplit(name).path) if "://" in name else name
-    return re.split(r"[/\\]", path)[-1]
+    text = "file names are addresses or paths: their last part is looked for"
+    return [holding / part for part in last], notes_of("file-names-cut", text, elsewhere)
 
 
 def numbered(file: Path, what: str, keys: list[Any]) -> dict[Any, int]:

@@ -12,7 +12,7 @@ from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.decode import BAD_IMAGE, IMAGE_SUFFIXES, Oversized, open_image
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import is_junk, printable, split_folder
-from clipbench.data.split import Note
+from clipbench.data.split import notes_of
 from clipbench.errors import DataError
 
 _UNMARKED = "TGA"  # has no mark of its own, so that other bytes may look like one
@@ -60,9 +60,8 @@ class ImageFolder(FileLayout):
             raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
         super().__init__(folder, images)
         self.root = root or folder
-        if self._ignored:
-            text = "files or folders ignored: hidden, no image by name, or beside the class folders"
-            self.notes = (Note.of("ignored-files", text, self._ignored),)
+        text = "files or folders ignored: hidden, no image by name, or beside the class folders"
+        self.notes = notes_of("ignored-files", text, self._ignored)
 
     def index(self) -> Iterator[tuple[str, Any]]:
         assert self.names is not None
@@ -154,10 +153,8 @@ def _refuse_unfinished(dataset: Entry[TaskCard], role: str, root: Path) -> None:
             hint=f"unpack {', '.join(path.name for path in packed)} into {packed[0].parent}",
         )
     parts = [top / name for top in tops for name in _PARTS if (top / name).is_dir()]
-    if parts and not {part.name for part in parts} & {
-        *dataset.card.classes,
-        *(dataset.card.label_names or ()),
-    }:
+    known = {*dataset.card.classes, *(dataset.card.label_names or ())}
+    if parts and known.isdisjoint(part.name for part in parts):
         raise DataError(
             f"{dataset.id}: no {role} data in {root}: it holds {parts[0].name}/, and no list that says what belongs to "
             "a split",

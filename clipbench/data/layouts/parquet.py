@@ -20,7 +20,7 @@ from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, plain_text
 from clipbench.data.paths import split_files
-from clipbench.data.split import Note
+from clipbench.data.split import notes_of
 from clipbench.data.text import lines
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
@@ -41,7 +41,8 @@ class Parquet(Layout):
 
     `datasets` would hold whole row groups, which in data sets of small images are the whole file.
 
-    `files` are the tables, and the image files that they name, each once.
+    `files` are the tables, and the image files that they name, each once. Each of `groups` of rows (ascending, and by
+    their first rows) is one sample, with all their captions; None: each row is one.
     """
 
     name_in_fingerprint = "_Parquet"
@@ -67,11 +68,11 @@ class Parquet(Layout):
         """Check `columns` (field of the card → name) in all files, and find the images that are files."""
         self._files, self.root, self._image = files, root, card.columns.image
         self.where = str(root) if where is None else where
-        self._groups: list[list[int]] | None = None
+        self.groups: list[list[int]] | None = None
         self._own: dict[Path, list[str]] = {}
         self._schemas: dict[Path, Any] = {}
         for path in files:
-            with self._open(path) as file:
+            with opened(path) as file:
                 self._schemas[path] = file.schema_arrow
         self._check(columns)
         self._linked: dict[tuple[Path, str], Path] = {}
@@ -80,30 +81,25 @@ class Parquet(Layout):
         self.files = [*files, *dict.fromkeys(self._linked.values())]
 
     def index(self) -> Iterator[tuple[str, Any]]:
-        if self._groups is None:
+        if self.groups is None:
             for row, label in enumerate(self._labels()):
-                # One mapping with a text is what a list of them would be.
-                yield (
-                    f"{row:07d}",
-                    captions_of(label) if self._captioned and isinstance(label, Mapping) else label,
-                )
+                one = self._captioned and isinstance(
+                    label, Mapping
+                )  # with a text: as a list of them would be
+                yield f"{row:07d}", captions_of(label) if one else label
             return
         cells = list(self._labels())
-        for rows in self._groups:
+        for rows in self.groups:
             yield f"{rows[0]:07d}", [caption for row in rows for caption in captions_of(cells[row])]
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        firsts = None if self._groups is None else {group[0]: n for n, group in enumerate(self._groups)}
+        firsts = None if self.groups is None else {group[0]: n for n, group in enumerate(self.groups)}
         row = 0
         for path in self._files:
             for cell in self._of(path, self._image):
                 if firsts is None or row in firsts:
                     yield row if firsts is None else firsts[row], self._bytes(path, cell)
                 row += 1
-
-    def group(self, groups: list[list[int]]) -> None:
-        """Make each of `groups` of rows (ascending, and by their first rows) one sample, with all their captions."""
-        self._groups = groups
 
     @property
     def columns(self) -> list[str]:
@@ -142,10 +138,9 @@ class Parquet(Layout):
                 "task card names",
                 hint="fill it in every row, or name another column",
             )
-        members = self._members()
-        if members is None:
+        if self.groups is None:
             return [str(text) for text in texts]
-        for rows in members:
+        for rows in self.groups:
             other = next((row for row in rows if texts[row] != texts[rows[0]]), None)
             if other is not None:
                 raise DataError(
@@ -153,11 +148,7 @@ class Parquet(Layout):
                     f"{texts[other]!r} in the column {name!r}",
                     hint=f"correct the column, or name another one as columns.{key} on the task card",
                 )
-        return [str(texts[rows[0]]) for rows in members]
-
-    def _members(self) -> list[list[int]] | None:
-        """The rows of each sample; None where each row is one."""
-        return self._groups
+        return [str(texts[rows[0]]) for rows in self.groups]
 
     def _named(self, key: str, column: str) -> list[Any]:
         """The values of a column that `columns.<key>` of the card names.
@@ -189,7 +180,8 @@ class Parquet(Layout):
             for path, schema in self._schemas.items():
                 names = schema.names
                 if column not in names and path == first:
-                    raise DataError(_no_column(self.where, column, names), hint=_set(key))
+                    there = ", ".join(map(repr, names))
+                    raise DataError(f"{self.where}: no column {column!r}; it has {there}", hint=_set(key))
                 if column not in names:
                     raise DataError(
                         f"{path} has no column {column!r}, other files of the split have (it has "
@@ -198,10 +190,7 @@ class Parquet(Layout):
                     )
                 if names.count(column) > 1:
                     raise DataError(f"{path} has the column {column!r} more than once", hint=_set(key))
-                kind, wanted = (
-                    _kind(schema.field(column).type),
-                    _kind(self._schemas[first].field(column).type),
-                )
+                kind, wanted = (_kind(of.field(column).type) for of in (schema, self._schemas[first]))
                 if key == "image" and not _holds_images(kind):
                     raise DataError(
                         f"{path}: the column {column!r} holds {_said(kind)}, expected encoded images (bytes), paths of "
@@ -224,14 +213,8 @@ class Parquet(Layout):
             except ValueError:
                 odd.append(path.name)
                 found[path] = None
-        if odd:
-            self.notes += (
-                Note.of(
-                    "unread-metadata",
-                    "parquet files whose `huggingface` metadata cannot be read: label numbers go by position",
-                    odd,
-                ),
-            )
+        text = "parquet files whose `huggingface` metadata cannot be read: label numbers go by position"
+        self.notes += notes_of("unread-metadata", text, odd)
         if _kind(self._schemas[self._files[0]].field(self._label).type) not in _NUMBERS:
             self.names = found[self._files[0]]
             return
@@ -279,24 +262,9 @@ class Parquet(Layout):
 
     def _of(self, path: Path, column: str) -> Iterator[Any]:
         """The values of `column` in one file."""
-        with self._open(path) as file:
+        with opened(path) as file:
             for batch in file.iter_batches(_READ_ROWS, columns=[column], use_threads=False):
                 yield from batch.column(0).to_pylist()
-
-    @contextmanager
-    def _open(self, path: Path) -> Iterator[Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            # A buffered, sequential read: memory does not grow with the row group.
-            with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-                yield file
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{path} cannot be read as parquet: {first_line(error)}",
-                hint="fetch or write the file again",
-            ) from error
 
     # ------------------------------------------------------------- images
 
@@ -355,18 +323,32 @@ class Parquet(Layout):
     def _all_inside(self, path: Path) -> bool:
         """Whether the file's own statistics say that no image's bytes are missing, so that nobody need read them."""
         leaf = f"{self._image}.bytes"
-        with self._open(path) as file:
-            for number in range(file.metadata.num_row_groups):
-                group = file.metadata.row_group(number)
-                for column in map(group.column, range(group.num_columns)):
-                    if column.path_in_schema == leaf:
-                        known = column.statistics
-                        if known is None or not known.has_null_count or known.null_count:
-                            return False
-                        break
-                else:
+        with opened(path) as file:
+            for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+                columns = map(group.column, range(group.num_columns))
+                known = next((column.statistics for column in columns if column.path_in_schema == leaf), None)
+                if known is None or not known.has_null_count or known.null_count:
                     return False
         return True
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A parquet file of pyarrow's.
+
+    Raises:
+        DataError: it cannot be read, also while it is open.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # A buffered, sequential read: memory does not grow with the row group.
+        with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+            yield file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = f"{path} cannot be read as parquet: {first_line(error)}"
+        raise DataError(reason, hint="fetch or write the file again") from error
 
 
 def _kind(of: Any) -> Any:
@@ -394,9 +376,7 @@ def _said(kind: Any) -> str:
     if isinstance(kind, list):
         return f"lists of {_said(kind[0])}"
     if isinstance(kind, dict):
-        return "structs of " + (
-            ", ".join(f"{name} ({_said(own)})" for name, own in kind.items()) or "nothing"
-        )
+        return f"structs of {', '.join(f'{name} ({_said(own)})' for name, own in kind.items()) or 'nothing'}"
     return str(kind)
 
 
@@ -414,11 +394,8 @@ def _agree(one: Any, other: Any) -> bool:
 def _holds_images(kind: Any) -> bool:
     if isinstance(kind, dict):
         inside, path = kind.get("bytes"), kind.get("path")
-        return (
-            {inside, path} != {None}
-            and inside in (None, "bytes", "nothing")
-            and path in (None, "texts", "nothing")
-        )
+        known = inside in (None, "bytes", "nothing") and path in (None, "texts", "nothing")
+        return known and {inside, path} != {None}
     return kind in ("bytes", "texts", "nothing")
 
 
@@ -460,10 +437,6 @@ def _class_label_names(schema: Any, column: str) -> list[str] | None:
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError("names are no texts")
     return names
-
-
-def _no_column(where: str, column: str, names: Sequence[str]) -> str:
-    return f"{where}: no column {column!r}; it has {', '.join(map(repr, names))}"
 
 
 def _set(key: str) -> str:

@@ -24,6 +24,7 @@ from clipbench.cards.task import TaskCard
 from clipbench.data.expressions import Expression, detections_of, from_xywh
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.layouts.coco import instances_file, listed_images, sole_objects
+from clipbench.data.layouts.parquet import opened
 from clipbench.data.paths import split_names
 from clipbench.data.split import Note
 from clipbench.data.text import json_of
@@ -32,9 +33,8 @@ from clipbench.utils.parsing import exists
 
 #: partitions in which no image is in two splits; Google's divides the objects of an image
 _PARTITIONS = ("unc", "umd")
-_KEYS = frozenset(
-    {"images", "annotations", "id", "file_name", "image_id", "bbox"}
-)  # of instances.json; its polygons are dropped
+#: of instances.json; its polygons are dropped
+_KEYS = frozenset({"images", "annotations", "id", "file_name", "image_id", "bbox"})
 
 
 def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
@@ -48,12 +48,12 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     plain = _plain_file(dataset, role, root)
     if plain is not None:
         return _Listed(root, [plain], _plain(plain), split_names(dataset.card.splits[role], role))
-    refs = {
-        match[1]: path for path in root.glob("refs(*).*") if (match := re.match(r"refs\((\w+)\)", path.name))
-    }
+    matches = ((re.match(r"refs\((\w+)\)", path.name), path) for path in root.glob("refs(*).*"))
+    refs = {match[1]: path for match, path in matches if match}
     if refs:
         return _refer(dataset, role, root, refs)
-    tables = [path for path in tables_in(root) if "image_path" in columns_of(path)]
+    tables = sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
+    tables = [path for path in tables if "image_path" in columns_of(path)]
     if tables:
         return _Listed(root, tables, _paths(dataset, role, tables), ["train2014"])
     return None
@@ -218,18 +218,6 @@ def _paths(dataset: Entry[TaskCard], role: str, tables: list[Path]) -> dict[str,
     return found
 
 
-def tables_in(root: Path) -> list[Path]:
-    return sorted([*root.glob("*.parquet"), *(root / "data").glob("*.parquet")])
-
-
 def columns_of(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as parquet: {str(error).splitlines()[0][:200]}",
-            hint="fetch or write the file again",
-        ) from None
+    with opened(path) as file:
+        return list(file.schema_arrow.names)

@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
 from clipbench.data.expressions import Expression, detections_of, from_xywh
@@ -30,9 +27,7 @@ class Rows(Parquet):
     name_in_fingerprint = "Rows"
 
     def __init__(self, files: list[Path], card: TaskCard, root: Path, where: str | None = None) -> None:
-        self.detections = (
-            detections_of(root) if where is None else None
-        )  # of the hub none lies beside another
+        self.detections = detections_of(root) if where is None else None  # of the hub none lies beside
         columns = columns_of(files[0])
         forms = (("ref_list", "image_info"), ("answer", "bbox", "file_name", "question_id"))
         form = next((f for f in forms if set(f) <= set(columns)), None)
@@ -47,29 +42,18 @@ class Rows(Parquet):
         if self.detections is not None:
             self.files.append(self.detections)
         self._found: dict[str, list[Expression]] = {}
-        self._first: dict[int, int] = {}  # row that an image is taken from → sample
         rows_of: dict[str, list[int]] = {}
         try:
             for row, values in enumerate(zip(*(self._values(c) for c in form), strict=True)):
                 name, added = _of_list(*values) if form[0] == "ref_list" else _of_object(*values)
-                if name not in self._found:
-                    self._first[row] = len(self._found)
                 self._found.setdefault(name, []).extend(added)
                 rows_of.setdefault(name, []).append(row)
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.where}: {' and '.join(form)} are not as expected ({error})") from None
-        self._rows = list(rows_of.values())
+        self.groups = list(rows_of.values())
 
     def index(self) -> Iterator[tuple[str, Any]]:
         yield from self._found.items()
-
-    def _members(self) -> list[list[int]]:
-        return self._rows
-
-    def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        for row, image in super().images(rows):
-            if row in self._first:
-                yield self._first[row], image
 
 
 def _of_list(refs: list[dict[str, Any]], image: dict[str, Any]) -> tuple[str, list[Expression]]:

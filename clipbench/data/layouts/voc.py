@@ -24,7 +24,7 @@ from clipbench.data import labels
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.paths import split_names
 from clipbench.data.text import decoded, lines
-from clipbench.errors import DataError, nearest
+from clipbench.errors import DataError
 from clipbench.metrics.average_precision import DIFFICULT
 from clipbench.utils.parsing import exists
 
@@ -170,10 +170,9 @@ class _Boxes(FileLayout):
             yield image, row
 
     def _unknown(self, path: Path, name: str) -> DataError:
-        near = nearest(name, self._dataset.card.label_names or self._dataset.card.classes)
+        near = labels.is_it(name, self._dataset.card.label_names or self._dataset.card.classes)
         return DataError(
-            f"{path} has an object {name!r}, not a class of {self._dataset.id}"
-            + (f' (is it "{near}"?)' if near else ""),
+            f"{path} has an object {name!r}, not a class of {self._dataset.id}{near}",
             hint=f"correct classes or label_names in {self._dataset.path}, or set other_labels: ignore there",
         )
 

@@ -6,6 +6,7 @@ the cache; images are then read at their places. Which files make a sample says 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -23,7 +24,7 @@ from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.layouts.base import Layout, LayoutSpec, plain_text
 from clipbench.data.paths import is_junk, split_files, split_folder
-from clipbench.data.split import Note
+from clipbench.data.split import Note, notes_of
 from clipbench.data.tars import (
     TAR_SUFFIXES,
     Gathered,
@@ -75,10 +76,9 @@ class WebDataset(Layout):
         """
         self.files, self.root, self.where, self._kind = files, root, str(where), card.kind
         self._ends = _ENDS[card.kind]
-        named = {"cluster": card.columns.cluster}
-        self._fields = {name: key for key, name in named.items() if name is not None}
-        self._read = self._ends | (_JSON if self._fields else {})
-        self._beside: dict[str, list[str]] = {}
+        self._cluster = card.columns.cluster
+        self._read = self._ends | (_JSON if self._cluster else {})
+        self._clusters: list[str] = []
         stems = Counter(map(stem, files))
         twice = [file for file in files if stems[stem(file)] > 1]
         if twice:
@@ -92,7 +92,7 @@ class WebDataset(Layout):
 
     def index(self) -> Iterator[tuple[str, Any]]:
         places: list[tuple[int, int, int]] = []
-        self._beside = {name: [] for name in self._fields}
+        self._clusters = []
         ignored: list[str] = []
         beside: list[str] = []
         empty: list[str] = []
@@ -100,14 +100,14 @@ class WebDataset(Layout):
             with whole(path), opened(path) as file:
                 files: list[Member] = []
                 texts: dict[int, Any] = {}
-                fields: dict[int, dict[str, Any]] = {}
+                fields: dict[int, Any] = {}
                 for member in members(file, path):
                     _, ending = split_name(member.name, self._read)
                     if ending in self._read and not is_junk(member.name):
                         data = _content(path, file, member)
                         texts[len(files)] = self._text(path, member, ending, data)
-                        if ending == ".json" and self._fields:
-                            fields[len(files)] = _fields(data)
+                        if ending == ".json" and self._cluster:
+                            fields[len(files)] = _in_json(data)
                     files.append(member)
             if not files:
                 empty.append(path.name)
@@ -117,21 +117,17 @@ class WebDataset(Layout):
                 label = self._label(path, group, files, texts)
                 assert group.image is not None
                 places.append((number, *files[group.image][1:]))
-                for name in self._fields:
-                    self._beside[name].append(self._field(path, group, fields, name))
+                if self._cluster:
+                    self._clusters.append(self._field(path, group, fields, self._cluster))
                 yield f"{stem(path)}/{group.key}", label
             beside += [f"{stem(path)}/{files[i].name}" for i in found.beside]
             lone = [i for group in found.bare for i in group.texts.values()]  # for no sample, as `_check` saw
             ignored += [f"{stem(path)}/{files[i].name}" for i in sorted([*found.ignored, *lone])]
         self._file, self._place, self._size = np.array(places, dtype=np.int64).reshape(-1, 3).T
-        self._found = tuple(
-            Note.of(kind, text, names)
-            for kind, text, names in (
-                ("empty-tars", "tar files without a member", empty),
-                ("ignored-images", "images ignored: a sample's own lies beside them", beside),
-                ("ignored-files", "files in the tars ignored: they belong to no sample", ignored),
-            )
-            if names
+        self._found = (
+            *notes_of("empty-tars", "tar files without a member", empty),
+            *notes_of("ignored-images", "images ignored: a sample's own lies beside them", beside),
+            *notes_of("ignored-files", "files in the tars ignored: they belong to no sample", ignored),
         )
 
     def also_in_fingerprint(self) -> dict[str, Any]:
@@ -141,7 +137,7 @@ class WebDataset(Layout):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        key = fingerprint([content, self._kind, *self._fields])
+        key = fingerprint([content, self._kind, *filter(None, [self._cluster])])
         path = cache_root() / "splits" / f"{key}.parquet"
         kept = read_checked(path, _KIND)
         if kept is None:
@@ -153,7 +149,7 @@ class WebDataset(Layout):
                 "file": self._file,
                 "place": self._place,
                 "size": self._size,
-            } | {f"beside {name}": values for name, values in self._beside.items()}
+            } | ({f"beside {self._cluster}": self._clusters} if self._cluster else {})
             notes = json.dumps([asdict(note) for note in self._found])
             buffer = io.BytesIO()
             pq.write_table(pa.table(columns).replace_schema_metadata({"notes": notes}), buffer)
@@ -161,7 +157,7 @@ class WebDataset(Layout):
             return ids, labels
         table = pq.read_table(pa.BufferReader(kept), use_threads=False)
         self._file, self._place, self._size = (table[name].to_numpy() for name in ("file", "place", "size"))
-        self._beside = {name: table[f"beside {name}"].to_pylist() for name in self._fields}
+        self._clusters = table[f"beside {self._cluster}"].to_pylist() if self._cluster else []
         notes = json.loads(table.schema.metadata[b"notes"])
         self.notes += tuple(Note(**note | {"examples": tuple(note["examples"])}) for note in notes)
         return table["id"].to_pylist(), [json.loads(label) for label in table["label"].to_pylist()]
@@ -180,17 +176,18 @@ class WebDataset(Layout):
                     yield row, data
 
     def beside(self, key: str, name: str) -> list[str]:
-        return self._beside[name]
+        return self._clusters
 
-    def _field(self, path: Path, group: Group, fields: Mapping[int, dict[str, Any]], name: str) -> str:
+    def _field(self, path: Path, group: Group, fields: Mapping[int, Any], name: str) -> str:
         """What a field of a sample's JSON says, a text or a whole number."""
-        there = fields.get(group.texts.get(".json", -1), {})
+        there = fields.get(group.texts.get(".json", -1))
+        there = there if isinstance(there, dict) else {}
         found = plain_text(there.get(name))
         if found is None:
             said = f"it says {str(there[name])[:60]!r}" if name in there else "there is none"
             raise DataError(
                 f"{path}: sample {group.key} has no text or whole number as {name!r} in its .json ({said}), which "
-                f"columns.{self._fields[name]} on the task card names",
+                "columns.cluster on the task card names",
                 hint=f'pack {group.key}.json with {{"{name}": …}} for every sample, or name another field',
             )
         return found
@@ -201,7 +198,8 @@ class WebDataset(Layout):
             if ending == ".npy":
                 return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False).tolist()
             if ending == ".json":
-                return _in_json(data)
+                found = _in_json(data)
+                return found.get("label", found.get("cls")) if isinstance(found, dict) else found
             text = data.decode("utf-8-sig")
         except (ValueError, EOFError, MemoryError, OverflowError, TypeError, SyntaxError) as error:
             raise DataError(
@@ -250,9 +248,8 @@ class WebDataset(Layout):
     def _label(self, path: Path, group: Group, files: Sequence[Member], texts: Mapping[int, Any]) -> Any:
         """The raw label of a sample."""
         there = {end: texts[number] for end in self._ends if (number := group.texts.get(end)) is not None}
-        said = {
-            end: text for end, text in there.items() if text is not None and (text != "" or end == ".txt")
-        }
+        empty = (None,) if ".txt" in there else (None, "")
+        said = {end: text for end, text in there.items() if text not in empty}
         if not there:
             raise DataError(
                 f"{path}: sample {group.key} has no label beside its .json",
@@ -284,24 +281,11 @@ def _content(path: Path, file: IO[bytes], member: Member) -> bytes:
     return data
 
 
-def _fields(data: bytes) -> dict[str, Any]:
-    """The mapping in a JSON file; nothing where there is none."""
-    try:
-        found = json_value(data)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _in_json(data: bytes) -> Any:
-    """The label in a JSON file: the number or text that it is, or its `label` or `cls`; else None."""
-    try:
-        found = json_value(data)
-    except ValueError:
-        return None
-    if not isinstance(found, dict):
-        return found
-    return found.get("label", found.get("cls"))
+    """What a JSON file holds; None for one that is none."""
+    with contextlib.suppress(ValueError):
+        return json_value(data)
+    return None
 
 
 def class_names(*folders: Path) -> list[str] | None:

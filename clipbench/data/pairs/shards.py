@@ -13,6 +13,7 @@ import time
 import urllib.error
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 
 from clipbench.cards.base import fingerprint
 from clipbench.cards.pairs import ShardPairs
+from clipbench.data.decode_stream import ahead
 from clipbench.data.digests import Digests, digests
 from clipbench.data.pairs.lazy import NAMED, Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
-from clipbench.data.pairs.tables import listing
-from clipbench.data.paths import natural
+from clipbench.data.paths import listing, natural
 from clipbench.data.split import Sample
 from clipbench.data.tars import BROKEN, Member, compression, gather, members, split_name, whole
 from clipbench.data.text import lines
@@ -130,10 +131,9 @@ class LocalShards(LazySplit):
         self._wanted, self._root, self._verify = wanted, root, verify
         self._files = _local_files(wanted, root)
         stats = [(f.relative_to(root).as_posix(), f.stat()) for f in self._files]
+        states = [(name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
         key = {
-            "shards": [
-                [name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats
-            ],
+            "shards": states,
             "root": str(root.resolve()),
             "clean": wanted.clean,
             "rules": 2,  # of which files make a pair
@@ -143,15 +143,9 @@ class LocalShards(LazySplit):
         self.left_out, self._places = index.left_out, index.places
         self._bytes = [mapped(file) for file in self._files]
         # The names and sizes of all files in the tars stand for their content, which may be far too much to be read.
-        self.fingerprint = fingerprint(
-            {
-                "shards": [[name, stat.st_size] for name, stat in stats],
-                "clean": wanted.clean,
-                "places": fingerprint(
-                    np.asarray(index.places[:: max(1, len(index.places) // 4096)]).tolist()
-                ),
-            }
-        )
+        sizes = [(name, stat.st_size) for name, stat in stats]
+        places = fingerprint(np.asarray(index.places[:: max(1, len(index.places) // 4096)]).tolist())
+        self.fingerprint = fingerprint({"shards": sizes, "clean": wanted.clean, "places": places})
         super().__init__(wanted.name, len(index.places))
 
     def name(self, row: int) -> str:
@@ -174,12 +168,9 @@ class LocalShards(LazySplit):
 
     def _index(self) -> Built:
         left_out = _left_out()
-
-        def blocks() -> Iterator[list[tuple[int, ...]]]:
-            for shard, file in enumerate(self._files):
-                yield list(self._shard(shard, file, left_out))
-
-        return blocks(), left_out
+        return (
+            list(self._shard(number, file, left_out)) for number, file in enumerate(self._files)
+        ), left_out
 
     def _shard(self, shard: int, path: Path, left_out: Sequence[LeftOut]) -> Iterator[tuple[int, ...]]:
         """Shard, header, image's place and size, text's place and size, and whether that is JSON."""
@@ -242,18 +233,8 @@ class RemoteShards:
         """
         size = self.wanted.window
         groups = [order[start : start + size] for start in range(0, len(order), size)][first:]
-        with ThreadPoolExecutor(1, "window") as ahead, ThreadPoolExecutor(size, "shard") as shards:
-
-            def fetch(group: Sequence[int]) -> list[tuple[Sample, list[str]]]:
-                return [pair for pairs in shards.map(self._fetch, group) for pair in pairs]
-
-            coming = ahead.submit(fetch, groups[0]) if groups else None
-            for number in range(len(groups)):
-                assert coming is not None
-                window = coming.result()
-                if number + 1 < len(groups):
-                    coming = ahead.submit(fetch, groups[number + 1])
-                yield window
+        with ThreadPoolExecutor(size, "shard") as shards:
+            yield from ahead(list(chain.from_iterable(shards.map(self._fetch, group))) for group in groups)
 
     def _fetch(self, number: int) -> list[tuple[Sample, list[str]]]:
         """All pairs of one shard. A connection that breaks is tried again."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.pairs import AnyPairs, CaptionedPairs, HubPairs, Pairs, ShardPairs, TablePairs, YfccPairs
@@ -18,8 +16,8 @@ from clipbench.data.pairs.shards import LocalShards, RemoteShards
 from clipbench.data.pairs.tables import RowSplit
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
-from clipbench.errors import Damaged, StorageError
-from clipbench.utils.cache import cache_root, locked, make_folder, part_of, read_checked, write_checked
+from clipbench.errors import Damaged
+from clipbench.utils.cache import cache_root, locked, make_folder, read_checked, replacing, write_checked
 
 _ROLE = "train"
 _PLACES = "places of images 1"
@@ -94,10 +92,11 @@ class Packed:
         places = file.with_suffix(".places")
         with locked(file.with_suffix(".lock")):
             held = read_checked(places, _PLACES)  # written last
-            if held is None or not file.is_file() or file.stat().st_size != _table(held)[-1]["end"]:
+            size = -1 if held is None else np.frombuffer(held, _PLACE)[-1]["end"]
+            if held is None or not file.is_file() or file.stat().st_size != size:
                 held = _write(split, file)
                 write_checked(places, held, _PLACES)
-        self._file, self._places = file, _table(held)
+        self._file, self._places = file, np.frombuffer(held, _PLACE)
         self._bytes = np.memmap(file, dtype=np.uint8, mode="r")
 
     def image(self, row: int) -> bytes:
@@ -116,27 +115,12 @@ class Packed:
         return image
 
 
-def _table(held: bytes) -> NDArray[np.void]:
-    return np.frombuffer(held, _PLACE)
-
-
 def _write(split: Split, file: Path) -> bytes:
     """All images one behind the other; returns where each ends and its checksum (`_PLACE` [n + 1]; row 0: nothing)."""
-    part = part_of(file)
     places = np.zeros(len(split) + 1, _PLACE)
-    try:
-        with part.open("wb") as out:
-            for row, sample in enumerate(split.samples(np.arange(len(split))), start=1):
-                out.write(sample.image)
-                places[row] = places[row - 1]["end"] + len(sample.image), zlib.crc32(sample.image)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {file}, the images of {split.dataset}: {error.strerror}",
-            hint="free some space, or set CLIPBENCH_CACHE to a folder with more room",
-        ) from None
-    finally:
-        part.unlink(missing_ok=True)
+    hint = "free some space, or set CLIPBENCH_CACHE to a folder with more room"
+    with replacing(file, f", the images of {split.dataset}", hint=hint) as part, part.open("wb") as out:
+        for row, sample in enumerate(split.samples(np.arange(len(split))), start=1):
+            out.write(sample.image)
+            places[row] = places[row - 1]["end"] + len(sample.image), zlib.crc32(sample.image)
     return places.tobytes()

@@ -18,6 +18,7 @@ from clipbench.cards.base import fingerprint
 from clipbench.cards.pairs import TablePairs, YfccPairs
 from clipbench.data.digests import Digests, digests
 from clipbench.data.pairs.lazy import Built, LazySplit, LeftOut, kept_index, mapped, plain_caption
+from clipbench.data.paths import listing
 from clipbench.errors import DataError, unknown
 from clipbench.utils.parsing import exists, json_value
 
@@ -48,7 +49,7 @@ class RowSplit(LazySplit):
                 hint="correct `images` of the source in the recipe, a folder below the one that --data gives",
             )
         self._bytes = mapped(file)
-        self._format = _Table(file, wanted) if isinstance(wanted, TablePairs) else _JsonLines(file, wanted)
+        self._format = _Table(file, wanted) if isinstance(wanted, TablePairs) else _JsonLines(file)
         self._wanted = wanted
         # The folder of images and what broken ones mean decide no row.
         key = wanted.canonical() | dict.fromkeys(("images", "augment", "alter", "on_bad_image", "name"))
@@ -110,15 +111,13 @@ class RowSplit(LazySplit):
         sizes = [path.stat().st_size if exists(path := self._images / name) else None for name in names]
         lost = [name for name, size in zip(names, sizes, strict=True) if size is None]
         if len(lost) == len(rows) or (lost and self._wanted.on_bad_image == "stop"):
+            skip = (
+                "; on_bad_image: skip goes on without those that are missing" if len(lost) < len(rows) else ""
+            )
             raise DataError(
                 f"{self._wanted.name}: no image {lost[0]}, which {file} lists, in {self._images}; {len(lost):,} of the "
                 f"{len(rows):,} looked for are missing",
-                hint="correct `images` of the source in the recipe, or fetch the images"
-                + (
-                    "; on_bad_image: skip goes on without those that are missing"
-                    if len(lost) < len(rows)
-                    else ""
-                ),
+                hint=f"correct `images` of the source in the recipe, or fetch the images{skip}",
             )
         return sizes
 
@@ -137,11 +136,6 @@ def one_file(root: Path, pattern: str, name: str) -> Path:
             hint="correct `file` of the source in the recipe, or the folder that --data gives",
         )
     return found[0]
-
-
-def listing(root: Path) -> str:
-    """The first files of a folder, for messages."""
-    return ", ".join(sorted(path.name for path in root.iterdir())[:6]) or "nothing"
 
 
 class _Rows(ABC):
@@ -222,9 +216,6 @@ class _Table(_Rows):
 
 
 class _JsonLines(_Rows):
-    def __init__(self, file: Path, wanted: YfccPairs) -> None:
-        super().__init__(file)
-
     def rows(self) -> Iterator[tuple[int, int, str, str]]:
         place = 0
         with self.file.open("rb") as file:

@@ -438,7 +438,7 @@ def test_a_full_disk_leaves_no_half_packed_file(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clipbench.data.pairs.sources.os.fsync", full)
+    monkeypatch.setattr("clipbench.utils.cache.os.fsync", full)
     entry = Catalog([write_task(tmp_path / "cards" / "tasks").parent]).dataset("animals")
     split = open_split(entry, "test", DataPaths({"animals": tmp_path}, ()))
     with pytest.raises(StorageError, match="No space left on device"):
