@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipbench.cards.model import Preprocess
 from clipbench.cards.recipe import Recipe
 from clipbench.cards.strict_yaml import Document, parse
 from clipbench.cards.task import TaskCard
 from clipbench.data.builtin import digits
 from clipbench.data.split import Split, Subset
+from clipbench.pretrain.data.source import decode
 from clipbench.pretrain.loop import pretrain
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 #: what models with heads for single tokens are compared by
 COMPARED = {"filip": "tokens", "defilip": "joint"}
+
+
+def decode_all(split: Split, preprocess: Preprocess) -> torch.Tensor:
+    """All images of `split`: uint8 [n, channels, side, side]."""
+    return decode(split, preprocess, "stop", workers=0)[0]
 
 
 def recipe_with(objective: dict[str, Any], **more: Any) -> Recipe:

@@ -106,7 +106,7 @@ def pretrain(
         ClipbenchError: the loss is no longer finite; the last good checkpoint stays.
         Stopped: SIGTERM or SIGINT came; the run was saved after the step that was under way.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     config = parse_config(recipe.model.config, f"recipe {recipe_id}")
     images = sum({split.fingerprint: len(split) for split, _ in data}.values())
     sources = [
@@ -124,7 +124,7 @@ def pretrain(
     ):
         console.quiet = not group.first
         if group.share(run.finished):
-            console.print(f"{out}: this run of {recipe_id} has finished; nothing to do", highlight=False)
+            console.print(f"{out}: this run of {recipe_id} has finished; nothing to do")
             return out
 
         torch.manual_seed(recipe.seed)
@@ -157,10 +157,10 @@ def pretrain(
         for source in sources:
             if isinstance(source.split, LazySplit | RemoteShards):
                 for part in source.split.left_out:
-                    console.print(f"{source.wanted.name}: left out {part}", highlight=False)
+                    console.print(f"{source.wanted.name}: left out {part}")
         for (split, _), wanted in zip(data, recipe.data, strict=True):
             for note in split.notes if isinstance(split, Split) else ():
-                console.print(f"{wanted.name}: {note}", highlight=False, markup=False)
+                console.print(f"{wanted.name}: {note}", markup=False)
         describe = functools.partial(model_card, recipe, recipe_id, images, start)
         max_norm = recipe.optim.clip_grad_norm or math.inf
 
@@ -174,7 +174,7 @@ def pretrain(
             optimiser.load_state_dict(found["optimiser"])
             scaler.load_state_dict(found["scaler"])
             pairs.restore(found["pairs"])
-            console.print(f"{out}: going on after step {step}", highlight=False)
+            console.print(f"{out}: going on after step {step}")
 
         def checkpoint() -> Checkpoint:
             return {
@@ -190,11 +190,9 @@ def pretrain(
             }
 
         def measure() -> None:
-            if not evaluator or not group.first:
+            if not evaluator or not group.first or not recipe.evaluate:
                 return
-            for record in (
-                evaluator(freeze(start.whole(shown), describe), recipe.evaluate) if recipe.evaluate else ()
-            ):
+            for record in evaluator(freeze(start.whole(shown), describe), recipe.evaluate):
                 scores = {name: finite(score.value) for name, score in record.scores.items()}
                 run.log({"step": step, "task": record.task, **scores})
             if run.best_step() == step:
@@ -272,10 +270,8 @@ def pretrain(
         run.finish(weights, picture, card)
         if pairs.skipped[0]:
             run.write_skipped(*pairs.skipped)
-            console.print(
-                f"{out}: {pairs.skipped[0]:,} images could not be decoded: skipped.json", highlight=False
-            )
-        console.print(f"{out}: finished{_against_target(recipe.target, run, chosen)}", highlight=False)
+            console.print(f"{out}: {pairs.skipped[0]:,} images could not be decoded: skipped.json")
+        console.print(f"{out}: finished{_against_target(recipe.target, run, chosen)}")
         return out
 
 

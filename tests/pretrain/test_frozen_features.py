@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from small import one_thread, write_tokenizer  # noqa: F401 - one_thread is a fixture
 from torch import nn
 from torch.nn import functional as F
+from training import decode_all
 
 from clipbench.cards.model import ModelCard
 from clipbench.cards.pairs import Pairs
@@ -42,7 +43,6 @@ from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.adapters import DualAdapter
 from clipbench.models.towers.configs import parse_config, sources, stated
 from clipbench.pretrain.data import frozen_features as frozen
-from clipbench.pretrain.data.source import decode_all
 from clipbench.pretrain.loop import pretrain
 from clipbench.utils.cpu import cores
 

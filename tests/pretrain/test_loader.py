@@ -12,6 +12,7 @@ import torch
 from captioned import rows_of, sample_of, server, write_shard, write_shards, write_table
 from pydantic import TypeAdapter
 from small import one_thread, picture, write_parquet, write_task
+from training import decode_all
 
 from clipbench.cards.model import Preprocess
 from clipbench.cards.pairs import AnyPairs
@@ -25,7 +26,7 @@ from clipbench.pretrain.data import pairs
 from clipbench.pretrain.data.batch import Batch
 from clipbench.pretrain.data.loader import FileLoader, Order, StreamLoader, permutation
 from clipbench.pretrain.data.pairs import DrawnPairs
-from clipbench.pretrain.data.source import Source, decode_all
+from clipbench.pretrain.data.source import Source
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.objectives.base import Wants
 

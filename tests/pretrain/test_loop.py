@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
+from training import decode_all
 
 from clipbench.cards.model import Images, ModelCard, Preprocess
 from clipbench.cards.pairs import Affine, Pairs
@@ -31,7 +32,7 @@ from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.configs import parse_config
 from clipbench.pretrain.data.image_augmentation import affine
 from clipbench.pretrain.data.pairs import DrawnPairs
-from clipbench.pretrain.data.source import Source, captions, decode_all, texts_of
+from clipbench.pretrain.data.source import Source, captions, texts_of
 from clipbench.pretrain.engine.optimisers import make_optimiser
 from clipbench.pretrain.loop import choose_device, pretrain
 from clipbench.pretrain.objectives import clip_lite, siglip

@@ -20,7 +20,7 @@ from clipbench.data.pairs.lazy import LazySplit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features
 from clipbench.encoding.runtime import Runtime
-from clipbench.errors import CardError, nearest
+from clipbench.errors import CardError, did_you_mean
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.towers.adapters import alone, load_tower
 from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower
@@ -202,11 +202,11 @@ def _rest(tower: LibraryTower, names: Sequence[str], where: str) -> tuple[nn.Mod
     known = dict(tower.net.named_modules())
     for name in names:
         if not name or name not in known:
-            close = nearest(name, known)
             parts = ", ".join(own for own, _ in tower.net.named_children())
+            below = next((own for own in known if "." in own), next(iter(known)))
             raise CardError(
-                f'{where}: the tower has no part "{name}"' + (f'; did you mean "{close}"?' if close else ""),
-                hint=f"its parts are {parts}, and what these have below them (for example {_below(known)})",
+                f'{where}: the tower has no part "{name}"{did_you_mean(name, known)}',
+                hint=f"its parts are {parts}, and what these have below them (for example {below})",
             )
         known[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in tower.parameters()):
@@ -214,10 +214,6 @@ def _rest(tower: LibraryTower, names: Sequence[str], where: str) -> tuple[nn.Mod
             f"{where}: nothing is left to be trained", hint="write true to freeze the whole tower"
         )
     return tuple(known[name] for name in names)
-
-
-def _below(known: dict[str, nn.Module]) -> str:
-    return next((name for name in known if "." in name), next(iter(known)))
 
 
 def _with_weights(config: DualConfig, side: str, source: Weights | None) -> DualConfig:

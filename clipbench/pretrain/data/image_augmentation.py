@@ -45,13 +45,9 @@ def affine(images: Tensor, bounds: Affine, draws: Draws) -> Tensor:
     zoom = 1 / (1 + drawn[:, 1] * bounds.scale)
     # Output coordinates run over [-1, 1], so a shift by a fraction of the side is twice that number.
     shift = drawn[:, 2:] * (2 * bounds.shift)
-    rows = torch.stack(
-        [
-            torch.stack([zoom * angle.cos(), -zoom * angle.sin(), shift[:, 0]], dim=1),
-            torch.stack([zoom * angle.sin(), zoom * angle.cos(), shift[:, 1]], dim=1),
-        ],
-        dim=1,
-    ).to(images.device, non_blocking=True)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    rows = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
+    rows = rows.to(images.device, non_blocking=True)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     moved = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return moved.round_().to(torch.uint8)
@@ -164,11 +160,8 @@ def turn_hue(images: Tensor, by: Tensor) -> Tensor:
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     # in sixths of the circle times the chroma, from the channel that is largest
-    sixths = torch.where(
-        red == value,
-        green - blue,
-        torch.where(green == value, blue - red + 2 * chroma, red - green + 4 * chroma),
-    )
+    others = torch.where(green == value, blue - red + 2 * chroma, red - green + 4 * chroma)
+    sixths = torch.where(red == value, green - blue, others)
     hue = sixths / chroma.where(chroma > 0, 1.0) + 6 * by[:, 0]
     # Each channel is the value, less the chroma where the hue is far from it (of red, green and blue: 5, 3, 1).
     offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype).view(1, 3, 1, 1)

@@ -52,8 +52,7 @@ class LoadedBatch(NamedTuple):
 class Reader:
     """One source, pair by pair; called from several threads."""
 
-    name: Callable[[int], str]
-    image: Callable[[int], bytes]
+    sample: Callable[[int], Sample]
     texts: Callable[[int], Texts]
 
 
@@ -61,23 +60,21 @@ class Loader(ABC):
     """An endless sequence of batches.
 
     Attributes:
+        place: where the sequence stands; what `go_on` needs.
         skipped: images that could not be decoded, so far: how many, and the names and reasons of the first thousand.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: Place) -> None:
         self.skipped: tuple[int, dict[str, str]] = (0, {})
+        self.go_on(start)
 
     @abstractmethod
     def next(self) -> LoadedBatch:
         """The next batch."""
 
-    @abstractmethod
-    def place(self) -> Place:
-        """Where the sequence stands: what `go_on` needs."""
-
-    @abstractmethod
     def go_on(self, place: Place) -> None:
         """Continue there."""
+        self.place = place
 
     def skip(self, bad: Sequence[Bad]) -> None:
         """Count and name images that could not be decoded."""
@@ -126,26 +123,19 @@ class MemoryLoader(Loader):
         seed: int,
     ) -> None:
         """`images` gives those of some numbers (int64 [n]); `source`: int64 [N], that of each image; on the CPU."""
-        super().__init__()
         self._images, self._texts, self._source, self._own = images, texts, source, own
         self._order = Order(len(texts), batch_size, seed)
         self._kept = torch.arange(batch_size)[own]
-        self._place: Place = [0, 0]
-        self._batches = self._order.batches(self._place)
+        super().__init__([0, 0])
 
     def next(self) -> LoadedBatch:
-        """See `Loader`."""
-        self._place, chosen = next(self._batches)
+        self.place, chosen = next(self._batches)
         texts = [self._texts[i] for i in chosen.tolist()]
         return LoadedBatch(self._images(chosen[self._own]), self._kept, self._source[chosen], texts)
 
-    def place(self) -> Place:
-        """See `Loader`: epoch, and pairs of it that are done."""
-        return self._place
-
     def go_on(self, place: Place) -> None:
-        """See `Loader`."""
-        self._place = place
+        """See `Loader`; a place is an epoch, and pairs of it that are done."""
+        super().go_on(place)
         self._batches = self._order.batches(place)
 
 
@@ -188,22 +178,16 @@ class DecodingLoader(Loader):
     """
 
     def __init__(self, how: Decoding, start: Place) -> None:
-        super().__init__()
         self._how = how
         self._kept = torch.arange(how.batch_size)[how.own]
-        self.go_on(start)
+        super().__init__(start)
 
     @abstractmethod
     def read(self, place: Place) -> Iterator[_Read]:
         """The batches from `place` on."""
 
-    def place(self) -> Place:
-        """See `Loader`."""
-        return self._place
-
     def go_on(self, place: Place) -> None:
-        """See `Loader`."""
-        self._place = place
+        super().go_on(place)
         coming: deque[_Read] = deque()
 
         def samples() -> Iterator[Sample]:
@@ -237,7 +221,7 @@ class DecodingLoader(Loader):
         self.skip(batch.bad)
         if batch.bad and batch.good.sum() < 2:
             raise undecodable(batch.bad, "fewer than two images of a batch are left: look at the data")
-        self._place = read.place
+        self.place = read.place
         good = torch.from_numpy(batch.good)
         # A copy, since the decoder writes the next batch to the same place.
         images = torch.from_numpy(batch.images)[good]
@@ -258,23 +242,16 @@ class FileLoader(DecodingLoader):
         super().__init__(how, [0, 0])
 
     def read(self, place: Place) -> Iterator[_Read]:
-        """See `DecodingLoader`."""
         with ThreadPoolExecutor(_READERS, thread_name_prefix="pairs") as threads:
             for after, chosen in self._order.batches(place):
                 rows = chosen.numpy()
                 source = np.searchsorted(self._ends, rows, side="right")
                 local = rows - np.append(0, self._ends)[source]
                 at = list(zip(source.tolist(), local.tolist(), strict=True))
-                texts = threads.map(self._texts, at)
-                samples = list(threads.map(self._sample, at[self._how.own]))
+                texts = threads.map(lambda pair: self._readers[pair[0]].texts(pair[1]), at)
+                own = threads.map(lambda pair: self._readers[pair[0]].sample(pair[1]), at[self._how.own])
+                samples = list(own)
                 yield _Read(after, torch.from_numpy(source), list(texts), samples)
-
-    def _texts(self, at: tuple[int, int]) -> Texts:
-        return self._readers[at[0]].texts(at[1])
-
-    def _sample(self, at: tuple[int, int]) -> Sample:
-        reader = self._readers[at[0]]
-        return Sample(reader.name(at[1]), reader.image(at[1]))
 
 
 class StreamLoader(DecodingLoader):

@@ -220,7 +220,7 @@ class DrawnPairs:
             return self._ahead[0]
         return {
             "generator": self._generator.get_state(),
-            "place": self._loader.place(),
+            "place": self._loader.place,
             "skipped": self._loader.skipped,
         }
 

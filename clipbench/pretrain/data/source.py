@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from clipbench.data.decode_stream import Bad, OnBadImage, decode_stream, undecod
 from clipbench.data.pairs.lazy import LazySplit, plain_caption
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.pairs.sources import Packed
-from clipbench.data.split import Split
+from clipbench.data.split import Sample, Split
 from clipbench.errors import CardError, DataError, unknown
 from clipbench.pretrain.data.loader import Reader, Texts
 
@@ -41,15 +41,11 @@ class Source:
 def reader(source: Source) -> Reader:
     """The images and texts of a source one by one. Raises as `texts_of`."""
     split = source.rows
-    if isinstance(split, LazySplit):
-        return Reader(split.name, split.image, lambda row: [split.texts(row)])
-    texts = texts_of(source)
-    image = _image_of(split) if split.scattered else Packed(split).image
-    return Reader(split.ids.__getitem__, image, texts.__getitem__)
-
-
-def _image_of(split: Split) -> Callable[[int], bytes]:
-    return lambda row: next(iter(split.samples(np.array([row])))).image
+    texts = (lambda row: [split.texts(row)]) if isinstance(split, LazySplit) else texts_of(source).__getitem__
+    if split.scattered:
+        return Reader(lambda row: next(split.samples(np.array([row]))), texts)
+    packed = Packed(split)
+    return Reader(lambda row: Sample(split.ids[row], packed.image(row)), texts)
 
 
 def texts_of(source: Source) -> list[Texts]:
@@ -65,11 +61,7 @@ def texts_of(source: Source) -> list[Texts]:
     found: list[Texts] = [[] for _ in range(len(split))]
     for kind in wanted.texts if isinstance(wanted, Pairs) else ("captions",):
         for own, texts in zip(found, _of_kind(kind, source), strict=True):
-            plain = (
-                [text for text in (plain_caption(t, wanted) for t in texts) if text]
-                if wanted.clean
-                else texts
-            )
+            plain = [p for t in texts if (p := plain_caption(t, wanted))] if wanted.clean else texts
             if plain:
                 own.append(plain)
     bare = [i for i, own in enumerate(found) if not own]
@@ -121,15 +113,6 @@ def captions(task: TaskCard, classes: Sequence[str], sets: Sequence[str]) -> lis
     return texts
 
 
-def decode_all(split: Split, preprocess: Preprocess) -> Tensor:
-    """All images of `split`: uint8 [n, channels, side, side].
-
-    Raises:
-        DataError: an image that cannot be decoded.
-    """
-    return decode(split, preprocess, "stop", workers=0)[0]
-
-
 def decode(
     split: Split, preprocess: Preprocess, on_bad_image: OnBadImage, workers: int
 ) -> tuple[Tensor, Tensor, list[Bad]]:
@@ -147,12 +130,10 @@ def decode(
         samples, preprocess, sizes=_DECODE_BATCH, workers=workers, overlap=workers > 0, on_bad_image="skip"
     ):
         if batch.bad and on_bad_image == "stop":
-            raise undecodable(
-                batch.bad,
-                f"set on_bad_image: skip for {split.dataset} in the recipe to count and name such images",
-            )
-        images[start : start + len(batch.images)] = torch.from_numpy(batch.images)
-        good[start : start + len(batch.images)] = torch.from_numpy(batch.good)
+            skip = f"set on_bad_image: skip for {split.dataset} in the recipe to count and name such images"
+            raise undecodable(batch.bad, skip)
+        end = start + len(batch.images)
+        images[start:end], good[start:end] = torch.from_numpy(batch.images), torch.from_numpy(batch.good)
         bad += batch.bad
-        start += len(batch.images)
+        start = end
     return images, torch.nonzero(good)[:, 0], bad

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipbench.cards.recipe import Recipe
@@ -110,12 +110,8 @@ def still(module: nn.Module) -> Iterator[None]:
 def values(loss: Loss) -> dict[str, float]:
     """The total (`loss`) and every term (`loss_…`), brought from the device at once."""
     terms = {"loss": loss.total} | {f"loss_{name}": term for name, term in loss.terms().items()}
-    numbers: list[float] = torch.stack([_number(term) for term in terms.values()]).tolist()
+    numbers: list[float] = torch.stack([term.detach().double() for term in terms.values()]).tolist()
     return dict(zip(terms, numbers, strict=True))
-
-
-def _number(term: Tensor) -> Tensor:
-    return term.detach().double()
 
 
 def _seed(*numbers: int) -> int:

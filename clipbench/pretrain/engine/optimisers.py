@@ -85,12 +85,8 @@ class Optimiser:
         return [p for part in self.parts for group in part.param_groups for p in group["params"]]
 
     def state_dict(self) -> OptimiserState:
-        """See `OptimiserState`."""
-        return {
-            "parts": [part.state_dict() for part in self.parts],
-            "slow": self._slow,
-            "since": self._since,
-        }
+        parts = [part.state_dict() for part in self.parts]
+        return {"parts": parts, "slow": self._slow, "since": self._since}
 
     def load_state_dict(self, state: OptimiserState) -> None:
         """Go on where `state` was taken."""
@@ -110,13 +106,7 @@ def make_optimiser(optim: AdamW | Sgd | AdamWSgd, named: Mapping[str, nn.Paramet
     if isinstance(optim, AdamWSgd):
         image = {name: p for name, p in trained.items() if _part(name) == "image"}
         others = {name: p for name, p in trained.items() if name not in image}
-        of_images = Sgd(
-            name="sgd",
-            lr=optim.image.lr,
-            weight_decay=optim.image.weight_decay,
-            momentum=optim.image.momentum,
-            decays=optim.decays,
-        )
+        of_images = Sgd(name="sgd", decays=optim.decays, **optim.image.canonical())
         return Optimiser([_one(of_images, image), _one(optim, others)], optim.lookahead)
     return Optimiser([_one(optim, trained)], optim.lookahead)
 

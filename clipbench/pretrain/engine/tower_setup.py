@@ -40,14 +40,8 @@ def _recompute(found: list[nn.Module]) -> None:
         )
     for block in found:
         # BatchNorm's running averages move once, however often the block is computed.
-        contexts = functools.partial(_contexts, block)
+        contexts = functools.partial(lambda own: (contextlib.nullcontext(), still(own)), block)
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
-
-
-def _contexts(
-    block: nn.Module,
-) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    return contextlib.nullcontext(), still(block)
 
 
 def blocks(tower: nn.Module) -> Iterator[nn.Module]:

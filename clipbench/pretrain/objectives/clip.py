@@ -32,9 +32,7 @@ class Learner(base.Learner):
         self.max_logit_scale = settings.max_logit_scale
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
-        """See `Learner`."""
         return clip_loss(features["image"], features["text"], logit_scale)
 
     def chance(self, batch_size: int) -> float:
-        """See `Learner`."""
         return math.log(batch_size)

@@ -39,22 +39,16 @@ class Settings(Objective):
     hard_share: float = Field(0.5, gt=0, le=1)
 
     def check(self, recipe: Recipe) -> None:
-        """See `Objective`."""
         batch_size = recipe.schedule.batch_size
+        below = f"must be below schedule.batch_size ({batch_size})"
         if self.negatives >= batch_size:
+            why = "a batch rolled once around meets itself"
             raise Misplaced(
-                f"objective.negatives ({self.negatives}) must be below schedule.batch_size "
-                f"({batch_size}): a batch rolled once around meets itself",
-                "objective",
-                "negatives",
+                f"objective.negatives ({self.negatives}) {below}: {why}", "objective", "negatives"
             )
         if (self.clusters or 0) >= batch_size:
-            raise Misplaced(
-                f"objective.clusters ({self.clusters}) must be below schedule.batch_size ({batch_size}): "
-                "captions that are alone have no hard negative",
-                "objective",
-                "clusters",
-            )
+            why = "captions that are alone have no hard negative"
+            raise Misplaced(f"objective.clusters ({self.clusters}) {below}: {why}", "objective", "clusters")
 
 
 class Learner(base.Learner):
@@ -87,7 +81,6 @@ class Learner(base.Learner):
         return features
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
-        """See `Learner`."""
         bound = clip_lite_loss(features["image"], features["text"], logit_scale, negatives=self._negatives)
         parts, weights = bound.terms(), dict.fromkeys(bound.terms(), 1 - self._prior_weight)
         if self._clusters:

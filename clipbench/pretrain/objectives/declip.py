@@ -71,23 +71,16 @@ class Terms(Objective):
         return 2 if self.nearest_texts == "both" else 1
 
     def check(self, recipe: Recipe) -> None:
-        """See `Objective`."""
         for i, data in enumerate(recipe.data):
             if data.augment is None:
-                raise Misplaced(
-                    f"objective {self.kind} compares two views of an image, which differ by augmentation: "
-                    f"give {data.name} an augment, for example {{kind: moco-v2}}",
-                    "data",
-                    i,
-                )
+                why = f"objective {self.kind} compares two views of an image, which differ by augmentation"
+                give = f"give {data.name} an augment, for example {{kind: moco-v2}}"
+                raise Misplaced(f"{why}: {give}", "data", i)
         entering = self.queued * recipe.schedule.batch_size
         if self.queue < entering:
-            raise Misplaced(
-                f"objective.queue ({self.queue}) must hold the {entering} texts that enter it at every step "
-                f"({self.queued} for each of {recipe.schedule.batch_size} pairs)",
-                "objective",
-                "queue",
-            )
+            held = f"must hold the {entering} texts that enter it at every step"
+            each = f"({self.queued} for each of {recipe.schedule.batch_size} pairs)"
+            raise Misplaced(f"objective.queue ({self.queue}) {held} {each}", "objective", "queue")
 
     @model_validator(mode="before")
     @classmethod
@@ -154,7 +147,6 @@ class Learner(base.Learner):
         return features
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
-        """See `Learner`."""
         import torch
 
         wanted = self._settings
@@ -185,7 +177,6 @@ class Learner(base.Learner):
         self.cursor.add_(len(rows)).remainder_(len(self.queue))
 
     def chance(self, batch_size: int) -> float:
-        """See `Learner`."""
         wanted = self._settings
         compared = wanted.clip_weight + wanted.multi_view_weight + wanted.nearest_weight
         return compared * math.log(batch_size) + wanted.text_self_weight * math.log(self.guesser.out_features)

@@ -50,5 +50,4 @@ class Learner(declip.Learner):
         )
 
     def chance(self, batch_size: int) -> float:
-        """See `Learner`."""
         return super().chance(batch_size) + self._token_weight * math.log(batch_size)

@@ -53,7 +53,6 @@ class Settings(Objective):
 
     @property
     def joint(self) -> bool:
-        """See `Objective`."""
         return self.global_weight > 0
 
 
@@ -99,7 +98,6 @@ class Learner(base.Learner):
         return base.WeightedLoss(parts, self._weights)
 
     def chance(self, batch_size: int) -> float:
-        """See `Learner`."""
         guessed = math.log(self.guesser.out_features) if self.guesser is not None else 0.0
         wanted = self._settings
         return (1 + wanted.global_weight) * math.log(batch_size) + wanted.text_self_weight * guessed

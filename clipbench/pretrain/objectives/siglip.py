@@ -40,7 +40,6 @@ class Learner(base.Learner):
         nn.init.constant_(towers.log_scale, math.log(settings.initial_logit_scale))
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
-        """See `Learner`."""
         return siglip_loss(features["image"], features["text"], logit_scale, self.logit_bias)
 
     def chance(self, batch_size: int) -> float:

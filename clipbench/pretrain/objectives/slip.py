@@ -54,13 +54,11 @@ class Learner(base.Learner):
         return super().forward(towers, batch) | {"first": first, "second": second}
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
-        """See `Learner`."""
         pairs = clip_loss(features["image"], features["text"], logit_scale)
         views = nt_xent_loss(features["first"], features["second"], self._temperature)
         return base.WeightedLoss(pairs.terms() | {"views": views}, self._weights)
 
     def chance(self, batch_size: int) -> float:
-        """See `Learner`."""
         return math.log(batch_size) + self._weights["views"] * math.log(2 * batch_size - 1)
 
 

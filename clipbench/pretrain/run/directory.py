@@ -25,7 +25,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NotRequired, TypedDict
 
 import torch
@@ -91,6 +90,8 @@ class RunDirectory:
 
     Use as a context manager; entering creates the folder or takes it up where it is. Of processes that train together
     one `writes`; in the others nothing is read or written.
+
+    Whatever writes raises StorageError where the disk is full, or the folder cannot be written.
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, writes: bool = True, tensorboard: bool = False) -> None:
@@ -121,9 +122,7 @@ class RunDirectory:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in (self._metrics, self._events):
             if file:
                 with suppress(OSError):  # of a line that could not be written, which has been said
@@ -141,11 +140,7 @@ class RunDirectory:
         return sorted(self.path.glob("checkpoint-*.pt"))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; older ones than the recipe keeps go, and weights that are no longer the best.
-
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written.
-        """
+        """Write a checkpoint; older ones than the recipe keeps go, and weights that are no longer the best."""
         if not self._writes:
             return
         best_step = self.best_step()
@@ -162,11 +157,7 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def save_best(self, step: int, weights: bytes) -> None:
-        """Keep the weights that the evaluation after `step` was of.
-
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written.
-        """
+        """Keep the weights that the evaluation after `step` was of."""
         write_atomic(self._best(step), weights)
         self._best_sha256[step] = hashlib.sha256(weights).hexdigest()
 
@@ -247,11 +238,7 @@ class RunDirectory:
         return found
 
     def log(self, line: Line) -> None:
-        """Append one line to metrics.jsonl.
-
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written.
-        """
+        """Append one line to metrics.jsonl."""
         if not self._writes:
             return
         path = self.path / "metrics.jsonl"
@@ -291,11 +278,7 @@ class RunDirectory:
         return found
 
     def finish(self, weights: bytes, curves: bytes, card: ModelCard) -> None:
-        """Write the model, its curves and, last, its card; checkpoints are then of no more use.
-
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written.
-        """
+        """Write the model, its curves and, last, its card; checkpoints are then of no more use."""
         write_atomic(self.path / "model.safetensors", weights)
         write_atomic(self.path / "loss.png", curves)
         write_atomic(self.path / "card.yaml", _yaml(card.model_dump(mode="json", exclude_none=True)))
@@ -303,11 +286,7 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def write_skipped(self, count: int, names: dict[str, str]) -> None:
-        """Say which images could not be decoded: how often that was, and name and reason of the first ones.
-
-        Raises:
-            StorageError: the disk is full, or the folder cannot be written.
-        """
+        """Say which images could not be decoded: how often that was, and name and reason of the first ones."""
         text = json.dumps({"skipped": count, "images": names}, indent=1, ensure_ascii=False)
         write_atomic(self.path / "skipped.json", text.encode())
 

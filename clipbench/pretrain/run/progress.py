@@ -47,7 +47,6 @@ class Live(Progress):
         self.update(self._row, completed=step, said=said)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """See `Progress`."""
         yield self.make_tasks_table(self.tasks)
         if self._terms:
             yield Text(f"  {self._terms}", style="dim", overflow="ellipsis", no_wrap=True)
