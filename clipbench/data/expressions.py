@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,13 @@ def of(dataset: Entry[TaskCard], source: Layout, ids: list[str], raw: list[Any])
     if len(set(names)) != len(names):
         twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{dataset.id}: the expression id {twice} is there twice in {source.where}")
-    detected = None if source.detections is None else _detected(source.detections)
-    none = np.zeros((0, 4))
-    return Expressions(
-        tuple(names),
-        tuple(texts),
-        np.repeat(np.arange(len(ids)), [len(found) for found in raw]),
-        np.array(boxes, dtype=np.float64).reshape(-1, 4),
-        None
-        if detected is None
-        else tuple(
-            _stored(_of_image(detected, image, none), size, follows)
-            for image, size in zip(ids, sizes, strict=True)
-        ),
-    )
+    owners = np.repeat(np.arange(len(ids)), [len(found) for found in raw])
+    made = Expressions(tuple(names), tuple(texts), owners, np.array(boxes, dtype=np.float64).reshape(-1, 4))
+    if source.detections is None:
+        return made
+    detected = _detected(source.detections)
+    own = zip((_of_image(detected, image) for image in ids), sizes, strict=True)
+    return replace(made, candidates=tuple(_stored(found, size, follows) for found, size in own))
 
 
 def from_xywh(box: Any) -> Any:
@@ -178,7 +172,8 @@ def _boxes(found: Any) -> NDArray[np.float64]:
     return boxes
 
 
-def _of_image(detected: Boxes, image: str, none: NDArray[np.float64]) -> NDArray[np.float64]:
+def _of_image(detected: Boxes, image: str) -> NDArray[np.float64]:
     """By the image's name, else by the number at its end (COCO_train2014_000000581857.jpg: 581857)."""
+    none = np.zeros((0, 4))
     digits = re.search(r"(\d+)\D*$", Path(image).stem)
     return detected.get(image, detected.get(str(int(digits[1])), none) if digits else none)

@@ -59,14 +59,11 @@ def _spaced(name: str) -> str:
 def _loose(name: str) -> str:
     """`fold` without punctuation and without characters that are not seen (joiners, marks of direction, variants)."""
     kept = (
-        "" if unicodedata.category(c) == "Cf" or "\ufe00" <= c <= "\ufe0f" else " " if _punctuation(c) else c
-        for c in fold(name)
+        " " if kind.startswith("P") and c not in _SIGNS else c
+        for c, kind in ((c, unicodedata.category(c)) for c in fold(name))
+        if kind != "Cf" and not "\ufe00" <= c <= "\ufe0f"
     )
     return " ".join("".join(kept).split())
-
-
-def _punctuation(character: str) -> bool:
-    return unicodedata.category(character).startswith("P") and character not in _SIGNS
 
 
 _LEVELS: Final[tuple[Callable[[str], str], ...]] = (str, _composed, _spaced, fold, _loose)

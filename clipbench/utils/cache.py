@@ -186,20 +186,12 @@ def _processes_known_here() -> str:
 
 
 def write_checked(path: Path, data: bytes, kind: str) -> None:
-    """Write `data` and behind it its checksum, as `write_atomic` does; `kind` is what the file is, and its version.
-
-    Raises:
-        StorageError: the folder cannot be written or the disk is full.
-    """
+    """Write `data` and behind it its checksum, as `write_atomic` does; `kind` is what the file is, and its version."""
     write_atomic(path, _checked(data, kind))
 
 
 def create_checked(path: Path, data: bytes, kind: str) -> None:
-    """As `write_checked`, unless there is such a file: of several who write at once, one wins and no other's is seen.
-
-    Raises:
-        StorageError: the folder cannot be written or the disk is full.
-    """
+    """As `write_checked`, unless there is such a file: of several who write at once, one wins."""
     with replacing(path, create=True) as part:
         part.write_bytes(_checked(data, kind))
 

@@ -148,8 +148,4 @@ def json_text(value: Any, *, indent: int | None = 2) -> str:
     {"a": "\u001b\u202e"}
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
-    return _IN_LINES.sub(_as_json, text)
-
-
-def _as_json(found: re.Match[str]) -> str:
-    return json.dumps(found[0])[1:-1]
+    return _IN_LINES.sub(lambda found: json.dumps(found[0])[1:-1], text)

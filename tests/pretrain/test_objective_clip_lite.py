@@ -123,7 +123,7 @@ def test_hard_negatives_take_their_share_of_the_wrong_texts(prior: float) -> Non
     for i, name in enumerate(("image_noise", "image_prior", "text_noise", "text_prior")):
         features[name] = random(8, 1, seed=i)
     loss = learner.loss(features, torch.tensor(3.0, dtype=torch.float64))
-    terms = {name: term.item() for name, term in loss.terms().items()}
+    terms = {name: term.item() for name, term in loss.terms.items()}
     partners = cluster_partners(features["text"], features["caption"], 3)
     hard = hard_negative_loss(features["image"], features["text"], torch.tensor(3.0), partners).item()
     assert terms["hard_negative"] == pytest.approx(hard)

@@ -182,7 +182,7 @@ def test_declips_terms_and_total(more: dict[str, Any], weights: dict[str, float]
         "text_self": -np.mean([np.log(table[i, j] / table[i].sum()) for i, j in enumerate((5, 258, 70))]),
         "nearest": np.mean([compare(view, rows) for rows in found for view in (v1, v2)]),
     }
-    assert {name: term.item() for name, term in loss.terms().items()} == pytest.approx(wanted, rel=1e-9)
+    assert {name: term.item() for name, term in loss.terms.items()} == pytest.approx(wanted, rel=1e-9)
     weights = {"image_self": 0.2, "text_self": 0.2, "nearest": 0.2} | weights
     assert loss.total.item() == pytest.approx(sum(weights[k] * wanted[k] for k in wanted), rel=1e-6)
 
@@ -190,7 +190,7 @@ def test_declips_terms_and_total(more: dict[str, Any], weights: dict[str, float]
 def test_the_released_codes_contrastive_term_is_the_mean_of_all_four_pairs() -> None:
     features = features_of()
     scale = torch.tensor(3.0, dtype=torch.float64)
-    terms = declip(preset="repo")[0].double().loss(features, scale).terms()
+    terms = declip(preset="repo")[0].double().loss(features, scale).terms
     views, texts = (("image", "second"), ("text", "altered"))
     four = [
         (to_own(unit(features[v]), unit(features[t])) + to_own(unit(features[t]), unit(features[v]))) / 2
@@ -432,4 +432,4 @@ def test_real_photos_and_captions_come_again_as_they_were(shared_data: Path) -> 
     ]
     assert 8 < sum(a != b for a, b in zip(own, other, strict=True)) <= 32
     loss = learner.loss(learner(towers, again), towers.logit_scale())
-    assert all(math.isfinite(term.item()) for term in loss.terms().values())
+    assert all(math.isfinite(term.item()) for term in loss.terms.values())

@@ -52,7 +52,7 @@ class Learner(base.Learner):
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
         apart = (unit(self.head(features["image"])) - unit(features["text"])).square().sum(dim=1).mean()
-        return base.WeightedLoss({"apart": apart}, {"apart": self._weight})
+        return base.Loss({"apart": apart}, {"apart": self._weight})
 
     def chance(self, batch_size: int) -> float:
         return 2 * self._weight

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -12,105 +14,10 @@ from clipbench.utils.row_rng import Draws
 _DELETION = 0.1
 _PUNCTUATION = ".,:;!?\"'()"
 
-#: words that may stand for each other in a caption, a line each
-_GROUPS = """
-photo picture image photograph
-painting artwork
-drawing sketch
-man guy gentleman
-woman lady
-child kid
-children kids
-boy lad
-people persons folks
-baby infant
-crowd group
-dog hound
-dogs hounds
-puppy pup
-cat feline
-kitten kitty
-bird fowl
-horse steed
-rabbit bunny
-bug insect
-car automobile
-truck lorry
-bike bicycle
-motorcycle motorbike
-airplane plane aircraft
-boat vessel
-ship vessel
-train locomotive
-street road
-path trail
-house home
-shop store
-building structure
-field meadow
-forest woods
-hill slope
-mountain peak
-lake pond
-sea ocean
-beach shore
-stone rock
-flower blossom
-couch sofa
-rug carpet
-cup mug
-bag sack
-hat cap
-jacket coat
-trousers pants
-shoe boot
-phone telephone
-television tv
-snack meal
-big large huge
-small little tiny
-tall high
-wide broad
-narrow slim
-old aged
-young youthful
-new recent
-pretty beautiful lovely
-happy glad joyful
-sad unhappy
-quick fast rapid
-slow unhurried
-bright vivid
-dark dim
-clean spotless
-dirty grubby
-wet damp
-empty vacant
-full filled
-several multiple various
-many numerous
-close near
-walking strolling
-running racing
-jumping leaping
-sitting seated
-looking gazing
-watching viewing
-holding gripping
-carrying bringing
-eating consuming
-throwing tossing
-talking speaking
-smiling grinning
-riding driving
-playing frolicking
-sleeping dozing
-shows displays
-number digit
-middle center
-"""
+#: words that may stand for each other in a caption: a line each of a file
+_GROUPS: Final = Path(__file__).with_name("synonyms.txt").read_text(encoding="utf-8").splitlines()
 _SYNONYMS: dict[str, list[str]] = {}
-for _group in map(str.split, _GROUPS.splitlines()):
+for _group in map(str.split, _GROUPS):
     for _word in _group:
         _SYNONYMS.setdefault(_word, []).extend(other for other in _group if other != _word)
 

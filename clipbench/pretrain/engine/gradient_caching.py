@@ -109,7 +109,7 @@ def still(module: nn.Module) -> Iterator[None]:
 
 def values(loss: Loss) -> dict[str, float]:
     """The total (`loss`) and every term (`loss_…`), brought from the device at once."""
-    terms = {"loss": loss.total} | {f"loss_{name}": term for name, term in loss.terms().items()}
+    terms = {"loss": loss.total} | {f"loss_{name}": term for name, term in loss.terms.items()}
     numbers: list[float] = torch.stack([term.detach().double() for term in terms.values()]).tolist()
     return dict(zip(terms, numbers, strict=True))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipbench.pretrain.data.batch import Batch
 
 
-def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> base.ClipLoss:
+def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> base.Loss:
     """Symmetric InfoNCE over the batch (CLIP, figure 3).
 
     Args:
@@ -32,7 +32,8 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> base.ClipLoss
 
     logits = logit_scale * unit(image) @ unit(text).T
     target = torch.arange(len(logits), device=logits.device)
-    return base.ClipLoss(F.cross_entropy(logits, target), F.cross_entropy(logits.T, target))
+    found, back = F.cross_entropy(logits, target), F.cross_entropy(logits.T, target)
+    return base.Loss.of(0.5, image_to_text=found, text_to_image=back)
 
 
 def masked_language_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -48,63 +48,23 @@ class Wants:
 
 
 @dataclass(frozen=True)
-class Loss(ABC):
-    """A loss by its terms, each a scalar."""
+class Loss:
+    """A loss by its terms, each a scalar, as logged, and the weight of each in what is minimised."""
 
-    @property
-    @abstractmethod
-    def total(self) -> Tensor:
-        """What is minimised."""
-
-    def terms(self) -> dict[str, Tensor]:
-        """The terms by name, as logged."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-@dataclass(frozen=True)
-class ClipLoss(Loss):
-    """InfoNCE in its two directions."""
-
-    image_to_text: Tensor
-    text_to_image: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Mean of the two directions."""
-        return (self.image_to_text + self.text_to_image) / 2
-
-
-@dataclass(frozen=True)
-class PairwiseLoss(Loss):
-    """A loss that judges pairs one by one: what right ones add, and what wrong ones do."""
-
-    positive: Tensor
-    negative: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Sum of the two terms."""
-        return self.positive + self.negative
-
-
-@dataclass(frozen=True)
-class WeightedLoss(Loss):
-    """A weighted sum of terms."""
-
-    parts: dict[str, Tensor]
+    terms: dict[str, Tensor]
     weights: dict[str, float]
 
+    @classmethod
+    def of(cls, weight: float, **terms: Tensor) -> Loss:
+        """Terms of one weight."""
+        return cls(terms, dict.fromkeys(terms, weight))
+
     @property
     def total(self) -> Tensor:
-        """Sum of the terms, each times its weight."""
+        """What is minimised: the sum of the terms, each times its weight."""
         import torch
 
-        weighted = [self.weights[name] * part for name, part in self.parts.items()]
-        return torch.stack(weighted).sum()
-
-    def terms(self) -> dict[str, Tensor]:
-        """The terms by name, without their weights."""
-        return self.parts
+        return torch.stack([self.weights[name] * term for name, term in self.terms.items()]).sum()
 
 
 class Learner(ABC, Module):

@@ -82,7 +82,7 @@ class Learner(base.Learner):
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
         bound = clip_lite_loss(features["image"], features["text"], logit_scale, negatives=self._negatives)
-        parts, weights = bound.terms(), dict.fromkeys(bound.terms(), 1 - self._prior_weight)
+        parts, weights = dict(bound.terms), dict.fromkeys(bound.terms, 1 - self._prior_weight)
         if self._clusters:
             partners = cluster_partners(features["text"], features["caption"], self._clusters)
             parts["hard_negative"] = hard_negative_loss(
@@ -95,7 +95,7 @@ class Learner(base.Learner):
                 noise, seen = features[f"{name}_noise"], features[f"{name}_prior"]
                 parts[f"{name}_prior"] = prior_loss(noise, seen)
                 weights[f"{name}_prior"] = self._prior_weight
-        return base.WeightedLoss(parts, weights)
+        return base.Loss(parts, weights)
 
     def chance(self, batch_size: int) -> float:
         """See `Learner`; discriminators that cannot tell say 1/2."""
@@ -111,9 +111,7 @@ def discriminator(features: int) -> nn.Module:
     )
 
 
-def clip_lite_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1
-) -> base.PairwiseLoss:
+def clip_lite_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, negatives: int = 1) -> base.Loss:
     """Negated Jensen–Shannon bound on the mutual information of image and text, as in CLIP-Lite.
 
     mean softplus(−T(xᵢ, yᵢ)) + mean softplus(T(xᵢ, yᵢ₊ₖ)), T = logit_scale · cosine, averaged over the rolls
@@ -144,7 +142,8 @@ def clip_lite_loss(
     image, text = unit(image), unit(text)
     matched = logit_scale * (image * text).sum(dim=1)
     rolled = [logit_scale * (image * text.roll(-k, dims=0)).sum(dim=1) for k in range(1, negatives + 1)]
-    return base.PairwiseLoss(F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean())
+    positive, negative = F.softplus(-matched).mean(), F.softplus(torch.stack(rolled)).mean()
+    return base.Loss.of(1, positive=positive, negative=negative)
 
 
 def hard_negative_loss(image: Tensor, text: Tensor, logit_scale: Tensor, partners: Tensor) -> Tensor:

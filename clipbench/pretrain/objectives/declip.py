@@ -161,9 +161,11 @@ class Learner(base.Learner):
             "multi_view": torch.stack(pairs[1:]).mean(),
             "image_self": simsiam_loss(first, second),
             "text_self": masked_language_loss(features["guesses"], features["hidden"]),
-            "nearest": torch.stack([loss.image_to_text if one_way else loss.total for loss in near]).mean(),
+            "nearest": torch.stack(
+                [loss.terms["image_to_text"] if one_way else loss.total for loss in near]
+            ).mean(),
         }
-        return base.WeightedLoss(parts, self.weights)
+        return base.Loss(parts, self.weights)
 
     def remember(self, features: base.Features) -> None:
         """The step's texts take the oldest places of the queue: the altered ones, where they count, then the others."""

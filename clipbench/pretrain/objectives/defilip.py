@@ -42,12 +42,9 @@ class Learner(declip.Learner):
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
         """See `Learner`; `image_tokens` and `text_tokens` are those of the pairs."""
         rest = super().loss(features, logit_scale)
-        late = filip_loss(
-            features["image_tokens"], features["text_tokens"], self.token_log_scale.exp(), kept=self._kept
-        )
-        return base.WeightedLoss(
-            rest.terms() | {"tokens": late.total}, self.weights | {"tokens": self._token_weight}
-        )
+        scale = self.token_log_scale.exp()
+        late = filip_loss(features["image_tokens"], features["text_tokens"], scale, kept=self._kept)
+        return base.Loss(rest.terms | {"tokens": late.total}, rest.weights | {"tokens": self._token_weight})
 
     def chance(self, batch_size: int) -> float:
         return super().chance(batch_size) + self._token_weight * math.log(batch_size)

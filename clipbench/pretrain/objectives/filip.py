@@ -89,13 +89,14 @@ class Learner(base.Learner):
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
         """See `Learner`; `logit_scale` is that of tokens."""
         kept = self._settings.kept
-        parts = filip_loss(features["image_tokens"], features["text_tokens"], logit_scale, kept=kept).terms()
+        late = filip_loss(features["image_tokens"], features["text_tokens"], logit_scale, kept=kept)
+        parts = dict(late.terms)
         if "text_self" in self._weights:
             parts["text_self"] = masked_language_loss(features["guesses"], features["hidden"])
         if "global" in self._weights:
             joint = clip_loss(features["image"], features["text"], self.joint_log_scale.exp())
             parts["global"] = joint.total
-        return base.WeightedLoss(parts, self._weights)
+        return base.Loss(parts, self._weights)
 
     def chance(self, batch_size: int) -> float:
         guessed = math.log(self.guesser.out_features) if self.guesser is not None else 0.0
@@ -103,7 +104,7 @@ class Learner(base.Learner):
         return (1 + wanted.global_weight) * math.log(batch_size) + wanted.text_self_weight * guessed
 
 
-def filip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, kept: int | None = None) -> base.ClipLoss:
+def filip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, kept: int | None = None) -> base.Loss:
     """Symmetric InfoNCE of late interaction over the batch (Yao et al. 2022, FILIP, section 3.1).
 
     An image's logit of a text is logit_scale times the mean over the image's tokens of the largest cosine with any of
@@ -130,9 +131,10 @@ def filip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, *, kept: int | 
         found_in_image = _largest(image, own.sum(dim=2), kept)
         found_in_text = _largest(text, own.sum(dim=1), kept)
     target = torch.arange(len(image), device=image.device)
-    return base.ClipLoss(
-        F.cross_entropy(logit_scale * late_interaction(image, found_in_text), target),
-        F.cross_entropy(logit_scale * late_interaction(text, found_in_image), target),
+    return base.Loss.of(
+        0.5,
+        image_to_text=F.cross_entropy(logit_scale * late_interaction(image, found_in_text), target),
+        text_to_image=F.cross_entropy(logit_scale * late_interaction(text, found_in_image), target),
     )
 
 

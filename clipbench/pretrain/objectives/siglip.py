@@ -48,7 +48,7 @@ class Learner(base.Learner):
         return math.log(batch_size) + wrong * math.log(batch_size / wrong)
 
 
-def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> base.PairwiseLoss:
+def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> base.Loss:
     """Pairwise sigmoid loss over all pairs of the batch (Zhai et al. 2023, algorithm 1).
 
     −1/B Σᵢⱼ ln σ(±(logit_scale · cosine of image i and text j + logit_bias)), + for i = j and − for all others.
@@ -66,4 +66,4 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
     # ln σ(−z) = −softplus(z), which is 0 at −∞: so the right pairs are left out.
     right = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     negative = F.softplus(logits.masked_fill(right, -math.inf)).sum() / len(logits)
-    return base.PairwiseLoss(F.softplus(-logits.diagonal()).mean(), negative)
+    return base.Loss.of(1, positive=F.softplus(-logits.diagonal()).mean(), negative=negative)

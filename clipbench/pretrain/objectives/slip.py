@@ -56,7 +56,7 @@ class Learner(base.Learner):
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
         pairs = clip_loss(features["image"], features["text"], logit_scale)
         views = nt_xent_loss(features["first"], features["second"], self._temperature)
-        return base.WeightedLoss(pairs.terms() | {"views": views}, self._weights)
+        return base.Loss(pairs.terms | {"views": views}, self._weights)
 
     def chance(self, batch_size: int) -> float:
         return math.log(batch_size) + self._weights["views"] * math.log(2 * batch_size - 1)

@@ -34,20 +34,14 @@ class Events:
         """The numbers of a line of metrics.jsonl: a step's under `train/`, an evaluation's under its task's name."""
         scope, step = line.get("task", "train"), line["step"]
         assert isinstance(step, int)
-        numbers = {
-            f"{scope}/{name}": value
-            for name, value in line.items()
-            if name != "step" and isinstance(value, int | float)
-        }
-        self.scalars(step, numbers)
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
+        self.scalars(step, {f"{scope}/{name}": value for name, value in numbers.items() if name != "step"})
 
     def scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers by name, of one step."""
-        values = (
-            _message(1, _text(1, name) + b"\x15" + struct.pack("<f", value))
-            for name, value in numbers.items()
-        )
-        self._write(b"\x10" + _varint(step) + _message(5, b"".join(values)))
+        values = (_text(1, name) + b"\x15" + struct.pack("<f", value) for name, value in numbers.items())
+        summary = b"".join(_message(1, value) for value in values)
+        self._write(b"\x10" + _varint(step) + _message(5, summary))
         self._file.flush()
 
     def text(self, name: str, text: str) -> None:
