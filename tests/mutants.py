@@ -220,10 +220,10 @@ def mutant(place: Place, source: str) -> Mutant | None:
 
 class _Bare(ast.NodeTransformer):
     """Takes out what gives no other number: annotations (of modules with `from __future__ import annotations`), how
-    arguments may be given, and `strict` of zip and `frozen` of data classes, which guard what holds."""
+    arguments may be given, and `strict` of zip and `frozen` and `repr` of data classes."""
 
     def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
-        return None if node.arg in ("strict", "frozen") else self.generic_visit(node)
+        return None if node.arg in ("strict", "frozen", "repr") else self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)

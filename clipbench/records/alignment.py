@@ -45,7 +45,7 @@ class Pair:
     ids: Sequence[str]
     gains: Doubles | None
     classes: dict[str, tuple[float, float]]
-    left_out: int = 0
+    left_out: int
     contributions: Contributions | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,11 @@ def test_a_score_changed_by_hand_and_a_record_without_a_seal_are_named(cards: Pa
             ),
             "model card changed: preprocess.resize shortest → squash",
         ),
-        (lambda f: (f / "model_cards/own.safetensors").write_bytes(b"new"), "the weights changed: sha256 "),
+        (
+            lambda f: (f / "model_cards/own.safetensors").write_bytes(b"new"),
+            "the weights changed: sha256 "
+            + " → ".join(sha256(data).hexdigest()[:8] for data in (b"weights", b"new")),
+        ),
         (
             lambda f: _change(f / "tasks/animals.yaml", classes=["cat", "hound"]),
             "task card changed: classes",
@@ -185,6 +190,31 @@ def test_what_moves_a_number_makes_a_record_stale_and_is_named(
     found = _reasons(record, cards, tmp_path)
     assert list(found) == ["stale"]
     assert said in found["stale"]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"file": "own.safetensors", "sha256": "ab" * 32},
+        {"hf": "me/own/own.safetensors", "sha256": "abababab"},
+    ],
+)
+def test_weights_are_those_whose_digest_the_card_states(
+    weights: dict[str, str], cards: Path, tmp_path: Path
+) -> None:
+    """Whatever lies beside it; where it states none of weights that are elsewhere, nothing is known of them."""
+    _change(cards / "model_cards/own.yaml", weights=weights)
+    record = _current(cards)
+    same = record.model_copy(update={"fingerprints": record.fingerprints | {"weights": "ab" * 32}})
+    assert _reasons(same, cards, tmp_path) == {}
+    assert f" → {'ab' * 4}" in _reasons(record, cards, tmp_path)["stale"]
+    _change(cards / "model_cards/own.yaml", weights={"hf": "me/own/own.safetensors"})
+    assert _reasons(_current(cards), cards, tmp_path) == {}
+
+
+def test_values_of_up_to_24_characters_are_shown() -> None:
+    assert eligibility._described("name", "a" * 24, "b") == f"name {'a' * 24} → b"
+    assert eligibility._described("name", "a" * 25, "b") == "name"
 
 
 def test_a_protocol_version_that_moved_on_is_named(cards: Path, tmp_path: Path) -> None:

@@ -162,8 +162,22 @@ def test_a_drop_of_just_what_is_allowed_passes_and_one_of_more_fails() -> None:
 
 
 def test_a_p_of_just_alpha_passes_and_one_below_it_fails() -> None:
-    outcomes = [gate.decided([_dropped(0.5, p)], 25, 25, 0.125)[0].outcome for p in (0.125, 0.124)]
-    assert outcomes == ["pass", "fail"]
+    found = [gate.decided([_dropped(0.5, p)], 25, 25, 0.125)[0] for p in (0.125, 0.124)]
+    assert [(one.outcome, one.why) for one in found] == [
+        ("pass", "dropped by 50.00, which noise may explain (p = 0.125)"),
+        ("fail", "dropped by 50.00, more than 25 allowed and more than noise (p = 0.124)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"),
+    [("acc1", 25), ("ece", -25), ("text_retrieval_mean_rank", -0.25), ("gap_change", 25)],
+)
+def test_a_change_is_of_percentage_points_or_places_and_up_where_it_is_better(
+    metric: str, better: float
+) -> None:
+    compared = Comparison("a", "m", "m", metric, "better", difference=0.25)
+    assert gate.change(compared) == better
 
 
 # --------------------------------------------------------------------- records
