@@ -111,7 +111,7 @@ def interval(found: Spread) -> Interval:
 
     Where all clusters agree, it is Wilson's, a cluster counting as one sample.
     """
-    value = min(max(found.value, 0.0), 1.0)
+    value = min(found.value, 1.0)
     if found.error == 0 or not 0 < value < 1:
         return intervals.wilson(value * found.clusters, found.clusters)
     low, high = intervals.on_logit_scale(value, found.error, intervals.quantile(found.freedom))
@@ -127,7 +127,7 @@ def mean_score(values: Doubles, cluster: Ints, chance: float | None, stratum: In
     (0.667, 6, (0.074, 0.981))
     """
     found = spread(values, cluster, stratum)
-    value = min(max(found.value, 0.0), 1.0)
+    value = min(found.value, 1.0)
     return Score(value, interval(found), values.size, chance)
 
 

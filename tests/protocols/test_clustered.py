@@ -142,6 +142,12 @@ def test_calibration_goes_as_far_as_the_gaps_of_all_bins() -> None:
     assert score.ci95 == pytest.approx((max(0, score.value - half), score.value + half))
 
 
+def test_calibration_of_a_single_cluster_may_be_any() -> None:
+    confidence, correct = np.array([0.9, 0.8, 0.4]), np.array([True, False, True])
+    score = clustered.ece_score(confidence, correct, np.zeros(3, dtype=np.int64), seed=0)
+    assert (score.value, score.ci95) == (intervals.ece_score(confidence, correct, seed=0).value, (0, 1))
+
+
 def test_precision_resamples_whole_clusters() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.random((40, 2)), (rng.random((40, 2)) < 0.4).astype(np.uint8)

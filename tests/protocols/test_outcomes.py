@@ -48,6 +48,31 @@ def test_confidence_is_that_of_the_softmax() -> None:
     assert confidence[2] == pytest.approx(np.exp(9) / np.exp([7, 1, 8, 9]).sum(), rel=1e-6)
 
 
+def test_what_samples_add_to_a_metric_is_read_from_their_file() -> None:
+    """Of recall, a sample of one of three classes adds as much as the two of another do together."""
+    outcome = single(6)
+    table = {name: np.asarray(column).tolist() for name, column in outcome.samples.items()}
+    again = {"rank_0": table["rank"], "rank_1": [1, 0, 0, 5], "target": table["target"]}  # two draws of shots
+    wanted = {
+        "acc1": ([1, 0, 0, 0], [0.5, 0.5, 0.5, 0]),
+        "acc5": ([1, 1, 1, 0], [1, 1, 1, 0]),
+        "mean_per_class_recall": ([2 / 3, 0, 0, 0], [1 / 3, 1 / 3, 2 / 3, 0]),
+    }
+    found = {spec.name: spec.shares for spec in outcomes.SINGLE_LABEL if spec.shares}
+    assert found.keys() == wanted.keys()
+    for name, of in found.items():
+        for columns, shares in zip((table, again), wanted[name], strict=True):
+            assert of(name, columns, {}) == pytest.approx(np.array(shares)), name
+        assert np.mean(wanted[name][0]) == pytest.approx(outcome.scores[name].value)
+        assert of(name, {"id": [], "target": []}, {}) is None
+
+
+def test_of_errors_of_calibration_the_smaller_is_better_and_of_nothing_else() -> None:
+    every = (*outcomes.SINGLE_LABEL, *outcomes.MULTI_LABEL)
+    assert {spec.name for spec in every if spec.less_is_better} == {"ece"}
+    assert {spec.precision for spec in outcomes.MULTI_LABEL} == {"area", "11pt", "envelope"}
+
+
 # -------------------------------------------------------------------- multi-label
 
 LABELS: NDArray[np.uint8] = np.array([[1, 0], [0, 1], [DIFFICULT, 1]], dtype=np.uint8)
