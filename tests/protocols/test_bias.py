@@ -219,6 +219,13 @@ def test_images_that_could_not_be_decoded_are_left_out(world: World) -> None:
     assert not {"id3", "id8"} & set(found.samples["id"])
 
 
+def test_a_group_of_which_nothing_could_be_decoded_is_named(world: World) -> None:
+    broken = world.images.copy()
+    broken[world.groups == 1] = np.nan
+    with pytest.raises(DataError, match="0 images of woman, fewer than the 5"):
+        run(card(), {"test": world.split()}, FakeEncoder(broken, world.texts), params(), seed=0)
+
+
 def test_without_objects_there_is_no_cost(world: World) -> None:
     split = world.split()
     split.objects = Objects(tuple(OBJECTS), np.zeros((60, 4), dtype=np.uint8))

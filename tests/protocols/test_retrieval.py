@@ -211,6 +211,7 @@ def test_other_depths_of_recall(tmp_path: Path) -> None:
     [
         ({"ks": []}, "ks must ascend from 1 or more, and there must be one at least"),
         ({"ks": [5, 1]}, "ks must ascend"),
+        ({"ks": [5, 5]}, "ks must ascend"),
         ({"ks": [0, 1]}, "ks must ascend"),
         (
             {"ks": [1, 5], "primary": "text_retrieval_recall@10"},
