@@ -100,7 +100,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "protocols/_few_shot": ("test_linear_probe", "test_clustered"),
     "protocols/_logistic": ("test_linear_probe", "test_clustered"),
     "protocols/_outcomes": ("test_outcomes", "test_zero_shot", "test_comparison"),
-    "protocols/_samples": ("test_svm_map", "test_linear_probe"),
+    "protocols/_samples": ("test_samples", "test_svm_map"),
     "protocols/bias": ("test_bias", "test_coco_gender"),
     "protocols/grounding": ("test_grounding", "test_images", "test_comparison"),
     "protocols/linear_probe": ("test_linear_probe", "test_clustered"),

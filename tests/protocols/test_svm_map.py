@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small
 from fakes import FakeEncoder, FakeSplit, card, given, unit
+from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.svm import LinearSVC
@@ -104,6 +105,37 @@ def test_class_with_too_few_positives_is_an_error(tmp_path: Path) -> None:
     splits["train"].labels[:2, 1] = 1
     with pytest.raises(DataError, match="3-fold cross-validation needs 3 positives and 3 negatives"):
         run(card(tmp_path, 4, kind="multi-label"), splits, FakeEncoder(), Params(resize=None), seed=0)
+
+
+def test_what_did_not_converge_is_named_by_class_cost_and_fold(tmp_path: Path) -> None:
+    params = Params(resize=None, max_iter=1, costs=(1.0,))
+    outcome = run(card(tmp_path, 4, kind="multi-label"), things(), FakeEncoder(), params, seed=0)
+    found: Any = outcome.evidence["not_converged"]
+    assert [one["fold"] for one in found if one["class"] == "c0"] == [0, 1, 2, None]  # the last fit is of all
+    assert {one["C"] for one in found} == {1.0}
+
+
+def test_the_defaults_are_virtexs() -> None:
+    assert Params().model_dump() == {
+        "primary": "map_area", "train": "train", "test": "test", "resize": 256, "costs": (0.01, 0.1, 1.0, 10.0),
+        "folds": 3, "positive_weight": 2.0, "tolerance": 1e-6, "max_iter": 2000, "difficult": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "refused"),
+    [
+        ("resize", 1, 0),
+        ("folds", 2, 1),
+        ("max_iter", 1, 0),
+        ("positive_weight", 1e-3, 0),
+        ("tolerance", 1e-9, 0),
+    ],
+)
+def test_numbers_have_a_least_value(name: str, least: float, refused: float) -> None:
+    assert getattr(Params.model_validate({name: least}), name) == least
+    with pytest.raises(ValidationError, match="greater than"):
+        Params.model_validate({name: refused})
 
 
 @pytest.mark.parametrize(
