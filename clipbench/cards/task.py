@@ -251,22 +251,18 @@ class TaskCard(Strict):
         for name, templates in self.templates.items():
             if isinstance(templates, dict):
                 _check_class_prompts(name, templates, self.classes)
+            elif not templates:
+                raise Misplaced(f'templates "{name}" is empty', "templates", name)
             else:
-                _check_templates(name, templates)
+                bare = next((i for i, template in enumerate(templates) if "{c}" not in template), None)
+                if bare is not None:
+                    text = f'templates "{name}": "{templates[bare]}" has no {{c}} for the class name'
+                    raise Misplaced(text, "templates", name, bare)
         if self.columns.image_id is not None and self.kind != "captions":
             raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self
-
-
-def _check_templates(name: str, templates: tuple[str, ...]) -> None:
-    if not templates:
-        raise Misplaced(f'templates "{name}" is empty', "templates", name)
-    for i, template in enumerate(templates):
-        if "{c}" not in template:
-            text = f'templates "{name}": "{template}" has no {{c}} for the class name'
-            raise Misplaced(text, "templates", name, i)
 
 
 def _check_class_prompts(name: str, prompts: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> None:

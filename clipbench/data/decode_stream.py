@@ -1,4 +1,4 @@
-"""Images as a stream of decoded batches, over worker processes (see `clipbench.data.decode_worker`)."""
+"""Images as a stream of decoded batches, over worker processes: `python -m clipbench.data.decode_stream`, each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import pickle
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -212,7 +213,7 @@ class _Pool:
     def _start(self) -> subprocess.Popen[bytes]:
         assert self._file is not None
         child = subprocess.Popen(
-            [sys.executable, "-m", "clipbench.data.decode_worker"],
+            [sys.executable, "-m", "clipbench.data.decode_stream"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(self._file,),
@@ -276,3 +277,21 @@ def receive(pipe: IO[bytes] | None) -> Any:
     """Read one message; EOFError when the other side is gone. Both ends are this package's own processes."""
     assert pipe is not None
     return pickle.load(pipe)  # noqa: S301 - a pipe between our own processes
+
+
+def work() -> None:
+    """Decode groups of images into shared memory until the pipe closes: the process that `_Pool` drives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which closes the pipe
+    answers = sys.stdout.buffer
+    sys.stdout = sys.stderr  # a stray print must not end up between two messages
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        file, shape, preprocess = receive(sys.stdin.buffer)
+        pixels = map_pixels(file, shape)
+        while True:
+            slot, start, images = receive(sys.stdin.buffer)
+            target = pixels[slot, start : start + len(images)]
+            send(answers, decode_into(target, images, preprocess))
+
+
+if __name__ == "__main__":
+    work()

@@ -154,9 +154,7 @@ def match(names: Sequence[str], known: Sequence[str]) -> Match:
 def match_card(card: TaskCard, names: Sequence[str]) -> Match:
     """`match` with the card's label_names or its classes: the first that have all names, else those with most."""
     found = [match(names, known) for known in (card.label_names, card.classes) if known is not None]
-    return min(
-        found, key=lambda f: (f.problem is not None or bool(f.lost), len(f.lost), f.problem is not None)
-    )
+    return min(found, key=lambda f: (bool(f.problem or f.lost), len(f.lost), f.problem is not None))
 
 
 def of(

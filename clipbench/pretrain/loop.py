@@ -7,16 +7,15 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from clipbench.cards.base import fingerprint, finite
-from clipbench.cards.model import Images, ModelCard, Weights
+from clipbench.cards.model import ModelCard, Weights
 from clipbench.cards.recipe import Recipe, Target
 from clipbench.cards.task import TaskCard
 from clipbench.data.pairs.lazy import LazySplit
@@ -42,28 +41,11 @@ from clipbench.pretrain.run import curves
 from clipbench.pretrain.run.directory import Checkpoint, RunDirectory
 from clipbench.pretrain.run.events import number
 from clipbench.pretrain.run.progress import Live
+from clipbench.records.record import Record
 from clipbench.utils.cpu import cores
 
-
-class Score(Protocol):
-    """A score, of which the loop reads the value."""
-
-    @property
-    def value(self) -> float: ...
-
-
-class Evaluated(Protocol):
-    """The record of one model on one task, of which the loop reads names and scores."""
-
-    @property
-    def task(self) -> str: ...
-
-    @property
-    def scores(self) -> Mapping[str, Score]: ...
-
-
 #: measures an adapter on tasks, by id: the protocols that measure every other model
-Evaluator = Callable[[Adapter, Sequence[str]], Sequence[Evaluated]]
+Evaluator = Callable[[Adapter, Sequence[str]], Sequence[Record]]
 
 
 def pretrain(
@@ -309,6 +291,7 @@ def model_card(
     chosen = ""
     if recipe.best and step is not None:
         chosen = f"Weights after step {step}, the best by {recipe.best.task} {recipe.best.metric}. "
+    images_of = [*recipe.trained_on, *(data.trained_on for data in recipe.data)]  # a split may serve twice
     averaged = f"moving average of the weights ({recipe.ema}), " if recipe.ema else ""
     return ModelCard(
         title=f"{recipe.title} ({recipe_id})",
@@ -318,17 +301,12 @@ def model_card(
         weights=Weights(file="model.safetensors", sha256=sha256),
         training_data="; ".join(dict.fromkeys(data.described for data in recipe.data)),
         training_pairs_m=images / 1e6,
-        trained_on=_unique([*recipe.trained_on, *(data.trained_on for data in recipe.data)]),
+        trained_on=tuple(one for i, one in enumerate(images_of) if one not in images_of[:i]),
         notes=f"Trained by the recipe {recipe_id}: {recipe.objective.kind} objective, "
         f"{schedule.steps} steps of {schedule.batch_size} pairs, {recipe.optim.name}, {recipe.precision}, "
         f"{averaged}seed {recipe.seed}. {start.described()}{chosen}"
         f"Again with: {recipe.command}",
     )
-
-
-def _unique(given: Sequence[Images]) -> tuple[Images, ...]:
-    """Each once, in order: a split may serve a recipe twice, with other texts."""
-    return tuple(one for i, one in enumerate(given) if one not in given[:i])
 
 
 def freeze(towers: DualTowers, describe: Callable[[str], ModelCard]) -> DualAdapter:

@@ -123,7 +123,7 @@ class ZeroShot:
 
     hashes: list[str] = field(default_factory=list)
 
-    def __call__(self, adapter: Adapter, task_ids: Sequence[str]) -> list[FakeRecord]:
+    def __call__(self, adapter: Adapter, task_ids: Sequence[str]) -> list[Any]:
         torch.rand(3)  # an evaluation may draw numbers; a resumed run must not notice
         self.hashes.append(adapter.weights_sha256)
         value = accuracy(adapter, 'a photo of the number: "{c}".')
@@ -568,7 +568,7 @@ def test_killed_between_checkpoints(
     class Killed(BaseException):
         pass
 
-    def evaluator(adapter: Adapter, task_ids: Sequence[str]) -> list[FakeRecord]:
+    def evaluator(adapter: Adapter, task_ids: Sequence[str]) -> list[Any]:
         raise Killed
 
     out = tmp_path / "run"

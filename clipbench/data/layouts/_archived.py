@@ -36,17 +36,15 @@ class Archived(FileLayout):
         *,
         notes: tuple[Note, ...] = (),
     ) -> None:
-        self._ids, self._labels, self.names, self.notes = list(images), labels, names, notes
-        for path in self._ids:
+        self._ids, self._labels, self.names, self.notes = list(map(printable, images)), labels, names, notes
+        for path in images:
             parts = PurePosixPath(path).parts
             if not parts or parts[0] == "/" or ".." in parts or "\0" in path:
                 raise DataError(f"{annotations[0]}: the image {path[:60]!r} leads out of {root}")
-        paths = [root / path for path in self._ids]
-        super().__init__(root, paths, annotations, hint=f"unpack {unpack} into {root}")
+        super().__init__(
+            root, [root / path for path in images], annotations, hint=f"unpack {unpack} into {root}"
+        )
         self.root = Path(os.path.commonpath([root, *(file.parent for file in annotations)]))  # of all files
-
-    def index(self) -> Iterator[tuple[str, Any]]:
-        yield from zip(map(printable, self._ids), self._labels, strict=True)
 
 
 def base_of(root: Path, folders: Sequence[str], *marks: str) -> Path | None:

@@ -98,9 +98,6 @@ class Batches(FileLayout):
         self._labels = [label for _, labels in read for label in labels]
         self.names = _names(root / form.names, form)
 
-    def index(self) -> Iterator[tuple[str, int]]:
-        yield from zip(self._ids, self._labels, strict=True)
-
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         """PNGs of the pixels, bit for bit."""
         for row in rows.tolist():
@@ -235,14 +232,11 @@ def _load(file: Path, form: Form) -> dict[str, Any]:
         with file.open("rb") as opened:
             held = _Plain(opened, encoding="bytes").load()
     except Exception as error:  # a file made to do harm may raise anything while it is read
+        reason = first_line(error).encode("unicode_escape").decode("ascii")
         raise DataError(
-            f"{file} cannot be read as a batch of {form.folder}: {_line(error)}",
+            f"{file} cannot be read as a batch of {form.folder}: {reason}",
             hint=f"unpack {form.archive} again",
         ) from None
     if not isinstance(held, dict):
         raise DataError(f"{file} is no batch of {form.folder}", hint=f"unpack {form.archive} again")
     return {_text(key): value for key, value in held.items()}
-
-
-def _line(error: Exception) -> str:
-    return first_line(error).encode("unicode_escape").decode("ascii")

@@ -274,7 +274,8 @@ def _caltech(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | No
                 f"{CALTECH_TRAINING} of each class are for training",
                 hint=f"unpack 101_ObjectCategories.tar.gz again into {base}",
             )
-        drawn = set(sorted(images, key=_drawn)[:CALTECH_TRAINING])
+        hashed = {image: hashlib.sha256(f"{_CALTECH_SEED}/{image}".encode()).digest() for image in images}
+        drawn = set(sorted(images, key=hashed.__getitem__)[:CALTECH_TRAINING])
         chosen += [(image, label) for image in images if (image in drawn) == (asked == ("train",))]
     text = f"images of a split that is ours: {CALTECH_TRAINING} of each class, drawn with seed 0, are for training"
     notes += (*whole.notes, Note("drawn-split", text, len(chosen)))
@@ -282,10 +283,6 @@ def _caltech(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | No
     made = Archived(base, ids, labels, (), "101_ObjectCategories.tar.gz", whole.names, notes=notes)
     made.in_part = True
     return made
-
-
-def _drawn(image: str) -> bytes:
-    return hashlib.sha256(f"{_CALTECH_SEED}/{image}".encode()).digest()
 
 
 # ------------------------------------------------------------------------ CIFAR

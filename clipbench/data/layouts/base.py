@@ -97,13 +97,15 @@ class LayoutSpec:
 class FileLayout(Layout):
     """Samples that are one image file each, below `root`.
 
-    `hint` says what to do where an image is missing.
+    `hint` says what to do where an image is missing. A layout that has `_ids` and their raw labels has an index.
 
     Raises:
         DataError: an image is not there, or listed twice.
     """
 
     scattered = True
+    _ids: Sequence[str]
+    _labels: Sequence[Any] | NDArray[np.uint8]
 
     def __init__(
         self,
@@ -128,6 +130,9 @@ class FileLayout(Layout):
                 f"{lost[0]} is not there; {len(lost):,} of the {len(images):,} images that the split lists are missing",
                 hint=hint,
             )
+
+    def index(self) -> Iterator[tuple[str, Any]]:
+        yield from zip(self._ids, self._labels, strict=True)
 
     def images(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         for row in rows.tolist():

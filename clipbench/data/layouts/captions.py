@@ -8,7 +8,7 @@ Sources: the data format on cocodataset.org; the caption files of Karpathy & Fei
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from clipbench.cards.task import Columns, TaskCard
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.layouts import _caption_tables as tables
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
-from clipbench.data.layouts.coco import ID, Lists, listed_images, numbered, read_lists
+from clipbench.data.layouts.coco import ID, Lists, chosen, listed_images, numbered, read_lists
 from clipbench.data.paths import split_names
 from clipbench.data.split import Note, notes_of
 from clipbench.errors import DataError
@@ -71,7 +71,7 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     found = sorted((root / "annotations").glob("captions*.json"))
     if found:
         wanted = [f"captions_{name}.json" for name in names] + (["captions.json"] if alone else [])
-        return _coco(_chosen(dataset, role, found, wanted), root, names)
+        return _coco(chosen(dataset, role, found, wanted, "captions_"), root, names)
     ends = ("txt", "csv", "tsv")
     patterns = [*(f"*captions*.{end}" for end in ends), "*_karpathy.txt"]
     found = sorted({path for pattern in patterns for path in root.glob(pattern)})
@@ -85,7 +85,7 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
         none = here.keys().isdisjoint(wanted)
         if alone or (none and whole and tables.tells_splits(root / whole[0], columns)):
             wanted += _WHOLE
-        return _table(_chosen(dataset, role, found, wanted), root, names, columns)
+        return _table(chosen(dataset, role, found, wanted, "captions_"), root, names, columns)
     return None
 
 
@@ -114,11 +114,8 @@ class CaptionFile(FileLayout):
     ) -> None:
         images, cut = listed_images(list(captions), file, folders)
         super().__init__(root, images, [file])
-        self._captions = captions
+        self._ids, self._labels = list(captions), list(captions.values())
         self.notes = notes + cut + _without_captions(images, others)
-
-    def index(self) -> Iterator[tuple[str, list[str]]]:
-        yield from self._captions.items()
 
 
 def _without_captions(images: list[Path], others: Collection[str]) -> tuple[Note, ...]:
@@ -133,18 +130,6 @@ def _without_captions(images: list[Path], others: Collection[str]) -> tuple[Note
     lost = sorted(there - named)
     text = "images in the folder have no caption in the file, and are left out"
     return notes_of("images-without-captions", text, lost)
-
-
-def _chosen(dataset: Entry[TaskCard], role: str, found: list[Path], wanted: list[str]) -> Path:
-    """The file of the split."""
-    chosen = next((path for name in wanted for path in found if path.name == name), None)
-    if chosen is not None:
-        return chosen
-    raise DataError(
-        f"{dataset.id}: no {role} split in {found[0].parent}: no {' or '.join(wanted)} "
-        f"(there is {', '.join(path.name for path in found)})",
-        hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows captions_",
-    )
 
 
 def _coco(file: Path, root: Path, names: list[str]) -> CaptionFile:

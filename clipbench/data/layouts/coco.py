@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
@@ -66,19 +65,28 @@ def instances_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | No
     Raises:
         DataError: there are files of other splits alone.
     """
-    annotations = root / "annotations"
-    there = sorted(p.name for p in annotations.glob("instances*.json"))
+    there = sorted((root / "annotations").glob("instances*.json"))
     if not there:
         return None
     names = split_names(dataset.card.splits[role], role)
     wanted = [f"instances_{name}.json" for name in names]
     if dataset.card.alone:
         wanted.append("instances.json")
-    file = next((annotations / name for name in wanted if name in there), None)
+    return chosen(dataset, role, there, wanted, "instances_")
+
+
+def chosen(dataset: Entry[TaskCard], role: str, there: list[Path], wanted: list[str], begins: str) -> Path:
+    """The first of the `wanted` files of a split that is `there`, whose names begin so.
+
+    Raises:
+        DataError: there are files of other splits alone.
+    """
+    file = next((path for name in wanted for path in there if path.name == name), None)
     if file is None:
         raise DataError(
-            f"{dataset.id}: no {role} split in {annotations}: no {' or '.join(wanted)} (there is {', '.join(there)})",
-            hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows instances_",
+            f"{dataset.id}: no {role} split in {there[0].parent}: no {' or '.join(wanted)} "
+            f"(there is {', '.join(path.name for path in there)})",
+            hint=f"fetch that file, or set splits.{role}.name in {dataset.path} to the name that follows {begins}",
         )
     return file
 
@@ -90,14 +98,11 @@ class _Instances(FileLayout):
 
     def __init__(self, file: Path, root: Path, folders: list[Path]) -> None:
         self._ids, self.names, listed = _read(file, _READ)
-        self._rows = np.zeros((len(self._ids), len(self.names)), dtype=np.uint8)
+        self._labels = np.zeros((len(self._ids), len(self.names)), dtype=np.uint8)
         for row, column, _ in listed:
-            self._rows[row, column] = 1
+            self._labels[row, column] = 1
         images, self.notes = listed_images(self._ids, file, folders)
         super().__init__(root, images, [file])
-
-    def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        yield from zip(self._ids, self._rows, strict=True)
 
 
 def _read(file: Path, lists: Lists) -> tuple[list[str], list[str], list[tuple[int, int, dict[str, Any]]]]:

@@ -67,16 +67,13 @@ class _Annotated(FileLayout):
 
     def __init__(self, file: Path, root: Path) -> None:
         names, images = _read(file)
-        self._ids, self._genders = [name for name, _, _ in images], [gender for _, gender, _ in images]
+        self._ids, self._labels = [name for name, _, _ in images], [gender for _, gender, _ in images]
         column = {name: i for i, name in enumerate(names)}
         present = np.zeros((len(images), len(names)), dtype=np.uint8)
         for row, (_, _, shown) in enumerate(images):
             present[row, [column[name] for name in shown]] = 1
         self.objects = Objects(tuple(names), present)
         super().__init__(root, _images(self._ids, file, root), [file])
-
-    def index(self) -> Iterator[tuple[str, str]]:
-        yield from zip(self._ids, self._genders, strict=True)
 
 
 def _plain(file_name: str) -> str:
@@ -115,9 +112,7 @@ def _read(file: Path) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
             f"{file} has no lists objects and images, so it is no file of COCO-gender",
             hint=f"{_CONVERT} writes such files from the original annotations",
         )
-    names, entries = lists
-    assert names is not None
-    assert entries is not None
+    names, entries = found["objects"], found["images"]
     known = {name for name in names if isinstance(name, str)}
     if len(known) != len(names):
         raise DataError(f"{file}: objects must be names, each once")

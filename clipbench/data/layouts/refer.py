@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,9 +45,13 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     """
     if dataset.card.expressions == "classes":
         return _of_classes(dataset, role, root)
-    plain = _plain_file(dataset, role, root)
+    names = split_names(dataset.card.splits[role], role)
+    files = [f"referring_expressions_{name}.json" for name in names]
+    files += ["referring_expressions.json"] if dataset.card.alone else []
+    places = [folder / file for folder in (root, root / "annotations") for file in files]
+    plain = next((path for path in places if exists(path)), None)
     if plain is not None:
-        return _Listed(root, [plain], _plain(plain), split_names(dataset.card.splits[role], role))
+        return _Listed(root, [plain], _plain(plain), names)
     matches = ((re.match(r"refs\((\w+)\)", path.name), path) for path in root.glob("refs(*).*"))
     refs = {match[1]: path for match, path in matches if match}
     if refs:
@@ -80,7 +84,7 @@ class _Listed(FileLayout):
         folders: Sequence[str],
         notes: tuple[Note, ...] = (),
     ) -> None:
-        self._found = found
+        self._ids, self._labels = list(found), list(found.values())
         places = [
             base / middle / name
             for base in (root, root.parent)  # `refer` keeps the images of its data sets beside their folders
@@ -93,9 +97,6 @@ class _Listed(FileLayout):
         self.detections = detections_of(root)
         more = [] if self.detections is None else [self.detections]
         super().__init__(root if below else root.parent, images, [*annotations, *more])
-
-    def index(self) -> Iterator[tuple[str, list[Expression]]]:
-        yield from self._found.items()
 
 
 def _of_classes(dataset: Entry[TaskCard], role: str, root: Path) -> _Listed:
@@ -112,14 +113,6 @@ def _of_classes(dataset: Entry[TaskCard], role: str, root: Path) -> _Listed:
         for image, of_image in objects.items()
     }
     return _Listed(root, [file], found, split_names(dataset.card.splits[role], role), notes)
-
-
-def _plain_file(dataset: Entry[TaskCard], role: str, root: Path) -> Path | None:
-    names = [f"referring_expressions_{name}.json" for name in split_names(dataset.card.splits[role], role)]
-    if dataset.card.alone:
-        names.append("referring_expressions.json")
-    places = [folder / name for folder in (root, root / "annotations") for name in names]
-    return next((path for path in places if exists(path)), None)
 
 
 def _plain(file: Path) -> dict[str, list[Expression]]:

@@ -120,11 +120,8 @@ class _ClassFiles(FileLayout):
                     + _first_difference(ids, self._ids),
                     hint="unpack the development kit again",
                 )
-        self._rows = np.array([list(labels.values()) for labels in columns.values()], dtype=np.uint8).T
+        self._labels = np.array([list(labels.values()) for labels in columns.values()], dtype=np.uint8).T
         super().__init__(folder, _images(folder, self._ids), list(files.values()))
-
-    def index(self) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        yield from zip(self._ids, self._rows, strict=True)
 
 
 class _Boxes(FileLayout):

@@ -129,20 +129,17 @@ class _Names(Sequence[str]):
         return self._name(range(self._count)[row])
 
 
-@dataclass(frozen=True)
-class Index:
-    """Where the pairs of a source are: int64 [n, width], memory-mapped, and what was left out."""
-
-    places: NDArray[np.int64]
-    left_out: tuple[LeftOut, ...]
-
-
 #: rows of an index, block by block, and at the end what was left out
 Built = tuple[Iterator[list[tuple[int, ...]]], Sequence[LeftOut]]
 
 
-def kept_index(key: Any, build: Callable[[], Built], what: str) -> Index:
+def kept_index(
+    key: Any, build: Callable[[], Built], what: str
+) -> tuple[NDArray[np.int64], tuple[LeftOut, ...]]:
     """The index that `build` makes, from the cache where it has been made before; `key` is all that decides it.
+
+    Returns:
+        Where the pairs of a source are, int64 [n, width], memory-mapped; and what was left out.
 
     Raises:
         DataError: it is empty. `what` names the source, for messages.
@@ -168,7 +165,7 @@ def kept_index(key: Any, build: Callable[[], Built], what: str) -> Index:
             f"{what} holds no pair of an image and a caption" + "".join(f"; {part}" for part in found),
             hint="give the whole file, or correct the source in the recipe",
         )
-    return Index(places, found)
+    return places, found
 
 
 def mapped(path: Path) -> NDArray[np.uint8]:

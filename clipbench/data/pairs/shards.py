@@ -139,14 +139,13 @@ class LocalShards(LazySplit):
             "rules": 2,  # of which files make a pair
         }
         what = f"{wanted.name}: {', '.join(wanted.shards)} in {root}"
-        index = kept_index(key, self._index, what)
-        self.left_out, self._places = index.left_out, index.places
+        self._places, self.left_out = kept_index(key, self._index, what)
         self._bytes = [mapped(file) for file in self._files]
         # The names and sizes of all files in the tars stand for their content, which may be far too much to be read.
         sizes = [(name, stat.st_size) for name, stat in stats]
-        places = fingerprint(np.asarray(index.places[:: max(1, len(index.places) // 4096)]).tolist())
+        places = fingerprint(np.asarray(self._places[:: max(1, len(self._places) // 4096)]).tolist())
         self.fingerprint = fingerprint({"shards": sizes, "clean": wanted.clean, "places": places})
-        super().__init__(wanted.name, len(index.places))
+        super().__init__(wanted.name, len(self._places))
 
     def name(self, row: int) -> str:
         shard, header, *_ = self._places[row].tolist()

@@ -55,11 +55,9 @@ class RowSplit(LazySplit):
         key = wanted.canonical() | dict.fromkeys(("images", "augment", "alter", "on_bad_image", "name"))
         found = digests(file.parent, [file], again=verify)
         key = {"source": key, "files": found.files}
-        index = kept_index(key, self._index, str(file))
-        self.left_out = index.left_out
-        self._places = index.places
+        self._places, self.left_out = kept_index(key, self._index, str(file))
         self._verify, self.notes = verify, found.notes
-        super().__init__(wanted.name, len(index.places))
+        super().__init__(wanted.name, len(self._places))
         self.fingerprint = fingerprint(key | {"sizes": self._look_for_images(file)})
 
     def name(self, row: int) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clipbench.cards.model import Weights
-from clipbench.cards.recipe import Frozen, RecipeModel
+from clipbench.cards.recipe import RecipeModel
 from clipbench.data.pairs.lazy import LazySplit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features
@@ -99,7 +99,13 @@ class Start:
             WeightsError: weights are missing, corrupt, others than the recipe says, or do not fit.
         """
         self._frozen, self._named = model.frozen, sources(config)
-        _refuse_random(self._frozen, self._named, recipe_id)
+        for side in ("image", "text"):
+            if getattr(self._frozen, side) is not False and side not in self._named:
+                raise CardError(
+                    f"recipe {recipe_id}: model.frozen.{side}: the {side} tower starts from random weights, which "
+                    "nobody wants to keep",
+                    hint=f"give model.config.{side}.weights, or leave out model.frozen.{side}",
+                )
         if config.tokens is not None and True in (model.frozen.image, model.frozen.text):
             raise CardError(
                 f"recipe {recipe_id}: of a frozen tower the pooled features are kept, not those of single tokens",
@@ -175,22 +181,10 @@ class Start:
         encoder = ModelEncoder(ModelEntry(adapter.card.title, adapter.card, Path()), runtime)
         encoder.adapter = adapter
         self._encoders[side], self._whole[side] = encoder, tower
-        stand_in = (
-            PrecomputedImages(tower.features)
-            if side == "image"
-            else PrecomputedTexts(tower.features, lambda texts: encoder.texts(texts, _SPACE))
-        )
-        setattr(self.towers, side, stand_in)
-
-
-def _refuse_random(frozen: Frozen, named: dict[str, Weights], recipe_id: str) -> None:
-    for side in ("image", "text"):
-        if getattr(frozen, side) is not False and side not in named:
-            raise CardError(
-                f"recipe {recipe_id}: model.frozen.{side}: the {side} tower starts from random weights, which "
-                "nobody wants to keep",
-                hint=f"give model.config.{side}.weights, or leave out model.frozen.{side}",
-            )
+        if side == "image":
+            self.towers.image = PrecomputedImages(tower.features)
+        else:
+            self.towers.text = PrecomputedTexts(tower.features, lambda texts: encoder.texts(texts, _SPACE))
 
 
 def _rest(tower: LibraryTower, names: Sequence[str], where: str) -> tuple[nn.Module, ...]:

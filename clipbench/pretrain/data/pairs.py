@@ -152,7 +152,8 @@ class DrawnPairs:
     def _make(self) -> Batch:
         fed = self._loader.next()
         draws = torch.rand(2, len(fed.texts), generator=self._generator, dtype=torch.float64)
-        texts = [_choose(own, *at) for own, at in zip(fed.texts, draws.T.tolist(), strict=True)]
+        kinds = [own[int(draw * len(own))] for own, draw in zip(fed.texts, draws[0].tolist(), strict=True)]
+        texts = [own[int(draw * len(own))] for own, draw in zip(kinds, draws[1].tolist(), strict=True)]
         if self._alter.any():
             chance = torch.rand(len(texts), generator=self._generator, dtype=torch.float64)
             changed = text_augmentation.alter(texts, Draws(self._generator, len(texts)))
@@ -230,12 +231,6 @@ class DrawnPairs:
         self._generator.set_state(state["generator"])
         self._loader.go_on(state["place"])
         self._loader.skipped = state["skipped"]
-
-
-def _choose(own: Texts, kind: float, text: float) -> str:
-    """One of an image's texts, by two draws in [0, 1)."""
-    texts = own[int(kind * len(own))]
-    return texts[int(text * len(texts))]
 
 
 def _fill_a_batch(count: int, batch_size: int, sources: Sequence[Source]) -> None:

@@ -55,12 +55,10 @@ class Optimiser:
                 group["lr"] = learning_rate(step, schedule, group["peak"])
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
-        """Undo the scaling of the gradients."""
         for part in self.parts:
             scaler.unscale_(part)
 

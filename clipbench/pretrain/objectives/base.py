@@ -115,15 +115,8 @@ def make_learner(objective: Objective, towers: DualTowers) -> Learner:
     """The learner of a recipe's objective, with random weights, for `towers`, whose logit scale it may set.
 
     Raises:
-        CardError: the objective cannot train these towers.
+        CardError: the objective cannot train these towers: it needs other heads, or does not train all that they have.
     """
-    _require_heads(objective, towers)
-    learner: Learner = sys.modules[type(objective).__module__].Learner(objective, towers)
-    return learner
-
-
-def _require_heads(objective: Objective, towers: DualTowers) -> None:
-    """Raise CardError unless the objective trains all heads that the towers have, and needs no others."""
     kind, compared, late = objective.kind, objective.tokens, objective.tokens is not None
     if late and (towers.tokens is None or towers.tokens.compared != compared):
         raise CardError(
@@ -147,3 +140,5 @@ def _require_heads(objective: Objective, towers: DualTowers) -> None:
             f"objective {kind}, as it is set, does not train the heads into a joint space",
             hint="leave out config.embed_dim and config.projection, or give that space a weight in the objective",
         )
+    learner: Learner = sys.modules[type(objective).__module__].Learner(objective, towers)
+    return learner

@@ -18,6 +18,7 @@ def draw(lines: Sequence[Line], *, title: str, chance: float, metric: str) -> by
         chance: the loss of features that say nothing, drawn as a line.
         metric: name of the score to draw; evaluations without it are left out.
     """
+    import pandas as pd
     from matplotlib.figure import Figure
 
     steps = [line for line in lines if "loss" in line]
@@ -29,7 +30,7 @@ def draw(lines: Sequence[Line], *, title: str, chance: float, metric: str) -> by
     x = np.array([number(line["step"]) for line in steps])
     loss = np.array([number(line["loss"]) for line in steps])
     axes[0].plot(x, loss, color="0.8", linewidth=0.8, label="each step")
-    axes[0].plot(x, smooth(loss), color="C0", label="smoothed")
+    axes[0].plot(x, pd.Series(loss).ewm(alpha=0.1).mean(), color="C0", label="smoothed")
     axes[0].axhline(chance, color="C3", linestyle=":", label=f"chance ({chance:.3f})")
     axes[0].set(xlabel="step", ylabel="loss", xlim=(0, 1.06 * x[-1]))
     axes[0].legend()
@@ -46,17 +47,3 @@ def draw(lines: Sequence[Line], *, title: str, chance: float, metric: str) -> by
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
-
-
-def smooth(values: np.ndarray, keep: float = 0.9) -> np.ndarray:
-    """Exponential moving average, corrected for its start.
-
-    >>> smooth(np.array([2.0, 2.0, 2.0])).round(6).tolist()
-    [2.0, 2.0, 2.0]
-    """
-    average, weight, out = 0.0, 0.0, np.empty_like(values)
-    for index, value in enumerate(values):
-        average = keep * average + (1 - keep) * float(value)
-        weight = keep * weight + (1 - keep)
-        out[index] = average / weight
-    return out

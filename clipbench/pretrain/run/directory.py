@@ -33,6 +33,7 @@ import yaml
 from clipbench.cards.model import ModelCard
 from clipbench.cards.recipe import Recipe
 from clipbench.cards.strict_yaml import Document, parse, sealed
+from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, Damaged, StorageError, WeightsError, unknown
 from clipbench.models.weights.pickles import names_in
 from clipbench.pretrain.data.pairs import PairsState
@@ -331,9 +332,7 @@ class RunDirectory:
         metrics = self.path / "metrics.jsonl"
         if "beside" not in found:  # of an earlier version, which has been said
             best = self._best(self.best_step() or 0)
-            self._best_sha256 = (
-                {int(best.stem[5:]): hashlib.sha256(best.read_bytes()).hexdigest()} if best.exists() else {}
-            )
+            self._best_sha256 = {int(best.stem[5:]): sha256_file(best)} if best.exists() else {}
             return
         beside = found["beside"]
         self._best_sha256 = {}
@@ -343,10 +342,8 @@ class RunDirectory:
             )
             return
         own = self._whole_lines()[: beside["lines"]]
-        if (
-            len(own) < beside["lines"]
-            or hashlib.sha256(b"".join(own)).hexdigest() != beside["metrics_sha256"]
-        ):
+        same = hashlib.sha256(b"".join(own)).hexdigest() == beside["metrics_sha256"]
+        if len(own) < beside["lines"] or not same:
             raise Damaged(
                 f"{metrics} is damaged: its first {beside['lines']} lines are not those that {path.name} follows",
                 hint=_WITHOUT_METRICS,
@@ -355,7 +352,7 @@ class RunDirectory:
             best = self._best(step)
             if outdone and not best.exists():
                 continue
-            if not best.exists() or hashlib.sha256(best.read_bytes()).hexdigest() != sha256:
+            if not best.exists() or sha256_file(best) != sha256:
                 raise Damaged(
                     f"{best}, the best weights of this run, is {'damaged' if best.exists() else 'gone'}",
                     hint="put back a copy of it; or delete metrics.jsonl to go on without: the best are then chosen "
@@ -463,9 +460,8 @@ def refuse_other(recipe_file: Path, recipe: Recipe) -> None:
     """Raise StorageError unless the recipe in the file is `recipe`, but for its prose."""
     held = parse(Recipe, Document(recipe_file)).canonical()
     wanted = recipe.canonical()
-    differing = [
-        f"{key} ({held[key]!r} there)" for key in wanted if key not in _PROSE and held[key] != wanted[key]
-    ]
+    other = [key for key in wanted if key not in _PROSE and held[key] != wanted[key]]
+    differing = [f"{key} ({held[key]!r} there)" for key in other]
     if differing:
         raise StorageError(
             f"{recipe_file.parent} holds a run of another recipe; it differs in {', '.join(differing)}",
