@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from clipbench.data.decode import decode_and_remark
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample, Split, Subset
-from clipbench.encoding import runtime as execution
+from clipbench.encoding import plans
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, SHARD_ROWS
 from clipbench.encoding.images import Encoded
@@ -365,7 +364,7 @@ def test_what_a_model_cannot_do_is_no_record_and_no_zero(
 def one_plan() -> Iterator[None]:
     """No trials of plans: on a busy machine another one may win, whose features differ in the last digits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "_TRIAL_WORTH_S", math.inf)
+        patch.setattr(plans, "SHARE", 0.0)
         yield
 
 
@@ -390,10 +389,9 @@ def untouched(many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Rec
 
 
 PROGRAM = """
-import math
 from clipbench import cli
-from clipbench.encoding import runtime
-runtime._TRIAL_WORTH_S = math.inf
+from clipbench.encoding import plans
+plans.SHARE = 0.0
 cli.main()
 """
 

@@ -44,7 +44,7 @@ from clipbench.catalog import Catalog
 from clipbench.data import huggingface
 from clipbench.data.pairs.sources import Packed, open_pairs
 from clipbench.data.paths import DataPaths
-from clipbench.encoding import runtime as execution
+from clipbench.encoding import plans
 from clipbench.errors import ClipbenchError
 from clipbench.models.adapter import Adapter
 from clipbench.pretrain.loop import pretrain
@@ -225,11 +225,11 @@ def ledger() -> list[str | None]:
 
 def plan() -> str:
     """The plan that a small tower runs by, tried where none is remembered."""
-    runtime = execution.Runtime.choose("cpu", "fp32")
+    runtime = plans.Runtime.choose("cpu", "fp32")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "_TRIAL_WORTH_S", 0)
+        patch.setattr(plans, "_TRIAL_ROWS", {True: 1})
         tower = torch.nn.Linear(64, 64)
-        return execution.fastest(tower, runtime, lambda n: torch.ones(n, 64), 4096, vary=True).plan
+        return plans.fastest(tower, runtime, lambda n: torch.ones(n, 64), 4096, vary=True).plan
 
 
 def prepare(world: World) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Group
 
 from clipbench.bench import view as views
+from clipbench.bench.inputs import random_clip
 from clipbench.bench.machine import ROUNDS, best, matmul_peak
 from clipbench.catalog import Catalog
 from clipbench.data.decode import decode, normalise
@@ -27,10 +28,8 @@ from clipbench.encoding.images import encode_images
 from clipbench.encoding.model_features import Counts
 from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import DataError
-from clipbench.models import clip
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.families import load
-from clipbench.models.towers.open_clip import random_model
 from clipbench.protocols import zero_shot
 from clipbench.utils.cpu import cores
 
@@ -63,19 +62,13 @@ def measure(
     Raises:
         DataError: CIFAR-10 is not at hand.
     """
-    import torch
-
     dataset = Catalog().dataset("cifar10")
     split = _First(open_split(dataset, "test", paths), images)
     native = next(
         (root / "imagenet-native-96" for root in paths.roots if (root / "imagenet-native-96").is_dir()), None
     )
     with tempfile.TemporaryDirectory(prefix="clipbench-bench-") as folder:
-        checkpoint = Path(folder) / "random.pt"
-        torch.manual_seed(0)
-        torch.save(random_model(arch).state_dict(), checkpoint)
-        model = ModelEntry(arch, clip.of_file(arch, checkpoint, {}), Path(folder))
-        bench = _Bench(model, runtime, Path(folder), progress)
+        bench = _Bench(random_clip(arch, Path(folder)), runtime, Path(folder), progress)
         tower = bench.encoder.tower("joint", 1_000_000)  # as for a long run
         tensors = bench.preload(split)
         bare_s, ends = bench.alternate(split, tensors)

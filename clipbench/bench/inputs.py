@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from clipbench.data.open import open_split
 from clipbench.errors import DataError
+from clipbench.models import clip
+from clipbench.models.adapter import ModelEntry
+from clipbench.models.towers.open_clip import random_model
+from clipbench.models.weights.open_clip import known_arch
 from clipbench.solvers.selection import forget
 
 if TYPE_CHECKING:
@@ -36,6 +40,17 @@ class Labelled(NamedTuple):
     test: NDArray[np.floating]
     test_targets: Ints
     classes: int
+
+
+def random_clip(arch: str, folder: Path) -> ModelEntry:
+    """open_clip's `arch` as a checkpoint file of random weights in `folder`. Raises CardError: no such architecture."""
+    import torch
+
+    known_arch(arch)
+    checkpoint = folder / "random.pt"
+    torch.manual_seed(0)
+    torch.save(random_model(arch).state_dict(), checkpoint)
+    return ModelEntry(arch, clip.of_file(arch, checkpoint, {}), folder)
 
 
 def labelled(encoder: ModelEncoder, entry: Entry[TaskCard], paths: DataPaths) -> Labelled:

@@ -9,12 +9,24 @@ from typing import Annotated, Any
 
 from rich.console import RenderableType
 
-from clipbench.bench import cached, encode, inputs, pretrain, pretrain_gpu, probe, retrieval, svm
+from clipbench.bench import (
+    cached,
+    encode,
+    inputs,
+    plans,
+    pretrain,
+    pretrain_gpu,
+    probe,
+    retrieval,
+    startup,
+    svm,
+)
 from clipbench.cli.inputs import choose_runtime, data_paths, names, open_catalog
 from clipbench.cli.options import Cards, Data, Device, Json, Plugins, Precision, number, option
 from clipbench.cli.output import show
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
+from clipbench.encoding.plans import table
 from clipbench.errors import ClipbenchError
 from clipbench.evaluate import Options
 from clipbench.utils.escape import json_text
@@ -45,6 +57,69 @@ def encode_command(
     runtime = choose_runtime(device, precision)
     found = encode.measure(arch, images, runtime, DataPaths.parse(data or ()), progress=not as_json)
     _print(found, encode.view, as_json)
+
+
+def plans_command(
+    arch: Annotated[
+        list[str] | None,
+        option(
+            "--arch",
+            "Architectures of open_clip, with random weights; repeatable, or separated by commas. "
+            "[default: those of the shipped table]",
+            "ARCH",
+        ),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        option(
+            "--precision",
+            "Precisions; repeatable, or separated by commas. [default: fp32, bf16]",
+            "fp32|bf16|fp16",
+        ),
+    ] = None,
+    device: Device = "auto",
+    compiled: Annotated[bool, option("--compile", "Also compile the image towers, minutes each.")] = False,
+    rounds: Annotated[int, number("--rounds", "Rounds, in which all plans take turns.", min=1)] = 5,
+    out: Annotated[Path | None, option("--out", "A table to bring up to date, or to begin.", "FILE")] = None,
+    as_json: Json = False,
+) -> None:
+    """What execution plans cost on this machine.
+
+    The table that is shipped is written with --out clipbench/encoding/plans.json.
+    """
+    archs = names("--arch", arch or list(dict.fromkeys(row["arch"] for row in table()["rows"])))
+    precisions = names("--precision", precision or ["fp32", "bf16"])
+    runtimes = [choose_runtime(device, each) for each in precisions]
+    command = f"clipbench bench plans --arch {','.join(archs)} --precision {','.join(precisions)}"
+    command += f" --device {device} --rounds {rounds}" + (" --compile" if compiled else "")
+    found = plans.measure(archs, runtimes, rounds, compiled=compiled, command=command)
+    if out is not None:
+        plans.bring_up_to_date(out, found)
+    _print(found, plans.view, as_json)
+
+
+def startup_command(
+    arch: Annotated[
+        str, option("--arch", "Architecture of open_clip, with random weights.", "ARCH")
+    ] = "ViT-B-32",
+    images: Annotated[
+        list[int] | None,
+        number("--images", "How many random images; repeatable. [default: 100, 1000]", min=1),
+    ] = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    rounds: Annotated[int, number("--rounds", "Rounds, in which all take turns.", min=1)] = 5,
+    peer: Annotated[
+        str | None, option("--peer", "The Python that has CLIP_benchmark. [default: this one]", "PYTHON")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The fixed cost of a run by stage, cold and warm.
+
+    Beside CLIP_benchmark, where it is installed.
+    """
+    runtime = choose_runtime(device, precision)
+    _print(startup.measure(arch, images or [100, 1000], runtime, rounds, peer), startup.view, as_json)
 
 
 def cached_command(

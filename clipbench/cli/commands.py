@@ -41,6 +41,8 @@ COMMANDS: Final[Mapping[str, Command | Group]] = {
         "Measure clipbench's own speed against a limit or a peer.",
         {
             "encode": Command("bench", "Encoding end to end, against the bare forward pass."),
+            "plans": Command("bench", "What execution plans cost on this machine."),
+            "startup": Command("bench", "The fixed cost of a run by stage, cold and warm."),
             "cached": Command("bench", "Checking cached features, against reading them."),
             "probe": Command("bench", "The whole regularisation path, against scikit-learn's fits."),
             "svm": Command("bench", "One SVM per class, against scikit-learn's LinearSVC."),

@@ -22,7 +22,8 @@ from clipbench.data.decode_stream import OnBadImage
 from clipbench.data.split import Split
 from clipbench.encoding.batches import batch_rows, noise
 from clipbench.encoding.feature_store import FOLDER, FeatureFile
-from clipbench.encoding.runtime import Runtime, Tower, fastest, under
+from clipbench.encoding.plans import fastest
+from clipbench.encoding.runtime import Runtime, Tower, under
 from clipbench.errors import NotApplicable
 from clipbench.models import families
 from clipbench.models.adapter import Adapter, Compared, ModelEntry
@@ -126,7 +127,7 @@ class ModelFeatures:
         """The text tower, laid out for `texts`; or under the plan of `file`, as `tower`."""
 
         def example(n: int) -> torch.Tensor:
-            ids, lengths = self.adapter.tokenize([max(texts, key=len)])
+            ids, lengths = self.adapter.tokenize([sorted(texts, key=len)[len(texts) // 2]])
             return ids[:, : int(lengths[0])].to(self.runtime.device).repeat(n, 1)
 
         return self._laid_out(
@@ -141,7 +142,7 @@ class ModelFeatures:
         rows: int,
         file: FeatureFile | None,
     ) -> Tower:
-        """A tower under the plan of `file`; without one under the plan that was the fastest when it was first asked."""
+        """A tower under the plan of `file`; without one under the plan that `fastest` gave when it was first asked."""
         plan = None if file is None else file.plan()
         if plan is None:
             if space not in self._fastest:

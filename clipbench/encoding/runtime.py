@@ -7,12 +7,10 @@ A plan says how a module is laid out and called:
     packed         CPU: weights in oneDNN's blocked layout, batch norms folded, GELU fused (and channels_last)
     compiled       torch.compile, weights frozen into the graph on a CPU (and channels_last)
 
-Which is fastest differs by architecture and machine, so long work starts with a short trial whose winner is
-remembered. A plan that moves a feature by more than the precision's own error is not taken.
-
-So two runs may differ in the last digits: a trial on a busy machine may have another winner, and what a batch holds,
-how many threads there are, and the processor move them too. A deterministic run has no trial, runs `plain`, and names
-all of these (`Runtime.fixed`); on the same machine, with the same options, it gives the same bits.
+Which is taken, `encoding.plans` says. So two runs may differ in the last digits: a trial on a busy machine may have
+another winner, and what a batch holds, how many threads there are, and the processor move them too. A deterministic
+run has no trial, runs `plain`, and names all of these (`Runtime.fixed`); on the same machine, with the same options,
+it gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,20 +18,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import json
 import logging
 import os
 import platform
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from clipbench.cards.base import fingerprint
 from clipbench.errors import ClipbenchError, NotApplicable
-from clipbench.utils.cache import cache_root, read_checked, write_checked
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +39,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Plan = Literal["plain", "channels_last", "packed", "compiled"]
 
 MAX_BATCH = 512  # rows of one shard of the feature store
-_TRIAL_ROWS = 16
-_TRIAL_WORTH_S = 20.0  # estimated work below which no trial is run
-_COMPILE_WORTH_S = 300.0  # estimated work below which compilation cannot pay for itself
-_FP32_TOLERANCE = 1e-5  # largest relative error of a feature row between fp32 plans
-_REMEMBERED: Final = "clipbench plan 1"
 
 
 @dataclass(frozen=True)
@@ -115,7 +104,7 @@ class Runtime:
         """What the record says: the GPU's or the processor's name."""
         import torch
 
-        return _processor() if self.on_cpu else torch.cuda.get_device_name(self.device)
+        return processor()[0] if self.on_cpu else torch.cuda.get_device_name(self.device)
 
     @property
     def fixed(self) -> dict[str, str | int | None]:
@@ -175,7 +164,7 @@ def keep_freed_memory() -> bool:
 
 
 #: what it raises to lay a tower out by a plan that this build of torch, or this machine, does not have
-_UNABLE: Final = (RuntimeError, AttributeError, ImportError, OSError)
+UNABLE: Final = (RuntimeError, AttributeError, ImportError, OSError)
 
 
 class Tower:
@@ -207,57 +196,6 @@ class Tower:
         return features.float()
 
 
-def fastest(
-    module: nn.Module,
-    runtime: Runtime,
-    example: Callable[[int], torch.Tensor],
-    rows: int,
-    *,
-    vary: bool = False,
-) -> Tower:
-    """`module` under the fastest plan for `rows` rows of input.
-
-    `example(n)` makes a batch of n rows on the device. `vary` says that batches differ in shape (text), where
-    compilation would start over for each.
-
-    The winner of a trial is remembered for this architecture, precision, machine and torch version. A deterministic
-    runtime has no trial: `plain`.
-    """
-    if runtime.deterministic:
-        return Tower(module, runtime)
-    key = _signature(module, runtime, example(1))
-    path = cache_root() / "plans-2" / f"{key}.json"
-    remembered = read_checked(path, _REMEMBERED)
-    if remembered is not None:
-        with contextlib.suppress(*_UNABLE):  # what ran here once, and no longer does, is tried again
-            return Tower(module, runtime, json.loads(remembered)["plan"])
-    tower = Tower(module, runtime)
-    if rows < 4 * _TRIAL_ROWS or _time(tower, example(2), repeats=1)[0] * rows / 2 < _TRIAL_WORTH_S:
-        return tower
-    batch = example(_TRIAL_ROWS)
-    seconds, features = _time(tower, batch)
-    exact = features if runtime.precision == "fp32" else _exact(module, runtime, batch)
-    allowed = max(1.25 * _error(features, exact), _FP32_TOLERANCE)
-    trials = {"plain": round(seconds, 4)}
-    for plan in _candidates(runtime, vary):
-        if plan == "compiled" and seconds * rows / _TRIAL_ROWS < _COMPILE_WORTH_S:
-            continue
-        try:
-            other = Tower(module, runtime, plan)
-            other_seconds, features = _time(other, batch)
-        except _UNABLE as error:
-            if isinstance(error, _out_of_memory()):
-                raise
-            continue  # a plan that this build of torch, or this machine, does not have
-        if _error(features, exact) > allowed:
-            continue
-        trials[plan] = round(other_seconds, 4)
-        if other_seconds < 0.98 * seconds:
-            tower, seconds = other, other_seconds
-    write_checked(path, json.dumps({"plan": tower.plan, "trial_s": trials}).encode(), _REMEMBERED)
-    return tower
-
-
 def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, where: object) -> Tower:
     """`module` under `plan`, with which `where` was begun; tried on `batch`.
 
@@ -270,7 +208,7 @@ def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, w
         tower = Tower(module, runtime, plan)  # type: ignore[arg-type]
         if plan != "plain":
             tower(batch)
-    except _UNABLE as error:
+    except UNABLE as error:
         if isinstance(error, _out_of_memory()):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -279,15 +217,6 @@ def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, w
             hint="go on where they were begun; or delete that folder to encode them anew, all under one plan",
         ) from None
     return tower
-
-
-def _candidates(runtime: Runtime, vary: bool) -> tuple[Plan, ...]:
-    """Plans to try after `plain`."""
-    if vary:
-        return ("packed",) if runtime.on_cpu and runtime.precision != "fp16" else ()
-    if runtime.on_cpu and runtime.precision != "fp16":
-        return ("channels_last", "packed", "compiled")
-    return ("channels_last", "compiled")
 
 
 def _prepare(module: nn.Module, runtime: Runtime, plan: Plan) -> Rows:
@@ -332,62 +261,21 @@ def _compile(module: nn.Module, runtime: Runtime) -> Rows:
     return run
 
 
-def _time(tower: Tower, batch: torch.Tensor, repeats: int = 2) -> tuple[float, torch.Tensor]:
-    """Seconds of one warm call (the best of `repeats`), and its features."""
-    features = tower(batch)
-    best = float("inf")
-    for _ in range(repeats):
-        _wait(tower.runtime)
-        start = time.perf_counter()
-        features = tower(batch)
-        _wait(tower.runtime)
-        best = min(best, time.perf_counter() - start)
-    return best, features
-
-
-def _wait(runtime: Runtime) -> None:
-    import torch
-
-    if not runtime.on_cpu:
-        torch.cuda.synchronize(runtime.device)
-
-
-def _exact(module: nn.Module, runtime: Runtime, batch: torch.Tensor) -> torch.Tensor:
-    return Tower(module, Runtime(runtime.device, "fp32"))(batch)
-
-
-def _error(features: torch.Tensor, exact: torch.Tensor) -> float:
-    """Largest relative error of a row; infinite where a feature is not finite."""
-    error = (features - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)
-    worst = float(error.max())
-    return worst if worst == worst else float("inf")
-
-
 def _out_of_memory() -> type[BaseException]:
     import torch
 
     return torch.cuda.OutOfMemoryError
 
 
-def _signature(module: nn.Module, runtime: Runtime, example: torch.Tensor) -> str:
-    """What decides which plan is fastest: architecture, input, precision, machine, torch."""
-    import torch
-
-    shapes = [(name, list(p.shape)) for name, p in module.named_parameters()]
-    kinds = sorted({type(m).__name__ for m in module.modules()})
-    machine = [runtime.device_name, torch.get_num_threads(), torch.__version__]
-    return fingerprint(
-        [shapes, kinds, list(example.shape[1:]) if example.ndim == 4 else "ids", runtime.precision, machine]
-    )[:32]
-
-
 @cache
-def _processor() -> str:
+def processor() -> tuple[str, str]:
+    """This machine's processor: its name, and the flags of what it can do, where the system tells (Linux on x86)."""
+    said: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a real file
             for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
+                name, _, value = line.partition(":")
+                said.setdefault(name.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return said.get("model name") or platform.processor() or platform.machine(), said.get("flags", "")

@@ -21,11 +21,12 @@ from clipbench.data.decode_stream import Batch, decode_stream
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.encoding import batches as one_batch
-from clipbench.encoding import encoder, images
+from clipbench.encoding import encoder, images, plans
 from clipbench.encoding import runtime as execution
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import FOLDER, FeatureFile
-from clipbench.encoding.runtime import Runtime
+from clipbench.encoding.plans import Cost
+from clipbench.encoding.runtime import Runtime, Tower
 from clipbench.errors import ClipbenchError
 from clipbench.records.record import Record, same
 
@@ -157,13 +158,17 @@ def test_texts_share_their_batches_with_the_same_others_whatever_is_there(
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Trials that think everything takes long; seconds a plan."""
+    """Trials, which find that a row takes so many seconds; nothing is known before."""
     seconds = {"plain": 100.0, "channels_last": 90.0, "packed": 95.0, "compiled": 1e9}
-    timed = execution._time
-    monkeypatch.setattr(
-        execution, "_time", lambda tower, batch, repeats=2: (seconds[tower.plan], timed(tower, batch, 1)[1])
-    )
-    monkeypatch.setattr(execution, "_COMPILE_WORTH_S", float("inf"))
+
+    def measured(make: Callable[[], Tower], batch: torch.Tensor) -> tuple[Tower, Cost]:
+        tower = make()
+        return tower, Cost(0.0, seconds[tower.plan])
+
+    monkeypatch.setattr(plans, "measured", measured)
+    monkeypatch.setattr(plans, "shipped", lambda *_: ({}, False))
+    monkeypatch.setattr(plans, "_TRIAL_ROWS", {True: 1})
+    monkeypatch.setattr(plans, "_COMPILE_S", float("inf"))
     return seconds
 
 
@@ -173,7 +178,7 @@ def test_a_file_keeps_the_plan_that_it_was_begun_with_and_the_record_names_it(
     before = run(place)
     assert before.encoder["plans"] == {"test:joint": "channels_last", "text:joint": "plain"}
     image_shard(isolated_cache, 1).unlink()
-    for path in (isolated_cache / "plans-2").iterdir():
+    for path in (isolated_cache / "plans-3").iterdir():
         path.unlink()
     slow["packed"] = 1.0  # another would win now
     after = run(place)
@@ -216,7 +221,7 @@ def test_a_damaged_choice_of_plan_is_tried_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = run(place)
-    (path,) = [p for p in (isolated_cache / "plans-2").iterdir() if b"channels_last" in p.read_bytes()]
+    (path,) = [p for p in (isolated_cache / "plans-3").iterdir() if b"channels_last" in p.read_bytes()]
     whole = path.read_bytes()
     path.write_bytes(content)
     image_shard(isolated_cache, 0).parent.rename(isolated_cache / "elsewhere")

@@ -1,11 +1,9 @@
-"""Plans: every one gives the same features; the fastest is chosen, remembered, and refused where it is wrong."""
+"""How a tower runs: every plan gives the same features; what may be chosen of devices and precisions."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -13,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from clipbench.encoding import runtime as execution
-from clipbench.encoding.runtime import Plan, Runtime, Tower, fastest
+from clipbench.encoding import plans
+from clipbench.encoding.runtime import Plan, Runtime, Tower
 from clipbench.errors import ClipbenchError, NotApplicable
 
 CPU = Runtime("cpu", "fp32")
@@ -47,7 +45,7 @@ def clip_tower(kind: str, *, quick_gelu: bool = False) -> nn.Module:
 def test_plans_agree_in_fp32(plan: Plan, kind: str, quick_gelu: bool) -> None:
     module, images = clip_tower(kind, quick_gelu=quick_gelu), torch.randn(3, 3, 32, 32)
     plain = Tower(module, CPU)(images)
-    assert execution._error(Tower(module, CPU, plan)(images), plain) < 1e-5
+    assert plans._error(Tower(module, CPU, plan)(images), plain) < 1e-5
     assert torch.equal(Tower(module, CPU)(images), plain), "the plan must not touch the module that it copies"
 
 
@@ -64,12 +62,12 @@ def test_packed_bf16_is_as_exact_as_autocast(kind: str) -> None:
     module, images = clip_tower(kind), torch.randn(16, 3, 32, 32)
     exact = Tower(module, CPU)(images)
     runtime = Runtime("cpu", "bf16")
-    autocast = execution._error(Tower(module, runtime)(images), exact)
+    autocast = plans._error(Tower(module, runtime)(images), exact)
     try:
         Tower(module, runtime, "packed")
     except RuntimeError as error:  # the trial of plans passes over it there
         pytest.skip(f"this processor packs no bf16: {error}")
-    packed = execution._error(Tower(module, runtime, "packed")(images), exact)
+    packed = plans._error(Tower(module, runtime, "packed")(images), exact)
     assert 0 < packed < 2 * autocast < 0.2
 
 
@@ -77,7 +75,7 @@ def test_the_compiled_plan_agrees() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.GELU(), nn.Flatten(), nn.Linear(128, 16)).eval()
     images = torch.randn(4, 3, 32, 32)
-    assert execution._error(Tower(module, CPU, "compiled")(images), Tower(module, CPU)(images)) < 1e-5
+    assert plans._error(Tower(module, CPU, "compiled")(images), Tower(module, CPU)(images)) < 1e-5
 
 
 def test_masked_attention_agrees() -> None:
@@ -95,55 +93,6 @@ def test_masked_attention_agrees() -> None:
 
     x = torch.randn(3, 5, 16)
     assert torch.allclose(Tower(Masked(), CPU, "packed")(x), Tower(Masked(), CPU)(x), atol=1e-6)
-
-
-def trial(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], error: dict[str, float]) -> list[str]:
-    """Replace the clock and the comparison; returns the list of plans as they are tried."""
-    tried: list[str] = []
-
-    def time(tower: Tower, batch: torch.Tensor, repeats: int = 2) -> tuple[float, torch.Tensor]:
-        tried.append(tower.plan)
-        return seconds[tower.plan], torch.full((len(batch), 1), 1 + error.get(tower.plan, 0.0))
-
-    monkeypatch.setattr(execution, "_time", time)
-    return tried
-
-
-def example(rows: int) -> torch.Tensor:
-    return torch.randn(rows, 3, 32, 32)
-
-
-def test_the_fastest_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, isolated_cache: Path) -> None:
-    tried = trial(monkeypatch, {"plain": 4.0, "channels_last": 3.0, "packed": 2.0, "compiled": 1.0}, {})
-    assert fastest(clip_tower("vit"), CPU, example, 100_000).plan == "compiled"
-    (kept,) = (isolated_cache / "plans-2").glob("*.json")
-    assert json.loads(kept.read_bytes().partition(b"\n")[0])["plan"] == "compiled"
-    tried.clear()
-    assert fastest(clip_tower("vit"), CPU, example, 100_000).plan == "compiled"
-    assert tried == [], "a remembered choice needs no trial"
-    assert fastest(clip_tower("rn"), CPU, example, 8).plan == "plain", "another architecture, another choice"
-
-
-def test_a_plan_that_moves_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"plain": 4.0, "channels_last": 3.0, "packed": 1.0, "compiled": 1.0}
-    trial(monkeypatch, seconds, {"packed": 1e-3, "compiled": float("nan")})
-    assert fastest(clip_tower("vit"), CPU, example, 100_000).plan == "channels_last"
-
-
-def test_short_work_pays_for_no_trial_and_no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"plain": 0.1, "channels_last": 0.09, "packed": 0.08, "compiled": 0.01}
-    tried = trial(monkeypatch, seconds, {})
-    assert fastest(clip_tower("vit"), CPU, example, 64).plan == "plain"
-    assert set(tried) == {"plain"}
-    tried.clear()
-    assert fastest(clip_tower("vit"), CPU, example, 10_000).plan == "packed"
-    assert "compiled" not in tried
-
-
-def test_texts_are_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = trial(monkeypatch, {"plain": 40.0, "packed": 30.0}, {})
-    assert fastest(clip_tower("vit"), CPU, example, 100_000, vary=True).plan == "packed"
-    assert set(tried) == {"plain", "packed"}
 
 
 @pytest.mark.parametrize(
