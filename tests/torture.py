@@ -45,6 +45,7 @@ from clipbench.data import huggingface
 from clipbench.data.pairs.sources import Packed, open_pairs
 from clipbench.data.paths import DataPaths
 from clipbench.encoding import plans
+from clipbench.encoding.runtime import Runtime
 from clipbench.errors import ClipbenchError
 from clipbench.models.adapter import Adapter
 from clipbench.pretrain.loop import pretrain
@@ -225,7 +226,7 @@ def ledger() -> list[str | None]:
 
 def plan() -> str:
     """The plan that a small tower runs by, tried where none is remembered."""
-    runtime = plans.Runtime.choose("cpu", "fp32")
+    runtime = Runtime("cpu", "fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "_TRIAL_ROWS", {True: 1})
         tower = torch.nn.Linear(64, 64)

@@ -17,6 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from PIL import Image
 from rich.console import Group
 
@@ -26,7 +27,7 @@ from clipbench.catalog import Catalog
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import ClipbenchError
 from clipbench.records import store
-from clipbench.utils.cache import write_atomic
+from clipbench.utils.cache import make_folder, write_atomic
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -56,18 +57,20 @@ def measure(
     found = []
     with tempfile.TemporaryDirectory(prefix="clipbench-bench-") as name:
         folder = Path(name)
-        random_clip(arch, folder)
+        card = random_clip(arch, folder).card.model_dump(mode="json", exclude_none=True)
+        write_atomic(folder / "random.yaml", yaml.safe_dump(card).encode())
         for size in sizes:
             _write_images(folder / f"data-{size}", size)
-            task = _Task(arch, folder / "random.pt", folder / f"data-{size}", runtime)
+            task = _Task(arch, folder, folder / f"data-{size}", runtime)
             turns: dict[str, list[dict[str, float]]] = {}
             for turn in range(rounds):
-                place = folder / f"{size}-{turn}"
+                place = make_folder(folder / f"{size}-{turn}")
                 turns.setdefault("cold", []).append(task.ours(place, "cold"))
                 turns.setdefault("warm", []).append(task.ours(place, "warm"))
                 if python is not None:
                     turns.setdefault("peer", []).append({"wall": task.peer(place, python)})
-            found.append({"images": size} | {kind: _medians(own) for kind, own in turns.items()})
+            one: dict[str, Any] = {kind: _medians(own) for kind, own in turns.items()}
+            found.append(one | {"images": size})
             if python is not None:
                 ratios = [
                     ours["wall"] / theirs["wall"]
@@ -108,25 +111,26 @@ def view(found: dict[str, Any]) -> RenderableType:
 
 @dataclass(frozen=True)
 class _Task:
-    """What both programs are given."""
+    """What both programs are given; `model` is the folder of the checkpoint and its card."""
 
     arch: str
-    checkpoint: Path
+    model: Path
     data: Path
     runtime: Runtime
 
     def ours(self, place: Path, kind: str) -> dict[str, float]:
         """Seconds by stage of one process, its cache in `place`."""
-        model, task, results = f"open_clip:{self.arch}@{self.checkpoint}", f"{_DATASET}-zs", place / kind
+        results = place / kind
         command = [
-            sys.executable, "-m", "clipbench", "eval", "--quiet", "--model", model, "--task", task,
+            sys.executable, "-m", "clipbench", "eval", "--quiet",
+            "--model", str(self.model / "random.yaml"), "--task", f"{_DATASET}-zs",
             "--data", f"{_DATASET}={self.data}", "--device", self.runtime.device,
             "--precision", self.runtime.precision, "--results", str(results),
         ]  # fmt: skip
-        wall = _run(
-            command, {"CLIPBENCH_CACHE": str(place / "cache"), "CLIPBENCH_CARDS": "", "CLIPBENCH_DATA": ""}
-        )
-        timing = store.read(store.path_of(model, task, results)).record.timing.model_dump()
+        env = {"CLIPBENCH_CACHE": str(place / "cache"), "CLIPBENCH_CARDS": "", "CLIPBENCH_DATA": ""}
+        wall = _run(command, env)
+        [path] = store.paths(results)
+        timing = store.read(path).record.timing.model_dump()
         stages = {name[:-2]: value for name, value in timing.items() if name.endswith("_s") and value}
         total = stages.pop("total", 0.0)
         stages.pop("images_per", None)
@@ -137,7 +141,7 @@ class _Task:
         command = [
             python, "-c", f"from {_PEER}.cli import main; main()", "eval", "--quiet",
             "--dataset", f"wds/{_DATASET}", "--dataset_root", str(self.data), "--split", "test",
-            "--task", "zeroshot_classification", "--model", self.arch, "--pretrained", str(self.checkpoint),
+            "--task", "zeroshot_classification", "--model", self.arch, "--pretrained", str(self.model / "random.pt"),
             "--num_workers", "1", "--output", str(place / "peer.json"),
         ]  # fmt: skip
         return _run(command + (["--no_amp"] if self.runtime.precision == "fp32" else []), {})
@@ -147,7 +151,7 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> float:
     start = time.perf_counter()
     try:
         done = subprocess.run(
-            command, env=os.environ | {"HF_HUB_OFFLINE": "1"} | env, capture_output=True, text=True
+            command, env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(env), capture_output=True, text=True
         )
     except OSError as error:
         raise ClipbenchError(f"{command[0]} cannot be started: {error.strerror}") from None

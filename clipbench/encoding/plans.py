@@ -39,6 +39,9 @@ TABLE: Final = Path(__file__).with_name("plans.json")
 SHARE: Final = 0.02
 #: kinds of processors, the best first → the flag in /proc/cpuinfo that tells them
 _KINDS: Final = {"amx": "amx_bf16", "avx512-bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2"}
+_LIKE: Final = (
+    8.0  # times the parameters, more or fewer, that a tower may have whose costs are taken for another's
+)
 _TRIAL_ROWS: Final = {True: 8, False: 64}  # on a CPU, or not
 _CHECK_ROWS: Final = 2
 _CHECK_COSTS: Final = (
@@ -131,7 +134,7 @@ def processor_kind(runtime: Runtime) -> str:
 def shipped(structure: Structure, runtime: Runtime) -> tuple[dict[Plan, Cost], bool]:
     """What plans cost by the table, and whether it is sure: this tower was measured on this kind of processor.
 
-    Otherwise the nearest: of the same kind of tower, on the processor most like this one, of about the same size;
+    Otherwise the nearest: of the same kind of tower, on the processor most like this one, of about its size;
     nothing where there is none. Compilation is then left out.
     """
     kind = processor_kind(runtime)
@@ -142,14 +145,19 @@ def shipped(structure: Structure, runtime: Runtime) -> tuple[dict[Plan, Cost], b
     order = list(_KINDS)
     place = order.index(kind) if kind in order else None
     like = {kind: 0} if place is None else {each: abs(i - place) for i, each in enumerate(order)}
-    near = [row for row in rows if row["processor"] in like and row["kind"] == structure.kind]
-    if not near:
-        return {}, False
-    size = max(structure.parameters, 1)
-    best = min(
-        near, key=lambda r: (like[r["processor"]], max(r["parameters"] / size, size / r["parameters"]))
-    )
-    return {plan: Cost(*cost) for plan, cost in best["costs"].items() if plan != "compiled"}, False
+    near = [
+        (like[row["processor"]], ratio, row["costs"])
+        for row in rows
+        if row["processor"] in like
+        and row["kind"] == structure.kind
+        and (ratio := _ratio(structure.parameters, row["parameters"])) <= _LIKE
+    ]
+    _, _, costs = min(near, key=lambda each: each[:2], default=(0, 0.0, {}))
+    return {plan: Cost(*cost) for plan, cost in costs.items() if plan != "compiled"}, False
+
+
+def _ratio(a: int, b: int) -> float:
+    return max(a, b) / max(min(a, b), 1)
 
 
 @cache

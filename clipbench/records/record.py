@@ -232,7 +232,7 @@ def by_class(classes: Sequence[str], values: NDArray[Any] | Sequence[float]) -> 
 def environment() -> Env:
     """Package versions, interpreter, platform, and the commit of clipbench's own checkout."""
     versions = {name: _version(name) for name in PACKAGES}
-    commit, dirty = _git_state(PACKAGE)
+    commit, dirty = _git_state(PACKAGE.parent)
     return Env(
         packages={name: version for name, version in versions.items() if version},
         python=platform.python_version(),

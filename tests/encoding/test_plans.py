@@ -129,12 +129,13 @@ def test_the_nearest_is_of_the_same_kind_on_the_most_similar_processor_and_of_it
     table: list[dict[str, Any]],
 ) -> None:
     deep = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(64, 8))
-    large = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(64, 800))
+    large = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(64, 40))
+    larger = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(64, 800))
     structure = structure_of(MODULE, example(1))
     assert structure.kind == "attention"  # one convolution, as ViTs have
     assert structure_of(deep, example(1)).kind == "convolutions"
     assert structure_of(MODULE, torch.zeros(1, 7, dtype=torch.int64)).kind == "texts"
-    table.append(row(deep, packed=[0.0, 1.0]))
+    table += [row(deep, packed=[0.0, 1.0]), row(larger, packed=[0.0, 1.0])]
     assert plans.shipped(structure, CPU) == ({}, False)
     for number, (module, processor) in enumerate(
         ((MODULE, "amx"), (large, "avx512-bf16"), (OTHER, "avx2"), (large, "avx512"), (OTHER, "avx512"))

@@ -380,6 +380,12 @@ def test_dirty_means_changes_outside_results(checkout: Path) -> None:
     assert _git_state(checkout) == (commit, True)
 
 
+def test_a_record_made_in_a_checkout_names_its_commit() -> None:
+    if not (Path(__file__).parents[2] / ".git").exists():
+        pytest.skip("not a checkout")
+    assert len(environment().commit or "") == 40
+
+
 def test_an_untracked_source_file_is_dirty_too(checkout: Path) -> None:
     (checkout / "new.py").write_text("1")
     assert _git_state(checkout)[1] is True
