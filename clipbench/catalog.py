@@ -339,7 +339,10 @@ class Catalog:
         return CardError(unknown(what, name, known, listing=listing) + (also if self.problems else ""))
 
     def _parse(self, model: type[Card], path: Path, known: dict[str, Path]) -> Card:
-        """The card at `path`; keys that it leaves out come from the card that its `base:` names."""
+        """The card at `path`; keys that it leaves out come from the card that its `base:` names.
+
+        So do those of `config`, unless the card is of another family.
+        """
         document = self._document(path)
         value = document.value
         if isinstance(value, dict) and "base" in value:
@@ -353,7 +356,11 @@ class Catalog:
             if "base" in inherited:
                 raise CardError(f"{where}: the base card {base} has a base of its own; name that one")
             inherited = {k: v for k, v in inherited.items() if k != "images_of"}  # other data, other images
-            value = inherited | {k: v for k, v in value.items() if k != "base"}
+            own = {k: v for k, v in value.items() if k != "base"}
+            config, same = own.get("config"), own.get("family") in (None, inherited.get("family"))
+            if isinstance(config, dict) and isinstance(inherited.get("config"), dict) and same:
+                own["config"] = inherited["config"] | config
+            value = inherited | own
         return parse(model, document, value)
 
     def _document(self, path: Path) -> Document:

@@ -95,9 +95,12 @@ def resnet(width: int, layers: list[int], embed_dim: int) -> dict[str, tuple[int
 
 
 def official(
-    variant: str, vision: dict[str, Any], text: dict[str, Any], embed_dim: int
+    variant: str, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, *, bias: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a whole official checkpoint, training heads included (reference: declip.md 3.4, 4.3)."""
+    """Names and shapes of a whole official checkpoint, training heads included (reference: declip.md 3.4, 4.3).
+
+    `bias`: of the text projection.
+    """
     convolutional = isinstance(vision["layers"], list)
     shapes = (resnet if convolutional else vit)(vision["width"], vision["layers"], embed_dim)
     prefix = "text_encoder." if variant == "slip" else "encode_text."
@@ -107,13 +110,10 @@ def official(
         f"{prefix}token_embedding.weight": (49409, width),
     }
     shapes |= transformer(prefix, width, text["layers"]) | norm(f"{prefix}ln_final", width)
-    shapes |= linear(f"{prefix}text_projection", width, embed_dim) | {"logit_scale": (1,)}
+    shapes |= linear(f"{prefix}text_projection", width, embed_dim, bias) | {"logit_scale": (1,)}
     feature = 32 * vision["width"] if convolutional else vision["width"]
     if variant in ("declip", "defilip"):
-        for i, (into, out) in enumerate(((embed_dim, 1024), (1024, 1024), (1024, 1024)), 1):
-            shapes |= linear(f"projector.linear{i}", into, out) | norm(f"projector.bn{i}", out, batch=True)
-        shapes |= linear("predictor.linear1", 1024, 512) | norm("predictor.bn1", 512, batch=True)
-        shapes |= linear("predictor.layer2", 512, 1024)
+        shapes |= simsiam("", embed_dim)
     if variant in ("declip", "filip", "defilip"):
         shapes |= linear("text_label_predictor", width, 49409)
     if variant == "slip":
@@ -125,6 +125,17 @@ def official(
         shapes |= linear("image_mapping", feature, 256) | linear("text_mapping", width, 256)
         shapes["logit_scale_dense"] = ()
     return shapes
+
+
+def simsiam(of: str, embed_dim: int) -> dict[str, tuple[int, ...]]:
+    """The heads `projector<of>` and `predictor<of>`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, (into, out) in enumerate(((embed_dim, 1024), (1024, 1024), (1024, 1024)), 1):
+        shapes |= linear(f"projector{of}.linear{i}", into, out) | norm(
+            f"projector{of}.bn{i}", out, batch=True
+        )
+    shapes |= linear(f"predictor{of}.linear1", 1024, 512) | norm(f"predictor{of}.bn1", 512, batch=True)
+    return shapes | linear(f"predictor{of}.layer2", 512, 1024)
 
 
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> State:

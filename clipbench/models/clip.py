@@ -74,10 +74,7 @@ def load(model: ModelEntry) -> Adapter:
         _agree(model.id, config, {"quick_gelu": True}, "this file, an archive of OpenAI's own form,")
     check_side(config.arch, state, path)
     module = build(config.arch, quick_gelu=config.quick_gelu)
-    # [1] in some training code, [] in others
-    if "logit_scale" in state and state["logit_scale"].numel() == 1:
-        state["logit_scale"] = state["logit_scale"].reshape(module.logit_scale.shape)
-    load_strict(module, state, path, adopt=lambda name: name not in _NOT_WEIGHTS)
+    load_strict(module, {k: v for k, v in state.items() if k not in _NOT_WEIGHTS}, path)
     return ClipAdapter(model.card, module, config.arch, digest)
 
 

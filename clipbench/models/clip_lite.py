@@ -7,7 +7,7 @@ keys say about the architecture. The official code keeps the two projection bloc
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -42,6 +42,8 @@ PREPROCESS: Final = Preprocess(
 )
 #: training heads of the official code: the drop-list, beside a buffer of old transformers and MPNet's unused pooler
 _HEADS: Final = ("loss.prior_d.", "loss.text_prior_d.", "loss.visual_d.", "loss.textual_d.")
+#: of the first of two layers that some configs have between the text encoder's pooling and its projection
+_TRANSFORM: Final = "text_encoder.fc1.weight"
 _TOKENIZERS: Final = {"bert": "bert-base-uncased", "mpnet": "sentence-transformers/paraphrase-mpnet-base-v2"}
 #: (blocks of layer1 to layer4, whether they are bottlenecks) → torchvision's name
 _RESNETS: Final[dict[tuple[tuple[int, ...], bool], str]] = {
@@ -131,11 +133,11 @@ def load(model: ModelEntry) -> Adapter:
             _dual_config(state, layout, config, found, path), model.card.preprocess, model.folder
         )
     if layout is _OFFICIAL:
-        tree = _official_tree(towers)
-        load_strict(tree, dict(state), path, adopt=_wanted(layout, found.config))
+        tree = _official_tree(towers, state)
+        load_strict(tree, state, path, dropped=_dropped(layout, found.config))
         towers.log_scale = tree.get_parameter("loss.global_d.temperature")
     else:
-        load_strict(towers, dict(state), path, adopt=_wanted(layout, found.config))
+        load_strict(towers, state, path, dropped=_dropped(layout, found.config))
     return DualAdapter(towers.eval(), model.card, sha256)
 
 
@@ -213,7 +215,7 @@ def _dual_config(state: State, layout: _Layout, config: Config, found: Described
     """The towers and heads of the file, their sizes read from its shapes."""
     shortcuts = [f"{block}feature_shortcut.weight" for block in (layout.image_block, layout.text_block)]
     words = f"{layout.text}embeddings.word_embeddings.weight"
-    width = _size(state, (shortcuts[1], 1), (words, 1)) or 768
+    width = _size(state, (_TRANSFORM, 1), (shortcuts[1], 1), (words, 1)) or 768
     if width % 64:
         raise WeightsError(
             f"{path}: the text tower is {width} wide, no multiple of the 64 that each attention head has",
@@ -251,23 +253,37 @@ def _size(state: State, *places: tuple[str, int]) -> int | None:
     return None
 
 
-def _wanted(layout: _Layout, config: Config) -> Callable[[str], bool]:
-    """Whether a key is to be loaded: all but the drop-list."""
+def _dropped(layout: _Layout, config: Config) -> tuple[str, ...]:
+    """The drop-list: what keys begin with that are not loaded."""
     unused = (f"{layout.text}pooler.",) if config.text == "mpnet" else ()
-    dropped = (*_HEADS, f"{layout.text}embeddings.position_ids", *unused)
-    return lambda key: not key.startswith(dropped)
+    return (*_HEADS, f"{layout.text}embeddings.position_ids", *unused)
 
 
-def _official_tree(towers: DualTowers) -> nn.Module:
-    """`towers` under the official code's names: the same modules, so that what is loaded there is loaded here."""
+def _official_tree(towers: DualTowers, state: State) -> nn.Module:
+    """`towers` under the official code's names: the same modules, so that what is loaded there is loaded here.
+
+    Where the file has the text encoder's two further layers (`MODEL.TEXTUAL.TRANSFORM`), which it reads after pooling,
+    `towers` get them too.
+    """
+    import torch
     from torch import nn
 
-    critic = nn.ModuleDict({"img_block": towers.image_projection, "text_block": towers.text_projection})
+    from clipbench.models.towers.heads import projection
+
+    text = nn.ModuleDict({"strans": towers.text.get_submodule("net")})
+    block = towers.text_projection
+    if (width := _size(state, (_TRANSFORM, 0))) is not None:
+        with torch.device("meta"):
+            block = projection("clip-lite", width, towers.embed_dim)
+            first, second = nn.Linear(towers.text.features, width), nn.Linear(width, width)
+        text.update({"fc1": first, "fc2": second})
+        towers.text_projection = nn.Sequential(first, nn.ReLU(), second, block)
+    critic = nn.ModuleDict({"img_block": towers.image_projection, "text_block": block})
     critic.temperature = towers.log_scale
     return nn.ModuleDict(
         {
             "image_encoder": nn.ModuleDict({"img_encoder": towers.image.get_submodule("net")}),
-            "text_encoder": nn.ModuleDict({"strans": towers.text.get_submodule("net")}),
+            "text_encoder": text,
             "loss": nn.ModuleDict({"global_d": critic}),
         }
     )

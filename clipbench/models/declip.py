@@ -39,13 +39,17 @@ PREPROCESS: Final = Preprocess(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
 )
-#: heads that only training uses, by variant: the drop-list
+_SIMSIAM: Final = (
+    *(f"{head}{of}." for head in ("projector", "predictor") for of in ("", "_text", "_nn_text")),
+    "text_label_predictor.",
+)
+#: heads that only training uses, some of them in no published config, by variant: the drop-list
 _HEADS: Final[dict[str, tuple[str, ...]]] = {
     "clip": (),
     "slip": ("predictor_sim.",),
     "filip": ("text_label_predictor.",),
-    "declip": ("projector.", "predictor.", "text_label_predictor."),
-    "defilip": ("projector.", "predictor.", "text_label_predictor."),
+    "declip": _SIMSIAM,
+    "defilip": _SIMSIAM,
 }
 _UNUSED: Final = "visual.fc."  # of the ResNets; the official code reads it only at sizes other than 224
 _TEXT: Final = {"slip": "text_encoder"}  # everybody else: encode_text
@@ -93,7 +97,7 @@ def load(model: ModelEntry) -> Adapter:
     _without_mask_token(path, state, config)
     _fill_counters(state, towers)
     dropped = (_UNUSED, *(() if config.image_only else _HEADS[found_variant]))
-    load_strict(towers, state, path, adopt=lambda name: not name.startswith(dropped))
+    load_strict(towers, state, path, dropped=dropped)
     return DeclipAdapter(model.card, towers, config, digest)
 
 
@@ -285,7 +289,7 @@ def _towers(config: Config, embed_dim: int) -> nn.Module:
     from torch import nn
 
     settings = open_clip.get_model_config(config.arch)
-    settings["text_cfg"]["proj_bias"] = config.proj_bias
+    settings["text_cfg"]["proj_bias"] = True  # without one, open_clip's projection is a bare matrix
     with torch.device("meta"):
         both = open_clip.CustomTextCLIP(
             embed_dim, settings["vision_cfg"], settings["text_cfg"], quick_gelu=True
@@ -294,11 +298,12 @@ def _towers(config: Config, embed_dim: int) -> nn.Module:
         towers.visual = both.visual
         if config.image_only:
             return towers
+        if not config.proj_bias:
+            both.text.text_projection.bias = None
         towers.logit_scale = nn.Parameter(torch.empty(1))
         towers.add_module(_TEXT.get(config.variant, "encode_text"), both.text)
         if config.variant in _TOKENS:
-            width = _map_width(settings["vision_cfg"])
-            towers.image_mapping = nn.Linear(width, _TOKEN_WIDTH)
+            towers.image_mapping = nn.Linear(_map_width(settings["vision_cfg"]), _TOKEN_WIDTH)
             towers.text_mapping = nn.Linear(settings["text_cfg"]["width"], _TOKEN_WIDTH)
             towers.logit_scale_dense = nn.Parameter(torch.empty(()))
     both.text.attn_mask = torch.full((both.text.context_length,) * 2, float("-inf")).triu_(1)

@@ -164,6 +164,28 @@ def test_a_users_card_replaces_the_shipped_one(folder: Path) -> None:
     assert Catalog().dataset("digits").card.title != "My digits"
 
 
+@pytest.mark.parametrize(
+    ("card", "config"),
+    [
+        ("config: {arch: RN101}\n", {"arch": "RN101", "quick_gelu": True}),
+        ("config: {}\n", {"arch": "RN50", "quick_gelu": True}),
+        ("family: clip\nconfig: {quick_gelu: false}\n", {"arch": "RN50", "quick_gelu": False}),
+        ("family: declip\nconfig: {variant: clip, arch: RN50}\n", {"variant": "clip", "arch": "RN50"}),
+    ],
+)
+def test_config_of_a_base_is_merged_within_a_family(
+    folder: Path, card: str, config: dict[str, object]
+) -> None:
+    (folder / "other.yaml").write_text(f"base: small\n{card}")
+    assert Catalog([folder]).model("other").card.config == config
+
+
+def test_wrong_key_of_a_merged_config_is_named_where_it_stands(folder: Path) -> None:
+    (folder / "other.yaml").write_text("base: small\nconfig:\n  archs: RN101\n")
+    with pytest.raises(CardError, match=r'other\.yaml:3: unknown key "config\.archs"; did you mean "arch"'):
+        Catalog([folder]).model("other")
+
+
 def test_a_card_that_is_all_base_has_its_bases_kind(folder: Path) -> None:
     (folder / "again.yaml").write_text("base: digits\ntitle: Again\n")
     (folder / "small2.yaml").write_text("base: small\ntitle: Small too\n")

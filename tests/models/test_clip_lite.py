@@ -58,6 +58,9 @@ class Independent:
         return features
 
     def texts(self, texts: list[str]) -> Tensor:
+        return F.normalize(_block(self.state, "loss.global_d.text_block", self.pooled(texts)), dim=1)
+
+    def pooled(self, texts: list[str]) -> Tensor:
         """Padded to the full 30 tokens, the mask from the rows' lengths."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         rows = [tokenizer(text, truncation=True, max_length=30)["input_ids"] for text in texts]
@@ -68,11 +71,11 @@ class Independent:
             mask[number, : len(row)] = 1
         output = self.encoder(input_ids=ids, attention_mask=mask)
         if self.text == "bert":
-            pooled = output.pooler_output
-        else:
-            hidden = output.last_hidden_state
-            pooled = torch.stack([h[: len(row)].mean(0) for h, row in zip(hidden, rows, strict=True)])
-        return F.normalize(_block(self.state, "loss.global_d.text_block", pooled), dim=1)
+            pooler: Tensor = output.pooler_output
+            return pooler
+        return torch.stack(
+            [h[: len(row)].mean(0) for h, row in zip(output.last_hidden_state, rows, strict=True)]
+        )
 
 
 def _block(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -245,6 +248,50 @@ def test_embeddings_are_those_of_the_architecture(independent: Independent, layo
     assert (text[0] - text[1]).abs().max() > 1e-3  # not all alike
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_temperature_of_any_shape(independent: Independent, shape: tuple[int, ...]) -> None:
+    state = {"loss.global_d.temperature": torch.full(shape, math.log(20.0))}
+    write(independent, "temperature.pth", independent.state | state)
+    assert load(independent, "temperature.pth").logit_scale == pytest.approx(20.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("width", [WIDTH, 80])
+def test_the_text_encoders_further_layers_are_used(independent: Independent, width: int) -> None:
+    """`MODEL.TEXTUAL.TRANSFORM` of the official code: two layers after pooling, in training and in evaluation."""
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Linear(WIDTH, width), nn.ReLU(), nn.Linear(width, width)).requires_grad_(False)
+    further = {
+        f"text_encoder.fc{n}.{k}": v for n in (1, 2) for k, v in layers[2 * n - 2].state_dict().items()
+    }
+    block = {f"loss.global_d.text_block.{k}": v for k, v in _block_state(width, 512).items()}
+    state = independent.state | further | block
+    write(independent, "transform.pth", state)
+    adapter = load(independent, "transform.pth", clean_captions=False)
+    with torch.no_grad():
+        text = F.normalize(adapter.text_tower()(adapter.tokenize(TEXTS)[0]), dim=1)
+        close(
+            text,
+            F.normalize(_block(state, "loss.global_d.text_block", layers(independent.pooled(TEXTS))), dim=1),
+        )
+    write(independent, "half.pth", {k: v for k, v in state.items() if "fc2" not in k})
+    with pytest.raises(WeightsError, match=r"missing 2: text_encoder\.fc2\.weight"):
+        load(independent, "half.pth")
+
+
+def test_what_is_left_out_is_said(independent: Independent, capsys: pytest.CaptureFixture[str]) -> None:
+    load(independent)
+    said = capsys.readouterr().err
+    unused = ", text_encoder.strans.pooler. (2)" if independent.text == "mpnet" else ""
+    heads = "loss.prior_d. (6), loss.text_prior_d. (6), loss.visual_d. (25), loss.textual_d. (24)"
+    assert said.count("\n") == 1
+    assert "official.pth: tensors that the model does not use are left out: " in said
+    for part in (unused, heads, "text_encoder.strans.embeddings.position_ids (1)"):
+        assert part.strip(", ") in said
+    torch.save(ours(independent), independent.folder / "ours.pth")
+    load(independent, "ours.pth")
+    assert not capsys.readouterr().err
+
+
 def test_batches_cut_at_their_longest_text_give_the_same_features(independent: Independent) -> None:
     adapter = load(independent)
     ids, lengths = adapter.tokenize(TEXTS)
@@ -315,7 +362,7 @@ def _less_text(state: dict[str, Tensor]) -> None:
 
 
 def _more(state: dict[str, Tensor]) -> None:
-    state["text_encoder.fc1.weight"] = torch.zeros(2, 2)
+    state["text_encoder.fc3.weight"] = torch.zeros(2, 2)
 
 
 def _more_in_the_loss(state: dict[str, Tensor]) -> None:
@@ -331,7 +378,7 @@ def _other_shape(state: dict[str, Tensor]) -> None:
     [
         (_less, ["missing 1: loss.global_d.text_block.feature_shortcut.weight"]),
         (_less_text, ["missing 1: text_encoder.strans.embeddings.word_embeddings.weight"]),
-        (_more, ["unexpected 1: text_encoder.fc1.weight"]),
+        (_more, ["unexpected 1: text_encoder.fc3.weight"]),
         (_more_in_the_loss, ["unexpected 1: loss.hard_d.l0.weight"]),
         (_other_shape, ["wrong shape 1", "layer2.0.bn1.weight is (127,), the architecture has (128,)"]),
     ],
@@ -449,10 +496,10 @@ def test_full_size_variants_are_found_from_their_keys(arch: str, text: str, laye
     # the derived towers have exactly the file's tensors, apart from the drop-list
     derived = clip_lite._dual_config(state, clip_lite._OFFICIAL, clip_lite.Config(), found, Path("file"))
     with torch.device("meta"):
-        tree = clip_lite._official_tree(DualTowers(derived, clip_lite.PREPROCESS))
-    wanted = clip_lite._wanted(clip_lite._OFFICIAL, found.config)
+        tree = clip_lite._official_tree(DualTowers(derived, clip_lite.PREPROCESS), state)
+    dropped = clip_lite._dropped(clip_lite._OFFICIAL, found.config)
     assert {k: v.shape for k, v in tree.state_dict().items()} == {
-        k: v.shape for k, v in state.items() if wanted(k)
+        k: v.shape for k, v in state.items() if not k.startswith(dropped)
     }
     if arch == "resnet50" and (text, layers) == ("bert", 2):
         size = {name: sum(p.numel() for p in tree.get_submodule(name).parameters()) for name in (

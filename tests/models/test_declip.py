@@ -12,7 +12,18 @@ import open_clip
 import open_clip.factory
 import pytest
 import torch
-from declip_files import ARCHS, RN, TEXT, VIT, know_architectures, model_of, official, random_state, save
+from declip_files import (
+    ARCHS,
+    RN,
+    TEXT,
+    VIT,
+    know_architectures,
+    model_of,
+    official,
+    random_state,
+    save,
+    simsiam,
+)
 from small import write_images, write_task
 from torch import Tensor, nn
 
@@ -43,6 +54,8 @@ RELEASED = (
     ("clip", "small-rn", 32),
     ("filip", "small-rn", 32),
 )
+#: head → how many tensors it has
+HEADS = {"projector": 21, "predictor": 9}
 TEXTS = ["a cat", "a photo of a very small dog in the snow, seen from far above.", "", "a " * 100, "! mask !"]
 
 
@@ -189,6 +202,51 @@ def test_image_tower_alone(arch: str, prefix: str, tmp_path: Path) -> None:
         adapter.text_tower()
 
 
+@pytest.mark.parametrize("name", ["logit_scale", "logit_scale_dense"])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_logit_scale_of_any_shape(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = random_state(official("filip", VIT, TEXT, 24))
+    state[name] = state[name].reshape(shape)
+    path = save(state, tmp_path / "c.pth.tar")
+    _compare(state, VIT, TEXT, 24, model_of(path, "filip", "small-vit", 24))
+
+
+@pytest.mark.parametrize(
+    ("variant", "arch"), [("clip", "small-vit"), ("slip", "small-vit"), ("declip", "small-rn")]
+)
+def test_a_text_projection_without_a_bias(variant: str, arch: str, tmp_path: Path) -> None:
+    state = random_state(official(variant, ARCHS[arch], TEXT, 32, bias=False))
+    path = save(state, tmp_path / "c.pth.tar")
+    prefix = "text_encoder" if variant == "slip" else "encode_text"
+    zero = state | {f"{prefix}.text_projection.bias": torch.zeros(32)}
+    _compare(zero, ARCHS[arch], TEXT, 32, model_of(path, variant, arch, 32, proj_bias=False))
+    found = families.detected(str(path))
+    assert found.card.config["proj_bias"] is False
+    _compare(zero, ARCHS[arch], TEXT, 32, found)
+    with pytest.raises(WeightsError, match=r"the text projection has no bias.*proj_bias: true"):
+        families.load(model_of(path, variant, arch, 32))
+
+
+@pytest.mark.parametrize("variant", ["declip", "defilip"])
+def test_heads_that_no_published_config_trains(
+    variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`return_simsiam_text` and `return_simsiam_nn_text` of the official code."""
+    plain = official(variant, VIT, TEXT, 16)
+    state = random_state(plain | simsiam("_text", 16) | simsiam("_nn_text", 16))
+    path = save(state, tmp_path / "c.pth.tar")
+    capsys.readouterr()
+    _compare(state, VIT, TEXT, 16, model_of(path, variant, "small-vit", 16))
+    said = capsys.readouterr().err
+    heads = [f"{head}{of}. ({count})" for of in ("", "_text", "_nn_text") for head, count in HEADS.items()]
+    for head in (*heads, "text_label_predictor. (2)"):
+        assert head in said, head
+    assert families.detected(str(path)).card.config["variant"] == variant
+    other = save(state | {"projector_d.linear1.weight": torch.zeros(1)}, tmp_path / "d.pth.tar")
+    with pytest.raises(WeightsError, match=r"unexpected 1: projector_d\.linear1\.weight"):
+        families.load(model_of(other, variant, "small-vit", 16))
+
+
 def test_missing_batch_counters_do_not_matter(tmp_path: Path) -> None:
     state = random_state(official("clip", RN, TEXT, 32))
     path = save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "c.pth.tar")
@@ -263,6 +321,7 @@ def _put(name: str, *shape: int) -> Callable[[State], None]:
         (_lose("logit_scale"), "missing 1: logit_scale"),
         (_put("encode_text.extra", 3), r"unexpected 1: encode_text\.extra"),
         (_put("predictor_sim.linear1.weight", 3), r"unexpected 1: predictor_sim"),
+        (_put("logit_scale", 2), r"wrong shape 1: logit_scale is \(2,\)"),
         (_put("visual.ln_post.bias", 9), r"wrong shape 1: visual\.ln_post\.bias is \(9,\).*\(128,\)"),
         (_lose("encode_text.text_projection.bias"), r"the text projection has no bias.*proj_bias: true"),
         (_put("encode_text.token_embedding.weight", 49408, 64), r"has 49,408 tokens; this family has 49,409"),

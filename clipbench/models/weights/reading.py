@@ -6,7 +6,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from clipbench.models.weights.pickles import (
     names_in,
     not_whole,
 )
+from clipbench.utils.cache import say
 
 if TYPE_CHECKING:
     import torch
@@ -219,21 +221,24 @@ def count_numbered(keys: Iterable[str], pattern: str) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def load_strict(
-    module: nn.Module, state: State, path: Path, *, adopt: Callable[[str], bool] | None = None
-) -> None:
+def load_strict(module: nn.Module, state: State, path: Path, *, dropped: Sequence[str] = ()) -> None:
     """Load `state` into `module`: every parameter and persistent buffer from the file, in float32, none left over.
 
-    Tensors that already have their type are adopted without a copy, so `module` may stand on the meta device.
-    Keys for which `adopt` is False are left out (an adapter's declared drop-list).
+    Tensors that already have their type are adopted without a copy, so `module` may stand on the meta device. Those of
+    one number, such as a temperature, may be scalars in one place and vectors in the other.
+    Keys that begin with one of `dropped` (an adapter's declared drop-list) are left out, which is said on stderr.
 
     Raises:
         WeightsError: naming missing keys, unexpected keys, and wrong shapes.
     """
     import torch
 
-    state = {k: v for k, v in state.items() if adopt is None or adopt(k)}
+    unused = Counter(next((part for part in dropped if key.startswith(part)), None) for key in state)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(tuple(dropped))}
     wanted = module.state_dict()
+    for key in wanted.keys() & state.keys():
+        if {wanted[key].shape, state[key].shape} == {(), (1,)}:
+            state[key] = state[key].reshape(wanted[key].shape)
     missing = [k for k in wanted if k not in state]
     extra = [k for k in state if k not in wanted]
     shapes = [k for k in wanted if k in state and wanted[k].shape != state[k].shape]
@@ -256,6 +261,8 @@ def load_strict(
     module.load_state_dict(cast, strict=True, assign=True)
     module.requires_grad_(False)
     module.eval()
+    if counts := ", ".join(f"{part} ({count})" for part, count in unused.items() if part):
+        say(f"{path}: tensors that the model does not use are left out: {counts}")
 
 
 def _some(keys: list[str]) -> str:

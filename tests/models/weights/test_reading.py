@@ -280,8 +280,28 @@ def test_what_does_not_fit_is_named(spoil: dict[str, str], words: list[str], fit
     assert same(module.state_dict(), before)  # nothing is loaded halfway
 
 
-def test_drop_list_is_the_adapters(fitting: State) -> None:
-    fitting["input_resolution"] = torch.tensor(224)
-    with pytest.raises(WeightsError, match="unexpected 1: input_resolution"):
+def test_drop_list_is_the_adapters(fitting: State, capsys: pytest.CaptureFixture[str]) -> None:
+    fitting |= {"head.bias": torch.zeros(1), "head.weight": torch.zeros(1), "counter": torch.tensor(1)}
+    with pytest.raises(WeightsError, match=r"unexpected 3: head\.bias"):
         load_strict(Small(), fitting, Path("file"))
-    load_strict(Small(), fitting, Path("file"), adopt=lambda name: name != "input_resolution")
+    with pytest.raises(WeightsError, match="unexpected 1: counter"):
+        load_strict(Small(), fitting, Path("file"), dropped=["head."])
+    assert not capsys.readouterr().err
+    load_strict(Small(), fitting, Path("file"), dropped=["head.", "nothing.", "counter"])
+    assert (
+        "file: tensors that the model does not use are left out: head. (2), counter (1)\n"
+        in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("given", [(), (1,), (1, 1), (2,)])
+def test_one_number_is_a_scalar_or_a_vector(given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    module = nn.Module()
+    module.scale = nn.Parameter(torch.zeros(shape))
+    if given not in ((), (1,)):
+        with pytest.raises(WeightsError, match="wrong shape 1: scale"):
+            load_strict(module, {"scale": torch.full(given, 3.0)}, Path("file"))
+        return
+    load_strict(module, {"scale": torch.full(given, 3.0)}, Path("file"))
+    assert torch.equal(module.scale, torch.full(shape, 3.0))
