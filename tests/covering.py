@@ -256,25 +256,43 @@ def clustered_ece(
     return covered / trials
 
 
-def clustered_precision(
-    clusters: Clusters, sets: Sets, trials: int, seed: int, *, samples_alone: bool = False, count: int = 100
-) -> float:
-    """Of the mean average precision (`area`) of sets whose labels and scores correlate within clusters."""
+def _clustered_sets(
+    clusters: Clusters, sets: Sets, trials: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float64], np.random.Generator]]:
+    """Cluster, labels and scores of sets whose labels and scores correlate within clusters."""
     rng = np.random.default_rng(seed)
     parts = np.random.default_rng(sets.classes)
     share, apart = (parts.uniform(*bounds, sets.classes) for bounds in (sets.positives, sets.apart))
-    covered = 0
-    for trial in range(trials):
+    for _ in range(trials):
         cluster = clusters.drawn(rng)
         labels = (norm.cdf(clusters.noise(rng, cluster, sets.classes)) < share).astype(np.uint8)
-        scores = (clusters.noise(rng, cluster, sets.classes) + apart * labels).astype(np.float32)
+        yield cluster, labels, clusters.noise(rng, cluster, sets.classes) + apart * labels, rng
+
+
+def clustered_precision(
+    clusters: Clusters, sets: Sets, trials: int, seed: int, *, samples_alone: bool = False
+) -> float:
+    """Of the mean average precision (`area`) over clusters."""
+    covered = 0
+    for trial, (cluster, labels, scores, _) in enumerate(_clustered_sets(clusters, sets, trials, seed)):
         truth = float(sets.truth("area")[labels.any(axis=0)].mean())
-        found = mean_average_precision_scores(
-            scores, labels, trial, kinds=("area",), count=count, cluster=None if samples_alone else cluster
-        )
+        of = None if samples_alone else cluster
+        found = mean_average_precision_scores(scores, labels, trial, kinds=("area",), cluster=of)
         low, high = found["map_area"].ci95
         covered += low <= truth <= high
     return covered / trials
+
+
+def clustered_precision_of_two(clusters: Clusters, sets: Sets, trials: int, seed: int) -> tuple[float, float]:
+    """Of the difference of two equal models' mean average precisions over clusters; and how often p < 0.05."""
+    covered = told = 0
+    for cluster, labels, scores, rng in _clustered_sets(clusters, sets, trials, seed):
+        own = (0.5 * clusters.noise(rng, cluster, sets.classes) for _ in range(2))
+        one, other = ((scores + more).astype(np.float32) for more in own)
+        found = paired_tests.of_average_precision(one, other, labels, "area", "ignore", 0, cluster=cluster)
+        covered += found.ci95[0] <= 0 <= found.ci95[1]
+        told += found.p < 0.05
+    return covered / trials, told / trials
 
 
 def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
@@ -301,7 +319,7 @@ def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
         for power in (1.0, 1.5):
             label = f"{count} clusters, right with confidence ^ {power:g}"
             yield f"ece, {label}", partial(clustered_ece, clusters, power), 500
-        for name in ("FEW_CLASSES", "RARE"):
+        for name in ("FEW_CLASSES", "RARE", "EASY", "HARD"):
             precision = partial(clustered_precision, clusters, globals()[name])
             yield f"map_area, {name.lower()}, {count} clusters", precision, 500
     yield "difference of two map_area, few_classes", _difference, 1_000

@@ -1,4 +1,7 @@
-"""Intervals of mean average precision: a bootstrap over images, centred on what all images there are would give."""
+"""Intervals of mean average precision, centred on what all images there are would give.
+
+They are from a bootstrap over images, or, where images belong together, from a jackknife over clusters.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
-from clipbench.metrics import average_precision
+from clipbench.metrics import average_precision, clustered
 from clipbench.metrics.arrays import Floats, Ints
 from clipbench.metrics.average_precision import APKind, Difficult
 from clipbench.metrics.intervals import (
@@ -49,11 +52,14 @@ def mean_average_precision_scores(
     the interval is centred lower, at `APDraws.centre`, and as wide as `APDraws.error` on the logit scale, which
     keeps it within 0 and 1; it always holds the value. Of `11pt` it is about the mean over test sets of this size:
     the last of its 11 precisions is the one at the very last positive, which falls with the number of images and has
-    no value of its own. Where no draw differs, as when every ranking is perfect, it is Wilson's, each image with a
-    positive counting as one sample.
+    no value of its own. Where no draw differs, as when every ranking is perfect, it is Wilson's, each image (or
+    cluster) with a positive counting as one sample.
+
+    With clusters, each draw leaves out one of them (resamples of few clusters would leave classes without positives),
+    and Student's t stands for the normal distribution.
 
     Args: as `metrics.mean_average_precision`; count: of resamples; cluster: int64 [N], from 0 on, which images
-        belong together: whole clusters are resampled then.
+        belong together.
 
     Raises:
         DataError: a score is not finite, or no class has a positive.
@@ -73,28 +79,26 @@ def mean_average_precision_scores(
         )
     chance = _mean_prevalence(labels, difficult)
     shows = average_precision.positives(labels, difficult)[0].any(axis=1)
-    if cluster is None:
-        sizes = float(n), float(shows.sum())
-    else:
-        sizes = alike(np.bincount(cluster)), alike(np.bincount(cluster, weights=shows))
+    shown = float(shows.sum()) if cluster is None else alike(np.bincount(cluster, weights=shows))
     return {
-        f"map_{kind}": Score(found.value, _map_interval(found, *sizes), n, chance)
+        f"map_{kind}": Score(found.value, _map_interval(found, n, shown), n, chance)
         for kind, found in draws.items()
     }
 
 
-def _map_interval(found: APDraws, n: float, shown: float) -> Interval:
-    """The interval of a mean average precision over `n` images or clusters, `shown` of which have a positive."""
-    if np.nanmax(found.draws) - np.nanmin(found.draws) < 1e-12:
+def _map_interval(found: APDraws, n: int, shown: float) -> Interval:
+    """The interval of a mean average precision over `n` images; as many as `shown`, or clusters, have a positive."""
+    if found.error < 1e-12 or np.nanmax(found.draws) - np.nanmin(found.draws) < 1e-12:
         return wilson(found.value * shown, shown)
-    centre = min(max(found.centre, 1 / (2 * n)), 1 - 1 / (2 * n))
+    most = 1 - 1 / (2 * n)
+    centre = min(max(found.centre, 1 / (2 * n)), most if found.weight is None else max(most, found.about))
     low, high = on_logit_scale(centre, found.error, quantile(found.freedom))
     return min(low, found.value), max(high, found.value)
 
 
 @dataclass(frozen=True)
 class APDraws:
-    """A mean average precision and how it varies between resamples of images.
+    """A mean average precision and how it varies between resamples of images, or without each cluster.
 
     Attributes:
         value: as measured on these images.
@@ -102,8 +106,8 @@ class APDraws:
             there are (`metrics.curve_average_precision`), of `11pt` the value.
         draws: float64 [count], NaN where nothing is positive.
         population: whether the interval is about all images there are, not about test sets of this size.
-        positives: of a class, or clusters that hold some, the harmonic mean over classes.
-        freedom: degrees of freedom of `error`.
+        positives: of a class, the harmonic mean over classes.
+        weight: images of each cluster, float64 [count]; None: draws are resamples.
     """
 
     value: float
@@ -111,21 +115,36 @@ class APDraws:
     draws: NDArray[np.float64]
     population: bool
     positives: float
-    freedom: float = math.inf
+    weight: NDArray[np.float64] | None = None
 
     @property
     def centre(self) -> float:
-        """`about`, less what resampling adds to it once more: the bootstrap's estimate of what it is too high by."""
-        return 2 * self.about - float(np.nanmean(self.draws)) if self.population else self.about
+        """`about`, less what it is estimated to be too high by: what resampling adds once more, or the jackknife's."""
+        if not self.population or np.isnan(self.draws).all():
+            return self.about
+        drawn = float(np.nanmean(self.draws))
+        if self.weight is None:
+            return 2 * self.about - drawn
+        return self.about - (self.draws.size - 1) * (drawn - self.about)
 
     @property
     def error(self) -> float:
-        """Root of the mean square of the draws about `about`: their spread and what is not known of the bias.
+        """Root of the spread and of what is not known of the bias: the mean square of the draws about `about`.
 
         Resampling P positives understates the variance by (P − 1) / P, which is scaled back.
         """
+        if self.weight is not None:
+            error = clustered.jackknife(self.about, self.draws, self.weight).error
+            return math.hypot(error, self.about - self.centre)
         scale = self.positives / (self.positives - 1) if self.positives > 2 else 2.0
         return math.sqrt(scale * float(np.nanmean((self.draws - self.about) ** 2)))
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of `error`."""
+        if self.weight is None:
+            return math.inf
+        return clustered.jackknife(self.about, self.draws, self.weight).freedom
 
 
 def mean_average_precision_draws(
@@ -137,7 +156,9 @@ def mean_average_precision_draws(
     count: int = RESAMPLES,
     cluster: Ints | None = None,
 ) -> dict[APKind, APDraws]:
-    """Mean average precisions and their bootstrap draws; equal seeds draw equal images.
+    """Mean average precisions and their draws; equal seeds draw equal images.
+
+    Of more than `count` clusters, seeded groups of them are left out.
 
     Args: as `mean_average_precision_scores`.
 
@@ -148,16 +169,14 @@ def mean_average_precision_draws(
     """
     n = len(scores)
     ranked = list(average_precision.rankings(scores, labels, difficult))
-    if cluster is None:
-        counts: list[float] = [one.hits.size for one in ranked if one.hits.size]
-    else:
-        shows = average_precision.positives(labels, difficult)[0]
-        counts = [alike(np.bincount(cluster, weights=own)) for own in shows.T if own.any()]
+    counts = [one.hits.size for one in ranked if one.hits.size]
+    if cluster is not None and (groups := int(cluster.max()) + 1) > count:
+        cluster = (np.random.default_rng(seed).permutation(groups) % count)[cluster]
     positives = len(counts) / sum(1 / found for found in counts) if counts else 0.0
     whole = np.ones((n, 1), dtype=np.int32)
     value = _map_of_weightings(ranked, whole, kinds, expected=False)
     about = _map_of_weightings(ranked, whole, kinds)
-    chunks = _weight_chunks(n, seed, count, cluster)
+    chunks = _weight_chunks(n, seed, count) if cluster is None else _without(cluster)
     parts = [_map_of_weightings(ranked, weights, kinds) for weights in chunks]
     return {
         kind: APDraws(
@@ -166,7 +185,7 @@ def mean_average_precision_draws(
             np.concatenate([part[kind] for part in parts]),
             kind != "11pt",
             positives,
-            math.inf if cluster is None else max(1.0, alike(np.bincount(cluster)) - 1),
+            None if cluster is None else np.bincount(cluster).astype(np.float64),
         )
         for kind in kinds
     }
@@ -199,14 +218,17 @@ def _mean_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def _weight_chunks(n: int, seed: int, count: int, cluster: Ints | None = None) -> Iterator[NDArray[np.int32]]:
-    """`resamples` of samples, or of whole clusters, as counts of each sample, int32 [n, up to _CHUNK]."""
-    groups = n if cluster is None else int(cluster.max()) + 1
-    counts = (np.bincount(drawn, minlength=groups) for drawn in resamples(groups, seed, count))
-    if cluster is not None:
-        counts = (drawn[cluster] for drawn in counts)
+def _weight_chunks(n: int, seed: int, count: int) -> Iterator[NDArray[np.int32]]:
+    """`resamples` as counts of each sample, int32 [n, up to _CHUNK]."""
+    counts = (np.bincount(drawn, minlength=n) for drawn in resamples(n, seed, count))
     while chunk := list(islice(counts, _CHUNK)):
         yield np.stack(chunk, axis=1).astype(np.int32)
+
+
+def _without(cluster: Ints) -> Iterator[NDArray[np.int32]]:
+    """All samples but those of each cluster, as counts, int32 [n, up to _CHUNK]."""
+    for start in range(0, groups := int(cluster.max()) + 1, _CHUNK):
+        yield (cluster[:, None] != np.arange(groups)[start : start + _CHUNK]).astype(np.int32)
 
 
 def _mean_prevalence(labels: NDArray[np.uint8], difficult: Difficult) -> float:

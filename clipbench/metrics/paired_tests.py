@@ -224,16 +224,16 @@ def of_average_precision(
     count: int = intervals.RESAMPLES,
     cluster: NDArray[np.int64] | None = None,
 ) -> Difference:
-    """The difference of two mean average precisions over the same images; the same resamples of images for both.
+    """The difference of two mean average precisions over the same images; the same draws of images for both.
 
     As of one score (`stats.mean_average_precision_scores`), the interval is about all images there are; its standard
-    error is that of the paired bootstrap, p is normal.
+    error is that of the paired bootstrap, p is normal; with clusters it is their jackknife's, and p is Student's.
 
     Args:
         first, second: scores, float32 [N, C].
         labels: uint8 [N, C], as `metrics.mean_average_precision`.
         count: of resamples.
-        cluster: int64 [N], from 0 on, which images belong together: p is then that of Student's t.
+        cluster: int64 [N], from 0 on, which images belong together.
     """
     one, other = (
         mean_average_precision_draws(scores, labels, seed, difficult, [kind], count, cluster)[kind]
@@ -247,7 +247,7 @@ def of_average_precision(
     ci95 = min(centre - half, value), max(centre + half, value)
     if cluster is not None:
         groups = int(cluster.max()) + 1
-        return _student(value, ci95, error, "paired bootstrap of clusters", groups, found.freedom, centre)
+        return _student(value, ci95, error, "jackknife of clusters", groups, found.freedom, centre)
     return _normal(value, ci95, error, "paired bootstrap", len(labels), centre)
 
 

@@ -42,10 +42,11 @@ def test_accuracy_over_clusters_is_covered(count: int, share: float) -> None:
     assert covering.clustered_accuracy(clusters, share, trials=300, seed=1, samples_alone=True) < 0.6
 
 
+@pytest.mark.parametrize(("count", "share"), [(20, 0.6), (20, 0.9), (50, 0.9)])
 @pytest.mark.parametrize("of_one_class", [False, True], ids=["of several classes", "of one class each"])
-def test_mean_recall_over_clusters_is_covered(of_one_class: bool) -> None:
-    clusters = Clusters(20)
-    assert covering.clustered_recall(clusters, 0.6, trials=1_000, seed=1, of_one_class=of_one_class) >= 0.92
+def test_mean_recall_over_clusters_is_covered(count: int, share: float, of_one_class: bool) -> None:
+    clusters = Clusters(count)
+    assert covering.clustered_recall(clusters, share, trials=800, seed=1, of_one_class=of_one_class) >= 0.92
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5], ids=["calibrated", "too confident"])
@@ -53,8 +54,15 @@ def test_calibration_over_clusters_is_covered(power: float) -> None:
     assert covering.clustered_ece(Clusters(20), power, trials=500, seed=1, count=100) >= 0.92
 
 
-def test_average_precision_over_clusters_is_covered() -> None:
-    assert covering.clustered_precision(Clusters(20), FEW_CLASSES, trials=500, seed=1, count=60) >= 0.92
+@pytest.mark.parametrize(("count", "sets"), [(20, FEW_CLASSES), (20, EASY), (50, FEW_CLASSES), (20, RARE)])
+def test_average_precision_over_clusters_is_covered(count: int, sets: Sets) -> None:
+    assert covering.clustered_precision(Clusters(count), sets, trials=500, seed=1) >= 0.92
+
+
+def test_differences_of_average_precisions_over_clusters_are_covered() -> None:
+    covered, told = covering.clustered_precision_of_two(Clusters(20), FEW_CLASSES, trials=500, seed=1)
+    assert covered >= 0.92
+    assert told <= 0.08
 
 
 @pytest.mark.parametrize("draws", [3, 5])

@@ -18,6 +18,7 @@ import pytest
 import small
 from numpy.typing import NDArray
 from recorded import write_model
+from scipy.special import expit, logit
 from scipy.stats import t
 
 from clipbench import cli
@@ -28,7 +29,11 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, clustered, intervals, paired_tests
-from clipbench.metrics.average_precision_intervals import mean_average_precision_draws
+from clipbench.metrics.average_precision import APKind
+from clipbench.metrics.average_precision_intervals import (
+    mean_average_precision_draws,
+    mean_average_precision_scores,
+)
 from clipbench.metrics.joint import summed
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._few_shot import _draw
@@ -86,10 +91,13 @@ def test_uneven_clusters_leave_fewer_degrees_of_freedom() -> None:
     found = clustered.spread(np.array([1.0, 0, 1, *[1.0, 0, 0, 0, 1, 0, 0]]), cluster)
     assert found.clusters == pytest.approx(100 / 52)
     assert found.freedom == 1
-    # 3 classes of two equal clusters each: one degree of freedom a class
+    # 3 classes of two equal clusters each: one degree of freedom a class; of 2 and 8: (1/2 + 1/8)² / (1/4 + 1/64/7)
     cluster, classes = np.repeat(np.arange(6), 5), np.repeat(np.arange(3), 10)
     values = np.tile([1.0, 0, 0, 0, 0, 1, 1, 1, 0, 0], 3)
     assert clustered.spread(values, cluster, classes).freedom == pytest.approx(3)
+    hits = np.array([1.0, 0, *[1.0, 0, 1, 0, 1, 0, 1, 0]])
+    found = clustered.spread(hits, np.arange(10), np.array([0, 0] + [1] * 8))
+    assert found.freedom == pytest.approx((5 / 8) ** 2 / (1 / 4 + 1 / 64 / 7))
 
 
 def test_the_interval_is_students_on_the_logit_scale() -> None:
@@ -103,7 +111,11 @@ def test_the_interval_is_students_on_the_logit_scale() -> None:
         / sum(off**2 for off in (0.75, -0.25, 0.75, -1.25)) ** 2
     )
     freedom = min(3, 8 / (kurtosis - 1))
-    half = t.ppf(0.975, freedom) * error / (score.value * (1 - score.value))
+    alone = 0.625 * 0.375
+    moved = (0.625 * alone / error**2 + 0.5) / (
+        alone / error**2 + 1
+    )  # by half a right and half a wrong sample
+    half = t.ppf(0.975, freedom) * error * math.sqrt(moved * (1 - moved) / alone) / alone
     at = math.log(score.value / (1 - score.value))
     assert score.value == 0.625
     assert score.ci95 == pytest.approx([1 / (1 + math.exp(-at + side * half)) for side in (1, -1)])
@@ -148,15 +160,69 @@ def test_calibration_of_a_single_cluster_may_be_any() -> None:
     assert (score.value, score.ci95) == (intervals.ece_score(confidence, correct, seed=0).value, (0, 1))
 
 
-def test_precision_resamples_whole_clusters() -> None:
+@pytest.mark.parametrize("kind", ["11pt", "area"])
+def test_precision_leaves_out_whole_clusters(kind: APKind) -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.random((40, 2)), (rng.random((40, 2)) < 0.4).astype(np.uint8)
     cluster = np.repeat(np.arange(8), 5)
-    found = mean_average_precision_draws(scores, labels, 3, "ignore", ["11pt"], 20, cluster)["11pt"]
-    rows = [np.concatenate([np.flatnonzero(cluster == c) for c in d]) for d in intervals.resamples(8, 3, 20)]
-    plain = [average_precision.mean_average_precision(scores[r], labels[r], "11pt") for r in rows]
-    assert found.draws == pytest.approx(plain)
-    assert found.freedom == 7
+
+    def expected(rows: NDArray[np.bool_]) -> float:
+        """Of all images there are: the i-th best of P positives marks the recall i / (P + 1)."""
+        if kind == "11pt":
+            return average_precision.mean_average_precision(scores[rows], labels[rows], kind)
+        found = []
+        for score, label in zip(scores[rows].T, labels[rows].T, strict=True):
+            hits = np.sort(score[label == 1])[::-1]
+            above = [(score[label == 0] > hit).sum() for hit in hits]
+            marks = np.arange(1, hits.size + 1) * hits.size / (hits.size + 1)
+            found.append(np.mean(marks / (marks + above)))
+        return float(np.mean(found))
+
+    left = np.array([expected(cluster != own) for own in range(8)])
+    error = math.sqrt(7 / 8 * ((left - left.mean()) ** 2).sum())
+    found = mean_average_precision_draws(scores, labels, 3, "ignore", [kind], cluster=cluster)[kind]
+    about = expected(cluster >= 0)
+    bias = 7 * (left.mean() - about) if kind == "area" else 0
+    error = math.hypot(error, bias)
+    assert found.draws == pytest.approx(left)
+    assert found.error == pytest.approx(error)
+    assert 1 <= found.freedom <= 7
+    score = mean_average_precision_scores(scores, labels, 3, kinds=[kind], cluster=cluster)[f"map_{kind}"]
+    centre, half = about - bias, t.ppf(0.975, found.freedom) * error
+    assert score.ci95 == pytest.approx(
+        [expit(logit(centre) + side * half / (centre * (1 - centre))) for side in (-1, 1)]
+    )
+    one, other = rng.random((40, 2)).astype(np.float32), scores.astype(np.float32)
+    paired = paired_tests.of_average_precision(one, other, labels, kind, "ignore", 3, cluster=cluster)
+    first = mean_average_precision_draws(one, labels, 3, "ignore", [kind], cluster=cluster)[kind]
+    gains = found.draws - first.draws
+    error = math.sqrt(7 / 8 * ((gains - gains.mean()) ** 2).sum())
+    bias = 7 * (gains.mean() - (about - first.about)) if kind == "area" else 0
+    freedom = clustered.jackknife(0, gains, np.ones(8)).freedom
+    half = (paired.ci95[1] - paired.ci95[0]) / 2
+    assert half == pytest.approx(t.ppf(0.975, freedom) * math.hypot(error, bias))
+    assert paired.method == "jackknife of clusters"
+    assert paired.ci95[0] <= paired.value <= paired.ci95[1]
+
+
+def test_precision_of_very_many_clusters_leaves_out_groups_of_them() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((60, 1)), (rng.random((60, 1)) < 0.4).astype(np.uint8)
+    few, each = (
+        mean_average_precision_draws(scores, labels, 3, "ignore", ["11pt"], count, np.arange(60))["11pt"]
+        for count in (20, 60)
+    )
+    assert few.weight is not None
+    assert few.weight.tolist() == [3.0] * 20
+    assert few.error == pytest.approx(each.error, rel=0.3)
+
+
+def test_rankings_without_a_fault_leave_wilsons_interval_of_the_clusters_that_show_something() -> None:
+    labels, cluster = np.array([[1], [1], [1], [0], [0]], dtype=np.uint8), np.array([0, 1, 2, 3, 3])
+    score = mean_average_precision_scores(
+        labels.astype(np.float64), labels, 0, kinds=["area"], cluster=cluster
+    )
+    assert score["map_area"].ci95 == intervals.wilson(3, 3)
 
 
 # ----------------------------------------------------------------- two models
