@@ -84,7 +84,8 @@ class Columns(Strict):
 class Part(Strict):
     """The samples whose ids a hash puts in [`start`, `end`) of 0 … 1: the same ids whatever else the set holds.
 
-    Hash: the first 8 bytes of sha256 of `<seed>/<id>`, big-endian, over 2^64.
+    Hash: the first 8 bytes of sha256 of `<seed>/<id>`, big-endian, over 2^64. Where the card names clusters, their
+    names stand for the ids, so that no part cuts one.
     """
 
     seed: int = Field(ge=0)

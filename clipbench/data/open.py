@@ -106,7 +106,8 @@ def _part(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) ->
     """The samples of another split that the part `role` holds."""
     part = dataset.card.splits[role].part
     whole = open_split(dataset, dataset.card.whole(role), paths, pairs=pairs)
-    rows = [row for row, sample_id in enumerate(whole.ids) if part is None or part.holds(sample_id)]
+    names = whole.ids if whole.clusters is None else whole.clusters
+    rows = [row for row, name in enumerate(names) if part is None or part.holds(name)]
     if not rows:
         lost = f"the {role} split holds none of the {len(whole):,} samples of the whole"
         raise DataError(f"{dataset.id}: {lost}")

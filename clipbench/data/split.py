@@ -164,12 +164,20 @@ class Split(ABC):
         return len(self.ids)
 
     def cluster_notes(self) -> tuple[Note, ...]:
-        """How many clusters samples belong to, where the card names a column that says it."""
+        """How many clusters samples belong to, where the card names a column that says it; classes of one cluster."""
         if self.clusters is None:
             return ()
         names, sizes = np.unique(self.clusters, return_counts=True)
         text = f"clusters of samples, the largest of {sizes.max():,}; intervals and tests are over clusters"
-        return (Note.of("clusters", text, names.tolist()),)
+        notes = (Note.of("clusters", text, names.tolist()),)
+        lone = [
+            name
+            for c, name in enumerate(self.classes)
+            if len(set(self.clusters[self.labels == c if self.labels.ndim == 1 else self.labels[:, c] == 1]))
+            == 1
+        ]
+        text = "classes of one cluster each: intervals over classes take them to vary as classes do, for want of more"
+        return (*notes, Note.of("lone-classes", text, lone)) if lone else notes
 
     @abstractmethod
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:

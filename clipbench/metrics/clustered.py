@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clipbench.errors import DataError
 from clipbench.metrics import classification, intervals
 from clipbench.metrics.arrays import Bools, Ints
 from clipbench.metrics.intervals import Interval, Score
@@ -23,10 +24,20 @@ Doubles = NDArray[np.float64]
 def codes(names: Sequence[str] | NDArray[np.object_]) -> Ints:
     """The cluster of each sample as a number from 0 on, in the order of the names: int64 [n].
 
+    Raises:
+        DataError: there is but one, which shows nothing of how clusters vary.
+
     >>> codes(["b", "a", "b"]).tolist()
     [1, 0, 1]
     """
-    return np.unique(np.asarray(names, dtype=object), return_inverse=True)[1].astype(np.int64)
+    every, found = np.unique(np.asarray(names, dtype=object), return_inverse=True)
+    if every.size < 2:
+        raise DataError(
+            f"all {found.size:,} samples are of one cluster ({every[0]!r}), so nothing shows how scores vary from "
+            "cluster to cluster, and no interval can be given",
+            hint="take more samples (raise --limit), or take columns.cluster off the task card",
+        )
+    return found.astype(np.int64)
 
 
 def sums(place: Ints, values: Doubles) -> Doubles:
@@ -173,7 +184,7 @@ def mean_score(values: Doubles, cluster: Ints, chance: float | None, stratum: In
     >>> hits, cluster = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0]), np.array([0, 0, 1, 1, 2, 2])
     >>> score = mean_score(hits, cluster, chance=0.1)
     >>> round(score.value, 3), score.n, tuple(round(end, 3) for end in score.ci95)
-    (0.667, 6, (0.074, 0.981))
+    (0.667, 6, (0.071, 0.981))
     """
     found = spread(values, cluster, stratum)
     value = min(found.value, 1.0)

@@ -60,7 +60,9 @@ def few_shot(
                 }
             )
             advance(1)
-    return _mean_of(found, evidence, test, shots, settings, seed)
+    source = f"up to {min(shots, 4)} further samples a class"
+    source += "" if train.clusters is None else ", of clusters without a shot"
+    return _mean_of(found, evidence, test, source, settings, seed)
 
 
 def _draw(
@@ -101,7 +103,7 @@ def _mean_of(
     found: list[Outcome],
     draws: list[dict[str, Any]],
     test: Samples,
-    shots: int,
+    source: str,
     settings: logistic.Logistic,
     seed: int,
 ) -> Outcome:
@@ -136,7 +138,7 @@ def _mean_of(
         "draws": draws,
         "per_draw": per_draw,
         "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in per_draw.items()},
-        "validation": {"metric": "acc1", "source": f"up to {min(shots, 4)} further samples a class"},
+        "validation": {"metric": "acc1", "source": source},
         "criterion": logistic.criterion(settings, sweep=False),
     }
     return Outcome(scores, {"recall": recall}, samples, evidence)

@@ -212,7 +212,8 @@ def _top5(path: Path, held: Samples) -> NDArray[np.float64]:
 
 
 def _described(held: Samples, params: Params) -> dict[str, Any]:
-    source = params.validation or f"{params.holdout:g} of {params.train}, held out"
+    whole = "" if held.clusters is None else " in whole clusters"
+    source = params.validation or f"{params.holdout:g} of {params.train}, held out{whole}"
     return {"metric": params.primary, "n": len(held.labels), "source": source}
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from clipbench.cards.base import Tuple
 from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
+from clipbench.metrics import clustered
 from clipbench.metrics.average_precision import APKind
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
@@ -27,7 +28,7 @@ class Params(ParamsBase):
         resize: short side in px before the central crop, whatever the model's own evaluation does: 256 in VirTex,
             224 in CLIP-Lite (the variant `clip-lite`); None: as the model's card says (`as-trained`).
         costs: each class takes the one that is best in cross-validation, the smallest among equals.
-        folds: stratified, unshuffled.
+        folds: stratified, unshuffled; of whole clusters, where the card names them.
         positive_weight: of a positive against a negative.
         tolerance: each SVM is solved until the estimated distance of its objective to the minimum is at most this,
             relative to the objective and to what it gains on zero weights, within `max_iter` passes over the features.
@@ -81,10 +82,12 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
         device=encoder.device,
         tolerance=params.tolerance,
         max_iter=params.max_iter,
+        cluster=None if train.clusters is None else clustered.codes(train.clusters),
     )
     scores, kinds = found.svms.scores(test.features), get_args(APKind)
     outcome = outcomes.multi_label(scores, test.labels, test.ids, difficult, seed, kinds, test.clusters)
-    return replace(outcome, evidence=_evidence(card, found, params))
+    whole = {} if train.clusters is None else {"folds": f"{params.folds}, of whole clusters"}
+    return replace(outcome, evidence=_evidence(card, found, params) | whole)
 
 
 def _evidence(card: TaskCard, found: Any, params: Params) -> dict[str, Any]:

@@ -106,6 +106,38 @@ def folds(positive: NDArray[np.bool_], count: int = 3) -> NDArray[np.int8]:
     return found
 
 
+def folds_of_clusters(positive: NDArray[np.bool_], cluster: Ints, count: int = 3) -> NDArray[np.int8]:
+    """Fold of every row, int8 [n]: whole clusters (int64 [n], from 0 on), with about as many of each kind in each fold.
+
+    Those of most positives (then of most negatives, then of the lowest number) are dealt first, each to the fold that
+    its positives and negatives fill least, by squares of shares. Nothing is drawn.
+
+    Raises:
+        DataError: fewer than `count` clusters with a positive, or a fold is left without negatives.
+
+    >>> folds_of_clusters(np.array([True, False, False, True, False, True]), np.array([0, 0, 1, 1, 2, 2]), 2).tolist()
+    [0, 0, 1, 1, 0, 0]
+    """
+    held = np.stack([np.bincount(cluster, weights=part) for part in (positive, ~positive)], axis=1)
+    if (found := int((held[:, 0] > 0).sum())) < count:
+        raise DataError(
+            f"{count}-fold cross-validation that keeps clusters whole needs {count} clusters with positives "
+            f"(found {found})",
+            hint="take more samples, or leave the class out",
+        )
+    share = held / np.maximum(held.sum(axis=0), 1)
+    filled, fold = np.zeros((count, 2)), np.zeros(len(held), dtype=np.int8)
+    for own in np.lexsort((-held[:, 1], -held[:, 0])):
+        fold[own] = np.argmin((share[own] * (2 * filled + share[own])).sum(axis=1))
+        filled[fold[own]] += share[own]
+    if not filled.all():
+        raise DataError(
+            f"{count}-fold cross-validation that keeps clusters whole leaves a fold without negatives",
+            hint="take more samples, or leave the class out",
+        )
+    return fold[cluster]
+
+
 def fit_map(
     features: Features,
     labels: NDArray[np.uint8],
@@ -116,6 +148,7 @@ def fit_map(
     device: str = "cpu",
     tolerance: float = TOLERANCE,
     max_iter: int = 2000,
+    cluster: Ints | None = None,
 ) -> Selection:
     """Choose every class's cost by cross-validated average precision, then fit it on all rows.
 
@@ -127,9 +160,10 @@ def fit_map(
         positive_weight: of a positive against a negative.
         tolerance: of `Svms.distance`.
         max_iter: passes over the features for one SVM at most.
+        cluster: int64 [n], from 0 on: which rows belong together, and so in one fold (`folds_of_clusters`).
 
     Raises:
-        DataError: a class has fewer positives or negatives than folds; features are not finite.
+        DataError: a class has fewer positives, negatives, or clusters of them, than folds; features are not finite.
         ValueError: shapes, labels or costs that cannot be.
 
     Source: CLIP-Lite `voc_clf.py`, VirTex `scripts/clf_voc07.py`.
@@ -137,7 +171,9 @@ def fit_map(
     check(features)
     chosen_from = _checked_costs(costs)
     positive = _positive(features, labels)
-    cut = np.stack([folds(column, count) for column in positive.T])
+    cut = np.stack(
+        [folds(c, count) if cluster is None else folds_of_clusters(c, cluster, count) for c in positive.T]
+    )
     fit = _Fit(features, positive, cut, positive_weight, device, tolerance, max_iter)
     classes, many = positive.shape[1], chosen_from.size
     precision = np.zeros((classes, many, count))

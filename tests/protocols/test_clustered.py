@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small
+from fakes import FakeSplit
 from numpy.typing import NDArray
 from recorded import write_model
 from scipy.special import expit, logit
@@ -24,6 +25,7 @@ from scipy.stats import t
 from clipbench import cli
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import Columns, TaskCard
+from clipbench.data.layouts.webdataset import WebDataset
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
@@ -272,8 +274,10 @@ def test_records_are_compared_by_clusters(tmp_path: Path, primary: str) -> None:
     assert set(part.ids) == set(names)
     assert part.values.sum() == pytest.approx(other.record.scores[primary].value)
     table = alignment._table(other)
-    hits = (np.array(table["rank"]) == 0).astype(np.float64)
+    hits, before = ((np.array(t["rank"]) == 0).astype(np.float64) for t in (table, alignment._table(one)))
     stratum = np.array(table["target"]) if primary == "mean_per_class_recall" else None
+    gained = clustered.spread(hits - before, clustered.codes(names), stratum)
+    assert pair.difference.ci95 == pytest.approx((gained.value - gained.half, gained.value + gained.half))
     spread = clustered.spread(hits, clustered.codes(names), stratum)
     assert summed([part])[1] == pytest.approx(spread.error)
     mean = paired_tests.of_contributions([pair.contributions, pair.contributions], seed=0)  # type: ignore[list-item]
@@ -328,6 +332,36 @@ def test_samples_to_choose_on_are_of_no_clusters_of_the_shots() -> None:
 # ------------------------------------------------------------------- the data
 
 
+def test_parts_of_a_split_cut_no_cluster(tmp_path: Path) -> None:
+    slides = [f"s{k // 4}" for k in range(40)]
+    with_column(small.write_parquet(tmp_path / "test.parquet", 40), "slide", slides)
+    cuts = {"train": {"end": 0.5}, "test": {"start": 0.5}}
+    splits = {role: {"name": "test", "part": {"seed": 0} | cut} for role, cut in cuts.items()}
+    every: dict[str, Any] = {"whole": {"name": "test"}} | splits
+    parts = [opened(tmp_path, role=role, splits=every).clusters for role in cuts]
+    one, other = (set(() if part is None else part.tolist()) for part in parts)
+    assert one | other == set(slides)
+    assert one
+    assert other
+    assert not one & other
+
+
+def test_a_single_cluster_gives_no_interval() -> None:
+    with pytest.raises(DataError, match=r"all 3 samples are of one cluster \('s'\)"):
+        clustered.codes(["s", "s", "s"])
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["single-label", "multi-label"])
+def test_classes_of_one_cluster_are_named(many: bool) -> None:
+    labels = np.array([0, 0, 1, 1, 2])
+    split = FakeSplit(np.eye(3, dtype=np.uint8)[labels] if many else labels, ("cat", "dog", "eel"))
+    split.clusters = np.array(["a", "b", "a", "a", "c"], dtype=object)
+    _, lone = split.cluster_notes()
+    assert (lone.kind, lone.count, lone.examples) == ("lone-classes", 2, ("dog", "eel"))
+    split.clusters = np.array(["a", "b", "a", "b", "c"], dtype=object)
+    assert split.cluster_notes()[1].examples == ("eel",)
+
+
 def test_a_card_without_clusters_keeps_its_fingerprint() -> None:
     assert "cluster" not in Columns().model_dump()
     assert Columns(cluster="slide").model_dump()["cluster"] == "slide"
@@ -347,7 +381,7 @@ def tar_of(path: Path, files: list[tuple[str, bytes]]) -> None:
             tar.addfile(member, io.BytesIO(data))
 
 
-def opened(root: Path, **changes: Any) -> Split:
+def opened(root: Path, role: str = "test", **changes: Any) -> Split:
     fields: dict[str, Any] = {
         "title": "Animals",
         "source": {"local": True},
@@ -359,7 +393,7 @@ def opened(root: Path, **changes: Any) -> Split:
         "columns": {"cluster": "slide"},
     } | changes
     card = TaskCard.model_validate({k: v for k, v in fields.items() if v is not None})
-    return open_split(Entry("animals", card, Path("animals.yaml")), "test", DataPaths({"animals": root}, ()))
+    return open_split(Entry("animals", card, Path("animals.yaml")), role, DataPaths({"animals": root}, ()))
 
 
 def message(root: Path, **changes: Any) -> str:
@@ -428,6 +462,22 @@ def test_webdataset_has_a_field_of_clusters(tmp_path: Path, label: str) -> None:
         assert set(split.captions.texts) == {"a cat"}
     else:
         assert split.labels.tolist() == bare.labels.tolist() == [0, 1, 2, 3, 4, 0]
+
+
+def test_a_card_that_gains_clusters_reads_the_tars_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, slides = packed(tmp_path, ["a", "b", "b", "c", "c"]), ["a", "b", "b", "c", "c"]
+    bare = opened(root, columns={})
+    split = opened(root)
+    assert (bare.clusters, split.clusters.tolist() if split.clusters is not None else None) == (None, slides)
+    monkeypatch.setattr(WebDataset, "index", lambda self: pytest.fail("both indexes are in the cache"))
+    assert opened(root, columns={}).ids == bare.ids
+    again = opened(root).clusters
+    assert again is not None
+    assert again.tolist() == slides
+    with pytest.raises(pytest.fail.Exception):
+        opened(root, columns={"cluster": "patient"})  # another field is another index
 
 
 @pytest.mark.parametrize("odd", [..., None, 0.5, True, "", ["a"]])

@@ -22,9 +22,10 @@ from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, evaluate
-from clipbench.metrics import average_precision
+from clipbench.metrics import average_precision, clustered
 from clipbench.protocols.base import Needs
 from clipbench.protocols.svm_map import PROTOCOL, Params, needs, run
+from clipbench.solvers.svm import folds_of_clusters
 
 one_thread = small.one_thread
 
@@ -136,6 +137,36 @@ def test_numbers_have_a_least_value(name: str, least: float, refused: float) -> 
     assert getattr(Params.model_validate({name: least}), name) == least
     with pytest.raises(ValidationError, match="greater than"):
         Params.model_validate({name: refused})
+
+
+def test_folds_keep_clusters_whole(tmp_path: Path) -> None:
+    splits, described = things(), card(tmp_path, 4, kind="multi-label")
+    train = splits["train"]
+    names = np.array([f"s{k // 7}" for k in range(210)], dtype=object)
+    plain = run(described, splits, FakeEncoder(), Params(resize=None), seed=0)
+    train.clusters = names
+    found = run(described, splits, FakeEncoder(), Params(resize=None), seed=0)
+    assert "folds" not in plain.evidence
+    assert found.evidence["folds"] == "3, of whole clusters"
+    assert isinstance(train, FakeSplit)
+    assert train.features is not None
+    x, y = unit(train.features), train.labels[:, 2] == 1
+    fold = folds_of_clusters(y, clustered.codes(names))
+    for name in names:
+        assert len(set(fold[names == name])) == 1
+    for kind in (y, ~y):
+        shares = np.bincount(fold[kind]) / kind.sum()
+        assert np.all(np.abs(shares - 1 / 3) < 0.07)
+    scores = [
+        average_precision_score(y[out], svm(1.0).fit(x[~out], 2 * y[~out] - 1).decision_function(x[out]))
+        for out in (fold == k for k in range(3))
+    ]
+    assert found.evidence["cross_validation"]["c2"]["1.0"] == pytest.approx(np.mean(scores), abs=2e-3)
+    train.clusters = np.array([f"s{k // 105}" for k in range(210)], dtype=object)
+    with pytest.raises(DataError, match=r"keeps clusters whole needs 3 clusters with positives \(found 2\)"):
+        run(described, splits, FakeEncoder(), Params(resize=None), seed=0)
+    with pytest.raises(DataError, match="leaves a fold without negatives"):
+        folds_of_clusters(np.array([True, True, True, False, False, False]), np.array([0, 1, 2, 0, 0, 0]))
 
 
 @pytest.mark.parametrize(
