@@ -291,7 +291,7 @@ def _outcome(
             for role, split in splits.items()
             for note in (
                 *split.notes,
-                *split.cluster_notes(),
+                *split.beside_notes(),
                 *(without_samples(split) if set(task.protocol.kinds) & {*LABELLED} else ()),
                 *(_unknown(known) if role == protocol.split else ()),
                 *_remarks(plan.encoded, role),

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from clipbench.metrics import classification, clustered, intervals, paired_tests
+from clipbench.metrics import classification, clustered, intervals, paired_tests, worst_group
 from clipbench.metrics.average_precision import APKind, per_class_average_precision
 from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.metrics.joint import Contributions, summed
@@ -295,6 +295,127 @@ def clustered_precision_of_two(clusters: Clusters, sets: Sets, trials: int, seed
     return covered / trials, told / trials
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Test sets whose groups have these shares of right samples, and sizes; `clusters`, whose samples agree (0.3), lie
+    each in one group (geometric, 8 on average) or cross them (20 samples each)."""
+
+    shares: tuple[float, ...]
+    sizes: tuple[int, ...]
+    clusters: Literal["none", "nested", "crossing"] = "none"
+
+    def drawn(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """The group and the cluster of each sample."""
+        group = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        if self.clusters == "none":
+            return group, None
+        if self.clusters == "crossing":
+            numbers = rng.integers(0, max(4, group.size // 20), group.size)
+        else:
+            numbers = np.concatenate(
+                [
+                    g * group.size + np.sort(rng.integers(0, max(1, n // 8), n))
+                    for g, n in enumerate(self.sizes)
+                ]
+            )
+        return group, np.unique(numbers, return_inverse=True)[1]
+
+    def right(
+        self, rng: np.random.Generator, group: NDArray[np.int64], cluster: NDArray[np.int64] | None
+    ) -> NDArray[np.float64]:
+        """Which samples a model is right on, [1, n]."""
+        noise = rng.normal(size=group.size)
+        if cluster is not None:
+            noise = 0.45**0.5 * rng.normal(size=int(cluster.max()) + 1)[cluster] + 0.55**0.5 * noise
+        found: NDArray[np.float64] = (noise < norm.ppf(self.shares)[group]).astype(np.float64)[None]
+        return found
+
+
+def _with(shares: tuple[float, ...], sizes: tuple[int, ...]) -> Iterator[Groups]:
+    for clusters in ("none", "nested", "crossing"):
+        yield Groups(shares, sizes, clusters)
+
+
+#: name → groups, of which each is tried without clusters, with nested and with crossing ones
+GROUPS: Final[dict[str, tuple[Groups, ...]]] = {
+    name: tuple(_with(shares, sizes))
+    for name, shares, sizes in (
+        ("2 groups, the worst of 10", (0.6, 0.85), (10, 100)),
+        ("2 tied groups of 40", (0.6, 0.6), (40, 40)),
+        ("5 groups, the worst of 40", (0.9, *[0.97] * 4), (40, *[100] * 4)),
+        ("5 groups, the worst of 200", (0.6, *[0.85] * 4), (200, *[100] * 4)),
+        ("5 tied groups of 10 to 400", (0.7,) * 5, (10, 40, 100, 200, 400)),
+        ("5 groups close together", (0.6, 0.62, 0.64, 0.66, 0.68), (40,) * 5),
+        ("20 groups, the worst of 10", (0.3, *[0.55] * 19), (10, *[100] * 19)),
+        ("20 tied groups of 10", (0.9,) * 20, (10,) * 20),
+        ("20 tied groups of 40", (0.6,) * 20, (40,) * 20),
+        ("20 tied groups of 200", (0.3,) * 20, (200,) * 20),
+        ("5 groups, all right", (1.0,) * 5, (40,) * 5),
+        ("5 groups, one always wrong", (0.0, *[0.7] * 4), (40,) * 5),
+    )
+}
+
+
+def lowest_accuracy(groups: Groups, trials: int, seed: int, *, basic: bool = False) -> float:
+    """Of the accuracy on the worst group; `basic`: of the basic bootstrap of the minimum, within groups."""
+    return lowest_accuracy_and_width(groups, trials, seed, basic=basic)[0]
+
+
+def lowest_accuracy_and_width(
+    groups: Groups, trials: int, seed: int, *, basic: bool = False
+) -> tuple[float, float]:
+    """As `lowest_accuracy`; and how wide the intervals are, as a multiple of those of who knows the worst group."""
+    rng = np.random.default_rng(seed)
+    covered, width, known = 0, 0.0, 0.0
+    for _ in range(trials):
+        group, cluster = groups.drawn(rng)
+        hits = groups.right(rng, group, cluster)
+        score, every = worst_group.worst_group(hits, group, cluster, None)
+        low, high = _basic_lowest(hits[0], group, cluster, rng) if basic else score.ci95
+        covered += low <= min(groups.shares) <= high
+        own = every[int(np.argmin(groups.shares))].ci95
+        width, known = width + high - low, known + own[1] - own[0]
+    return covered / trials, width / known
+
+
+def _basic_lowest(
+    hits: NDArray[np.float64],
+    group: NDArray[np.int64],
+    cluster: NDArray[np.int64] | None,
+    rng: np.random.Generator,
+) -> intervals.Interval:
+    """The basic bootstrap interval of the lowest accuracy of a group, of samples or of clusters within groups."""
+    draws = []
+    for g in range(int(group.max()) + 1):
+        own = np.flatnonzero(group == g)
+        place = np.arange(own.size) if cluster is None else np.unique(cluster[own], return_inverse=True)[1]
+        sums, counts = np.bincount(place, weights=hits[own]), np.bincount(place)
+        times = rng.multinomial(counts.size, np.full(counts.size, 1 / counts.size), 200)
+        draws.append((times @ sums) / (times @ counts))
+    lowest = min(hits[group == g].mean() for g in range(int(group.max()) + 1))
+    low, high = intervals.basic(lowest, np.min(draws, axis=0), 0.0)
+    return low, min(1.0, high)
+
+
+def lowest_accuracies_of_two(first: Groups, second: Groups, trials: int, seed: int) -> tuple[float, float]:
+    """Of the difference of two models on their worst groups; and how often p < 0.05."""
+    rng = np.random.default_rng(seed)
+    covered = told = 0
+    truth = min(second.shares) - min(first.shares)
+    for _ in range(trials):
+        group, cluster = first.drawn(rng)
+        one, other = (groups.right(rng, group, cluster) for groups in (first, second))
+        shared = (
+            rng.random(group.size) < 0.5
+        )  # samples on which the two do alike, where their groups are as hard
+        alike = np.equal(first.shares, second.shares)[group]
+        other = np.where(shared & alike, one, other)
+        found = worst_group.difference(one, other, group, cluster, same=False)
+        covered += found.ci95[0] <= truth <= found.ci95[1]
+        told += found.p < 0.05
+    return covered / trials, told / trials
+
+
 def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
     """Name, simulation, and how many trials of 1,000 it gets (large sets are slow)."""
     kinds: tuple[APKind, ...] = ("area", "11pt", "envelope")
@@ -323,6 +444,9 @@ def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
             precision = partial(clustered_precision, clusters, globals()[name])
             yield f"map_area, {name.lower()}, {count} clusters", precision, 500
     yield "difference of two map_area, few_classes", _difference, 1_000
+    for name, kinds_of in GROUPS.items():
+        for groups in kinds_of:
+            yield f"worst group, {name}, clusters: {groups.clusters}", partial(lowest_accuracy, groups), 1_000
 
 
 def _difference(trials: int, seed: int) -> float:

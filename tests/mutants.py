@@ -83,6 +83,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "metrics/ranks": ("test_metrics", "test_ranking"),
     "metrics/similarity": ("test_ranking", "test_objective_filip"),
+    "metrics/worst_group": ("test_worst_group", "test_groups"),
     "models/saliency": ("test_saliency",),
     "pretrain/data/image_augmentation": ("test_image_augmentation",),
     "pretrain/engine/ema": ("test_engine",),

@@ -69,16 +69,25 @@ class Columns(Strict):
 
     `image_id` says which image a row of a set of captions shows, where an image has several rows. `cluster` says which
     samples belong together (the slide, the patient, the camera's sequence that each is from): intervals and tests are
-    then over clusters, and no validation data cuts one. In WebDataset tars it is a field of each sample's `.json`.
+    then over clusters, and no validation data cuts one. `group` says of which group each sample of a single-label set
+    is (the region, the income): classification then also reports the accuracy on the worst one. In WebDataset tars
+    both are fields of each sample's `.json`.
     """
 
-    later: ClassVar = ("caption", "image_id", "cluster")
+    later: ClassVar = ("caption", "image_id", "cluster", "group")
 
     image: str = "image"
     label: str = "label"
     caption: str = "caption"
     image_id: str | None = None
     cluster: str | None = None
+    group: str | None = None
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """What is read of each sample beside its image and label: key → name of the column."""
+        named = {"cluster": self.cluster, "group": self.group}
+        return {key: name for key, name in named.items() if name is not None}
 
 
 class Part(Strict):
@@ -261,6 +270,8 @@ class TaskCard(Strict):
                     raise Misplaced(text, "templates", name, bare)
         if self.columns.image_id is not None and self.kind != "captions":
             raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
+        if self.columns.group is not None and self.kind != "single-label":
+            raise Misplaced("group goes with kind: single-label", "columns", "group")
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self

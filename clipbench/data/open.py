@@ -69,8 +69,8 @@ def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) 
     if local is not None:
         return _local(dataset, role, local, paths, pairs)
     if card.source.builtin is not None:
-        if card.columns.cluster is not None:
-            raise no_columns(f"{dataset.id}, {role}", "cluster", card.columns.cluster)
+        for key, name in card.columns.beside.items():
+            raise no_columns(f"{dataset.id}, {role}", key, name)
         if card.source.builtin not in BUILTINS:
             raise CardError(f"{dataset.path}: {unknown('builtin data set', card.source.builtin, BUILTINS)}")
         return BUILTINS[card.source.builtin](role, card.classes)
@@ -184,8 +184,11 @@ class TableSplit(Split):
         else:
             self.labels = np.zeros(len(self.ids), np.int64)
         self.notes = source.notes + notes
-        if dataset.card.columns.cluster is not None:
-            self.clusters = np.array(source.beside("cluster", dataset.card.columns.cluster), dtype=object)
+        beside = {
+            key: np.array(source.beside(key, name), dtype=object)
+            for key, name in dataset.card.columns.beside.items()
+        }
+        self.clusters, self.groups = beside.get("cluster"), beside.get("group")
         self.objects = source.objects
         self.scattered = source.scattered
 

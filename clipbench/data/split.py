@@ -142,6 +142,7 @@ class Split(ABC):
             (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
         classes: the names that go with the labels.
         clusters: text [n], which samples belong together, where the card names a column that says it.
+        groups: text [n], the group of each sample, where the card names a column that says it.
         captions, expressions, objects: what a set of that kind has, else None.
         scattered: whether samples at scattered rows are read as quickly as those in order.
         notes: what a reader of its numbers must know of it; they stand in the record.
@@ -154,6 +155,7 @@ class Split(ABC):
     labels: NDArray[np.int64] | NDArray[np.uint8]
     classes: tuple[str, ...]
     clusters: NDArray[np.object_] | None = None
+    groups: NDArray[np.object_] | None = None
     captions: Captions | None = None
     expressions: Expressions | None = None
     objects: Objects | None = None
@@ -163,13 +165,18 @@ class Split(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def cluster_notes(self) -> tuple[Note, ...]:
-        """How many clusters samples belong to, where the card names a column that says it; classes of one cluster."""
+    def beside_notes(self) -> tuple[Note, ...]:
+        """How many clusters and groups samples belong to, where the card names them; classes of one cluster."""
+        notes: tuple[Note, ...] = ()
+        if self.groups is not None:
+            names, sizes = np.unique(self.groups, return_counts=True)
+            text = f"groups of samples, the smallest of {sizes.min():,}"
+            notes = (Note.of("groups", text, names[np.argsort(sizes, kind="stable")].tolist()),)
         if self.clusters is None:
-            return ()
+            return notes
         names, sizes = np.unique(self.clusters, return_counts=True)
         text = f"clusters of samples, the largest of {sizes.max():,}; intervals and tests are over clusters"
-        notes = (Note.of("clusters", text, names.tolist()),)
+        notes = (Note.of("clusters", text, names.tolist()), *notes)
         lone = [
             name
             for c, name in enumerate(self.classes)
@@ -195,6 +202,7 @@ class Subset(Split):
         self.ids = [whole.ids[r] for r in rows.tolist()]
         self.labels = whole.labels[rows]
         self.clusters = None if whole.clusters is None else whole.clusters[rows]
+        self.groups = None if whole.groups is None else whole.groups[rows]
         self.captions = None if whole.captions is None else whole.captions.part(rows)
         self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
         self.objects = None if whole.objects is None else whole.objects.part(rows)

@@ -80,15 +80,29 @@ def wilson(successes: float, n: float) -> Interval:
     return min(max(0.0, centre - half), p), max(min(1.0, centre + half), p)
 
 
-def quantile(freedom: float = math.inf) -> float:
-    """How many standard errors 95 % lie within: of Student's t, or of the normal distribution.
+def exact(successes: float, n: float, tail: float = 0.025) -> Interval:
+    """Bounds of a proportion that are each missed with a probability of `tail` at most (Clopper & Pearson, Biometrika
+    1934, 26:404); fractional counts are allowed, as of `wilson`.
+
+    >>> tuple(round(end, 4) for end in exact(8, 10))
+    (0.4439, 0.9748)
+    """
+    from scipy.special import betaincinv
+
+    low = 0.0 if successes <= 0 else float(betaincinv(successes, n - successes + 1, tail))
+    return low, 1.0 if successes >= n else float(betaincinv(successes + 1, n - successes, 1 - tail))
+
+
+def quantile(freedom: float = math.inf, tail: float = 0.025) -> float:
+    """How many standard errors from the mean `tail` lies beyond, of Student's t or of the normal distribution: by
+    default, how many 95 % lie within.
 
     >>> round(quantile(4), 3), round(quantile(), 3)
     (2.776, 1.96)
     """
     from scipy.stats import t
 
-    return _Z if math.isinf(freedom) else float(t.ppf(0.975, freedom))
+    return NormalDist().inv_cdf(1 - tail) if math.isinf(freedom) else float(t.ppf(1 - tail, freedom))
 
 
 def alike(sizes: NDArray[Any]) -> float:

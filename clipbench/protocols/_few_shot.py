@@ -133,15 +133,21 @@ def _mean_of(
         scores[name] = intervals.Score(value, (low, high), first.n, first.chance)
     recall = np.mean([outcome.per_class["recall"] for outcome in found], axis=0)
     samples: dict[str, Any] = {"id": test.ids, "target": test.labels} | outcomes.column_of(test.clusters)
+    samples |= outcomes.column_of(test.groups, "group")
     samples |= {f"rank_{i}": rank for i, rank in enumerate(ranks)}
-    evidence = {
+    right = (ranks == 0).astype(np.float64)
+    of_groups, told = outcomes.by_group(right, test.groups, test.clusters, scores["acc1"].chance)
+    if test.groups is not None:  # the lowest of each draw, whose mean is below the lowest mean
+        rows = [test.groups == name for name in np.unique(test.groups)]
+        per_draw["worst_group_acc1"] = np.min([right[:, own].mean(axis=1) for own in rows], axis=0).tolist()
+    evidence = told | {
         "draws": draws,
         "per_draw": per_draw,
         "std": {name: float(np.std(v, ddof=1)) if len(v) > 1 else None for name, v in per_draw.items()},
         "validation": {"metric": "acc1", "source": source},
         "criterion": logistic.criterion(settings, sweep=False),
     }
-    return Outcome(scores, {"recall": recall}, samples, evidence)
+    return Outcome(scores | of_groups, {"recall": recall}, samples, evidence)
 
 
 def _error_of_recall(hits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError
-from clipbench.metrics import average_precision, classification, clustered, intervals
+from clipbench.metrics import average_precision, classification, clustered, intervals, worst_group
 from clipbench.metrics.average_precision import DIFFICULT, APKind, Difficult
 from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.protocols.base import Columns, MetricSpec, Outcome, Recorded
@@ -54,6 +54,7 @@ SINGLE_LABEL: Final = (
         "mean_per_class_recall", "1 / classes", shares=_recalled, elsewhere={_THEIRS: "mean_per_class_recall"}
     ),
     MetricSpec("ece", "none", less_is_better=True),
+    MetricSpec("worst_group_acc1", "1 / classes", shares=_hits, lowest_of="group"),
 )
 #: what `multi_label` may report
 MULTI_LABEL: Final = (
@@ -64,7 +65,7 @@ MULTI_LABEL: Final = (
     MetricSpec("map_envelope", "share of positives", precision="envelope"),
 )
 
-Clusters = NDArray[np.object_]
+Names = NDArray[np.object_]
 SampleColumns = dict[str, NDArray[Any] | list[NDArray[Any]]]
 
 
@@ -74,16 +75,18 @@ def single_label(
     ids: Sequence[str] | NDArray[np.object_],
     classes: int,
     seed: int,
-    clusters: Clusters | None = None,
+    clusters: Names | None = None,
+    groups: Names | None = None,
 ) -> Outcome:
-    """acc1, acc5 (from 5 classes on), mean per-class recall and ece, the lowest index winning a tie.
+    """acc1, acc5 (from 5 classes on), mean per-class recall and ece, the lowest index winning a tie; and of groups acc1
+    on the worst one.
 
     Intervals are over samples, or over clusters where samples belong together (see `clipbench.metrics.clustered`).
 
     Args:
         blocks: row slices and their logits, float32 [b, classes], that cover all samples.
         target: int64 [n], class indices below `classes`.
-        clusters: text [n], the cluster of each sample.
+        clusters, groups: text [n], the cluster and the group of each sample.
     """
     rank, prediction = np.empty_like(target), np.empty_like(target)
     confidence = np.empty(len(target), dtype=np.float64)
@@ -106,13 +109,36 @@ def single_label(
         scores["mean_per_class_recall"] = clustered.recall_score(target, prediction, classes, of)
         scores["ece"] = clustered.ece_score(confidence, correct, of, seed)
     samples: SampleColumns = {"id": np.asarray(ids), "target": target, "prediction": prediction}
-    samples |= {"rank": rank, "confidence": confidence} | column_of(clusters)
-    return Outcome(scores, {"recall": classification.per_class_recall(target, prediction, classes)}, samples)
+    samples |= {"rank": rank, "confidence": confidence} | column_of(clusters) | column_of(groups, "group")
+    of_groups, evidence = by_group(correct[None].astype(np.float64), groups, clusters, 1 / classes)
+    per_class = {"recall": classification.per_class_recall(target, prediction, classes)}
+    return Outcome(scores | of_groups, per_class, samples, evidence)
 
 
-def column_of(clusters: Clusters | None) -> SampleColumns:
-    """The column of clusters for the samples of an outcome; nothing where samples do not belong together."""
-    return {} if clusters is None else {"cluster": clusters}
+def by_group(
+    hits: Doubles, groups: Names | None, clusters: Names | None, chance: float | None
+) -> tuple[dict[str, intervals.Score], dict[str, Any]]:
+    """acc1 on the worst group, and as evidence each group's, the worst first; nothing where there are no groups.
+
+    Args:
+        hits: float64 [R, n], which samples each draw of shots has right.
+        groups, clusters: text [n], of each sample.
+    """
+    if groups is None:
+        return {}, {}
+    of = None if clusters is None else clustered.codes(clusters)
+    worst, every = worst_group.worst_group(hits, clustered.codes(groups), of, chance)
+    named = zip(np.unique(groups).tolist(), every, strict=True)
+    told = [
+        {"group": name, "acc1": score.value, "ci95": list(score.ci95), "n": score.n}
+        for name, score in sorted(named, key=lambda pair: pair[1].value)
+    ]
+    return {"worst_group_acc1": worst}, {"groups": told}
+
+
+def column_of(names: Names | None, column: str = "cluster") -> SampleColumns:
+    """The column of clusters, or groups, for the samples of an outcome; nothing where the data says none."""
+    return {} if names is None else {column: names}
 
 
 def multi_label(
@@ -122,7 +148,7 @@ def multi_label(
     difficult: Difficult,
     seed: int,
     kinds: Sequence[APKind] = ("area", "11pt"),
-    clusters: Clusters | None = None,
+    clusters: Names | None = None,
 ) -> Outcome:
     """Mean average precisions over classes, each class ranked over all images.
 
@@ -148,11 +174,14 @@ def multi_label(
 def misfit_of_labels(card: TaskCard, primary: str, difficult: Difficult | None) -> str | None:
     """Why a classifier's primary metric, or what it does with difficult objects, is nothing for `card`; or None."""
     multi = card.kind == "multi-label"
-    allowed = ("map_area", "map_11pt") if multi else ("acc1", "acc5", "mean_per_class_recall")
+    single = ("acc1", "acc5", "mean_per_class_recall", "worst_group_acc1")
+    allowed = ("map_area", "map_11pt") if multi else single
     if primary not in allowed:
         return f"primary {primary} is no metric of a {card.kind} set (allowed: {', '.join(allowed)})"
     if primary == "acc5" and len(card.classes) < 5:
         return "acc5 needs at least 5 classes"
+    if primary == "worst_group_acc1" and card.columns.group is None:
+        return "worst_group_acc1 needs columns.group on the task card"
     return "difficult belongs to multi-label sets" if difficult and not multi else None
 
 

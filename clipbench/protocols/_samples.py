@@ -35,6 +35,11 @@ def clusters_of(split: Split, rows: NDArray[np.int64]) -> NDArray[np.object_] | 
     return None if split.clusters is None else split.clusters[rows]
 
 
+def groups_of(split: Split, rows: NDArray[np.int64]) -> NDArray[np.object_] | None:
+    """The groups of the samples at `rows`; None where the data does not say."""
+    return None if split.groups is None else split.groups[rows]
+
+
 @dataclass(frozen=True)
 class Samples:
     """Some samples of a split, or of several.
@@ -45,6 +50,7 @@ class Samples:
         ids: [n].
         rows: int64 [n], their places in the split.
         clusters: text [n], which belong together; None where the data does not say.
+        groups: text [n], the group of each, likewise.
     """
 
     features: Selection
@@ -52,6 +58,7 @@ class Samples:
     ids: NDArray[np.object_]
     rows: NDArray[np.int64]
     clusters: NDArray[np.object_] | None = None
+    groups: NDArray[np.object_] | None = None
 
     @classmethod
     def of(cls, split: Split, encoder: Inputs, space: str, *, unit: bool = False) -> Samples:
@@ -63,21 +70,21 @@ class Samples:
         matrix = encoder.images(split, space)
         rows = decoded(split, matrix)
         ids = np.array(split.ids, dtype=object)[rows]
-        clusters = clusters_of(split, rows)
-        return cls(Selection([(matrix, rows)], unit=unit), split.labels[rows], ids, rows, clusters)
+        beside = clusters_of(split, rows), groups_of(split, rows)
+        return cls(Selection([(matrix, rows)], unit=unit), split.labels[rows], ids, rows, *beside)
 
     def part(self, rows: NDArray[np.int64]) -> Samples:
         """The samples at `rows` (ascending) of these."""
-        clusters = None if self.clusters is None else self.clusters[rows]
-        return Samples(self.features.part(rows), self.labels[rows], self.ids[rows], self.rows[rows], clusters)
+        beside = (None if one is None else one[rows] for one in (self.clusters, self.groups))
+        return Samples(self.features.part(rows), self.labels[rows], self.ids[rows], self.rows[rows], *beside)
 
     def joined(self, other: Samples) -> Samples:
         """These samples, then those of `other`."""
-        both = self.clusters is not None and other.clusters is not None
+        pairs = (self.clusters, other.clusters), (self.groups, other.groups)
         return Samples(
             self.features.joined(other.features),
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.ids, other.ids]),
             np.concatenate([self.rows, other.rows]),
-            np.concatenate([self.clusters, other.clusters]) if both else None,
+            *(None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs),
         )

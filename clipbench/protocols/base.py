@@ -55,6 +55,8 @@ class MetricSpec:
         shares: what each sample adds to the metric, which is their mean, from the per-sample file: float64 [n], or None
             where the file has not what it needs. None: the metric is no such mean.
         precision: of a mean of average precisions over classes, their kind; it is paired from scores and labels.
+        lowest_of: the column of the per-sample file that says the group of each sample, where the metric is the lowest
+            mean of `shares` over a group (see `clipbench.metrics.worst_group`).
         elsewhere: program → its name of the metric.
     """
 
@@ -64,6 +66,7 @@ class MetricSpec:
     less_is_better: bool = False
     shares: Callable[[str, Columns, Recorded], NDArray[np.float64] | None] | None = None
     precision: APKind | None = None
+    lowest_of: str | None = None
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -75,7 +75,9 @@ class Params(ParamsBase):
             are negatives, unless they are positive in the test.
     """
 
-    primary: Literal["acc1", "acc5", "mean_per_class_recall", "map_area", "map_11pt"] = "acc1"
+    primary: Literal["acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "map_area", "map_11pt"] = (
+        "acc1"
+    )
     space: Literal["backbone", "joint"] = "backbone"
     train: str = "train"
     validation: str | None = None
@@ -133,8 +135,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
 
             blocks = vote(train.features, train.labels, classes, test.features, k, encoder.device)
             evidence = {}
-    outcome = outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters)
-    return replace(outcome, scores=logistic.without_ece(outcome), evidence=evidence)
+    outcome = outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters, test.groups)
+    return replace(outcome, scores=logistic.without_ece(outcome), evidence=outcome.evidence | evidence)
 
 
 # ------------------------------------------------------------ logistic regression
@@ -164,6 +166,10 @@ def _logistic(
         curve = np.array([classification.mean_per_class_recall(held.labels, p, classes) for p in predictions])
     elif params.primary == "acc5":
         curve = _top5(path, held)
+    elif params.primary == "worst_group_acc1":
+        assert held.groups is not None  # of the groups that are there
+        hits = np.stack([p == held.labels for p in path.predict(held.features)])
+        curve = np.min([hits[:, held.groups == name].mean(axis=1) for name in np.unique(held.groups)], axis=0)
     else:
         curve = path.correct(held.features, held.labels) / len(held.labels)
     best = best_of(curve)

@@ -15,7 +15,7 @@ from clipbench.encoding.feature_store import Features
 from clipbench.errors import unknown
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols import _outcomes as outcomes
-from clipbench.protocols._samples import clusters_of, decoded
+from clipbench.protocols._samples import clusters_of, decoded, groups_of
 from clipbench.protocols.base import Elsewhere, Inputs, Needs, Outcome, Protocol
 from clipbench.protocols.base import Params as ParamsBase
 
@@ -33,7 +33,9 @@ class Params(ParamsBase):
             them as positive or negative. Labels that mark none are refused, except with `positive`.
     """
 
-    primary: Literal["acc1", "acc5", "mean_per_class_recall", "map_area", "map_11pt"] = "acc1"
+    primary: Literal["acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "map_area", "map_11pt"] = (
+        "acc1"
+    )
     templates: str = "default"
     split: str = "test"
     difficult: Literal["ignore", "positive", "negative"] | None = None
@@ -74,7 +76,9 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     else:
         scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
         logits = _scored(images, rows, weights * scale, wider)
-        outcome = outcomes.single_label(logits, labels.astype(np.int64), ids, len(weights), seed, clusters)
+        outcome = outcomes.single_label(
+            logits, labels.astype(np.int64), ids, len(weights), seed, clusters, groups_of(split, rows)
+        )
     same = same_prompts(card, params.templates)
     evidence = (
         {"same_prompts": [[f"{card.classes[c]} ({c})" for c in group] for group in same]} if same else {}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.errors import DataError
-from clipbench.metrics import average_precision, clustered, paired_tests
+from clipbench.metrics import average_precision, clustered, paired_tests, worst_group
 from clipbench.metrics.average_precision import APKind, Difficult
 from clipbench.metrics.clustered import Spread
 from clipbench.metrics.joint import Contributions
@@ -101,9 +101,14 @@ def pair(first: Stored, second: Stored) -> Pair:
     clusters = None if "cluster" not in a else clustered.codes(a["cluster"])
     stratum = _stratum(metric, a)
     drawn = [_draws(metric, table, params) for table in (a, b)]
+    same = first.record.seed == second.record.seed and len(drawn[0]) == len(drawn[1])
+    gains = shares[1] - shares[0]
+    group = registry.metric(metric).lowest_of
+    if group is not None:
+        one, two = np.stack(drawn[0] or [shares[0]]), np.stack(drawn[1] or [shares[1]])
+        found = worst_group.difference(one, two, clustered.codes(a[group]), clusters, same=same)
+        return Pair(found, ids, gains, classes, left_out)
     if len(drawn[0]) > 1 or len(drawn[1]) > 1:
-        same = first.record.seed == second.record.seed and len(drawn[0]) == len(drawn[1])
-        gains = shares[1] - shares[0]
         if clusters is None:
             found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same)
             contributions = Contributions(images, ids, gains / len(ids), between)
@@ -113,7 +118,6 @@ def pair(first: Stored, second: Stored) -> Pair:
             contributions = _of_clusters(images, a["cluster"], gains, spread, between)
         return Pair(found, ids, gains, classes, left_out, contributions)
     if clusters is not None:
-        gains = shares[1] - shares[0]
         spread = clustered.spread(_unweighted(gains, stratum), clusters, stratum)
         contributions = _of_clusters(images, a["cluster"], gains, spread)
         found = paired_tests.of_clusters(contributions.values, spread, seed)
@@ -143,7 +147,7 @@ def contributions(stored: Stored) -> Contributions | None:
     if kind is not None and "score" in table:
         return _precision(images, table, _precision_contributed(kind, table, params))
     shares = _shares(metric, table, params)
-    if shares is None or not shares.size:
+    if shares is None or not shares.size or registry.metric(metric).lowest_of is not None:
         return None
     draws = [float(one.mean()) for one in _draws(metric, table, params)]
     more = float(np.var(draws, ddof=1)) / len(draws) if len(draws) > 1 else 0.0
@@ -223,7 +227,11 @@ def recomputed(stored: Stored) -> float | None:
             scores, target, kind, _difficult(params.get("difficult"))
         )
     shares = _shares(metric, table, params)
-    return None if shares is None or not shares.size else float(shares.mean())
+    if shares is None or not shares.size:
+        return None
+    column = registry.metric(metric).lowest_of
+    group = np.zeros(shares.size, np.int64) if column is None else clustered.codes(table[column])
+    return float((clustered.sums(group, shares) / np.bincount(group)).min())
 
 
 def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:
@@ -273,11 +281,13 @@ def _aligned(tables: Sequence[Columns], stored: Sequence[Stored]) -> tuple[list[
         {name: [column[pair[side]] for pair in rows] for name, column in table.items()}
         for side, table in enumerate(tables)
     )
-    if of_a.get("cluster") != of_b.get("cluster"):
-        raise DataError(
-            f"{stored[0].path} and {stored[1].path} have other clusters for the same samples",
-            hint="evaluate both again with the same columns.cluster on the task card",
-        )
+    of_groups = registry.metric(stored[0].record.primary).lowest_of
+    for column in ("cluster", *((of_groups,) if of_groups else ())):
+        if of_a.get(column) != of_b.get(column):
+            raise DataError(
+                f"{stored[0].path} and {stored[1].path} have other {column}s for the same samples",
+                hint=f"evaluate both again with the same columns.{column} on the task card",
+            )
     if of_a.get("target") != of_b.get("target"):
         raise DataError(
             f"{stored[0].path} and {stored[1].path} have other labels for the same samples",

@@ -124,7 +124,7 @@ def _checked(dataset: Entry[TaskCard], split: Split, every: bool) -> Checked:
     if bad:
         named = "; ".join(f"{name}: {why}" for name, why in bad[:_NAMED])
         problems.append(f"{len(bad):,} of {len(rows):,} images cannot be decoded ({named})")
-    noted = (*split.notes, *split.cluster_notes())
+    noted = (*split.notes, *split.beside_notes())
     notes = tuple(note for note in noted if note.kind != "missing-samples")  # which is a problem here
     return Checked(dataset.id, split.role, count, due, classes, len(rows), tuple(problems), notes)
 

@@ -463,6 +463,11 @@ def _remarks(record: Record) -> list[str]:
         spread = evidence["std"][record.primary]
         draws = len(evidence["per_draw"][record.primary])
         said.append(f"mean of {draws} draws" + (f", standard deviation {100 * spread:.2f}" if spread else ""))
+    if groups := evidence.get("groups"):
+        named = "; ".join(f"{one['group']} {100 * one['acc1']:.2f} (n {one['n']:,})" for one in groups[:3])
+        said.append(
+            f"acc1 of {len(groups):,} groups, the worst first: {named}{'; …' if len(groups) > 3 else ''}"
+        )
     if evidence.get("not_converged"):
         said.append(f"not converged: {'; '.join(map(_fit, evidence['not_converged']))}")
     return said

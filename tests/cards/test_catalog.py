@@ -387,7 +387,7 @@ def test_a_suites_file_that_is_wrong(folder: Path, text: str, expected: str) -> 
             "  zs:\n",
             "  zs:\n    primary: map_area\n",
             "11: protocols.zs: primary map_area is no metric of a single-label set "
-            "(allowed: acc1, acc5, mean_per_class_recall)",
+            "(allowed: acc1, acc5, mean_per_class_recall, worst_group_acc1)",
         ),
         (
             "  zs:\n",

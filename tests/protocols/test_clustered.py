@@ -356,10 +356,10 @@ def test_classes_of_one_cluster_are_named(many: bool) -> None:
     labels = np.array([0, 0, 1, 1, 2])
     split = FakeSplit(np.eye(3, dtype=np.uint8)[labels] if many else labels, ("cat", "dog", "eel"))
     split.clusters = np.array(["a", "b", "a", "a", "c"], dtype=object)
-    _, lone = split.cluster_notes()
+    _, lone = split.beside_notes()
     assert (lone.kind, lone.count, lone.examples) == ("lone-classes", 2, ("dog", "eel"))
     split.clusters = np.array(["a", "b", "a", "b", "c"], dtype=object)
-    assert split.cluster_notes()[1].examples == ("eel",)
+    assert split.beside_notes()[1].examples == ("eel",)
 
 
 def test_a_card_without_clusters_keeps_its_fingerprint() -> None:
@@ -415,7 +415,7 @@ def test_parquet_has_a_column_of_clusters(tmp_path: Path, values: list[Any]) -> 
     part = Subset(split, np.array([3, 7]))
     assert part.clusters is not None
     assert part.clusters.tolist() == [str(values[3]), str(values[7])]
-    (note,) = split.cluster_notes()
+    (note,) = split.beside_notes()
     assert (note.count, "the largest of 5;" in note.text) == (4, True)
 
 

@@ -289,9 +289,10 @@ def test_a_causal_tower_of_open_clip_is_exact_too(tmp_path: Path) -> None:
         (
             {"primary": "map_area"},
             "primary map_area is no metric of a single-label set "
-            "(allowed: acc1, acc5, mean_per_class_recall)",
+            "(allowed: acc1, acc5, mean_per_class_recall, worst_group_acc1)",
         ),
         ({"difficult": "ignore"}, "difficult belongs to multi-label sets"),
+        ({"primary": "worst_group_acc1"}, "worst_group_acc1 needs columns.group on the task card"),
     ],
 )
 def test_what_params_need_of_a_card(tmp_path: Path, params: dict[str, str], problem: str | None) -> None:

@@ -76,9 +76,9 @@ class WebDataset(Layout):
         """
         self.files, self.root, self.where, self._kind = files, root, str(where), card.kind
         self._ends = _ENDS[card.kind]
-        self._cluster = card.columns.cluster
-        self._read = self._ends | (_JSON if self._cluster else {})
-        self._clusters: list[str] = []
+        self._fields = {name: key for key, name in card.columns.beside.items()}
+        self._read = self._ends | (_JSON if self._fields else {})
+        self._beside: dict[str, list[str]] = {}
         stems = Counter(map(stem, files))
         twice = [file for file in files if stems[stem(file)] > 1]
         if twice:
@@ -92,7 +92,7 @@ class WebDataset(Layout):
 
     def index(self) -> Iterator[tuple[str, Any]]:
         places: list[tuple[int, int, int]] = []
-        self._clusters = []
+        self._beside = {name: [] for name in self._fields}
         ignored: list[str] = []
         beside: list[str] = []
         empty: list[str] = []
@@ -106,7 +106,7 @@ class WebDataset(Layout):
                     if ending in self._read and not is_junk(member.name):
                         data = _content(path, file, member)
                         texts[len(files)] = self._text(path, member, ending, data)
-                        if ending == ".json" and self._cluster:
+                        if ending == ".json" and self._fields:
                             fields[len(files)] = _in_json(data)
                     files.append(member)
             if not files:
@@ -117,8 +117,8 @@ class WebDataset(Layout):
                 label = self._label(path, group, files, texts)
                 assert group.image is not None
                 places.append((number, *files[group.image][1:]))
-                if self._cluster:
-                    self._clusters.append(self._field(path, group, fields, self._cluster))
+                for name in self._fields:
+                    self._beside[name].append(self._field(path, group, fields, name))
                 yield f"{stem(path)}/{group.key}", label
             beside += [f"{stem(path)}/{files[i].name}" for i in found.beside]
             lone = [i for group in found.bare for i in group.texts.values()]  # for no sample, as `_check` saw
@@ -137,7 +137,7 @@ class WebDataset(Layout):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        key = fingerprint([content, self._kind, *filter(None, [self._cluster])])
+        key = fingerprint([content, self._kind, *self._fields])
         path = cache_root() / "splits" / f"{key}.parquet"
         kept = read_checked(path, _KIND)
         if kept is None:
@@ -149,7 +149,7 @@ class WebDataset(Layout):
                 "file": self._file,
                 "place": self._place,
                 "size": self._size,
-            } | ({f"beside {self._cluster}": self._clusters} if self._cluster else {})
+            } | {f"beside {name}": values for name, values in self._beside.items()}
             notes = json.dumps([asdict(note) for note in self._found])
             buffer = io.BytesIO()
             pq.write_table(pa.table(columns).replace_schema_metadata({"notes": notes}), buffer)
@@ -157,7 +157,7 @@ class WebDataset(Layout):
             return ids, labels
         table = pq.read_table(pa.BufferReader(kept), use_threads=False)
         self._file, self._place, self._size = (table[name].to_numpy() for name in ("file", "place", "size"))
-        self._clusters = table[f"beside {self._cluster}"].to_pylist() if self._cluster else []
+        self._beside = {name: table[f"beside {name}"].to_pylist() for name in self._fields}
         notes = json.loads(table.schema.metadata[b"notes"])
         self.notes += tuple(Note(**note | {"examples": tuple(note["examples"])}) for note in notes)
         return table["id"].to_pylist(), [json.loads(label) for label in table["label"].to_pylist()]
@@ -176,7 +176,7 @@ class WebDataset(Layout):
                     yield row, data
 
     def beside(self, key: str, name: str) -> list[str]:
-        return self._clusters
+        return self._beside[name]
 
     def _field(self, path: Path, group: Group, fields: Mapping[int, Any], name: str) -> str:
         """What a field of a sample's JSON says, a text or a whole number."""
@@ -187,7 +187,7 @@ class WebDataset(Layout):
             said = f"it says {str(there[name])[:60]!r}" if name in there else "there is none"
             raise DataError(
                 f"{path}: sample {group.key} has no text or whole number as {name!r} in its .json ({said}), which "
-                "columns.cluster on the task card names",
+                f"columns.{self._fields[name]} on the task card names",
                 hint=f'pack {group.key}.json with {{"{name}": …}} for every sample, or name another field',
             )
         return found
