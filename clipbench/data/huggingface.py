@@ -74,11 +74,7 @@ def fetch(
 
 
 def _verified(files: list[Path]) -> tuple[Note, ...]:
-    """Compare files of the hub client's cache with the hashes that it names them by; a note on those without one.
-
-    Raises:
-        DataError: a file is not what was fetched.
-    """
+    """Raise DataError where a file is not what the hub client's cache names it by; a note on those without a hash."""
     bare = []
     for path in files:
         blob = path.resolve()

@@ -229,11 +229,7 @@ def _named(
 def _order(
     dataset: Entry[TaskCard], names: Sequence[str], where: str
 ) -> tuple[NDArray[np.int64], tuple[Note, ...]]:
-    """For each label name of the data, the index of the card's class.
-
-    Raises:
-        DataError: a name that the card does not have, or one that may mean several classes.
-    """
+    """For each label name of the data, the index of the card's class; DataError where there is none, or several."""
     found = match_card(dataset.card, names)
     refuse_doubt(dataset, found, where)
     if found.lost:

@@ -236,11 +236,7 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
 
 
 def _layouts() -> Iterator[tuple[str, LayoutSpec]]:
-    """Name of every layout, and what it says of itself.
-
-    Raises:
-        ClipbenchError: a module says nothing.
-    """
+    """Name of every layout, and what it says of itself; ClipbenchError where a module says nothing."""
     for name, module in plugins.modules("layouts", layouts).items():
         spec = getattr(module.load(), "LAYOUT", None)
         if not isinstance(spec, LayoutSpec):
@@ -254,8 +250,7 @@ def _layouts() -> Iterator[tuple[str, LayoutSpec]]:
 def _content(dataset: Entry[TaskCard], source: Layout, paths: DataPaths) -> str:
     """The fingerprint of a local copy: of the bytes of all files that decide it, images among them, and class names.
 
-    Raises:
-        DataError: the name of a file cannot be written.
+    DataError where the name of a file cannot be written.
     """
     for file in source.files:
         try:

@@ -108,8 +108,7 @@ class _Instances(FileLayout):
 def _read(file: Path, lists: Lists) -> tuple[list[str], list[str], list[tuple[int, int, dict[str, Any]]]]:
     """File names of images, names of categories, and of each annotation the places of its image and its category.
 
-    Raises:
-        DataError: the file is not COCO's, or lists what is not there, or something twice.
+    DataError where the file is not COCO's, or lists what is not there, or something twice.
     """
     found = read_lists(file, lists, "COCO instances", ("iscrowd",))
     images = [image["file_name"] for image in found["images"]]

@@ -97,11 +97,7 @@ class ImageFolder(FileLayout):
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder, or a link to one.
-
-    Raises:
-        DataError: it is a link that leads nowhere.
-    """
+    """Whether it is a folder, or a link to one; DataError where it is a link that leads nowhere."""
     if entry.is_symlink() and not Path(entry).exists():
         raise DataError(
             f"{printable(entry.path)} is a link that leads nowhere ({printable(str(Path(entry).readlink()))})",
@@ -134,12 +130,9 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ImageFolder | None
 
 
 def _refuse_unfinished(dataset: Entry[TaskCard], role: str, root: Path) -> None:
-    """Name archives of the card that lie in `root` as they were fetched, and images without the lists of splits.
+    """Raise DataError where archives of the card lie in `root` as they were fetched, or images without lists of splits.
 
     An image folder would be read from it otherwise, whose classes are "images" and the like.
-
-    Raises:
-        DataError: there are such.
     """
     archive = dataset.card.source.archive
     if archive is None:

@@ -151,11 +151,7 @@ class Parquet(Layout):
         return [str(texts[rows[0]]) for rows in self.groups]
 
     def _named(self, key: str, column: str) -> list[Any]:
-        """The values of a column that `columns.<key>` of the card names.
-
-        Raises:
-            DataError: there is no such column, or it holds neither texts nor whole numbers.
-        """
+        """The values of a column that `columns.<key>` of the card names; DataError unless they are texts or numbers."""
         self._check({key: column})
         if not self._plain(column):
             kind = _said(_kind(self._schemas[self._files[0]].field(column).type))
@@ -416,11 +412,7 @@ def captions_of(cell: Any) -> list[Any]:
 
 
 def _class_label_names(schema: Any, column: str) -> list[str] | None:
-    """Label names that `datasets` (its `ClassLabel`) keeps in the schema of the files it writes, if any.
-
-    Raises:
-        ValueError: the metadata is no JSON, or of another shape.
-    """
+    """Label names that `datasets` (its `ClassLabel`) keeps in a file's schema, if any; ValueError where it is odd."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None

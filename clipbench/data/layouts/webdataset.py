@@ -211,11 +211,7 @@ class WebDataset(Layout):
         return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
 
     def _check(self, path: Path, files: Sequence[Member], found: Gathered) -> None:
-        """Refuse what is no whole sample.
-
-        Raises:
-            DataError: naming it.
-        """
+        """Raise DataError for what is no whole sample, naming it."""
         if found.twice:
             one, other = (files[i].name for i in found.twice[0])
             what = "is there twice" if one == other else f"and {other} belong to one sample"

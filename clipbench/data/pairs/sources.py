@@ -83,11 +83,7 @@ class Packed:
     """
 
     def __init__(self, split: Split) -> None:
-        """Take up the file of `split`, or write it.
-
-        Raises:
-            StorageError: the disk is full, or the cache cannot be written.
-        """
+        """Take up the file of `split`, or write it; StorageError where the cache has no room."""
         file = make_folder(cache_root() / "pairs") / f"{split.fingerprint}.images"
         places = file.with_suffix(".places")
         with locked(file.with_suffix(".lock")):

@@ -121,12 +121,7 @@ def _of_module(module: object, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _write(state: State, out: Path, left_out: tuple[str, ...]) -> Converted:
-    """Write `state` so that a reader sees the whole file or none.
-
-    Raises:
-        StorageError: the folder cannot be written or the disk is full.
-        WeightsError: a type of numbers that safetensors does not have.
-    """
+    """Write `state`, whole or not at all; StorageError without room, WeightsError for numbers that it cannot hold."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

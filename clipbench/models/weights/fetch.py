@@ -246,13 +246,9 @@ class _Part:
 
 
 def _receive(link: str, part: _Part, show: _Show, *, checked: bool) -> None:
-    """Bring `part` to the file's whole size; a dropped connection goes on where it stopped.
+    """Bring `part` to the file's whole size, or raise _Lost; a dropped connection goes on where it stopped.
 
     `checked` says that a sha256 will tell whether the file is whole, if the server does not say its size.
-
-    Raises:
-        _Lost: with the reason.
-        StorageError: the disk is full.
     """
     farthest, failures, asked = part.size, 0, False
     while part.size == 0 or part.size != part.about.total:
@@ -270,11 +266,7 @@ def _receive(link: str, part: _Part, show: _Show, *, checked: bool) -> None:
 
 
 def _attempt(link: str, part: _Part, show: _Show, *, checked: bool, again: bool) -> None:
-    """Ask once, from where `part` ends, and append what comes; returns when the file is whole.
-
-    Raises:
-        _Lost, _Dropped: it is not.
-    """
+    """Ask once, from where `part` ends, and append what comes, until the file is whole; else _Lost or _Dropped."""
     headers = {"User-Agent": f"clipbench/{__version__}", "Accept-Encoding": "identity"}
     if part.size:
         headers["Range"] = f"bytes={part.size}-"

@@ -188,11 +188,7 @@ class Start:
 
 
 def _rest(tower: LibraryTower, names: Sequence[str], where: str) -> tuple[nn.Module, ...]:
-    """The parts of `tower` of these names, which from now on have no gradient.
-
-    Raises:
-        CardError: no such part, or nothing left to train.
-    """
+    """The parts of `tower` of these names, frozen from now on; CardError for no such part, or with nothing left."""
     known = dict(tower.net.named_modules())
     for name in names:
         if not name or name not in known:

@@ -107,11 +107,7 @@ class RunDirectory:
         self._stack = ExitStack()
 
     def __enter__(self) -> RunDirectory:
-        """Take the folder.
-
-        Raises:
-            StorageError: it holds something else, a run of another recipe, or cannot be written.
-        """
+        """Take the folder; StorageError where it holds something else, or a run of another recipe."""
         if not self._writes:
             return self
         _refuse_foreign(self.path)
@@ -294,9 +290,7 @@ class RunDirectory:
     def _newest_whole(self) -> Checkpoint | None:
         """The newest checkpoint that is whole with all that belongs to it; newer ones, named on stderr, are deleted.
 
-        Raises:
-            Damaged: there are checkpoints, and none is.
-            WeightsError: one holds code.
+        Damaged where there are checkpoints and none is; WeightsError where one holds code.
         """
         damaged: list[tuple[Path, Damaged]] = []
         newer_best: set[int] = set()
@@ -396,12 +390,7 @@ def _going_on(path: Path) -> Iterator[None]:
 
 
 def _read_checkpoint(path: Path) -> Checkpoint:
-    """What a checkpoint holds.
-
-    Raises:
-        Damaged: it is not what was written.
-        WeightsError: it holds code, which is not run.
-    """
+    """What a checkpoint holds; Damaged where it is not what was written, WeightsError where it holds code (not run)."""
     try:
         content = open_checked(path, _CHECKPOINT)
     except Damaged as damage:

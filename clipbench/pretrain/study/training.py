@@ -134,12 +134,7 @@ def _side_by_side(work: _Work, recipes: Mapping[Cell, Recipe], jobs: int) -> Ite
 
 
 def _next_done(pipes: list[Connection], signals: Signals) -> tuple[Connection, Cell]:
-    """The next worker that has finished a cell, and the cell.
-
-    Raises:
-        ClipbenchError: a worker failed, and said why.
-        Stopped: a signal came.
-    """
+    """The next worker that has finished a cell, and the cell; ClipbenchError where one failed, Stopped by a signal."""
     while not signals.asked:
         for pipe in connection.wait(pipes, timeout=1):
             assert isinstance(pipe, Connection)
