@@ -14,18 +14,8 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from email.message import Message
 from typing import IO, TYPE_CHECKING, Any
+from urllib import request
 from urllib.parse import urlsplit
-from urllib.request import (
-    HTTPDefaultErrorHandler,
-    HTTPErrorProcessor,
-    HTTPHandler,
-    HTTPRedirectHandler,
-    HTTPSHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    UnknownHandler,
-)
 
 if TYPE_CHECKING:
     from urllib.response import addinfourl
@@ -48,18 +38,18 @@ def open_address(address: str, *, headers: Mapping[str, str] | None = None, time
         OSError, ValueError, http.client.HTTPException: as `urllib.request.urlopen`.
     """
     guard = _Guard(address)
-    opener = OpenerDirector()
+    opener = request.OpenerDirector()
     for handler in (
-        ProxyHandler(),
-        UnknownHandler(),
+        request.ProxyHandler(),
+        request.UnknownHandler(),
         _Guarded(guard),
-        HTTPDefaultErrorHandler(),
-        HTTPErrorProcessor(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPErrorProcessor(),
         _Redirects(guard),
     ):
         opener.add_handler(handler)
     guard.check_scheme(address)
-    answer: addinfourl = opener.open(Request(address, headers=dict(headers or {})), timeout=timeout)  # noqa: S310
+    answer: addinfourl = opener.open(request.Request(address, headers=dict(headers or {})), timeout=timeout)  # noqa: S310
     return answer
 
 
@@ -153,19 +143,18 @@ def _closed_if_refused(answer: IO[bytes]) -> Iterator[None]:
         raise
 
 
-class _Redirects(HTTPRedirectHandler):
+class _Redirects(request.HTTPRedirectHandler):
     def __init__(self, guard: _Guard) -> None:
         self._guard = guard
 
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
-    ) -> Request | None:
-        with _closed_if_refused(fp):
-            self._guard.check(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def redirect_request(self, *asked: Any) -> Any:
+        _, answer, *_, address = asked
+        with _closed_if_refused(answer):
+            self._guard.check(address)
+        return super().redirect_request(*asked)
 
     def http_error_302(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+        self, req: request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
     ) -> Any:
         target: Message = headers
         named = target.get("Location") or target.get("URI") or ""
@@ -177,20 +166,20 @@ class _Redirects(HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-class _Guarded(HTTPSHandler, HTTPHandler):
+class _Guarded(request.HTTPSHandler, request.HTTPHandler):
     """Connects as the guard does; a proxy is the user's own, and looks names up itself."""
 
     def __init__(self, guard: _Guard) -> None:
         super().__init__()
         self._guard = guard
 
-    def http_open(self, req: Request) -> Any:
+    def http_open(self, req: request.Request) -> Any:
         return self._ask(http.client.HTTPConnection, req)
 
-    def https_open(self, req: Request) -> Any:
+    def https_open(self, req: request.Request) -> Any:
         return self._ask(http.client.HTTPSConnection, req)
 
-    def _ask(self, kind: Callable[..., Any], req: Request) -> Any:
+    def _ask(self, kind: Callable[..., Any], req: request.Request) -> Any:
         if req.has_proxy() or getattr(req, "_tunnel_host", None):
             return self.do_open(kind, req)
 

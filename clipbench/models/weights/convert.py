@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clipbench.data.digests import sha256_file
 from clipbench.errors import ClipbenchError, StorageError, WeightsError
-from clipbench.models.weights.pickles import (
-    Inert,
-    StoredTensor,
-    TorchFile,
-    escaped,
-    is_torchscript,
-    is_zip,
-    refuse_broken,
-)
+from clipbench.models.weights import pickles
 from clipbench.models.weights.reading import read_state_dict, unprefixed
 from clipbench.utils.cache import replacing
 
@@ -55,12 +47,12 @@ def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], forc
         raise WeightsError(f"no checkpoint at {source}", hint="name a file that torch.save wrote")
     if source.suffix == ".safetensors":
         raise WeightsError(f"{source} is a safetensors file already", hint="use it as it is")
-    with refuse_broken(source):
-        script = is_zip(source) and is_torchscript(source)
+    with pickles.refuse_broken(source):
+        script = pickles.is_zip(source) and pickles.is_torchscript(source)
     if script:
         return _write(read_state_dict(source), out, ())
-    with refuse_broken(source):
-        held = TorchFile(source)
+    with pickles.refuse_broken(source):
+        held = pickles.TorchFile(source)
         named, left_out = _tensors_of(held.root)
     if not named:
         found = ", ".join((left_out or sorted(held.names))[:5]) or type(held.root).__name__
@@ -70,7 +62,7 @@ def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], forc
         )
     if held.names and not agree(sorted(held.names)):
         raise ClipbenchError(f"{source} was not converted: nothing is written")
-    with refuse_broken(source):
+    with pickles.refuse_broken(source):
         state = {name: held.tensor(stored) for name, stored in named.items()}
     return _write(unprefixed(state), out, tuple(left_out))
 
@@ -78,7 +70,7 @@ def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], forc
 # -------------------------------------------------------------------- tensors
 
 
-def _tensors_of(root: object) -> tuple[dict[str, StoredTensor], list[str]]:
+def _tensors_of(root: object) -> tuple[dict[str, pickles.StoredTensor], list[str]]:
     """Tensors by name, and the names of entries that are none."""
     above: list[str] = []
     held = root
@@ -89,24 +81,24 @@ def _tensors_of(root: object) -> tuple[dict[str, StoredTensor], list[str]]:
             above = [str(name) for name in _entries(root) if name != key]
             break
     named = dict(_of_module(held, "") if _is_module(held) else _entries(held).items())
-    tensors = {str(name): value for name, value in named.items() if isinstance(value, StoredTensor)}
-    others = [str(name) for name, value in named.items() if not isinstance(value, StoredTensor)]
-    return tensors, [escaped(name) for name in above + others]
+    tensors = {str(name): value for name, value in named.items() if isinstance(value, pickles.StoredTensor)}
+    others = [str(name) for name, value in named.items() if not isinstance(value, pickles.StoredTensor)]
+    return tensors, [pickles.escaped(name) for name in above + others]
 
 
 def _entries(value: object) -> Mapping[Any, Any]:
-    if isinstance(value, Inert):
+    if isinstance(value, pickles.Inert):
         return value.items
     return value if isinstance(value, dict) else {}
 
 
 def _is_module(value: object) -> bool:
-    return isinstance(value, Inert) and "_modules" in value.state and "_parameters" in value.state
+    return isinstance(value, pickles.Inert) and "_modules" in value.state and "_parameters" in value.state
 
 
 def _of_module(module: object, prefix: str) -> Iterator[tuple[str, Any]]:
     """What `state_dict()` of a pickled module would hold."""
-    assert isinstance(module, Inert)
+    assert isinstance(module, pickles.Inert)
     unsaved = module.state.get("_non_persistent_buffers_set", set())
     for kind in ("_parameters", "_buffers"):
         for name, value in _entries(module.state.get(kind)).items():

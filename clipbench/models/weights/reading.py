@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipbench.errors import WeightsError, nearest
-from clipbench.models.weights.pickles import (
-    Inert,
-    StoredTensor,
-    TorchFile,
-    is_torchscript,
-    names_in,
-    not_whole,
-)
+from clipbench.models.weights import pickles
 from clipbench.utils.cache import say
 
 if TYPE_CHECKING:
@@ -63,7 +56,7 @@ def unreadable(path: Path) -> str | None:
     try:
         read_state_dict(path)
     except WeightsError:
-        if names_in(path) is None:
+        if pickles.names_in(path) is None:
             return "a broken checkpoint, perhaps cut off"
     return None
 
@@ -115,7 +108,7 @@ def read_state_dict(path: Path) -> State:
         raise
     except _NOT_A_CHECKPOINT as error:
         reason = str(error).split(". ")[0].strip() or type(error).__name__
-        raise not_whole(path, reason) from None
+        raise pickles.not_whole(path, reason) from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -132,12 +125,12 @@ def _read(path: Path) -> object:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise not_whole(path, str(error)) from None
+            raise pickles.not_whole(path, str(error)) from None
     try:
         with warnings.catch_warnings():  # of pickle protocols that torch.save does not write
             warnings.simplefilter("ignore")
             zipped = zipfile.is_zipfile(path)
-            if zipped and is_torchscript(path):
+            if zipped and pickles.is_torchscript(path):
                 return _torchscript(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
@@ -154,9 +147,9 @@ def _is_safetensors(path: Path) -> bool:
 def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
     """What to say of a pickle that the safe reader refuses. torch's own text advises to read it all the same."""
     found = re.search(r"GLOBAL ((?:\w+\.)+\w+)", str(error))
-    names = [found[1]] if found else names_in(path)
+    names = [found[1]] if found else pickles.names_in(path)
     if names is None:
-        return not_whole(path, "it is no pickle that torch.save writes")
+        return pickles.not_whole(path, "it is no pickle that torch.save writes")
     way = f"copy its tensors, running nothing: clipbench weights convert {path} OUT.safetensors"
     if not names:
         return WeightsError(f"{path} is pickled in a form that cannot be read safely", hint=way)
@@ -175,17 +168,17 @@ def _torchscript(path: Path) -> State:
 
     `torch.jit.load` would run the archive's program; this reads its tensors alone.
     """
-    file = TorchFile(path)
+    file = pickles.TorchFile(path)
     # the archive's classes, and what tells the element type of a list
     own = ("__torch__.", "torch.jit._pickle.")
     if foreign := sorted(name for name in file.names if not name.startswith(own)):
         raise _more_than_tensors(path, foreign)
 
-    def named(module: Inert, prefix: str) -> Iterator[tuple[str, StoredTensor]]:
+    def named(module: pickles.Inert, prefix: str) -> Iterator[tuple[str, pickles.StoredTensor]]:
         for name, value in module.state.items():
-            if isinstance(value, StoredTensor):
+            if isinstance(value, pickles.StoredTensor):
                 yield f"{prefix}{name}", value
-            elif isinstance(value, Inert):
+            elif isinstance(value, pickles.Inert):
                 yield from named(value, f"{prefix}{name}.")
 
     return {name: file.tensor(stored) for name, stored in named(file.root, "")}

@@ -17,20 +17,10 @@ from clipbench.cards.pairs import Augmentation
 from clipbench.data.decode import normalise
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.errors import DataError
-from clipbench.pretrain.data import text_augmentation
+from clipbench.pretrain.data import loader, text_augmentation
 from clipbench.pretrain.data.batch import Batch, distinct
 from clipbench.pretrain.data.frozen_features import FrozenFeatures
 from clipbench.pretrain.data.image_augmentation import augment
-from clipbench.pretrain.data.loader import (
-    Decoding,
-    FileLoader,
-    LoadedBatch,
-    Loader,
-    MemoryLoader,
-    Place,
-    StreamLoader,
-    Texts,
-)
 from clipbench.pretrain.data.source import Source, decode, reader, texts_of
 from clipbench.pretrain.objectives.base import Wants
 from clipbench.utils.row_rng import Draws
@@ -44,7 +34,7 @@ class PairsState(TypedDict):
     """Where a stream of batches stands: the generator, the place in the order, and the images that were skipped."""
 
     generator: Tensor
-    place: Place
+    place: loader.Place
     skipped: tuple[int, dict[str, str]]
 
 
@@ -91,24 +81,24 @@ class DrawnPairs:
         self._number: dict[str, int] = {}
         self._generator = torch.Generator().manual_seed(seed)
         share = batch_size // world
-        how = Decoding(
+        how = loader.Decoding(
             preprocess, [source.wanted.on_bad_image for source in sources], slice(rank * share, (rank + 1) * share),
             batch_size, seed, device, workers,
         )  # fmt: skip
         self._loader = self._make_loader(sources, how)
         self._ahead: tuple[PairsState, Batch] | None = None
 
-    def _make_loader(self, sources: Sequence[Source], how: Decoding) -> Loader:
+    def _make_loader(self, sources: Sequence[Source], how: loader.Decoding) -> loader.Loader:
         first = sources[0].split
         if isinstance(first, RemoteShards):  # which is alone, as the recipe's card checks
-            return StreamLoader(first, how)
+            return loader.StreamLoader(first, how)
         counts = [len(source.split) for source in sources]
         _fill_a_batch(sum(counts), how.batch_size, sources)
         preprocess = how.preprocess
         if self._features is not None:
             return self._held([texts_of(source) for source in sources], self._features.take, how)
         if sum(counts) * preprocess.channels * preprocess.side**2 > HELD_BYTES:
-            return FileLoader([reader(source) for source in sources], counts, how)
+            return loader.FileLoader([reader(source) for source in sources], counts, how)
         images, texts, bad = [], [], []
         for source in sources:
             own = texts_of(source)
@@ -123,15 +113,15 @@ class DrawnPairs:
         return feed
 
     def _held(
-        self, texts: list[list[Texts]], images: Callable[[Tensor], Tensor], how: Decoding
-    ) -> MemoryLoader:
+        self, texts: list[list[loader.Texts]], images: Callable[[Tensor], Tensor], how: loader.Decoding
+    ) -> loader.MemoryLoader:
         """Texts of each source's images, tokenised at once, and `images` by their numbers."""
         kept = [own for part in texts for own in part]
         for text in (text for own in kept for kind in own for text in kind):
             self._number.setdefault(text, len(self._number))
         self._tokens, self._lengths = self._tokenize(list(self._number))
         of = torch.repeat_interleave(torch.tensor([len(part) for part in texts]))
-        return MemoryLoader(images, kept, of, how.own, how.batch_size, how.seed)
+        return loader.MemoryLoader(images, kept, of, how.own, how.batch_size, how.seed)
 
     def next_batch(self) -> Batch:
         """The next batch, on the training device.
@@ -174,13 +164,13 @@ class DrawnPairs:
             altered=(self._sent(altered[0]), self._sent(altered[1])) if altered else None,
         )
 
-    def _seen(self, fed: LoadedBatch) -> list[Tensor]:
+    def _seen(self, fed: loader.LoadedBatch) -> list[Tensor]:
         """The images, and their further views; or their features."""
         if self._features is not None:
             return [self._sent(fed.images)]
         return [self._view(fed, how) for how in (None, *self._wants.views)]
 
-    def _view(self, fed: LoadedBatch, how: Augmentation | None) -> Tensor:
+    def _view(self, fed: loader.LoadedBatch, how: Augmentation | None) -> Tensor:
         """The images augmented (None: as their sources say) and normalised."""
         if how:
             draws = Draws(self._generator, len(fed.texts), fed.kept)
