@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipbench.cards.entry import Card, Entry
 from clipbench.cards.model import ModelCard
 from clipbench.cards.overrides import changed, parse_assignments
-from clipbench.cards.recipe import Recipe
 from clipbench.cards.strict_yaml import Document, parse
 from clipbench.cards.task import DIFFICULT_MARKS, Suite, Suites, TaskCard
 from clipbench.errors import CardError, unknown
@@ -29,6 +28,9 @@ from clipbench.protocols.registry import protocol_ids
 from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
+
+if TYPE_CHECKING:
+    from clipbench.cards.recipe import Recipe
 
 #: how names of checkpoint files end
 CHECKPOINTS = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
@@ -232,6 +234,8 @@ class Catalog:
 
     def _checked_recipe(self, document: Document, value: Any) -> Recipe:
         """`value`, a recipe, perhaps with changes to what `document` holds."""
+        from clipbench.cards.recipe import Recipe
+
         card = parse(Recipe, document, value)
         config = families.config_model(card.model.family)
         parse(config, document, card.model.config, prefix=("model", "config"))

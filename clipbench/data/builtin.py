@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,7 +19,13 @@ from PIL import Image
 from clipbench.data.split import Captions, Expressions, Sample, Split
 from clipbench.errors import DataError, unknown
 
-_TEST_IMAGES = 360
+#: which of the 1,797 digits are for the test, a bit each: what scikit-learn's
+#: `train_test_split(…, test_size=360, stratify=labels, random_state=0)` chose
+_TEST: Final = (
+    "AAAEiDUkEEAABkEAk0IFABoACAEAJAAoBiwSABAAlAoAkBkSBCD4oAKBEKAACAqIIEQVJElCQKAKAAAAQATYAACBgCAASAXEABBA"
+    "CKAQAAVASAAwEAACDsQJAAIkhACDqAE8IKaYCgAAAAsIQAgEoBhIAgJAQcEAgARARoQ3aoECFgBEgABAQqCkGApQAIQLhWHGCBCA"
+    "CABMgMAgBAaOAAEIggCBADgIA8AIGQAAEA4BAIQQoCEAMygpBMBEwIBoDgECgwCCAIgipkAsJAQhCKhggJCBoAwCggJCEgE4pBUA"
+)
 _ROLES = ("train", "test")
 
 _SCENES: Final = {"train": 3_000, "test": 500}
@@ -72,9 +81,6 @@ def digits(role: str, classes: Sequence[str]) -> ArraySplit:
     Raises:
         DataError: another role, or not ten classes.
     """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
     if role not in _ROLES:
         raise DataError(unknown("split of the built-in digits", role, _ROLES))
     if len(classes) != 10:
@@ -82,14 +88,21 @@ def digits(role: str, classes: Sequence[str]) -> ArraySplit:
             f"the built-in digits have 10 classes, the card names {len(classes)}",
             hint="list the names of the digits 0 to 9 under classes, in that order",
         )
-    images, labels = load_digits(return_X_y=True)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=0
-    )
-    rows = np.sort(train if role == "train" else test)
+    table = np.loadtxt(_digits_file(), delimiter=",", dtype=np.int64)
+    images, labels = table[:, :-1], table[:, -1]
+    chosen = np.unpackbits(np.frombuffer(base64.b64decode(_TEST), np.uint8), count=len(labels))
+    rows = np.flatnonzero(chosen == (role == "test"))
     pixels = np.rint(images[rows].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     ids = [f"digits/{row:04d}" for row in rows]
-    return ArraySplit("digits", role, ids, pixels, labels[rows].astype(np.int64), tuple(classes))
+    return ArraySplit("digits", role, ids, pixels, labels[rows], tuple(classes))
+
+
+def _digits_file() -> Path:
+    """Where scikit-learn keeps them: importing all of it, and SciPy with it, would take longer than to measure."""
+    found = find_spec("sklearn")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
 
 
 def digits_scenes(role: str, classes: Sequence[str]) -> ArraySplit:

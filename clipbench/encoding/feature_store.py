@@ -29,8 +29,6 @@ import platform
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from io import FileIO
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +43,7 @@ from clipbench.encoding.image_digests import DIGEST_BYTES
 from clipbench.encoding.runtime import MAX_BATCH
 from clipbench.errors import Damaged, StorageError
 from clipbench.utils.cache import create_checked, locked, open_checked, say, write_atomic
+from clipbench.utils.package import version_of
 
 SHARD_ROWS: Final = MAX_BATCH
 #: name of the folder of all feature files below the cache; its number is the version of the format
@@ -177,7 +176,7 @@ class FeatureFile:
                 "plan": self.plan(),
                 "device": device,
                 "host": platform.node(),
-                "torch": _torch_version(),
+                "torch": version_of("torch"),
                 "bad": [[row, b.id, b.reason] for row, b in sorted(bad.items())],
                 "remarks": [list(remark) for remark in remarks],
                 "rows_xxh3_128": xxhash.xxh3_128_hexdigest(data),
@@ -475,8 +474,3 @@ def _not_finite(rows: NDArray[np.float32]) -> list[int]:
     with np.errstate(all="ignore"):
         suspect = np.flatnonzero(~np.isfinite(rows.sum(axis=1)))  # a sum is quick, but may overflow
     return [row for row in suspect.tolist() if not np.isfinite(rows[row]).all()]
-
-
-@cache
-def _torch_version() -> str:
-    return metadata.version("torch")

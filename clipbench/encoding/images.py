@@ -118,7 +118,10 @@ def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -
         DataError: an image that cannot be decoded (unless such images are skipped).
         StorageError: no room for the features; finished shards are kept.
     """
+    encoders = [encoder for encoder in encoders if not encoder.file(split, space).complete()]
     encoders = [encoder for encoder in encoders if not _through_head(encoder, split, space)]
+    if not encoders:
+        return
     # Two names of one checkpoint share a file: the first encodes for both. Locks are taken in one order by all.
     owners = {e.file(split, space).folder: e for e in reversed(encoders)}
     encoding = [owners[folder] for folder in sorted(owners)]

@@ -25,7 +25,7 @@ from clipbench.encoding.feature_store import FOLDER, FeatureFile
 from clipbench.encoding.plans import fastest
 from clipbench.encoding.runtime import Runtime, Tower, under
 from clipbench.errors import NotApplicable
-from clipbench.models import families
+from clipbench.models import families, remembered
 from clipbench.models.adapter import Adapter, Compared, ModelEntry
 from clipbench.utils.cache import cache_root
 from clipbench.utils.cpu import cores
@@ -65,7 +65,7 @@ class ModelFeatures:
     @cached_property
     def adapter(self) -> Adapter:
         start = time.perf_counter()
-        adapter = families.load(self.model)
+        adapter = remembered.load(self.model)
         self.load_s = time.perf_counter() - start
         return adapter
 

@@ -21,6 +21,7 @@ import ctypes
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -65,28 +66,12 @@ class Runtime:
         Raises:
             ClipbenchError: a device or precision that this machine does not have.
         """
-        import torch
-
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device != "cpu" and not device.startswith("cuda"):
+        if device != "cpu" and device != "auto" and not device.startswith("cuda"):
             raise ClipbenchError(f'unknown device "{device}"; allowed: auto, cpu, cuda, cuda:N')
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ClipbenchError(
-                f"--device {device}: this machine has no CUDA device", hint="use --device cpu"
-            )
-        index = device.removeprefix("cuda").removeprefix(":")
-        if device not in ("cpu", "cuda") and not (
-            index.isdigit() and int(index) < torch.cuda.device_count() and device == f"cuda:{int(index)}"
-        ):
-            raise ClipbenchError(
-                f'unknown device "{device}"; this machine has {torch.cuda.device_count()} CUDA devices',
-                hint="allowed: auto, cpu, cuda, cuda:N, counted from 0",
-            )
+        if device != "cpu":
+            device = _gpu(device)
         if precision == "auto":
-            precision = (
-                "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
-            )
+            precision = "fp32" if device == "cpu" else _lower()
         if precision not in ("fp32", "bf16", "fp16"):
             raise ClipbenchError(f'unknown precision "{precision}"; allowed: auto, fp32, bf16, fp16')
         if batch_size is not None and not 1 <= batch_size <= MAX_BATCH:
@@ -102,9 +87,11 @@ class Runtime:
     @property
     def device_name(self) -> str:
         """What the record says: the GPU's or the processor's name."""
+        if self.on_cpu:
+            return processor()[0]
         import torch
 
-        return processor()[0] if self.on_cpu else torch.cuda.get_device_name(self.device)
+        return torch.cuda.get_device_name(self.device)
 
     @property
     def fixed(self) -> dict[str, str | int | None]:
@@ -125,11 +112,11 @@ class Runtime:
 
         Where an operation has none, torch says so in a warning.
         """
-        import torch
-
         if not self.deterministic:
             yield
             return
+        import torch
+
         if not self.on_cpu:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
         before = (
@@ -146,6 +133,50 @@ class Runtime:
         import torch
 
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+
+def _gpu(device: str) -> str:
+    """`device`, which is `auto`, `cuda` or `cuda:N`; torch is asked where a GPU's driver is there, and else left alone.
+
+    Raises:
+        ClipbenchError: this machine has none of that name.
+    """
+    there = False
+    if "torch" in sys.modules or _driver():
+        import torch
+
+        there = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if there else "cpu"
+    if not there:
+        raise ClipbenchError(f"--device {device}: this machine has no CUDA device", hint="use --device cpu")
+    count = torch.cuda.device_count()
+    if device != "cuda" and device not in [f"cuda:{index}" for index in range(count)]:
+        raise ClipbenchError(
+            f'unknown device "{device}"; this machine has {count} CUDA devices',
+            hint="allowed: auto, cpu, cuda, cuda:N, counted from 0",
+        )
+    return device
+
+
+def _lower() -> Precision:
+    """What GPUs encode in: bf16, or fp16 where they have no bf16."""
+    import torch
+
+    return "bf16" if torch.cuda.is_bf16_supported(False) else "fp16"
+
+
+def _driver() -> bool:
+    """Whether there may be a GPU that torch can use; asking torch itself takes seconds, to import it."""
+    if sys.platform == "darwin":
+        return False
+    if sys.platform != "linux" or os.path.exists("/dev/kfd"):  # noqa: PTH110 - AMD's, and no file
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def keep_freed_memory() -> bool:

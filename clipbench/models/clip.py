@@ -75,7 +75,9 @@ def load(model: ModelEntry) -> Adapter:
     check_side(config.arch, state, path)
     module = build(config.arch, quick_gelu=config.quick_gelu)
     load_strict(module, {k: v for k, v in state.items() if k not in _NOT_WEIGHTS}, path)
-    return ClipAdapter(model.card, module, config.arch, digest)
+    adapter = ClipAdapter(model.card, module, config.arch, digest)
+    adapter.files = (path,)
+    return adapter
 
 
 def weights_file(model: ModelEntry) -> tuple[Path, str]:

@@ -19,7 +19,7 @@ from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.towers.configs import DualConfig, parse_config
-from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict
+from clipbench.models.weights.reading import count_numbered, load_strict, read_state_dict, without_values
 from clipbench.models.weights.resolve import resolve
 
 if TYPE_CHECKING:
@@ -112,8 +112,6 @@ def load(model: ModelEntry) -> Adapter:
         CardError: a `max_tokens` or a tokenizer that the text tower cannot have.
         WeightsError: the file is missing, corrupt, of another variant than the card says, or does not fit.
     """
-    import torch
-
     from clipbench.models.towers.adapters import DualAdapter
     from clipbench.models.towers.dual import DualTowers
 
@@ -128,7 +126,7 @@ def load(model: ModelEntry) -> Adapter:
             hint="name a checkpoint_<iteration>.pth of the official code, or correct the card's family",
         )
     _agree(path, config, found)
-    with torch.device("meta"):
+    with without_values():
         towers = DualTowers(
             _dual_config(state, layout, config, found, path), model.card.preprocess, model.folder
         )
@@ -138,7 +136,7 @@ def load(model: ModelEntry) -> Adapter:
         towers.log_scale = tree.get_parameter("loss.global_d.temperature")
     else:
         load_strict(towers, state, path, dropped=_dropped(layout, found.config))
-    return DualAdapter(towers.eval(), model.card, sha256)
+    return DualAdapter(towers.eval(), model.card, sha256, [path])
 
 
 def described(state: State) -> Described | None:

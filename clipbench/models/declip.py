@@ -18,7 +18,7 @@ from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.clip import ClipAdapter
 from clipbench.models.towers.open_clip import text_tower
 from clipbench.models.weights.open_clip import known_arch, matching_archs
-from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.reading import load_strict, read_state_dict, without_values
 from clipbench.models.weights.resolve import resolve
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def load(model: ModelEntry) -> Adapter:
     _fill_counters(state, towers)
     dropped = (_UNUSED, *(() if config.image_only else _HEADS[found_variant]))
     load_strict(towers, state, path, dropped=dropped)
-    return DeclipAdapter(model.card, towers, config, digest)
+    adapter = DeclipAdapter(model.card, towers, config, digest)
+    adapter.files = (path,)
+    return adapter
 
 
 def detect(path: Path, state: State) -> ModelCard | None:
@@ -290,7 +292,7 @@ def _towers(config: Config, embed_dim: int) -> nn.Module:
 
     settings = open_clip.get_model_config(config.arch)
     settings["text_cfg"]["proj_bias"] = True  # without one, open_clip's projection is a bare matrix
-    with torch.device("meta"):
+    with without_values():
         both = open_clip.CustomTextCLIP(
             embed_dim, settings["vision_cfg"], settings["text_cfg"], quick_gelu=True
         )

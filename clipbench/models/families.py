@@ -16,7 +16,6 @@ from clipbench.cards.base import Strict
 from clipbench.cards.model import Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.weights.fetch import source_name
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve, resolve_source
 from clipbench.utils import plugins
@@ -25,7 +24,7 @@ from clipbench.utils.parsing import expanded
 if TYPE_CHECKING:
     import torch
 
-_NO_FAMILIES: Final = ("adapter", "families", "saliency")
+_NO_FAMILIES: Final = ("adapter", "families", "remembered", "saliency")
 
 
 def families() -> list[str]:
@@ -132,6 +131,8 @@ def fetch(model: ModelEntry) -> list[Fetched]:
     Raises:
         WeightsError, StorageError, ClipbenchError: as `resolve_source`.
     """
+    from clipbench.models.weights.fetch import source_name
+
     own = family(model.card.family)
     config = own.config.model_validate(model.card.config)
     files = [(model.card.weights, *(own.weights_file or resolve)(model))]

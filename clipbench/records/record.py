@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -33,7 +33,7 @@ from pydantic import (
 from clipbench.cards.base import Strict, Tuple, finite
 from clipbench.cards.model import Reported
 from clipbench.metrics.intervals import Score
-from clipbench.utils.package import PACKAGE
+from clipbench.utils.package import PACKAGE, version_of
 from clipbench.utils.parsing import json_value
 
 SCHEMA_VERSION: Final = 3
@@ -231,7 +231,7 @@ def by_class(classes: Sequence[str], values: NDArray[Any] | Sequence[float]) -> 
 
 def environment() -> Env:
     """Package versions, interpreter, platform, and the commit of clipbench's own checkout."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: version_of(name) for name in PACKAGES}
     commit, dirty = _git_state(PACKAGE.parent)
     return Env(
         packages={name: version for name, version in versions.items() if version},
@@ -242,23 +242,16 @@ def environment() -> Env:
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _git_state(checkout: Path) -> tuple[str | None, bool | None]:
     """Commit of `checkout`, and whether it has changes outside results/; None for what cannot be known."""
     # An installed wheel may lie inside a repository of the user's, which is not what a record is about.
     if not (checkout / ".git").exists():
         return None, None
-    commit = _git(checkout, "rev-parse", "HEAD")
-    if commit is None:
+    told = _git(checkout, "status", "--porcelain=v2", "--branch", "--", ".", ":(exclude)results")
+    commit = re.search("^# branch.oid ([0-9a-f]+)$", told or "", re.MULTILINE)
+    if told is None or commit is None:
         return None, None
-    changes = _git(checkout, "status", "--porcelain", "--", ".", ":(exclude)results")
-    return commit, None if changes is None else bool(changes)
+    return commit[1], any(not line.startswith("#") for line in told.splitlines())
 
 
 def _git(checkout: Path, *arguments: str) -> str | None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
@@ -162,11 +163,45 @@ def _parquet(samples: Mapping[str, Column]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(dict(samples))
+    table = pa.table({name: _arrow(values) for name, values in samples.items()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def _arrow(values: Any) -> Any:
+    """What `pyarrow.array` makes of a column, for which it imports pandas: longer work than many a run."""
+    import pyarrow as pa
+
+    kinds = set(map(type, values))
+    if kinds <= {str, np.str_} and kinds:
+        texts = [text.encode() for text in values]
+        ends = _ends(texts)
+        return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(texts)))
+    if kinds <= {list, tuple, np.ndarray} and any(len(one) for one in values):
+        arrays = all(isinstance(one, np.ndarray) for one in values)
+        inner = np.concatenate(values) if arrays else [each for one in values for each in one]
+        return pa.ListArray.from_arrays(
+            pa.Array.from_buffers(pa.int32(), *_whole(_ends(values))), _arrow(inner)
+        )
+    if kinds in ({float}, {int}):
+        values = np.array(values)
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iuf":
+        return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), *_whole(values))
+    return pa.array(values)
+
+
+def _ends(parts: Sequence[Any]) -> NDArray[np.int32]:
+    """Where each of `parts` begins, one behind the other, and where the last one ends: int32 [n + 1]."""
+    return np.cumsum([0, *map(len, parts)], dtype=np.int32)
+
+
+def _whole(values: NDArray[Any]) -> tuple[int, list[Any]]:
+    """A count of numbers, none of them missing, and their bytes, as `pyarrow.Array.from_buffers` takes them."""
+    import pyarrow as pa
+
+    return len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
 
 
 # --------------------------------------------------------------------- reading

@@ -7,6 +7,10 @@ not reach. Memory grows with the number of images and of texts, never with their
 A tie is an equal float32 score. A target's own score is therefore the very number that its block holds: the blocks
 with targets, a band along the diagonal, come first, and wait until the scores of all targets in their rows and
 columns are known. All blocks have one shape (the last ones are padded), so that equal rows get equal scores.
+
+On a CPU, products of up to `_EXACT` terms are NumPy's, of rows rounded to 26 bits behind the point, in float64: of unit
+rows every sum of such terms is a float64 number, so that in whatever order they are added up, none is rounded before
+the score becomes a float32. More are torch's in float32: twice as fast, once torch has been imported.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ _ROUND = 64  # block sides are multiples of this; rows of a strip
 _CPU_BLOCK = (1024, 8192)  # images × texts: 32 MiB of scores, which caches of servers hold
 _GPU_BLOCK = (8192, 16384)
 _TOKEN_BLOCK = (256, 512)
+_EXACT = 2e11  # terms of all products beyond which NumPy takes longer than torch and its import
+_STEPS = 2.0**26  # a row's numbers are whole multiples of 1 / _STEPS
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def rank(
     if not np.array_equal(np.unique(owner), np.arange(count)) or (np.diff(owner) < 0).any():
         raise ValueError("owners must ascend, and every image must have a text")
     sides = _sides(count, len(texts), block, token_width, device)
-    engine: _Engine = (_OnCpu if device == "cpu" else _OnGpu)(images, texts, sides, token_width, device)
+    engine = _engine(images, texts, sides, token_width, device)
     of_image, of_text = _Side(count, min(top, len(texts))), _Side(len(texts), min(top, count))
     own = np.empty(len(texts), np.float32)
 
@@ -232,20 +238,21 @@ def _by_image(scores: Floats, owner: Ints) -> Floats:
 # ------------------------------------------------------------------ the engines
 
 
+def _engine(
+    images: Matrix, texts: Matrix, sides: tuple[int, int], token_width: int | None, device: str
+) -> _Engine:
+    if device != "cpu":
+        return _OnGpu(images, texts, sides, token_width, device)
+    if token_width is None and len(images) * len(texts) * images.shape[1] <= _EXACT:
+        return _Exact(images, texts, sides)
+    return _OnCpu(images, texts, sides, token_width, device)
+
+
 class _Engine(ABC):
     """Scores of blocks, and the few questions that are asked of them. What lies beyond the data is −∞."""
 
-    def __init__(
-        self, images: Matrix, texts: Matrix, sides: tuple[int, int], token_width: int | None, device: str
-    ) -> None:
-        import torch
-
-        self._features, self._sides, self._width = (images, texts), sides, token_width
-        self._padded = tuple(
-            torch.zeros((side, features.shape[1]), device=device)
-            for side, features in zip(sides, self._features, strict=True)
-        )
-        self._product = torch.empty(sides, device=device)
+    def __init__(self, images: Matrix, texts: Matrix, sides: tuple[int, int]) -> None:
+        self._features, self._sides = (images, texts), sides
         self._held: list[int | None] = [None, None]
 
     def count(self, axis: int) -> int:
@@ -257,41 +264,26 @@ class _Engine(ABC):
         start = number * self._sides[axis]
         return slice(start, min(start + self._sides[axis], len(self._features[axis])))
 
-    def product(self, i: int, j: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores of block i, j: as the images', and as the texts'; the next call overwrites them."""
-        import torch
+    def hold(self, i: int, j: int) -> tuple[int, int]:
+        """Make the features of block i, j ready; how many images and texts it has."""
+        counts = []
+        for axis, number in enumerate((i, j)):
+            place = self.rows(axis, number)
+            if self._held[axis] != number:
+                self.put(axis, np.asarray(self._features[axis][place]))
+                forget(self._features[axis])
+                self._held[axis] = number
+            counts.append(place.stop - place.start)
+        return counts[0], counts[1]
 
-        counts = [self._hold(axis, number) for axis, number in enumerate((i, j))]
-        a, b = self._padded
-        if self._width is None:
-            torch.matmul(a, b.T, out=self._product)
-            found = self._product, self._product
-        else:
-            found = late_interactions(a.view(len(a), -1, self._width), b.view(len(b), -1, self._width))
-        for scores in found:
-            scores[counts[0] :] = -torch.inf
-            scores[:, counts[1] :] = -torch.inf
-        return found
-
-    def _hold(self, axis: int, number: int) -> int:
-        """Make the features of a block ready; how many rows it has."""
-        import torch
-
-        place = self.rows(axis, number)
-        count: int = place.stop - place.start
-        if self._held[axis] != number:
-            rows = self._features[axis][place]
-            with warnings.catch_warnings():  # memory-mapped, and only read here
-                warnings.filterwarnings("ignore", message=".*not writable")
-                self._padded[axis][:count] = torch.from_numpy(rows)
-            forget(self._features[axis])
-            self._padded[axis][count:] = 0
-            self._held[axis] = number
-        return count
+    @abstractmethod
+    def put(self, axis: int, rows: Floats) -> None:
+        """Make rows ready, and zeros behind them."""
 
     @abstractmethod
     def scores(self, i: int, j: int) -> tuple[Any, Any]:
-        """`product`, as the other methods take it."""
+        """Of block i, j, as the other methods take them: as the images', and as the texts'; the next call overwrites
+        them."""
 
     @abstractmethod
     def kept(self, by_image: Any, by_text: Any) -> tuple[Any, Any]:
@@ -313,19 +305,53 @@ class _Engine(ABC):
         """
 
 
-class _OnCpu(_Engine):
-    """NumPy on scores that torch has multiplied: its comparisons of small blocks are several times faster.
+class _ByTorch(_Engine):
+    """Products that torch makes, on a device."""
 
-    (NumPy's own product is not used: OpenBLAS rounds equal rows differently by where they stand in a block.)
-    """
+    def __init__(
+        self, images: Matrix, texts: Matrix, sides: tuple[int, int], token_width: int | None, device: str
+    ) -> None:
+        import torch
 
-    def scores(self, i: int, j: int) -> tuple[Any, Any]:
-        by_image, by_text = self.product(i, j)
-        return by_image.numpy(), by_text.numpy()
+        super().__init__(images, texts, sides)
+        self._width = token_width
+        self._padded = tuple(
+            torch.zeros((side, features.shape[1]), device=device)
+            for side, features in zip(sides, self._features, strict=True)
+        )
+        self._product = torch.empty(sides, device=device)
+
+    def put(self, axis: int, rows: Floats) -> None:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable")  # memory-mapped, and only read here
+            self._padded[axis][: len(rows)] = torch.from_numpy(rows)
+        self._padded[axis][len(rows) :] = 0
+
+    def product(self, i: int, j: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores of block i, j: as the images', and as the texts'; the next call overwrites them."""
+        import torch
+
+        counts = self.hold(i, j)
+        a, b = self._padded
+        if self._width is None:
+            torch.matmul(a, b.T, out=self._product)
+            found = self._product, self._product
+        else:
+            found = late_interactions(a.view(len(a), -1, self._width), b.view(len(b), -1, self._width))
+        for scores in found:
+            scores[counts[0] :] = -torch.inf
+            scores[:, counts[1] :] = -torch.inf
+        return found
+
+
+class _InNumpy(_Engine):
+    """Scores in memory: NumPy's comparisons of small blocks are several times faster than torch's."""
 
     def kept(self, by_image: Any, by_text: Any) -> tuple[Any, Any]:
         copy = by_image.copy()
-        return copy, copy if self._width is None else by_text.copy()
+        return copy, copy if by_text is by_image else by_text.copy()
 
     def at(self, scores: Any, rows: Ints, columns: Ints) -> Floats:
         found: Floats = scores[rows, columns]
@@ -351,6 +377,40 @@ class _OnCpu(_Engine):
         query, group = query[hit], group[hit]
         key = member * (columns // _GROUP) + group if axis else group * _GROUP + member
         return above[: len(target)], equal[: len(target)], (query, key, found[hit, member])
+
+
+class _Exact(_InNumpy):
+    """Products that NumPy makes, each the same wherever its rows stand (OpenBLAS's in float32 are not)."""
+
+    def __init__(self, images: Matrix, texts: Matrix, sides: tuple[int, int]) -> None:
+        super().__init__(images, texts, sides)
+        self._padded = tuple(
+            np.zeros((side, features.shape[1])) for side, features in zip(sides, self._features, strict=True)
+        )
+        self._product, self._scores = np.empty(sides), np.empty(sides, np.float32)
+
+    def put(self, axis: int, rows: Floats) -> None:
+        padded = self._padded[axis]
+        np.multiply(rows, _STEPS, out=padded[: len(rows)])
+        np.rint(padded, out=padded)
+        padded /= _STEPS
+        padded[len(rows) :] = 0
+
+    def scores(self, i: int, j: int) -> tuple[Any, Any]:
+        counts = self.hold(i, j)
+        a, b = self._padded
+        np.matmul(a, b.T, out=self._product)
+        self._scores[...] = self._product
+        self._scores[counts[0] :] = -np.inf
+        self._scores[:, counts[1] :] = -np.inf
+        return self._scores, self._scores
+
+
+class _OnCpu(_ByTorch, _InNumpy):
+    def scores(self, i: int, j: int) -> tuple[Any, Any]:
+        by_image, by_text = self.product(i, j)
+        shared = by_image.numpy()
+        return shared, shared if by_text is by_image else by_text.numpy()
 
 
 def _line(values: Floats, side: int) -> Floats:
@@ -396,7 +456,7 @@ def _scan_rows(scores: Floats, target: Floats) -> tuple[Ints, Ints, Floats]:
     return counts[0], counts[1], best
 
 
-class _OnGpu(_Engine):
+class _OnGpu(_ByTorch):
     def scores(self, i: int, j: int) -> tuple[Any, Any]:
         return self.product(i, j)
 

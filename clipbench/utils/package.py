@@ -1,10 +1,28 @@
-"""The folder that the package is imported from."""
+"""The folder that the package is imported from, and the versions of those that it builds on."""
 
 from __future__ import annotations
 
+import re
 import sys
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 #: the folder `clipbench`, wherever this file lies in it
 PACKAGE: Final = Path(str(sys.modules[__name__.partition(".")[0]].__file__)).resolve().parent
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None where it is not installed.
+
+    Read from the head of its metadata: `importlib.metadata.version` parses all of it, the whole README too.
+    """
+    try:
+        installed = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return None
+    text = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
+    found = re.search(r"^Version: *(\S+)", text, re.MULTILINE)
+    return found[1] if found else installed.version

@@ -15,9 +15,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Final, NamedTuple
@@ -104,7 +104,7 @@ def _in_folders(package: str, folders: tuple[str, ...]) -> Iterator[tuple[str, F
 def _installed(group: str, path: tuple[str, ...]) -> list[tuple[str, Found]]:
     """Entry points of what is installed on `path`, which is Python's own."""
     found = []
-    for point in entry_points(group=f"clipbench.{group}"):
+    for point in _entry_points(path)(group=f"clipbench.{group}"):
         where = f"the package {point.dist.name}" if point.dist else point.value
         if point.attr:
             raise ClipbenchError(
@@ -113,3 +113,9 @@ def _installed(group: str, path: tuple[str, ...]) -> list[tuple[str, Found]]:
             )
         found.append((point.name, Found(where, point.module)))
     return found
+
+
+@cache
+def _entry_points(path: tuple[str, ...]) -> Callable[..., Iterable[EntryPoint]]:
+    """What selects among those of all packages on `path`: one look at each package serves all groups."""
+    return entry_points().select

@@ -164,3 +164,12 @@ def test_the_card_of_scenes_has_labels_captions_and_expressions() -> None:
     assert few.captions is not None
     assert split.captions is not None
     assert few.captions.texts == tuple(split.captions.texts[split.ids.index(i)] for i in few.ids)
+
+
+def test_the_test_split_of_the_digits_is_scikit_learns_stratified_one() -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    labels = load_digits().target
+    _, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=labels, random_state=0)
+    assert digits("test", NAMES).ids == [f"digits/{row:04d}" for row in sorted(test)]

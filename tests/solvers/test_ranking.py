@@ -30,14 +30,26 @@ def features(kind: str, images: int, seed: int = 0, width: int = 24) -> tuple[Fl
     owner = np.repeat(np.arange(images), rng.integers(1, 12, images))
     shapes = (images, width), (len(owner), width)
     if kind == "constant":
-        a, b = (np.tile(rng.standard_normal(width), (shape[0], 1)) for shape in shapes)
+        a, b = (np.tile(_few_bits(rng.standard_normal(width)), (shape[0], 1)) for shape in shapes)
     elif kind == "one direction":  # all texts alike, so that images tie by whole columns
-        a, b = rng.standard_normal(shapes[0]), np.tile(rng.standard_normal(width), (shapes[1][0], 1))
+        a = _few_bits(rng.standard_normal(shapes[0]))
+        b = np.tile(_few_bits(rng.standard_normal(width)), (shapes[1][0], 1))
     else:
         # Whole numbers, whose products float32 holds exactly in whatever order they are added up.
         low, high = {"tied": (-1, 1), "two values": (0, 1)}.get(kind, (-500, 500))
         a, b = (rng.integers(low, high, s, endpoint=True).astype(np.float64) for s in shapes)
     return a.astype(np.float32), b.astype(np.float32), owner
+
+
+def _few_bits(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whose products float64 holds exactly in whatever order they are added up."""
+    return np.round(values * 2**12) / 2**12
+
+
+def exact(images: Floats, texts: Floats) -> Floats:
+    """All scores, rounded once."""
+    found: Floats = (images.astype(np.float64) @ texts.astype(np.float64).T).astype(np.float32)
+    return found
 
 
 def expected(scores: Floats, mine: NDArray[np.bool_], top: int) -> dict[str, Any]:
@@ -71,13 +83,43 @@ def check(
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_both_directions_equal_a_sort_of_all_scores(kind: str, block: tuple[int, int] | None) -> None:
     images, texts, owner = features(kind, 150)
+    scores = exact(images, texts)
+    check(ranking.rank(images, texts, owner, block=block), (scores, scores), owner, 10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_many_products_are_torchs(
+    kind: str, block: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "_EXACT", 0)
+    images, texts, owner = features(kind, 150)
     scores = (torch.from_numpy(images) @ torch.from_numpy(texts).T).numpy()
     check(ranking.rank(images, texts, owner, block=block), (scores, scores), owner, 10)
+
+
+def test_scores_of_unit_rows_are_exact_sums_rounded_once(rng_rows: tuple[Floats, Floats]) -> None:
+    """In whole numbers, of which no sum is rounded: so neither blocks nor the order of the terms matter."""
+    images, texts = rng_rows
+    whole = [np.rint(rows.astype(np.float64) * 2**26).astype(np.int64) for rows in rng_rows]
+    scores = ((whole[0] @ whole[1].T) / 2**52).astype(np.float32)
+    check(ranking.rank(images, texts, np.arange(200)), (scores, scores), np.arange(200), 10)
+    np.testing.assert_allclose(scores, exact(images, texts), atol=3e-8)
+
+
+@pytest.fixture
+def rng_rows() -> tuple[Floats, Floats]:
+    """200 images and as many texts: unit rows of 512 numbers."""
+    rows = np.random.default_rng(0).standard_normal((400, 512)).astype(np.float32)
+    rows[200:] += rows[:200] / 2
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows[:200], rows[200:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_runs_on_a_gpu_finds_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same operations of torch, here on a CPU."""
+    monkeypatch.setattr(ranking, "_EXACT", 0)
     monkeypatch.setattr(ranking, "_OnCpu", ranking._OnGpu)
     images, texts, owner = features(kind, 150)
     scores = (torch.from_numpy(images) @ torch.from_numpy(texts).T).numpy()
@@ -121,9 +163,13 @@ def test_texts_and_images_in_another_order_stand_where_they_stood() -> None:
     np.testing.assert_array_equal(new[b[1].top], a[1].top[order])
 
 
+@pytest.mark.parametrize("most", [0, ranking._EXACT])
 @pytest.mark.parametrize("width", [3, 16, 511, 512, 768])
-def test_equal_rows_get_equal_scores_wherever_they_stand(width: int) -> None:
+def test_equal_rows_get_equal_scores_wherever_they_stand(
+    width: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The product rounds by what it multiplies, not by where: else a constant model would not score chance."""
+    monkeypatch.setattr(ranking, "_EXACT", most)
     images, texts, owner = features("constant", 100, width=width)
     of_images, of_texts = ranking.rank(images, texts, owner, block=(64, 64))
     assert not of_images.better.any()

@@ -20,7 +20,7 @@ from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower
 from clipbench.models.towers.configs import parse_config, sources
 from clipbench.models.towers.dual import DualTowers, image_tower
 from clipbench.models.towers.heads import PatchTokens, TextTokens
-from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.reading import load_strict, read_state_dict, without_values
 from clipbench.models.weights.resolve import resolve, resolve_source
 
 if TYPE_CHECKING:
@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 class DualAdapter(Adapter):
     """Two towers behind the Adapter interface. `towers` must be in evaluation mode."""
 
-    def __init__(self, towers: DualTowers, card: ModelCard, weights_sha256: str) -> None:
+    def __init__(
+        self, towers: DualTowers, card: ModelCard, weights_sha256: str, files: Sequence[Path] | None = None
+    ) -> None:
+        """`files`: what the weights come from, where they were read from files."""
         self.card = card
         self.weights_sha256 = weights_sha256
+        of_text = towers.text.files
+        if files is not None and of_text is not None:
+            self.files = (*files, *of_text)
         self.logit_scale = towers.logit_scale().item()
         self.context_length = towers.text.context_length
         self._towers = towers
@@ -146,33 +152,37 @@ def load(model: ModelEntry) -> Adapter:
     if config.text is None:
         tower = image_tower(config.image, model.card.preprocess)
         assert isinstance(tower, LibraryTower)
-        digest = load_tower(tower, model.card.weights, model.id, model.folder)
-        return TowerAdapter(tower.eval(), model.card, digest)
+        path, digest = load_tower(tower, model.card.weights, model.id, model.folder)
+        alone = TowerAdapter(tower.eval(), model.card, digest)
+        alone.files = (path,)
+        return alone
 
     path, sha256 = resolve(model)
+    files = [path]
     state = read_state_dict(path)
-    with torch.device("meta"):
+    with without_values():
         towers = DualTowers(config, model.card.preprocess, model.folder)
     for side, source in sources(config).items():
         module = getattr(towers, side)
         assert isinstance(module, LibraryTower)
         _refuse_second_copy(state, f"{side}.", path)
-        digest = load_tower(module, source, f"{model.id} (config.{side})", model.folder)
+        of_tower, digest = load_tower(module, source, f"{model.id} (config.{side})", model.folder)
+        files.append(of_tower)
         towers.elsewhere[side] = digest
         state |= {f"{side}.net.{name}": tensor for name, tensor in module.net.state_dict().items()}
     load_strict(towers, state, path)
-    return DualAdapter(towers, model.card, identity(towers, sha256))
+    return DualAdapter(towers, model.card, identity(towers, sha256), files)
 
 
-def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> str:
-    """Load a tower's weights from a file of its own, strictly; the file's sha256.
+def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -> tuple[Path, str]:
+    """Load a tower's weights from a file of its own, strictly; the file and its sha256.
 
     Raises:
         WeightsError: the file is missing, corrupt, another one than the source says, or does not fit.
     """
     path, sha256 = resolve_source(source, owner=owner, folder=folder)
     load_strict(tower.net, tower.published(read_state_dict(path)), path)
-    return sha256
+    return path, sha256
 
 
 def _refuse_second_copy(state: State, prefix: str, path: Path) -> None:

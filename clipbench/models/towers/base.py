@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ class TextTower(nn.Module, ABC):
     def fingerprint(self) -> str:
         """sha256 (hex) of what the tokenizer is, where that is not this module's own code; else empty."""
         return ""
+
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """The files that the tokenizer comes from, and folders all of whose files do; None where that is not known."""
+        return ()
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

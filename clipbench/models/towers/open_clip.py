@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from clipbench.errors import NotApplicable, WeightsError
+from clipbench.models.weights.reading import without_values
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ def build(arch: str, *, quick_gelu: bool) -> Any:
             k.startswith(("hf_", "timm_")) for part in ("vision_cfg", "text_cfg") for k in settings[part]
         )
         if plain and open_clip.get_model_config(arch).get("custom_text") is None:
-            with torch.device("meta"):
+            with without_values():
                 module = open_clip.CLIP(**settings)
             # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
             module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)

@@ -190,6 +190,11 @@ class Bert(TokenTower, LibraryTower):
         """See `TextTower`."""
         return self._tokenizer.fingerprint
 
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """See `TextTower`."""
+        return self._tokenizer.files
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64 [N, context_length], padded with -1) and each row's count of real tokens (int64 [N]).
 

@@ -45,6 +45,17 @@ class Tokenizer:
         """sha256 (hex) of everything that the tokenizer is: vocabulary, merges, normalisation, special tokens."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
+    @property
+    def files(self) -> tuple[Path, ...] | None:
+        """Its folder and the files there; None where there is none, or where it is the hub that says what it is."""
+        try:
+            folder = Path(self._source()).resolve()
+        except WeightsError:  # which whoever reads a text will be told
+            return None
+        if not folder.is_dir():
+            return None
+        return (folder, *sorted(path for path in folder.iterdir() if path.is_file()))
+
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (int64 [N, context_length], padded with -1) and each row's count of real tokens (int64 [N]).
 

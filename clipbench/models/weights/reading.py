@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import warnings
@@ -9,7 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipbench.errors import WeightsError, nearest
 from clipbench.models.weights import pickles
@@ -212,6 +213,28 @@ def count_numbered(keys: Iterable[str], pattern: str) -> int:
     """
     found = (re.match(pattern, key) for key in keys)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Modules that are made meanwhile have no values, on the meta device: `load_strict` gives them theirs.
+
+    Nothing is drawn for them: there, the first normal number has torch import its compiler, which takes seconds.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            given = kwargs or {}
+            if func is torch.Tensor.normal_ or getattr(func, "__module__", "") == torch.nn.init.__name__:
+                return args[0] if args else given["tensor"]
+            return func(*args, **given)
+
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 def load_strict(module: nn.Module, state: State, path: Path, *, dropped: Sequence[str] = ()) -> None:

@@ -8,7 +8,6 @@ from clipbench.cards.model import Weights
 from clipbench.data.digests import digests, sha256_file
 from clipbench.errors import CardError, DataError, WeightsError
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.weights import fetch
 from clipbench.models.weights.reading import read_state_dict, strange
 from clipbench.utils.cache import recall, remember
 from clipbench.utils.parsing import expanded
@@ -44,6 +43,8 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
             f"{owner}: weights.open_clip names a pretrained tag, which only cards of the family clip can",
             hint="set family: clip, or another source of weights",
         )
+    from clipbench.models.weights import fetch  # with all that reads addresses
+
     path = fetch.find(weights, owner)
     digest = verify(path, weights.sha256, kept=True)
     if weights.sha256 is None:

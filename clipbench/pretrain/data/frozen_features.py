@@ -119,7 +119,7 @@ class Start:
         for side, source in self._named.items():
             tower = getattr(self.towers, side)
             owner = f"recipe {recipe_id} (config.{side})"
-            self.digests[side] = load_tower(tower, source, owner, Path())
+            _, self.digests[side] = load_tower(tower, source, owner, Path())
             tower.requires_grad_(True).train()
             pinned = source.model_copy(update={"sha256": self.digests[side]})
             frozen = getattr(model.frozen, side)

@@ -1,0 +1,181 @@
+"""What a model is, remembered from when it was loaded: where all its features are cached, no tower is needed again.
+
+    models-1/<key>.json    what the adapter says of itself, and the files that it was made from, with their sha256
+
+A key is the hash of the card, of the folder that it lies in, of the family's version and of the libraries that build
+towers. What is remembered holds while the files are what they were, which is told by their times, as for data
+(`clipbench.data.digests`). Towers are loaded when an image or a text must be encoded, and compared with it then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clipbench.cards.base import fingerprint
+from clipbench.data.digests import digests
+from clipbench.errors import ClipbenchError, DataError, StorageError
+from clipbench.models import families
+from clipbench.models.adapter import Adapter, Compared, ModelEntry
+from clipbench.utils.cache import cache_root, read_checked, write_checked
+from clipbench.utils.package import version_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from clipbench.models.saliency import SaliencyMethod
+
+_FOLDER: Final = "models-1"
+_KIND: Final = "clipbench model 1"
+_BUILDERS: Final = ("open_clip_torch", "timm", "tokenizers", "torch", "torchvision", "transformers")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What an adapter says of itself; `text_fingerprint` is None until a tokenizer has been asked."""
+
+    weights_sha256: str
+    logit_scale: float
+    context_length: int
+    image_spaces: tuple[str, ...]
+    text_spaces: tuple[str, ...]
+    compared: Compared
+    token_width: int | None
+    text_fingerprint: str | None = None
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> _Facts:
+        asked = [field.name for field in dataclasses.fields(cls)[:-1]]
+        return cls(**{name: getattr(adapter, name) for name in asked})
+
+
+def load(model: ModelEntry) -> Adapter:
+    """The adapter of `model`; its weights are left where they are until a tower is asked for, if they were read before.
+
+    Raises:
+        ClipbenchError: as `clipbench.models.families.load`.
+    """
+    place = cache_root() / _FOLDER / f"{_key(model)}.json"
+    facts = _recalled(place)
+    if facts is not None:
+        return _Remembered(model, place, facts)
+    adapter = families.load(model)
+    if adapter.files is None:
+        return adapter
+    found = _Remembered(model, place, _Facts.of(adapter), adapter)
+    found.keep()
+    return found
+
+
+class _Remembered(Adapter):
+    """An adapter that says what is remembered of it, and loads its towers when one is asked for."""
+
+    def __init__(self, model: ModelEntry, place: Path, facts: _Facts, loaded: Adapter | None = None) -> None:
+        self.card = model.card
+        self.weights_sha256, self.logit_scale = facts.weights_sha256, facts.logit_scale
+        self.context_length = facts.context_length
+        self.image_spaces, self.text_spaces = facts.image_spaces, facts.text_spaces
+        self.compared, self.token_width = facts.compared, facts.token_width
+        self._model, self._place, self._facts = model, place, facts
+        if loaded is not None:
+            self._loaded = loaded
+
+    @cached_property
+    def _loaded(self) -> Adapter:
+        """The adapter itself.
+
+        Raises:
+            ClipbenchError: it is another one than is remembered.
+        """
+        adapter = families.load(self._model)
+        if repr(_Facts.of(adapter)) != repr(dataclasses.replace(self._facts, text_fingerprint=None)):
+            with contextlib.suppress(OSError):
+                self._place.unlink()
+            raise ClipbenchError(
+                f"{self._model.id} is not what was remembered of it in {self._place}, which is forgotten",
+                hint="run the same command again",
+            )
+        return adapter
+
+    @property
+    def text_fingerprint(self) -> str:
+        """See `Adapter`."""
+        if self._facts.text_fingerprint is None:
+            self._facts = dataclasses.replace(self._facts, text_fingerprint=self._loaded.text_fingerprint)
+            self.keep()
+        return str(self._facts.text_fingerprint)
+
+    def keep(self) -> None:
+        """Write down what is known, and the files that it was made from; where nothing can be written, nothing is."""
+        paths = self._loaded.files or ()
+        with contextlib.suppress(StorageError, DataError):
+            held = {"facts": dataclasses.asdict(self._facts), "files": _hashed(paths)}
+            write_checked(self._place, json.dumps(held).encode(), _KIND)
+
+    def image_tower(self, space: str) -> nn.Module:
+        """See `Adapter`."""
+        return self._loaded.image_tower(space)
+
+    def text_tower(self, space: str = "joint") -> nn.Module:
+        """See `Adapter`."""
+        return self._loaded.text_tower(space)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `Adapter`."""
+        return self._loaded.tokenize(texts)
+
+    def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
+        """See `Adapter`."""
+        return self._loaded.headed(space)
+
+    def saliency_method(self, block: int | None = None) -> SaliencyMethod:
+        """See `Adapter`."""
+        return self._loaded.saliency_method(block)
+
+
+def _key(model: ModelEntry) -> str:
+    """What decides how a model is loaded, beside its files."""
+    family = families.family(model.card.family)
+    return fingerprint(
+        {
+            "card": model.card.canonical(),
+            "folder": str(model.folder),
+            "version": family.version,
+            "packages": {name: version_of(name) for name in _BUILDERS},
+        }
+    )
+
+
+def _recalled(place: Path) -> _Facts | None:
+    """What is remembered at `place`, if the files that it came from are what they were."""
+    data = read_checked(place, _KIND)
+    if data is None:
+        return None
+    held: dict[str, Any] = json.loads(data)
+    paths = [Path(path) for path in held["files"]]
+    try:
+        if held["files"] != _hashed(paths):
+            return None
+    except DataError:  # one is gone
+        return None
+    facts: dict[str, Any] = held["facts"]
+    spaces = {name: tuple(facts[name]) for name in ("image_spaces", "text_spaces")}
+    return _Facts(**facts | spaces)
+
+
+def _hashed(paths: Sequence[Path]) -> dict[str, str | list[str]]:
+    """Path → sha256 of a file; of a folder the names in it, whose files stand beside it."""
+    files = [path for path in paths if not path.is_dir()]
+    hashed = digests(Path(files[0].anchor), files).files if files else []
+    found: dict[str, str | list[str]] = {
+        str(path): digest for path, (_, digest) in zip(files, hashed, strict=True)
+    }
+    return found | {
+        str(path): sorted(entry.name for entry in path.iterdir()) for path in paths if path.is_dir()
+    }
