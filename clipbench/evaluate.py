@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +42,7 @@ from clipbench.records.record import (
     utc_now,
 )
 from clipbench.records.store import Column
+from clipbench.utils.stages import rest, stage, taken
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def evaluate(
     Raises:
         ClipbenchError: anything else that the user can mend; what was finished before stays.
     """
+    rest()
     with options.runtime.reproducible():
         yield from _evaluated(model_cards, tasks, options, catalog or Catalog())
 
@@ -185,7 +186,9 @@ def _splits(
     for role in roles:
         name = (task.dataset.id, role)
         if name not in opened:
-            opened[name] = limited(open_split(task.dataset, role, options.data), options.limit, options.seed)
+            with stage("open"):
+                whole = open_split(task.dataset, role, options.data)
+            opened[name] = limited(whole, options.limit, options.seed)
         splits[role] = opened[name]
     return splits
 
@@ -256,13 +259,10 @@ def _outcome(
 ) -> tuple[Record, dict[str, Column]]:
     """Run the protocol; the record and its per-sample outcomes."""
     encoder, task = plan.encoder, plan.task
-    inside = replace(encoder.counts)
     encoder.text_plans.clear()
-    start = time.perf_counter()
-    outcome = task.protocol.run(task.dataset.card, splits, _Inputs(plan), task.params, options.seed)
-    encoding = encoder.counts.images_s - inside.images_s + encoder.counts.texts_s - inside.texts_s
-    score_s = time.perf_counter() - start - encoding
-    before, load_s = plan.before, encoder.load_s
+    with stage("score"):
+        outcome = task.protocol.run(task.dataset.card, splits, _Inputs(plan), task.params, options.seed)
+    before = plan.before
     if plan.needs.heat is not None:
         plan.encoded[plan.needs.heat, "heat"] = encoder.saliency.seen(splits[plan.needs.heat])
     counts = encoder.counts
@@ -276,6 +276,7 @@ def _outcome(
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
     repeats = _repeats(plan.encoded, splits, protocol.split)
     skipped = {i: reason for found in plan.encoded.values() for i, reason in found.bad.items()}
+    env, spent = environment(), taken()
     record = Record(
         model=encoder.model.id,
         task=task.id,
@@ -301,7 +302,7 @@ def _outcome(
         seen=known.seen,
         precision=runtime.precision,
         device=runtime.device_name,
-        env=environment(),
+        env=env,
         fingerprints={
             "model_card": fingerprint(encoder.model.card.canonical()),
             "task_card": fingerprint(card.canonical()),
@@ -309,14 +310,15 @@ def _outcome(
             **{f"split:{role}": split.fingerprint for role, split in splits.items()},
         },
         timing=Timing(
-            load_s=load_s,
+            load_s=spent.get("load", 0.0),
             encode_images_s=images_s,
             encode_texts_s=texts_s,
-            score_s=score_s,
-            total_s=load_s + images_s + texts_s + score_s,
+            score_s=spent.get("score", 0.0),
+            total_s=sum(spent.values()),
             images_per_s=encoded / images_s if encoded and images_s else None,
             images_encoded=encoded,
             texts_encoded=counts.texts_encoded - before.texts_encoded,
+            stages=spent,
         ),
         encoder=_how(plan),
         evidence=outcome.evidence,

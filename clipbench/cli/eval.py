@@ -33,10 +33,12 @@ from clipbench.errors import ClipbenchError, unknown
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.records import store
 from clipbench.records.eligibility import Judge
+from clipbench.records.record import Record
 from clipbench.report import dataframe, table
 from clipbench.report.sections import Section
 from clipbench.utils.cache import make_folder
 from clipbench.utils.escape import json_text
+from clipbench.utils.stages import stage, taken
 
 
 def eval_command(
@@ -166,18 +168,25 @@ def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bo
     """Write the record and the pictures of a result, and print what was found and where it is."""
     record = result.record
     assert record is not None
-    path = store.write(record, result.samples, results, force=force)
+    view = table.record_table(record) if scores else None
+    with stage("write"):
+        path = store.write(record, result.samples, results, force=force, last=_timed)
     if scores:
         timing = record.timing
         rate = (
             f", {timing.images_per_s:,.0f} images/s" if timing.images_per_s else ", features from the cache"
         )
-        show(table.record_table(record))
+        show(view)
         show(Text(f"{path}  ({timing.total_s:.1f} s{rate}, {record.precision})", style="dim"))
     if result.pictures:
         folder = store.write_pictures(result.pictures, path, force=force)
         if not quiet:
             note(f"{len(result.pictures)} pictures in {folder}")
+
+
+def _timed(record: Record) -> Record:
+    """The record, with the time that went by until its samples were written."""
+    return record.model_copy(update={"timing": record.timing.and_since(taken())})
 
 
 def _print_table(done: list[Result], tasks: list[Task], catalog: Catalog, results: Path) -> None:

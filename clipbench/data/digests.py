@@ -25,6 +25,7 @@ from typing import TypeVar
 from clipbench.data.split import Note, notes_of
 from clipbench.errors import DataError, StorageError
 from clipbench.utils.cache import cache_root, make_folder, say
+from clipbench.utils.stages import stage
 
 #: ns before reading in which a change may be followed by another that leaves the same times
 RACY_NS = 2_000_000_000
@@ -60,6 +61,7 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@stage("hash")
 def digests(root: Path, files: Iterable[Path], *, again: bool = False) -> Digests:
     """The sha256 of every one of `files`, which lie below `root`. Unchanged ones are not read, except with `again`.
 

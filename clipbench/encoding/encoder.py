@@ -24,6 +24,7 @@ from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Tower
 from clipbench.utils.cache import folder_for_now
 from clipbench.utils.progress import progress_bar
+from clipbench.utils.stages import stage
 
 if TYPE_CHECKING:
     from clipbench.encoding.saliency import Saliency
@@ -68,6 +69,7 @@ class ModelEncoder(ModelFeatures):
         self.text_plans.setdefault(space, set()).add(str(file.plan()))
         return rows if len(unique) == len(texts) else rows[[number[t] for t in texts]]
 
+    @stage("encode images")
     def crops(self, split: Split, space: str, seed: int, epoch: int) -> Features:
         """Features [n, D] of new random crops and flips of the images; valid until the next call.
 
@@ -102,6 +104,7 @@ class ModelEncoder(ModelFeatures):
 
         return Saliency(self, self.texts)
 
+    @stage("encode texts")
     def _encode_texts(self, file: FeatureFile, texts: list[str], space: str) -> None:
         """Encode the shards that are missing, several at once, so that a killed run resumes."""
         start = time.perf_counter()

@@ -23,6 +23,7 @@ from clipbench.encoding.model_features import ModelFeatures, sized
 from clipbench.errors import DataError
 from clipbench.models.adapter import ModelEntry
 from clipbench.utils.progress import progress_bar
+from clipbench.utils.stages import stage
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ def _refuse(model: ModelFeatures, bad: dict[str, str], ids: Sequence[str]) -> No
                 )
 
 
+@stage("encode images")
 def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -> None:
     """Make sure that every encoder has its features of `split`; one decoding pass serves all that lack them.
 

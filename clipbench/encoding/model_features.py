@@ -9,7 +9,6 @@ meets rows of another.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +28,7 @@ from clipbench.models import families, remembered
 from clipbench.models.adapter import Adapter, Compared, ModelEntry
 from clipbench.utils.cache import cache_root
 from clipbench.utils.cpu import cores
+from clipbench.utils.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -59,15 +59,11 @@ class ModelFeatures:
     progress: bool = True
     root: Path = field(default_factory=lambda: cache_root() / FOLDER)
     counts: Counts = field(default_factory=Counts)
-    #: seconds that loading the weights took
-    load_s: float = 0.0
 
     @cached_property
     def adapter(self) -> Adapter:
-        start = time.perf_counter()
-        adapter = remembered.load(self.model)
-        self.load_s = time.perf_counter() - start
-        return adapter
+        with stage("load"):
+            return remembered.load(self.model)
 
     @property
     def logit_scale(self) -> float:
@@ -147,16 +143,18 @@ class ModelFeatures:
         if plan is None:
             if space not in self._fastest:
                 vary = space.startswith("text:")
-                chosen = fastest(module().to(self.runtime.device), self.runtime, example, rows, vary=vary)
+                made = module().to(self.runtime.device)
+                with stage("trial"):
+                    chosen = fastest(made, self.runtime, example, rows, vary=vary)
                 self._fastest[space] = chosen.plan
                 self._towers[space, chosen.plan] = chosen
             plan = self._fastest[space] if file is None else file.begin(self._fastest[space])
         if (space, plan) not in self._towers:
             assert file is not None
             batch = example(batch_rows(self.runtime) if plan == "compiled" else 1)
-            self._towers[space, plan] = under(
-                module().to(self.runtime.device), self.runtime, plan, batch, file.folder
-            )
+            made = module().to(self.runtime.device)
+            with stage("compile"):
+                self._towers[space, plan] = under(made, self.runtime, plan, batch, file.folder)
         return self._towers[space, plan]
 
     def decoders(self, images: int) -> int:

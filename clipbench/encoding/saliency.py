@@ -22,6 +22,7 @@ from clipbench.encoding.images import Encoded
 from clipbench.encoding.model_features import ModelFeatures
 from clipbench.models.saliency import SaliencyMaps, SaliencyMethod
 from clipbench.utils.progress import progress_bar
+from clipbench.utils.stages import stage
 
 
 class Saliency:
@@ -107,18 +108,19 @@ class Saliency:
         with bar as (shown, task), contextlib.closing(stream):
             for part in parts:
                 start = time.perf_counter()
-                batch = next(stream)
-                bad.update({b.id: b.reason for b in batch.bad})
-                remarks.update(batch.remarks)
-                numbers = np.flatnonzero(np.isin(image, part[batch.good]))
-                place = np.searchsorted(part, image[numbers])
-                prepared = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
-                found, scores = _pairs(maps, prepared, place, features, text_rows[numbers])
-                if not (torch.isfinite(found).all() and np.isfinite(scores).all()):
-                    raise not_finite(model.model.id, "fp32")
-                sizes = [shapes.popleft() for _ in part]
-                model.counts.images_encoded += len(part)
-                model.counts.images_s += time.perf_counter() - start
+                with stage("encode images"):
+                    batch = next(stream)
+                    bad.update({b.id: b.reason for b in batch.bad})
+                    remarks.update(batch.remarks)
+                    numbers = np.flatnonzero(np.isin(image, part[batch.good]))
+                    place = np.searchsorted(part, image[numbers])
+                    prepared = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
+                    found, scores = _pairs(maps, prepared, place, features, text_rows[numbers])
+                    if not (torch.isfinite(found).all() and np.isfinite(scores).all()):
+                        raise not_finite(model.model.id, "fp32")
+                    sizes = [shapes.popleft() for _ in part]
+                    model.counts.images_encoded += len(part)
+                    model.counts.images_s += time.perf_counter() - start
                 for row in np.flatnonzero(batch.good).tolist():
                     own = np.flatnonzero(place == row)
                     stored, turned = sizes[row]

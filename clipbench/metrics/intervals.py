@@ -102,7 +102,8 @@ def quantile(freedom: float = math.inf, tail: float = 0.025) -> float:
     """
     if math.isinf(freedom):
         return NormalDist().inv_cdf(1 - tail)
-    from scipy.special import stdtrit  # what `scipy.stats.t.ppf` asks, whose import takes several times as long
+    # What `scipy.stats.t.ppf` asks: importing all of `scipy.stats` takes several times as long.
+    from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 1 - tail))
 

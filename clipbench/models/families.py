@@ -20,6 +20,7 @@ from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import resolve, resolve_source
 from clipbench.utils import plugins
 from clipbench.utils.parsing import expanded
+from clipbench.utils.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,10 @@ def load(model: ModelEntry) -> Adapter:
     Raises:
         WeightsError: the checkpoint is missing, corrupt, or does not fit.
     """
-    return family(model.card.family).load(model)
+    with stage("import"):
+        import torch  # noqa: F401 - which every family needs
+    with stage("load"):
+        return family(model.card.family).load(model)
 
 
 def named(name: str) -> ModelEntry | None:

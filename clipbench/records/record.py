@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from numpy.typing import NDArray
 from pydantic import (
@@ -113,10 +113,15 @@ class Env(Strict):
 
 
 class Timing(Strict):
-    """Wall time by stage, in seconds, and the work it bought.
+    """Wall time in seconds, and the work it bought.
 
-    `images_per_s` is null when every feature came from the cache.
+    `stages` are those of the process (see `clipbench.utils.stages`) since it began, or since its record before;
+    `total_s` is their sum. `encode_images_s` and `encode_texts_s` are the model's own, also where several share one
+    decoding pass. `images_per_s` is null when every feature came from the cache. Records had no `stages` before, and in
+    `total_s` only what stands above it.
     """
+
+    later: ClassVar = ("stages",)
 
     load_s: Seconds = Field(ge=0)
     encode_images_s: Seconds = Field(ge=0)
@@ -126,6 +131,13 @@ class Timing(Strict):
     images_per_s: FiniteFloat | None = Field(ge=0)
     images_encoded: int = Field(ge=0)
     texts_encoded: int = Field(ge=0)
+    stages: dict[str, Annotated[Seconds, Field(ge=0)]] = Field({})
+
+    def and_since(self, stages: dict[str, float]) -> Timing:
+        """With what has been spent since."""
+        every = dict.fromkeys((*self.stages, *stages), 0.0)
+        spent = {name: self.stages.get(name, 0.0) + stages.get(name, 0.0) for name in every}
+        return self.model_copy(update={"stages": spent, "total_s": sum(spent.values())})
 
 
 class ResolvedCards(Strict):

@@ -133,11 +133,19 @@ def _same_name(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def write(record: Record, samples: Mapping[str, Column], root: Path, *, force: bool = False) -> Path:
+def write(
+    record: Record,
+    samples: Mapping[str, Column],
+    root: Path,
+    *,
+    force: bool = False,
+    last: Callable[[Record], Record] = lambda record: record,
+) -> Path:
     """Seal `record` and write it and its per-sample outcomes below `root`, each whole or not at all.
 
     Args:
         samples: column name → one value a sample, all equally long.
+        last: what is still put into the record, once its samples are written.
 
     Returns:
         The path of the JSON file.
@@ -150,7 +158,7 @@ def write(record: Record, samples: Mapping[str, Column], root: Path, *, force: b
     table = _parquet(samples)
     try:
         write_atomic(samples_path(path), table)
-        write_atomic(path, to_json(sealed(record, hashlib.sha256(table).hexdigest())).encode())
+        write_atomic(path, to_json(sealed(last(record), hashlib.sha256(table).hexdigest())).encode())
     except StorageError as error:
         raise StorageError(
             f"the record is not kept, since the results folder {root} cannot be written: {error.message}",

@@ -155,7 +155,7 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
 
     if name.endswith(".json") and Path(name).is_file():
         record = store.read(Path(name)).record
-        return record.canonical(), report.record_table(record)
+        return record.canonical(), Group(report.record_table(record), report.stages_table(record))
     if name in catalog.suites:
         ids = [t.id for t in catalog.tasks([name])]
         suite = catalog.suites[name]

@@ -439,6 +439,18 @@ def record_table(record: Record) -> RenderableType:
     return Group(title, table, *_notes([*legend, *_remarks(record)]))
 
 
+def stages_table(record: Record) -> RenderableType:
+    """Where the time of the record's process went, most of it first; nothing for a record that does not say."""
+    timing = record.timing
+    if not timing.stages:
+        return ""
+    table = _rich_table(["stage", "s", "%"], left=())
+    longest = sorted(timing.stages.items(), key=lambda stage: -stage[1])
+    for name, seconds in (*longest, ("total", timing.total_s)):
+        table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / (timing.total_s or 1):.1f}")
+    return table
+
+
 def _remarks(record: Record) -> list[str]:
     """What a reader of the numbers must know: what the model has seen, notes on the data, how a probe was chosen."""
     evidence: Any = record.evidence

@@ -427,6 +427,7 @@ def test_a_disk_that_is_really_full(
     monkeypatch.setenv("CLIPBENCH_CACHE", str(tiny_disk))
     digits = ("eval", "--model", "digits-clip-lite", "--task", "digits-zs")
     mended(run(*digits), ".shard: No space left on device (all features of this split need 0.")
+    (tiny_disk / "files.sqlite").unlink()
     with pytest.raises(OSError, match="No space left"), (tiny_disk / "rest").open("wb") as file:
         file.write(bytes(100_000))
     mended(run(*place.eval()), "cannot be kept in", "files.sqlite", "free some space")

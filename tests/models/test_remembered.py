@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from clipbench.catalog import Catalog
 from clipbench.errors import ClipbenchError
 from clipbench.models import families, remembered
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.records import store
 from clipbench.utils.cache import read_checked, write_checked
 
 one_thread = small.one_thread
@@ -179,8 +181,14 @@ def test_a_run_whose_features_are_cached_imports_nothing_that_encodes(tasks: str
     )
     command = [sys.executable, "-c", code, "eval", "--model", "digits-clip-lite", "--task", tasks,
                "--results", str(tmp_path), "--device", "cpu"]  # fmt: skip
+    began = time.monotonic()
     run = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True, "check": True}
     first = subprocess.run(command, **run).stdout  # type: ignore[call-overload]
+    took = time.monotonic() - began
     assert "torch" in first.splitlines()[-1]
+    totals = [stored.record.timing.total_s for stored in store.read_all(tmp_path)]
+    assert (
+        took / 2 < sum(totals) < took + 0.05
+    )  # all but what is printed at last, and the end of the interpreter
     again = subprocess.run(command, **run).stdout  # type: ignore[call-overload]
     assert again.splitlines()[-1].strip() == "imported:"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
@@ -461,3 +463,20 @@ def test_a_folder_of_another_program_with_a_like_name_is_refused(tmp_path: Path)
     with pytest.raises(StorageError, match="Tiny is there, whose name differs"):
         store.write(make_record(model="tiny"), SAMPLES, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["Tiny"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.arange(5), np.arange(10, dtype=np.uint8)[::2], np.array([1.5, np.nan]), np.array([1], np.float32),
+        np.array(["a", "é", ""], dtype=object), np.array(["a", "bc"]), [1, 2], [1.5, math.nan], [1, 2.5], [None, 1.0],
+        [None, "a"], [True, False], [], [np.arange(3), np.arange(0), np.arange(2)], [["a"], [], ["b", "c"]],
+        [np.array(["a"], object), np.array(["b", "c"], object)], [[1.0], [None, 2.0]], [[], []], [[[1.0], []], [[2.0]]],
+        list(np.eye(3, dtype=np.float32)), list(np.eye(2, dtype=np.uint8)), np.zeros(0), [(1, 2), (3,)],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_columns_are_what_pyarrow_makes_of_them(column: Any) -> None:
+    found, expected = store._arrow(column), pa.array(column)
+    found.validate(full=True)
+    assert (found.type, str(found)) == (expected.type, str(expected))

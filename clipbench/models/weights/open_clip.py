@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError, WeightsError, unknown
 from clipbench.models.weights.reading import count_numbered
+from clipbench.utils.stages import stage
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,8 @@ HUB_PREFIX: Final = "hf-hub:"
 
 def known_arch(arch: str) -> None:
     """Raise CardError unless open_clip has this architecture."""
-    import open_clip
+    with stage("import"):
+        import open_clip
 
     if not arch.startswith(HUB_PREFIX) and arch not in open_clip.list_models():
         known, listing = open_clip.list_models(), "open_clip.list_models()"
