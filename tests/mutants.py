@@ -454,8 +454,9 @@ def _forked(run: Callable[[], int], limit: float | None, log: IO[bytes]) -> int 
                     raise RuntimeError(log.read().decode(errors="replace")[-3000:])
                 return code
             time.sleep(0.02)
-    except BaseException:
+    except (KeyboardInterrupt, SystemExit):
         os.kill(child, signal.SIGTERM)
+        time.sleep(1)  # so that it ends its own fork
         raise
     finally:
         _kill(child)

@@ -368,8 +368,11 @@ def test_the_cost_is_chosen_as_by_cross_validating_linear_svc() -> None:
     labels = (targets[:, None] == np.arange(4)).astype(np.uint8)
     chosen = svm.fit_map(features, labels)
     assert chosen.unconverged == []
+    final, every = chosen.svms.scores(features), svm.fit(features, labels, svm.COSTS).scores(features)
     for c in range(4):
         y = labels[:, c] == 1
+        own = every[:, 4 * c + svm.COSTS.index(chosen.cost[c])]  # fitted on all rows
+        np.testing.assert_allclose(final[:, c], own, rtol=1e-2, atol=2e-3)
         best, cost_of = -1.0, 0.0
         for at, cost in enumerate(svm.COSTS):
             scores = []
@@ -389,6 +392,11 @@ def test_equally_good_costs_keep_the_smallest() -> None:
     assert svm.fit_map(features, labels).cost.tolist() == [0.01]
     with pytest.raises(ValueError, match="ascend"):
         svm.fit_map(features, labels, (1.0, 0.1))
+
+
+def test_a_distance_is_measured_by_the_objective_or_by_what_fitting_took_off_it() -> None:
+    value, constant = (torch.tensor(part, dtype=torch.float64) for part in ([2.0, 9.0, 9.95], [10.0, 10, 10]))
+    assert newton.distance_unit(value, constant, 0.01).tolist() == pytest.approx([2, 1, 0.0995])
 
 
 # ------------------------------------------------------------------ memory
