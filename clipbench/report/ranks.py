@@ -39,7 +39,7 @@ from clipbench.utils.cache import cache_root, make_folder, read_checked, write_c
 POWER: Final = 0.8
 _NORMAL: Final = NormalDist()
 #: of what is kept in the cache, to be changed with everything that moves a rank
-_KIND: Final = "ranks 1"
+_KIND: Final = "ranks 2"
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,12 @@ class Ranks:
     Attributes:
         ranks: model → rank, from 1; empty where there are no two models to be ranked.
         left_out: model → why it has none.
-        pairs: of models that were tested.
         detectable: the difference that the test of a pair would have seen 80 % of the time, in the metric's unit: the
-            smallest and the largest over the pairs. None where no two models differ on any sample.
+            smallest and the largest over all pairs. None where no two models differ on any sample.
     """
 
     ranks: dict[str, int]
     left_out: dict[str, str]
-    pairs: int = 0
     detectable: Interval | None = None
 
 
@@ -95,7 +93,7 @@ def of(entries: Mapping[str, Sequence[Row]], alpha: float = ALPHA) -> Ranks:
             with suppress(StorageError):  # then it is found anew every time
                 make_folder(path.parent)
                 write_checked(path, json.dumps(asdict(found)).encode(), _KIND)
-    return Ranks(found.ranks, left_out | found.left_out, found.pairs, found.detectable)
+    return Ranks(found.ranks, left_out | found.left_out, found.detectable)
 
 
 def _unfit(row: Row) -> str | None:
@@ -129,7 +127,7 @@ def _found(entries: Mapping[str, Sequence[Row]], alpha: float) -> tuple[Ranks, b
     if len(largest) == 1:
         left_out[largest[0]] = "no other was measured as it was"
     found = judged({model: measured[model] for model in largest}, alpha)
-    return Ranks(found.ranks, left_out, found.pairs, found.detectable), whole
+    return Ranks(found.ranks, left_out, found.detectable), whole
 
 
 def _alike(
@@ -176,7 +174,7 @@ def judged(measured: Mapping[str, Sequence[Measured]], alpha: float = ALPHA) -> 
             ranks[one if test.value > 0 else other] += 1
     tail = 1 - alpha / len(tests) / 2  # of Holm's first step, which every test passes
     seen = [test.error * (test.quantile(tail) + test.quantile(POWER)) for test in tests if test.error > 0]
-    return Ranks(ranks, {}, len(tests), (min(seen), max(seen)) if seen else None)
+    return Ranks(ranks, {}, (min(seen), max(seen)) if seen else None)
 
 
 class _Test(NamedTuple):

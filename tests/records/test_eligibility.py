@@ -243,7 +243,8 @@ def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_pa
     path = store.write(_current(cards), SAMPLES, root)
     limited = _current(cards, task="animals-zs@other", limit=20)  # of its own accord, which is no fault
     store.write(limited.model_copy(update={"protocol": _other(cards)}), SAMPLES, root)
-    assert check(Catalog([cards]), root).problems == []
+    found = check(Catalog([cards]), root)
+    assert (found.problems, found.counts["records"]) == ([], 2)
     _change(cards / "tasks/animals.yaml", classes=["cat", "hound"])
     stale = check(Catalog([cards]), root).problems
     assert len(stale) == 2
