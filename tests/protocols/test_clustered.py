@@ -309,6 +309,13 @@ def test_no_cluster_is_cut_by_validation_data() -> None:
     assert hold_out_clusters(labels, cluster, 0.2, seed=1)[1].tolist() != held.tolist()
 
 
+def test_of_several_labels_a_sample_about_the_share_of_all_is_held_out() -> None:
+    cluster = np.repeat(np.arange(10), 4)
+    labels = np.random.default_rng(0).integers(0, 2, (40, 3))
+    fit, held = hold_out_clusters(labels, cluster, 0.2, seed=0)
+    assert (len(fit), len(held), len(set(cluster[held]))) == (32, 8, 2)
+
+
 def test_every_class_of_two_clusters_has_some_held_out_and_some_to_fit_on() -> None:
     labels, cluster = np.repeat([0, 1, 2], 10), np.repeat(np.arange(6), 5)
     labels, cluster = np.append(labels, [3, 3]), np.append(cluster, [6, 6])  # one cluster: it stays

@@ -11,9 +11,10 @@ import small
 import torch
 from fakes import Array, FakeEncoder, FakeSplit, card, given
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, recall_score
+from sklearn.metrics import average_precision_score, recall_score, top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from clipbench.catalog import Catalog
@@ -91,6 +92,17 @@ def test_the_whole_protocol_is_scikit_learns_done_by_hand(primary: str, tmp_path
         "n": len(held),
         "source": "0.2 of train, held out",
     }
+
+
+def test_the_best_five_may_choose(tmp_path: Path) -> None:
+    splits = digits()
+    params = Params.model_validate({"primary": "acc5", "classifier": LAMBDAS | {"lambdas": 3}})
+    outcome = run(card(tmp_path), splits, FakeEncoder(), params, seed=3)
+    x, y = features_of(splits["train"]), splits["train"].labels
+    fit, held = hold_out(y, 0.2, 3)
+    models = [reference(x[fit], y[fit], lambda_) for lambda_ in (1e-3, 1, 1e3)]
+    scored = [top_k_accuracy_score(y[held], model.decision_function(x[held]), k=5) for model in models]
+    assert [point["score"] for point in outcome.evidence["curve"]] == pytest.approx(scored)
 
 
 def test_sweep_chooses_loosely_and_fits_exactly(tmp_path: Path) -> None:
@@ -363,6 +375,30 @@ def test_labels_without_marks_are_not_scored_as_if_they_had_them(tmp_path: Path)
 
 
 # ------------------------------------------------------------------ cards, the whole way
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "least", "below"),
+    [
+        *((kind, "lr", 1e-9, 0) for kind in ("adamw", "sgd-virtex")),
+        *((kind, "weight_decay", 0, -1e-9) for kind in ("adamw", "sgd-virtex")),
+        *((kind, name, 1, 0) for kind in ("adamw", "sgd-virtex") for name in ("epochs", "batch_size")),
+        *(("sgd-virtex", "momentum", 0, bad) for bad in (-1e-9, 1)),
+        ("knn", "k", 1, 0),
+        *(("logistic", name, 1, 0) for name in ("lambdas", "max_iter")),
+        *(("logistic", name, 1e-9, 0) for name in ("lowest", "highest", "tolerance")),
+        ("logistic", "sweep", 0, -1e-9),
+        *((None, "holdout", 0.1, bad) for bad in (0, 1)),
+        *((None, name, 1, 0) for name in ("shots", "draws")),
+    ],
+)
+def test_numbers_have_a_least_value(kind: str | None, name: str, least: float, below: float) -> None:
+    def given(value: float) -> dict[str, Any]:
+        return {"classifier": {"kind": kind, name: value}} if kind else {name: value}
+
+    Params.model_validate(given(least))
+    with pytest.raises(ValidationError, match=r"greater than|less than"):
+        Params.model_validate(given(below))
 
 
 @pytest.mark.parametrize(
