@@ -54,7 +54,7 @@ ROOT: Final = Path(__file__).parents[1]
 EQUIVALENT: Final = ROOT / "tests" / "mutants_equivalent.toml"
 #: module → the files of tests, wherever below tests/, that look at it, the nearest first
 TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "data/decode": ("test_decode", "test_crops", "test_images"),
+    "data/decode": ("test_decode", "test_crops", "test_images", "test_hostile_images"),
     "data/images": ("test_images", "test_decode", "test_hostile_images"),
     "data/labels": ("test_labels", "test_hub"),
     "encoding/saliency": ("test_grounding", "test_saliency"),
@@ -89,13 +89,13 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "pretrain/engine/ema": ("test_engine",),
     "pretrain/engine/gradient_caching": ("test_engine", "test_objectives"),
     "pretrain/engine/optimisers": ("test_engine",),
-    "pretrain/objectives/_helpers": ("test_objectives", "test_objective_declip"),
-    "pretrain/objectives/clip": ("test_objectives", "test_engine"),
+    "pretrain/objectives/_helpers": ("test_loop", "test_objective_declip"),
+    "pretrain/objectives/clip": ("test_loop", "test_recipes"),
     "pretrain/objectives/clip_lite": ("test_objective_clip_lite", "test_objectives"),
     "pretrain/objectives/declip": ("test_objective_declip", "test_objectives"),
     "pretrain/objectives/defilip": ("test_objective_declip", "test_objectives"),
     "pretrain/objectives/filip": ("test_objective_filip", "test_objectives"),
-    "pretrain/objectives/siglip": ("test_objectives", "test_engine"),
+    "pretrain/objectives/siglip": ("test_loop",),
     "pretrain/objectives/slip": ("test_objective_declip", "test_objectives"),
     "pretrain/study/scores": ("test_study",),
     "protocols/_few_shot": ("test_few_shot", "test_linear_probe", "test_clustered"),
