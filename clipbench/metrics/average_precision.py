@@ -139,30 +139,8 @@ def curve_average_precision(
     return average
 
 
-def average_precision_area(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
-    """Average precision as the step-wise area under precision–recall.
-
-    Equals scikit-learn's `average_precision_score`: samples of equal score are retrieved together.
-
-    Args:
-        score: float [N]; only its order matters.
-        positive: bool [N].
-        ignore: bool [N], samples left out altogether (VOC's difficult objects).
-
-    Returns:
-        A fraction of 1; NaN without a positive.
-
-    >>> score, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
-    >>> round(average_precision_area(score, positive), 4)  # (1/1 + 2/3) / 2
-    0.8333
-    >>> average_precision_area(score, positive, ignore=np.array([False, True, False, False]))
-    1.0
-    """
-    return _average_precision(score, positive, ignore, "area")
-
-
 def average_precisions_area(scores: Floats, positive: Bools, ignore: Bools) -> NDArray[np.float64]:
-    """`average_precision_area` of every column at once: float64 [B] of scores, positives and left out, each [N, B].
+    """The step-wise area (kind `area`) of every column at once: float64 [B] of scores, positives and left out, [N, B].
 
     >>> scores = np.array([[0.9, 1.0], [0.8, 1.0], [0.7, 0.0], [0.6, 2.0]])
     >>> positive = np.array([[True, True], [False, False], [True, False], [False, False]])
@@ -184,41 +162,6 @@ def average_precisions_area(scores: Floats, positive: Bools, ignore: Bools) -> N
     average = np.full(scores.shape[1], np.nan)
     np.divide((positive * precision).sum(axis=0), true[-1], out=average, where=true[-1] > 0)
     return average
-
-
-def average_precision_11pt(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
-    """Average precision as VOC2007 interpolates it, at recalls 0, 0.1, …, 1.
-
-    Samples of equal score are retrieved together, as in `average_precision_area`: the order of the files,
-    which decides in the VOC development kit, moves nothing here.
-
-    Args, Returns: as `average_precision_area`.
-
-    >>> score, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
-    >>> round(average_precision_11pt(score, positive), 4)  # (6 · 1/1 + 5 · 2/3) / 11
-    0.8485
-    """
-    return _average_precision(score, positive, ignore, "11pt")
-
-
-def average_precision_envelope(score: Floats, positive: Bools, ignore: Bools | None = None) -> float:
-    """Average precision as the area under the monotone envelope of precision–recall (VOC since 2010, VISSL).
-
-    Samples of equal score are retrieved together, as in `average_precision_area`.
-
-    Args, Returns: as `average_precision_area`.
-
-    >>> score, positive = np.array([0.9, 0.8, 0.7]), np.array([False, True, True])
-    >>> round(average_precision_envelope(score, positive), 4)  # 2/3 throughout, 1/2 at first raised to it
-    0.6667
-    """
-    return _average_precision(score, positive, ignore, "envelope")
-
-
-def _average_precision(score: Floats, positive: Bools, ignore: Bools | None, kind: APKind) -> float:
-    ranked = ranking(score, positive, ignore)
-    ones = np.ones((score.size, 1), dtype=np.int32)
-    return float(curve_average_precision(*curve(ranked, ones), kind)[0])
 
 
 def positives(labels: NDArray[np.uint8], difficult: Difficult = "ignore") -> tuple[Bools, Bools | None]:
@@ -256,6 +199,9 @@ def per_class_average_precision(
     scores: Floats, labels: NDArray[np.uint8], kind: APKind, difficult: Difficult = "ignore"
 ) -> NDArray[np.float64]:
     """Average precision of every class, over images: float64 [C], NaN for classes without a positive.
+
+    Samples of equal score are retrieved together: the order of the files, which decides in the VOC development kit,
+    moves nothing here.
 
     Args:
         scores: float [N, C]; compared within a class only, never through a softmax over classes.

@@ -66,49 +66,6 @@ def predict(logits: Floats) -> Ints:
     return best
 
 
-def top_k(logits: Floats, k: int) -> Ints:
-    """The `k` best classes of every row, best first, equals by lowest index.
-
-    Args:
-        logits: float [N, C].
-        k: 1 ≤ k ≤ C.
-
-    Returns:
-        int64 [N, k]; column 0 is `predict(logits)`.
-
-    Raises:
-        DataError: a score is not finite.
-        ValueError: k is out of range.
-
-    >>> top_k(np.array([[0.1, 0.9, 0.9, 0.9], [3.0, 1.0, 2.0, 0.0]]), 2).tolist()
-    [[1, 2], [0, 2]]
-    """
-    n, classes = _checked(logits)
-    if not 1 <= k <= classes:
-        raise ValueError(f"k = {k} is not within 1 … {classes}")
-    best = np.empty((n, k), dtype=np.int64)
-    for rows in _blocks(n, classes):
-        block = logits[rows]
-        # A partition alone picks arbitrary ones among the classes that tie for place k.
-        last = np.partition(block, classes - k, axis=1)[:, classes - k, None]
-        above, level = block > last, block == last
-        room = k - above.sum(axis=1, keepdims=True)
-        chosen = above | (level & (np.cumsum(level, axis=1) <= room))
-        found = np.nonzero(chosen)[1].reshape(-1, k)
-        order = np.argsort(-np.take_along_axis(block, found, axis=1), axis=1, kind="stable")
-        best[rows] = np.take_along_axis(found, order, axis=1)
-    return best
-
-
-def acc_at_k(ranks: Ints, k: int) -> float:
-    """Share of samples whose true class is among the `k` best; `ranks` int64 [N] as of `rank_of_target`.
-
-    >>> acc_at_k(np.array([0, 3, 1, 7]), 5)
-    0.75
-    """
-    return float(np.mean(ranks < k)) if ranks.size else float("nan")
-
-
 # ----------------------------------------------------------------- per class
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,6 +19,19 @@ from clipbench.metrics import average_precision, classification
 from clipbench.metrics.average_precision import APKind
 
 Matrix = NDArray[np.float64]
+
+
+def _of_class(
+    kind: APKind, score: Matrix, positive: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
+) -> float:
+    """Average precision of one class, less the ignored."""
+    labels = positive.astype(np.uint8)
+    if ignore is not None:
+        labels[ignore] = average_precision.DIFFICULT
+    return float(average_precision.per_class_average_precision(score[:, None], labels[:, None], kind)[0])
+
+
+_area, _voc, _envelope = (partial(_of_class, kind) for kind in get_args(APKind))
 
 # Few distinct values, so that most rows hold ties.
 tied = hnp.arrays(
@@ -33,12 +48,10 @@ def _order(row: Matrix) -> list[int]:
 
 @given(tied, st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_the_tie_rule_is_one_for_rank_prediction_and_top_k(logits: Matrix, random: object) -> None:
+def test_the_tie_rule_is_one_for_rank_and_prediction(logits: Matrix, random: object) -> None:
     n, classes = logits.shape
     orders = [_order(row) for row in logits]
     assert classification.predict(logits).tolist() == [order[0] for order in orders]
-    for k in {1, min(2, classes), classes}:
-        assert classification.top_k(logits, k).tolist() == [order[:k] for order in orders]
     for c in range(classes):
         ranks = classification.rank_of_target(logits, np.full(n, c))
         assert ranks.tolist() == [order.index(c) for order in orders]
@@ -49,13 +62,11 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, target = rng.integers(4, size=(23, 7)).astype(np.float32), rng.integers(7, size=23)
     whole = (
         classification.rank_of_target(logits, target),
-        classification.top_k(logits, 3),
         classification.winning_confidence(logits),
     )
     monkeypatch.setattr(classification, "_BLOCK", 10)
     parts = (
         classification.rank_of_target(logits, target),
-        classification.top_k(logits, 3),
         classification.winning_confidence(logits),
     )
     for a, b in zip(whole, parts, strict=True):
@@ -65,14 +76,14 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_constant_model_gets_chance_on_balanced_classes() -> None:
     target = np.arange(100) % 10
     ranks = classification.rank_of_target(np.zeros((100, 10)), target)
-    assert classification.acc_at_k(ranks, 1) == pytest.approx(0.1)
-    assert classification.acc_at_k(ranks, 5) == pytest.approx(0.5)
+    assert (ranks < 1).mean() == pytest.approx(0.1)
+    assert (ranks < 5).mean() == pytest.approx(0.5)
 
 
 def test_acc1_agrees_with_mean_per_class_recall_on_balanced_ties() -> None:
     rng = np.random.default_rng(1)
     logits, target = rng.integers(3, size=(200, 4)).astype(np.float32), np.arange(200) % 4
-    acc1 = classification.acc_at_k(classification.rank_of_target(logits, target), 1)
+    acc1 = (classification.rank_of_target(logits, target) == 0).mean()
     assert classification.mean_per_class_recall(target, classification.predict(logits), 4) == pytest.approx(
         acc1
     )
@@ -86,15 +97,14 @@ def test_scores_that_are_not_finite_are_refused_never_ranked(bad: float) -> None
     for call in (
         lambda: classification.rank_of_target(logits, target),
         lambda: classification.predict(logits),
-        lambda: classification.top_k(logits, 2),
         lambda: classification.winning_confidence(logits),
-        lambda: average_precision.average_precision_area(logits[:, 2], target == 0),
+        lambda: _area(logits[:, 2], target == 0),
     ):
         with pytest.raises(DataError, match=r"1 of .* not finite(.|\n)*--precision fp32"):
             call()
 
 
-def test_targets_and_k_out_of_range_are_refused() -> None:
+def test_targets_out_of_range_are_refused() -> None:
     logits = np.zeros((2, 3))
     with pytest.raises(ValueError, match="expected 0 … 2"):
         classification.rank_of_target(logits, np.array([0, 3]))
@@ -102,8 +112,6 @@ def test_targets_and_k_out_of_range_are_refused() -> None:
         classification.rank_of_target(logits, np.array([-1, 0]))
     with pytest.raises(ValueError, match=r"expected \(2,\)"):
         classification.rank_of_target(logits, np.array([0]))
-    with pytest.raises(ValueError, match="not within 1 … 3"):
-        classification.top_k(logits, 4)
 
 
 # ----------------------------------------------------------------- per class
@@ -132,11 +140,10 @@ def test_absent_classes_are_nan_and_drop_out_even_when_predicted() -> None:
 
 def test_nothing_to_score_is_nan_never_zero() -> None:
     none = np.array([], dtype=np.int64)
-    assert np.isnan(classification.acc_at_k(none, 1))
     assert np.isnan(classification.mean_per_class_recall(none, none, 3))
     assert np.isnan(classification.ece(np.array([]), np.array([], dtype=bool)))
-    assert np.isnan(average_precision.average_precision_area(np.array([1.0]), np.array([False])))
-    assert np.isnan(average_precision.average_precision_11pt(np.array([]), np.array([], dtype=bool)))
+    assert np.isnan(_area(np.array([1.0]), np.array([False])))
+    assert np.isnan(_voc(np.array([]), np.array([], dtype=bool)))
 
 
 # --------------------------------------------------------- average precision
@@ -163,15 +170,11 @@ def test_average_precision_equals_scikit_learn_and_the_literal_11_points(
     score = rng.integers(levels, size=n) / levels if levels < 6 else rng.normal(size=n)
     positive = rng.random(n) < 0.3
     positive[rng.integers(n)] = True
-    area = average_precision.average_precision_area(score, positive)
+    area = _area(score, positive)
     assert area == pytest.approx(average_precision_score(positive, score), abs=1e-12)
-    assert average_precision.average_precision_11pt(score, positive) == pytest.approx(
-        _voc_11pt(score, positive)
-    )
+    assert _voc(score, positive) == pytest.approx(_voc_11pt(score, positive))
     shuffled = rng.permutation(n)
-    assert average_precision.average_precision_area(score[shuffled], positive[shuffled]) == pytest.approx(
-        area
-    )
+    assert _area(score[shuffled], positive[shuffled]) == pytest.approx(area)
 
 
 def test_average_precision_of_many_columns_is_that_of_each() -> None:
@@ -181,10 +184,7 @@ def test_average_precision_of_many_columns_is_that_of_each() -> None:
         positive, ignore = rng.random((40, 30)) < 0.2, rng.random((40, 30)) < 0.3
         positive[:, 0] = False
         found = average_precision.average_precisions_area(scores, positive, ignore)
-        own = [
-            average_precision.average_precision_area(scores[:, j], positive[:, j], ignore[:, j])
-            for j in range(30)
-        ]
+        own = [_area(scores[:, j], positive[:, j], ignore[:, j]) for j in range(30)]
         np.testing.assert_allclose(found, own, rtol=1e-12)
 
 
@@ -192,14 +192,12 @@ def test_average_precision_worked_by_hand() -> None:
     score = np.array([0.9, 0.8, 0.8, 0.7, 0.1])
     positive = np.array([True, True, False, False, True])
     # curve: recall 1/3 at precision 1; the pair of 0.8 together: 2/3 at 2/3; all: 1 at 3/5
-    assert average_precision.average_precision_area(score, positive) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
+    assert _area(score, positive) == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
     # recalls 0 … 0.3 see 1, 0.4 … 0.6 see 2/3, 0.7 … 1 see 3/5
-    assert average_precision.average_precision_11pt(score, positive) == pytest.approx(
-        (4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11
-    )
+    assert _voc(score, positive) == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11)
 
 
-def _envelope(score: Matrix, positive: NDArray[np.bool_]) -> float:
+def _literal_envelope(score: Matrix, positive: NDArray[np.bool_]) -> float:
     """The literal development-kit code of VOC2010 on (1 + thresholds) points: raise, then sum recall steps."""
     recall, precision = [0.0], [0.0]
     for threshold in np.unique(score)[::-1]:
@@ -219,21 +217,17 @@ def test_the_envelope_is_the_literal_one_and_never_below_the_area(n: int, levels
     score = rng.integers(levels, size=n) / levels if levels < 6 else rng.normal(size=n)
     positive = rng.random(n) < 0.3
     positive[rng.integers(n)] = True
-    envelope = average_precision.average_precision_envelope(score, positive)
-    assert envelope == pytest.approx(_envelope(score, positive))
-    assert envelope >= average_precision.average_precision_area(score, positive) - 1e-12
+    envelope = _envelope(score, positive)
+    assert envelope == pytest.approx(_literal_envelope(score, positive))
+    assert envelope >= _area(score, positive) - 1e-12
 
 
 def test_the_three_average_precisions_worked_by_hand() -> None:
     score, positive = np.arange(6, 0, -1.0), np.array([True, False, False, True, True, False])
     # precision at the hits: 1, 2/4, 3/5; the envelope raises 2/4 to 3/5
-    assert average_precision.average_precision_area(score, positive) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
-    assert average_precision.average_precision_envelope(score, positive) == pytest.approx(
-        (1 + 3 / 5 + 3 / 5) / 3
-    )
-    assert average_precision.average_precision_11pt(score, positive) == pytest.approx(
-        (4 * 1 + 7 * 3 / 5) / 11
-    )
+    assert _area(score, positive) == pytest.approx((1 + 2 / 4 + 3 / 5) / 3)
+    assert _envelope(score, positive) == pytest.approx((1 + 3 / 5 + 3 / 5) / 3)
+    assert _voc(score, positive) == pytest.approx((4 * 1 + 7 * 3 / 5) / 11)
 
 
 def test_recall_levels_are_met_exactly() -> None:
@@ -241,22 +235,22 @@ def test_recall_levels_are_met_exactly() -> None:
     positive = np.array([True] * 3 + [False] * 7 + [True] * 7)
     score = np.arange(17, 0, -1.0)
     rest = 10 / 17
-    assert average_precision.average_precision_11pt(score, positive) == pytest.approx((4 * 1 + 7 * rest) / 11)
+    assert _voc(score, positive) == pytest.approx((4 * 1 + 7 * rest) / 11)
 
 
 def test_a_constant_score_gives_the_share_of_positives() -> None:
     positive = np.arange(10) < 3
-    assert average_precision.average_precision_area(np.zeros(10), positive) == pytest.approx(0.3)
-    assert average_precision.average_precision_11pt(np.zeros(10), positive) == pytest.approx(0.3)
+    assert _area(np.zeros(10), positive) == pytest.approx(0.3)
+    assert _voc(np.zeros(10), positive) == pytest.approx(0.3)
 
 
 def test_ignored_samples_are_as_if_they_were_not_there() -> None:
     rng = np.random.default_rng(3)
     score, positive, ignore = rng.integers(5, size=80) / 5, rng.random(80) < 0.3, rng.random(80) < 0.2
     for metric in (
-        average_precision.average_precision_area,
-        average_precision.average_precision_11pt,
-        average_precision.average_precision_envelope,
+        _area,
+        _voc,
+        _envelope,
     ):
         assert metric(score, positive, ignore) == metric(score[~ignore], positive[~ignore])
         assert metric(score, positive, ignore) != metric(score, positive)
@@ -269,9 +263,9 @@ def test_integer_weights_equal_repeated_samples() -> None:
     ranked = average_precision.ranking(score, positive)
     index = np.repeat(np.arange(40), weights[:, 0])
     cases: list[tuple[APKind, Callable[..., float]]] = [
-        ("area", average_precision.average_precision_area),
-        ("11pt", average_precision.average_precision_11pt),
-        ("envelope", average_precision.average_precision_envelope),
+        ("area", _area),
+        ("11pt", _voc),
+        ("envelope", _envelope),
     ]
     for kind, metric in cases:
         weighted = average_precision.curve_average_precision(*average_precision.curve(ranked, weights), kind)[

@@ -354,7 +354,11 @@ def test_multi_label_is_one_probe_a_class_with_its_own_penalty(tmp_path: Path) -
         curve = []
         for lambda_ in np.geomspace(1e-3, 1e3, 7):
             decision = reference(x[fit], trained[fit], lambda_).decision_function(x[held])
-            curve.append(average_precision.average_precision_11pt(decision[kept], labels[held, c][kept] == 1))
+            curve.append(
+                average_precision.mean_average_precision(
+                    decision[kept, None], labels[held, c][kept, None], "11pt"
+                )
+            )
         equal = [i for i in range(7) if curve[i] == max(curve)]
         best = equal[len(equal) // 2]
         chosen = np.geomspace(1e-3, 1e3, 7)[best]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.evaluate import Options, evaluate
 from clipbench.metrics import average_precision, clustered
+from clipbench.metrics.average_precision import APKind
 from clipbench.protocols.base import Needs
 from clipbench.protocols.svm_map import PROTOCOL, Params, needs, run
 from clipbench.solvers.svm import folds_of_clusters
@@ -55,7 +56,7 @@ def test_protocol_is_virtexs_done_by_hand(tmp_path: Path) -> None:
     assert isinstance(train, FakeSplit)
     assert isinstance(test, FakeSplit)
     x, held = (unit(s.features) for s in (train, test) if s.features is not None)
-    precisions = []
+    precisions, kinds = [], get_args(APKind)[1:]
     for c in range(4):
         y = np.where(train.labels[:, c] == 1, 1, -1)
         curve = []
@@ -77,8 +78,10 @@ def test_protocol_is_virtexs_done_by_hand(tmp_path: Path) -> None:
         kept = test.labels[:, c] != 255
         truth = test.labels[:, c][kept] == 1
         precisions.append(average_precision_score(truth, decision[kept]))
-        for kind in ("11pt", "envelope"):
-            expected = getattr(average_precision, f"average_precision_{kind}")(decision[kept], truth)
+        for kind in kinds:
+            expected = average_precision.mean_average_precision(
+                decision[kept, None], truth[:, None].astype(np.uint8), kind
+            )
             assert outcome.per_class[f"ap_{kind}"][c] == pytest.approx(expected, abs=2e-3)
     assert outcome.scores["map_area"].value == pytest.approx(np.mean(precisions), abs=5e-4)
     assert set(outcome.scores) == {"map_area", "map_11pt", "map_envelope"}
