@@ -365,7 +365,7 @@ def clip_benchmark(root: Path) -> Target:
     one = export.Foreign(
         "cifar10", "ViT-B-32", "openai", "zeroshot_classification", {"acc1": 0.5, "acc5": 0.9}
     )
-    good = [b"json\n" + json.dumps(one.as_json()).encode(), b"csv\n" + export.write_csv([one]).encode()]
+    good = [b"json\n" + json.dumps(one._asdict()).encode(), b"csv\n" + export.write_csv([one]).encode()]
     catalog = Catalog()
 
     def read(data: bytes) -> None:

@@ -209,9 +209,9 @@ class _Words(html.parser.HTMLParser):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_html_of_the_page(name: str) -> None:
-    from clipbench.report.site.document import _shown
+    from clipbench.report.site.blocks import shown_safely
 
-    assert "".join(_Words(_rendered(name, _shown)).words) == escape.visible(name, lines=True)
+    assert "".join(_Words(_rendered(name, shown_safely)).words) == escape.visible(name, lines=True)
 
 
 def _rendered(name: str, finalize: Any) -> str:

@@ -43,7 +43,7 @@ SURFACE = {
     "clipbench.data.layouts.archives": "probe",
     "clipbench.data.layouts._cifar": "Batches Form",
     "clipbench.data.labels": (
-        "Match difference fold is_it match match_card of other_labels refuse_doubt without_samples"
+        "Match difference fold is_it match match_card of other_labels refuse_doubt require_difficult without_samples"
     ),
     "clipbench.data.layouts._matlab": "read",
     "clipbench.data.layouts._caption_tables": "Table read tells_splits",

@@ -28,7 +28,7 @@ from clipbench.cards.task import TaskCard
 from clipbench.data.layouts.base import Layout
 from clipbench.data.split import Note, Split, notes_of
 from clipbench.errors import DataError, nearest
-from clipbench.metrics.average_precision import DIFFICULT
+from clipbench.metrics.average_precision import DIFFICULT, Difficult
 
 Labels = NDArray[np.int64] | NDArray[np.uint8]
 
@@ -394,3 +394,19 @@ def _matrix(dataset: Entry[TaskCard], raw: list[Any], source: Layout, ids: list[
 
 def _kind(label: Any) -> str:
     return f"{len(label)} numbers" if isinstance(label, list) else type(label).__name__
+
+
+def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:
+    """`difficult`, by default "ignore"; refused where the labels mark no difficult object and it would mean nothing.
+
+    Raises:
+        DataError: the copy of the data marks none, and they are to be left out or counted as negative.
+    """
+    marked = bool((split.labels == DIFFICULT).any())
+    if difficult in ("ignore", "negative") and not marked:
+        raise DataError(
+            f"{split.dataset}: this copy of the data does not mark difficult objects, so difficult: "
+            f"{difficult} would be difficult: positive under another name",
+            hint="take the variant that counts them as positive (clipbench list tasks), or a copy that marks them",
+        )
+    return difficult or "ignore"

@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.task import TaskCard
-from clipbench.data.split import Split
-from clipbench.errors import DataError
 from clipbench.metrics import average_precision, classification, clustered, intervals, worst_group
 from clipbench.metrics.average_precision import DIFFICULT, APKind, Difficult
 from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
@@ -183,22 +181,6 @@ def misfit_of_labels(card: TaskCard, primary: str, difficult: Difficult | None) 
     if primary == "worst_group_acc1" and card.columns.group is None:
         return "worst_group_acc1 needs columns.group on the task card"
     return "difficult belongs to multi-label sets" if difficult and not multi else None
-
-
-def require_difficult(split: Split, difficult: Difficult | None) -> Difficult:
-    """`difficult`, by default "ignore"; refused where the labels mark no difficult object and it would mean nothing.
-
-    Raises:
-        DataError: the copy of the data marks none, and they are to be left out or counted as negative.
-    """
-    marked = bool((split.labels == DIFFICULT).any())
-    if difficult in ("ignore", "negative") and not marked:
-        raise DataError(
-            f"{split.dataset}: this copy of the data does not mark difficult objects, so difficult: "
-            f"{difficult} would be difficult: positive under another name",
-            hint="take the variant that counts them as positive (clipbench list tasks), or a copy that marks them",
-        )
-    return difficult or "ignore"
 
 
 def training_labels(labels: NDArray[np.uint8], difficult: Difficult) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from clipbench.cards.base import Strict
 from clipbench.cards.task import LABELLED, TaskCard
+from clipbench.data.labels import require_difficult
 from clipbench.data.split import Split
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, classification, clustered
@@ -240,7 +241,7 @@ def _multi_label(
 
     assert isinstance(params.classifier, Logistic)
     settings = params.classifier
-    difficult = outcomes.require_difficult(splits[params.test], params.difficult)
+    difficult = require_difficult(splits[params.test], params.difficult)
     fitted, held, whole = _divided(train, splits, encoder, params, seed)
     with encoder.tracked("λ", settings.lambdas) as advance:
         path = fit_path_binary(

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from clipbench.cards.base import Tuple
 from clipbench.cards.task import TaskCard
+from clipbench.data.labels import require_difficult
 from clipbench.data.split import Split
 from clipbench.metrics import clustered
 from clipbench.metrics.average_precision import APKind
@@ -70,7 +71,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     """
     from clipbench.solvers.svm import fit_map
 
-    difficult = outcomes.require_difficult(splits[params.test], params.difficult)
+    difficult = require_difficult(splits[params.test], params.difficult)
     (_, space), _ = needs(params, encoder.compared).images
     train, test = (Samples.of(splits[r], encoder, space, unit=True) for r in (params.train, params.test))
     found = fit_map(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.task import LABELLED, TaskCard
+from clipbench.data.labels import require_difficult
 from clipbench.data.split import Split
 from clipbench.encoding.feature_store import Features
 from clipbench.errors import unknown
@@ -68,7 +69,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     ids, labels = np.array(split.ids, dtype=object)[rows], split.labels[rows]
     clusters = clusters_of(split, rows)
     if card.kind == "multi-label":
-        difficult = outcomes.require_difficult(split, params.difficult)
+        difficult = require_difficult(split, params.difficult)
         scores = np.concatenate([part for _, part in _scored(images, rows, weights, images.shape[1])])
         outcome = outcomes.multi_label(
             scores, labels.astype(np.uint8), ids, difficult, seed, clusters=clusters

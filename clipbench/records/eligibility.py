@@ -9,8 +9,8 @@ checkpoint that was given by its path, is held against nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple
+from functools import cache
+from typing import Final, Literal, NamedTuple
 
 from clipbench.cards.base import fingerprint
 from clipbench.catalog import Catalog, Task
@@ -43,18 +43,14 @@ class Reason(NamedTuple):
     text: str
 
 
-@dataclass
 class Judge:
     """Says how records stand against the cards and protocols of `catalog`; every card is looked at once."""
 
-    catalog: Catalog
-    _models: dict[str, ModelEntry | None] = field(default_factory=dict, init=False, repr=False)
-    _tasks: dict[str, Task | Gone | None] = field(default_factory=dict, init=False, repr=False)
-    _resolved_params: dict[str, Json] = field(default_factory=dict, init=False, repr=False)
-    _exposures: dict[tuple[str, str, str], tuple[Seen, ...]] = field(
-        default_factory=dict, init=False, repr=False
-    )
-    _fingerprints: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False)
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._model, self._task = cache(self._model_of), cache(self._task_of)
+        self._card, self._params = cache(self._card_of), cache(self._params_of)
+        self._weights, self._exposure = cache(self._weights_of), cache(self._exposure_of)
 
     def reasons(self, stored: Stored) -> tuple[Reason, ...]:
         """Everything that keeps a record off the leaderboard; empty where it may stand there.
@@ -65,16 +61,11 @@ class Judge:
         record = stored.record
         found = []
         if stored.seal == "broken":
-            found.append(
-                Reason(
-                    "edited",
-                    "edited by hand: its content is not what its digest says (or the file is damaged)",
-                )
-            )
+            what = "its content is not what its digest says (or the file is damaged)"
+            found.append(Reason("edited", f"edited by hand: {what}"))
         elif stored.seal == "none":
-            found.append(
-                Reason("unsealed", "unsealed: it has no digest (records before schema version 2 have none)")
-            )
+            what = "it has no digest (records before schema version 2 have none)"
+            found.append(Reason("unsealed", f"unsealed: {what}"))
         if record.limit is not None:
             found.append(Reason("limited", f"limited: --limit {record.limit:,}"))
         if (of := lacking(record)) is not None:
@@ -98,48 +89,23 @@ class Judge:
 
         Of what both say the record's count stands: it saw the ids.
         """
-        found = {one.data: one for one in self._by_cards(record)}
-        return tuple((found | {one.data: one for one in record.seen}).values())
-
-    def _by_cards(self, record: Record) -> tuple[Seen, ...]:
         model, task = self._model(record.model), self._task(record.task)
-        if model is None or not isinstance(task, Task):
-            return ()
-        key = (record.model, task.dataset.id, record.protocol.split)
-        if key not in self._exposures:
-            found = exposure(model.card.trained_on, task.dataset, record.protocol.split, self.catalog)
-            self._exposures[key] = found.seen
-        return self._exposures[key]
+        by_cards: tuple[Seen, ...] = ()
+        if model is not None and isinstance(task, Task):
+            by_cards = self._exposure(record.model, task.dataset.id, record.protocol.split)
+        return tuple({one.data: one for one in (*by_cards, *record.seen)}.values())
 
     def _of_model(self, record: Record) -> list[str]:
         model = self._model(record.model)
         if model is None:
             return []
         found = []
-        if record.fingerprints.get("model_card") != self._fingerprint("model", record.model, model.card):
+        if record.fingerprints.get("model_card") != self._card("model", record.model):
             found = _differing("model card", record.cards.model, model.card.canonical(), _OF_MODEL)
-        measured, wanted = record.fingerprints.get("weights"), self._weights(model)
+        measured, wanted = record.fingerprints.get("weights"), self._weights(record.model)
         if measured is not None and wanted is not None and not measured.startswith(wanted):
             found.append(f"the weights changed: sha256 {measured[:8]} → {wanted[:8]}")
         return found
-
-    def _weights(self, model: ModelEntry) -> str | None:
-        """What the weights' sha256 starts with today, as far as it is known without fetching anything."""
-        own = self._own_weights(model)
-        return None if own is None else family(model.card.family).stated_weights(model, own)
-
-    def _own_weights(self, model: ModelEntry) -> str | None:
-        """As `_weights`, of the file that the card itself names."""
-        weights = model.card.weights
-        if weights.sha256 is not None or weights.file is None:
-            return weights.sha256
-        key = ("weights", model.id)
-        if key not in self._fingerprints:
-            from clipbench.data.digests import sha256_file
-
-            path = model.folder / weights.file
-            self._fingerprints[key] = sha256_file(path) if path.is_file() else ""
-        return self._fingerprints[key] or None
 
     def _of_task(self, record: Record) -> list[str]:
         task = self._task(record.task)
@@ -149,45 +115,57 @@ class Judge:
             return [f"the card of {task.dataset} no longer has this task"]
         used, found = record.protocol, []
         if (used.name, used.version) != (task.protocol.id, task.protocol.version):
-            found.append(
-                f"protocol {used.name} version {used.version} → {task.protocol.id} version {task.protocol.version}"
-            )
-        if record.fingerprints.get("task_card") != self._fingerprint("task", record.task, task.dataset.card):
+            now = f"{task.protocol.id} version {task.protocol.version}"
+            found.append(f"protocol {used.name} version {used.version} → {now}")
+        if record.fingerprints.get("task_card") != self._card("task", record.task):
             found += _differing("task card", record.cards.task, task.dataset.card.canonical(), _OF_TASK)
         # A parameter that came later is no change: its default is what was done before.
-        found += _differing("protocol parameters", used.params, self._params(task), tuple(used.params))
+        found += _differing("protocol parameters", used.params, self._params(record.task), tuple(used.params))
         return found
 
-    def _params(self, task: Task) -> Json:
-        if task.id not in self._resolved_params:
-            self._resolved_params[task.id] = task.params.canonical()
-        return self._resolved_params[task.id]
+    # -- what is looked at once, by name
 
-    def _model(self, name: str) -> ModelEntry | None:
-        if name not in self._models:
-            known = name in self.catalog.model_files
-            self._models[name] = self.catalog.model(name) if known else None
-        return self._models[name]
+    def _model_of(self, name: str) -> ModelEntry | None:
+        return self._catalog.model(name) if name in self._catalog.model_files else None
 
-    def _task(self, name: str) -> Task | Gone | None:
-        if name not in self._tasks:
-            dataset = name.partition("@")[0].rpartition("-")[0]
-            self._tasks[name] = (
-                self._offered(name, dataset) if dataset in self.catalog.dataset_files else None
-            )
-        return self._tasks[name]
-
-    def _offered(self, name: str, dataset: str) -> Task | Gone:
-        self.catalog.dataset(dataset)  # a card that is wrong is an error
+    def _task_of(self, name: str) -> Task | Gone | None:
+        dataset = name.partition("@")[0].rpartition("-")[0]
+        if dataset not in self._catalog.dataset_files:
+            return None
+        self._catalog.dataset(dataset)  # a card that is wrong is an error
         try:
-            return self.catalog.task(name)
+            return self._catalog.task(name)
         except CardError:
             return Gone(dataset)
 
-    def _fingerprint(self, kind: str, name: str, card: Any) -> str:
-        if (kind, name) not in self._fingerprints:
-            self._fingerprints[kind, name] = fingerprint(card.canonical())
-        return self._fingerprints[kind, name]
+    def _card_of(self, kind: Literal["model", "task"], name: str) -> str:
+        """The fingerprint of a model's card, or of that of a task's data set."""
+        task = None if kind == "model" else self._task(name)
+        entry = task.dataset if isinstance(task, Task) else self._model(name)
+        assert entry is not None
+        return fingerprint(entry.card.canonical())
+
+    def _params_of(self, name: str) -> Json:
+        task = self._task(name)
+        assert isinstance(task, Task)
+        return task.params.canonical()
+
+    def _weights_of(self, name: str) -> str | None:
+        """What the weights' sha256 starts with today, as far as it is known without fetching anything."""
+        model = self._model(name)
+        assert model is not None
+        own, file = model.card.weights.sha256, model.card.weights.file
+        if own is None and file is not None and (model.folder / file).is_file():
+            from clipbench.data.digests import sha256_file
+
+            own = sha256_file(model.folder / file)
+        return None if own is None else family(model.card.family).stated_weights(model, own)
+
+    def _exposure_of(self, model: str, dataset: str, role: str) -> tuple[Seen, ...]:
+        entry = self._model(model)
+        assert entry is not None
+        trained_on = entry.card.trained_on
+        return exposure(trained_on, self._catalog.dataset(dataset), role, self._catalog).seen
 
 
 def _differing(what: str, then: Json, now: Json, keys: tuple[str, ...]) -> list[str]:

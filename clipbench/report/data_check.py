@@ -12,12 +12,11 @@ from clipbench.cards.entry import Entry
 from clipbench.cards.task import DIFFICULT_MARKS, LABELLED, TaskCard
 from clipbench.catalog import Task
 from clipbench.data.decode import problem
-from clipbench.data.labels import without_samples
+from clipbench.data.labels import require_difficult, without_samples
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
 from clipbench.errors import ClipbenchError, DataError
-from clipbench.protocols import _outcomes as outcomes
 from clipbench.report.table import aligned
 
 #: images of a split that are decoded, evenly spread, unless all are
@@ -137,7 +136,7 @@ def _obstacle(task: Task, opened: dict[str, Split], failed: dict[str, str]) -> s
     if task.marks:
         test = getattr(task.params, "test", None) or getattr(task.params, "split", None)
         try:
-            outcomes.require_difficult(opened[str(test)], getattr(task.params, DIFFICULT_MARKS))
+            require_difficult(opened[str(test)], getattr(task.params, DIFFICULT_MARKS))
         except DataError as error:
             return error.message
     return ""

@@ -56,10 +56,6 @@ class Foreign(NamedTuple):
         parts = (self.dataset, self.pretrained, self.model, self.language, self.task)
         return "_".join(part.replace("/", "_") for part in parts) + ".json"
 
-    def as_json(self) -> dict[str, Any]:
-        """The content of their file."""
-        return self._asdict()
-
 
 # -------------------------------------------------------------- CLIP_benchmark
 
@@ -111,7 +107,7 @@ def _model(record: Record) -> tuple[str, str]:
 
 def write_json(results: Iterable[Foreign]) -> dict[str, str]:
     """File name → content, a file a result as their program writes them."""
-    return {one.file_name: json_text(one.as_json(), indent=None) + "\n" for one in results}
+    return {one.file_name: json_text(one._asdict(), indent=None) + "\n" for one in results}
 
 
 def write_csv(results: Sequence[Foreign]) -> str:

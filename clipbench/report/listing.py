@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
 
 from clipbench.cards.model import ModelCard, Reported
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
 from clipbench.records import store
-from clipbench.report import table as report
+from clipbench.report.table import as_printed, record_table, stages_table
 from clipbench.utils.escape import visible
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _LONG_LIST = 8
 
@@ -105,14 +110,8 @@ def recipes(catalog: Catalog) -> list[dict[str, Any]]:
     rows = []
     for name in catalog.readable(catalog.recipe_files, catalog.recipe):
         card = catalog.recipe(name).card
-        rows.append(
-            {
-                "id": name,
-                "data": ", ".join(dict.fromkeys(source.name for source in card.data)),
-                "cost": card.cost,
-                "title": card.title,
-            }
-        )
+        data = ", ".join(dict.fromkeys(source.name for source in card.data))
+        rows.append({"id": name, "data": data, "cost": card.cost, "title": card.title})
     return rows
 
 
@@ -126,21 +125,13 @@ KINDS: dict[str, Callable[[Catalog], list[dict[str, Any]]]] = {
 
 def table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     """Rows of equal keys as a table; ids are never cut."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for key in rows[0] if rows else ["id"]:
         numbers = all(isinstance(row[key], int | float | None) for row in rows)
         drawn.add_column(key, justify="right" if numbers else "left", no_wrap=key in ("id", "metric"))
     for row in rows:
-        drawn.add_row(
-            *(
-                Text("–" if v is None else f"{v:g}" if isinstance(v, float) else visible(str(v)))
-                for v in row.values()
-            )
-        )
+        texts = ("–" if v is None else f"{v:g}" if isinstance(v, float) else str(v) for v in row.values())
+        drawn.add_row(*(Text(visible(text)) for text in texts))
     return drawn
 
 
@@ -150,18 +141,12 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
     Raises:
         CardError: nothing has.
     """
-    from rich.console import Group
-    from rich.text import Text
-
     if name.endswith(".json") and Path(name).is_file():
         record = store.read(Path(name)).record
-        return record.canonical(), Group(report.record_table(record), report.stages_table(record))
+        return record.canonical(), Group(record_table(record), stages_table(record))
     if name in catalog.suites:
-        ids = [t.id for t in catalog.tasks([name])]
-        suite = catalog.suites[name]
-        return {"id": name, "title": suite.title, "tasks": ids}, _card(
-            name, {"title": suite.title, "tasks": ids}, None
-        )
+        told = {"title": catalog.suites[name].title, "tasks": [t.id for t in catalog.tasks([name])]}
+        return {"id": name, **told}, _card(name, told, None)
     if name in catalog.recipe_files:
         entry = catalog.recipe(name)
         value, view = entry.card.canonical(), _card(name, entry.card.canonical(), entry.path)
@@ -176,13 +161,10 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
         return value, _card(name, value, dataset.path)
     if name in catalog.task_ids():
         task = catalog.task(name)
+        protocol = {"name": task.protocol.id, "version": task.protocol.version}
         value = {
             "task": name,
-            "protocol": {
-                "name": task.protocol.id,
-                "version": task.protocol.version,
-                "params": task.params.canonical(),
-            },
+            "protocol": protocol | {"params": task.params.canonical()},
             "data": data_of(task),
             "dataset": _resolved(task.dataset.card),
         }
@@ -190,13 +172,8 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
     if name in catalog.model_files or "/" in name or ":" in name or name.endswith(CHECKPOINTS):
         model = catalog.model(name)
         return model.card.canonical(), _model(name, model.card, catalog.model_files.get(name))
-    known = [
-        *catalog.model_files,
-        *catalog.dataset_files,
-        *catalog.task_ids(),
-        *catalog.suites,
-        *catalog.recipe_files,
-    ]
+    known = [*catalog.model_files, *catalog.dataset_files, *catalog.task_ids()]
+    known += [*catalog.suites, *catalog.recipe_files]
     raise CardError(unknown("id", name, known, listing="clipbench list models|tasks|suites|recipes"))
 
 
@@ -210,19 +187,11 @@ def _resolved(card: TaskCard) -> dict[str, Any]:
 
 
 def _card(name: str, value: dict[str, Any], path: Path | None) -> RenderableType:
-    from rich.console import Group
-    from rich.syntax import Syntax
-    from rich.text import Text
-
     title = Text.assemble((name, "bold"), "  ", (str(path) if path else "", "dim"))
     return Group(title, Syntax(_yaml(_short(value)), "yaml", background_color="default", word_wrap=True))
 
 
 def _model(name: str, card: ModelCard, path: Path | None) -> RenderableType:
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
-
     value = card.canonical()
     value.pop("reported")
     notes = value.pop("notes")
@@ -235,12 +204,11 @@ def _model(name: str, card: ModelCard, path: Path | None) -> RenderableType:
     task_width = max((len(row.task) for row in card.reported), default=0)
     metric_width = max((len(row.metric) for row in card.reported), default=0)
     for (source, confidence), rows in by_source.items():
-        lines = [
-            f"{r.task:<{task_width}}  {r.metric:<{metric_width}}  {report.as_printed(r.percent):>6}"
-            for r in rows
-        ]
+        lines = "\n".join(
+            f"{r.task:<{task_width}}  {r.metric:<{metric_width}}  {as_printed(r.percent):>6}" for r in rows
+        )
         heading = Text.assemble("\nreported, %: ", (source, "bold"), f" ({confidence})")
-        parts += [heading, Padding(Text("\n".join(lines)), (0, 0, 0, 2))]
+        parts += [heading, Padding(Text(lines), (0, 0, 0, 2))]
     return Group(*parts)
 
 
@@ -256,7 +224,5 @@ def _short(value: Any) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    import yaml
-
     text: str = yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, allow_unicode=True, width=76)
     return text

@@ -28,8 +28,6 @@ from clipbench.utils.escape import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
-    from rich.text import Text
 
 DASH: Final = "–"
 #: marks a score of images that the model was trained on
@@ -42,12 +40,10 @@ _VERDICT_LEGEND: Final = {
     "within interval": "within interval: the reported number lies in our 95 % interval",
     "off": "off: the reported number lies outside our 95 % interval",
 }
-_MEANS: Final = (
-    "mean: plain mean of k of the n tasks; only means of all n compare, and only they are ranked",
-)
+_MEANS: Final = "mean: plain mean of k of the n tasks; only means of all n compare, and only they are ranked"
 _RANKS: Final = (
     f"rank: 1 + how many models are better beyond noise (paired tests, p below {ALPHA:g} after Holm over all pairs); "
-    "those that cannot be told apart share it",
+    "those that cannot be told apart share it"
 )
 _NAMED: Final = 3  # models without a rank, by name
 _WIDTH: Final = 80  # of a terminal
@@ -114,8 +110,6 @@ def _difference(row: Row) -> str:
 
 def _marks(row: Row) -> str:
     kept_off = row.kept_off
-    if not (kept_off or row.limit or row.partial or row.dirty or row.skipped or row.seen):
-        return ""
     held = {
         "L": row.limit is not None,
         "P": row.partial,
@@ -144,8 +138,8 @@ def _legend(found: Sequence[Section], *, signs: bool = False) -> list[str]:
             for word, meaning in _VERDICT_LEGEND.items()
             if word in verdicts
         ),
-        *(_MEANS if means else ()),
-        *(_RANKS if ranks else ()),
+        *([_MEANS] if means else []),
+        *([_RANKS] if ranks else []),
     ]
 
 
@@ -224,10 +218,8 @@ def _listed(section: Section, *, below: bool) -> str:
     reported = any(row.reported_percent is not None for row in section.rows)
     marked = any(_marks(row) for row in section.rows)
     ranked = any(own.ranks for own in section.ranks.values())
-    headings = [
-        *("model / task", "metric", "value %", *(["reported", "Δ"] if reported else []), "n"),
-        *(["rank"] if ranked else []),
-    ]
+    headings = ["model / task", "metric", "value %", *(["reported", "Δ"] if reported else []), "n"]
+    headings += ["rank"] if ranked else []
     lines: list[list[str]] = []
     for model, mean in section.ranked:
         lines.append([model])
@@ -283,11 +275,8 @@ def _wrapped(metric: str) -> list[str]:
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], left: set[int]) -> str:
-    aligned = (
-        cell.ljust(width) if i in left else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=False))
-    )
-    return "  ".join(aligned).rstrip()
+    places = enumerate(zip(cells, widths, strict=False))
+    return "  ".join(c.ljust(width) if i in left else c.rjust(width) for i, (c, width) in places).rstrip()
 
 
 def markdown(found: Sequence[Section]) -> str:
@@ -365,9 +354,8 @@ def latex(found: Sequence[Section]) -> str:
     text = "% needs \\usepackage{booktabs}\n"
     for section in found:
         headings, rows = _matrix(section)
-        text += (
-            f"% {visible(_heading(section))}\n\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
-        )
+        text += f"% {visible(_heading(section))}\n"
+        text += f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
         text += " & ".join(map(_tex, headings)) + " \\\\\n\\midrule\n"
         text += "".join(" & ".join(map(_tex, row)) + " \\\\\n" for row in rows)
         text += "\\bottomrule\n\\end{tabular}\n"
@@ -406,25 +394,18 @@ SECTION_FORMATS: Final[dict[str, Callable[[Sequence[Section]], str]]] = {
 ROW_FORMATS: Final[dict[str, Callable[[Sequence[Row]], str]]] = {"csv": csv_text, "json": json_text}
 
 
-def _rich_table(headings: Sequence[str], left: Sequence[str]) -> Table:
-    """An empty table: the first column and those in `left` are text, the others numbers that never break."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        text = heading in (headings[0], *left)
-        table.add_column(heading, justify="left" if text else "right", overflow="fold", no_wrap=not text)
-    return table
-
-
 def record_table(record: Record) -> RenderableType:
     """All scores of one record: value, 95 % interval and chance in percent (ranks as they are), n; primary first."""
+    from rich import box
     from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
     shown_as = dataframe.rows([Stored(Path(), record, "whole")])[0]
-    table = _rich_table(["metric", "value %", "95 % interval", "chance", "n"], left=())
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("metric", overflow="fold")
+    for heading in ("value %", "95 % interval", "chance", "n"):
+        table.add_column(heading, justify="right", overflow="fold", no_wrap=True)
     for metric in dataframe.metrics_of(record):
         score = record.scores[metric]
         table.add_row(
@@ -435,8 +416,8 @@ def record_table(record: Record) -> RenderableType:
             f"{score.n:,}",
         )
     title = Text(f"{record.model} on {record.task}", style="bold")
-    legend = [f"{mark} {_LEGEND[mark]}" for mark in _marks(shown_as)]
-    return Group(title, table, *_notes([*legend, *_remarks(record)]))
+    notes = [*(f"{mark} {_LEGEND[mark]}" for mark in _marks(shown_as)), *_remarks(record)]
+    return Group(title, table, *(Text(line, style="dim") for line in (["", *notes] if notes else ())))
 
 
 def stages_table(record: Record) -> RenderableType:
@@ -515,9 +496,3 @@ def _fit(which: Any) -> str:
         return f"λ = {which:.3g}"
     fold = "all folds" if which["fold"] is None else f"fold {which['fold']}"
     return f"{which['class']} at C = {which['C']:g}, {fold}"
-
-
-def _notes(legend: Sequence[str]) -> list[Text]:
-    from rich.text import Text
-
-    return [Text(line, style="dim") for line in ("", *legend)] if legend else []

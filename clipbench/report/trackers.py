@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.pretrain.run.events import Events
@@ -35,7 +35,7 @@ def log(found: Sequence[Record], to: str, project: str, folder: Path) -> int:
     for record in found:
         models.setdefault(record.model, []).append(record)
     for model, own in models.items():
-        TARGETS[to](model, _metrics(own), _config(own), project, folder)
+        TARGETS[to](_Run(model, _metrics(own), _config(own)), project, folder)
     return len(models)
 
 
@@ -64,9 +64,9 @@ def _config(found: Sequence[Record]) -> dict[str, Any]:
     return config
 
 
-def _library(module: str, package: str) -> ModuleType:
+def _library(package: str) -> ModuleType:
     try:
-        return import_module(module)
+        return import_module(package)
     except ImportError as error:
         raise ClipbenchError(
             f"logging to {package} needs the package {package}, which cannot be imported: {error}",
@@ -74,25 +74,27 @@ def _library(module: str, package: str) -> ModuleType:
         ) from None
 
 
-Target = Callable[[str, Mapping[str, float], Mapping[str, Any], str, Path], None]
+class _Run(NamedTuple):
+    """What is logged of a model, by name."""
+
+    model: str
+    metrics: dict[str, float]
+    config: dict[str, Any]
 
 
-def _wandb(
-    model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
-) -> None:
-    run = _library("wandb", "wandb").init(project=project, name=model, config=dict(config), job_type="eval")
-    run.log(dict(metrics))
-    run.finish()
+def _wandb(run: _Run, project: str, folder: Path) -> None:
+    wandb = _library("wandb")
+    made = wandb.init(project=project, name=run.model, config=run.config, job_type="eval")
+    made.log(run.metrics)
+    made.finish()
 
 
-def _mlflow(
-    model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
-) -> None:
-    mlflow = _library("mlflow", "mlflow")
+def _mlflow(run: _Run, project: str, folder: Path) -> None:
+    mlflow = _library("mlflow")
     mlflow.set_experiment(project)
-    with mlflow.start_run(run_name=model):
-        mlflow.log_params({_mlflow_name(key): value for key, value in config.items()})
-        mlflow.log_metrics({_mlflow_name(key): value for key, value in metrics.items()})
+    with mlflow.start_run(run_name=run.model):
+        mlflow.log_params({_mlflow_name(key): value for key, value in run.config.items()})
+        mlflow.log_metrics({_mlflow_name(key): value for key, value in run.metrics.items()})
 
 
 def _mlflow_name(key: str) -> str:
@@ -104,16 +106,18 @@ def _mlflow_name(key: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", key.replace("@", "_at_"), flags=re.ASCII)
 
 
-def _tensorboard(
-    model: str, metrics: Mapping[str, float], config: Mapping[str, Any], project: str, folder: Path
-) -> None:
-    own = folder / model.replace("/", "-")
+def _tensorboard(run: _Run, project: str, folder: Path) -> None:
+    own = folder / run.model.replace("/", "-")
     make_folder(own)
     events = Events(own)
-    events.scalars(0, metrics)
-    lines = (f"| {key} | {value} |" for key, value in config.items())
+    events.scalars(0, run.metrics)
+    lines = (f"| {key} | {value} |" for key, value in run.config.items())
     events.text("made with", "\n".join(["| key | value |", "| --- | --- |", *lines]))
     events.close()
 
 
-TARGETS: Final[dict[str, Target]] = {"wandb": _wandb, "mlflow": _mlflow, "tensorboard": _tensorboard}
+TARGETS: Final[dict[str, Callable[[_Run, str, Path], None]]] = {
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "tensorboard": _tensorboard,
+}

@@ -7,6 +7,7 @@ import pytest
 from fakes import FakeSplit
 from numpy.typing import NDArray
 
+from clipbench.data.labels import require_difficult
 from clipbench.errors import DataError
 from clipbench.metrics.average_precision import DIFFICULT, Difficult
 from clipbench.protocols import _outcomes as outcomes
@@ -101,12 +102,12 @@ def test_difficult_objects_are_trained_as_they_are_tested(difficult: Difficult, 
 
 def test_a_rule_for_difficult_objects_needs_some() -> None:
     marked, bare = (FakeSplit(labels, ("a", "b")) for labels in (LABELS, LABELS[:2]))
-    assert outcomes.require_difficult(marked, None) == "ignore"
-    assert outcomes.require_difficult(bare, None) == "ignore"
+    assert require_difficult(marked, None) == "ignore"
+    assert require_difficult(bare, None) == "ignore"
     rule: Difficult
     for rule in ("ignore", "negative", "positive"):
-        assert outcomes.require_difficult(marked, rule) == rule
-    assert outcomes.require_difficult(bare, "positive") == "positive"
+        assert require_difficult(marked, rule) == rule
+    assert require_difficult(bare, "positive") == "positive"
     for rule in ("ignore", "negative"):
         with pytest.raises(DataError, match=f"difficult: {rule} would be difficult: positive"):
-            outcomes.require_difficult(bare, rule)
+            require_difficult(bare, rule)

@@ -26,16 +26,19 @@ def compact(value: Any) -> str:
     >>> compact({"a": [1, None]})
     '{"a":[1,null]}'
     """
-    return json.dumps(_shown(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json.dumps(shown_safely(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _shown(value: Any) -> Any:
-    """`value` with its texts, keys too, as a page may show them: line breaks stay, other hidden characters do not."""
-    if isinstance(value, str):
+def shown_safely(value: Any) -> Any:
+    """`value` with its texts, keys too, as a page may show them: line breaks stay, other hidden characters do not.
+
+    Our own markup is none of them.
+    """
+    if type(value) is str:
         return visible(value, lines=True)
     if isinstance(value, dict):
-        return {_shown(key): _shown(item) for key, item in value.items()}
-    return list(map(_shown, value)) if isinstance(value, list | tuple) else value
+        return {shown_safely(key): shown_safely(item) for key, item in value.items()}
+    return list(map(shown_safely, value)) if isinstance(value, list | tuple) else value
 
 
 def in_script(value: Any) -> Markup:

@@ -12,11 +12,10 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from clipbench.report.site.blocks import fitting, in_script
+from clipbench.report.site.blocks import fitting, in_script, shown_safely
 from clipbench.report.site.content import Content
 from clipbench.report.site.leaderboard import Column, Judged, Line
 from clipbench.utils.cache import cache_root, write_atomic
-from clipbench.utils.escape import visible
 from clipbench.utils.version import __version__
 
 #: bytes that the page may have at most; extras are left out above it
@@ -63,7 +62,7 @@ def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=shown_safely,
     )
     environment.filters["urlencode"] = lambda text: quote(text, safe="")
     return environment.get_template("page.html.j2").render(
@@ -78,11 +77,6 @@ def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
         charts=versions,
         **shown,
     )
-
-
-def _shown(value: Any) -> Any:
-    """What the template prints: text of others without characters that hide or turn it; our own markup as it is."""
-    return visible(value, lines=True) if type(value) is str else value
 
 
 def _policy(scripts: Sequence[Markup]) -> str:
