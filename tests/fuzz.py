@@ -254,7 +254,7 @@ def stored_records(root: Path) -> Target:
         path.write_bytes(data)
         stored = store.read(path)
         table.record_table(stored.record)
-        table.csv_text(dataframe.rows([stored]))
+        table.csv_text(dataframe.rows([stored]), {})
 
     fixtures = sorted((Path(__file__).parent / "fixtures" / "records").glob("v*.json"))
     return Target([path.read_bytes() for path in fixtures], read)
@@ -373,7 +373,7 @@ def clip_benchmark(root: Path) -> Target:
         path = root / ("x.csv" if kind == b"csv" else "x.json")
         path.write_bytes(text)
         rows = export.rows(export.read(path), catalog)
-        table.csv_text(rows)
+        table.csv_text(rows, {})
 
     return Target(good, read)
 

@@ -153,7 +153,7 @@ def test_latex(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_csv(name: str) -> None:
-    text = table.csv_text([Row(model=name, task="t", value=-0.5)])
+    text = table.csv_text([Row(model=name, task="t", value=-0.5)], {})
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert len(rows) == 1
     said = rows[0]["model"]
@@ -164,7 +164,7 @@ def test_csv(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_json(name: str) -> None:
-    text = table.json_text([Row(model=name, task="t")])
+    text = table.json_text([Row(model=name, task="t")], {})
     assert json.loads(text)[0]["model"] == name
     text.encode("utf-8")
     assert escape.visible(text, lines=True) == text

@@ -63,7 +63,7 @@ SURFACE = {
     ),
     "clipbench.records.comparison": "Comparison adjusted compare judged matched means of p_value",
     "clipbench.report.leaderboard": "check leaderboard",
-    "clipbench.report.sections": "Mean Section sections",
+    "clipbench.report.sections": "Mean Section ranks_of sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
         "aligned as_printed csv_text json_text latex markdown markdown_table rank_notes record_table stages_table "

@@ -11,7 +11,7 @@ from clipbench.cli.options import Cards, Force, Json, Plugins, Results, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.report import dataframe, export, leaderboard, site, table
-from clipbench.report.sections import sections
+from clipbench.report.sections import ranks_of, sections
 from clipbench.utils.escape import visible
 from clipbench.utils.outputs import write_own
 
@@ -67,7 +67,7 @@ def report_command(
     else:
         if suite is not None:
             rows = dataframe.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
-        sys.stdout.write(table.ROW_FORMATS[format_](rows))
+        sys.stdout.write(table.ROW_FORMATS[format_](rows, ranks_of(rows, catalog, suite)))
 
 
 def site_command(

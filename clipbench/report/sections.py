@@ -180,6 +180,16 @@ def sections(every: Iterable[Row], catalog: Catalog, suite: str | None = None) -
     return found
 
 
+def ranks_of(every: Iterable[Row], catalog: Catalog, suite: str | None = None) -> dict[str, Ranks]:
+    """Ranks on each task of which two models have a primary score, and as `MEAN` those in the mean over `suite`."""
+    primary = [row for row in every if row.primary]
+    found = _section(None, "", sorted({row.task for row in primary}), primary).ranks
+    if suite is not None:
+        (own,) = sections(primary, catalog, suite)
+        found = found | {task: one for task, one in own.ranks.items() if task == MEAN}
+    return found
+
+
 def _section(suite: str | None, title: str, tasks: Sequence[str], primary: Sequence[Row]) -> Section:
     wanted = set(tasks)
     return Section(suite, title, tuple(tasks), tuple(row for row in primary if row.task in wanted))

@@ -371,18 +371,29 @@ def _tex(cell: str) -> str:
     return escape.latex(cell.replace(" ±", "±")).translate(_TEX)
 
 
-def csv_text(every: Sequence[Row]) -> str:
-    """Every score, one line each, under the field names of `Row`; empty cells for what is missing."""
+def csv_text(every: Sequence[Row], ranks: Mapping[str, Ranks]) -> str:
+    """Every score, one line each, under the field names of `_ranked`; empty cells for what is missing."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, Row._fields, lineterminator="\n")
+    writer = csv.DictWriter(buffer, [*Row._fields, "rank", "suite_rank"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(escape.csv_row(row._asdict()) for row in every)
+    writer.writerows(escape.csv_row(_ranked(row, ranks)) for row in every)
     return buffer.getvalue()
 
 
-def json_text(every: Sequence[Row]) -> str:
-    """Every score as a list of objects with the fields of `Row`; null for what is missing."""
-    return escape.json_text([row._asdict() for row in every]) + "\n"
+def json_text(every: Sequence[Row], ranks: Mapping[str, Ranks]) -> str:
+    """Every score as a list of objects with the fields of `_ranked`; null for what is missing."""
+    return escape.json_text([_ranked(row, ranks) for row in every]) + "\n"
+
+
+def _ranked(row: Row, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
+    """The fields of `Row`, and of primary scores `rank`, on the task, and `suite_rank`, in the mean over a suite.
+
+    `ranks` are by task, or `MEAN`.
+    """
+    places = (
+        ranks[of].ranks.get(row.model) if of in ranks and row.primary else None for of in (row.task, MEAN)
+    )
+    return row._asdict() | dict(zip(("rank", "suite_rank"), places, strict=True))
 
 
 #: formats of sections, and of every row, by their name on the command line
@@ -391,7 +402,7 @@ SECTION_FORMATS: Final[dict[str, Callable[[Sequence[Section]], str]]] = {
     "markdown": markdown,
     "latex": latex,
 }
-ROW_FORMATS: Final[dict[str, Callable[[Sequence[Row]], str]]] = {"csv": csv_text, "json": json_text}
+ROW_FORMATS: Final = {"csv": csv_text, "json": json_text}
 
 
 def record_table(record: Record) -> RenderableType:

@@ -161,9 +161,9 @@ def test_the_mark_is_in_every_table_and_keeps_off_the_leaderboard(tmp_path: Path
         assert "T trained on: the model has seen images of this split" in shown
     assert "75.00 ±5.00 T" in table.markdown(found)
     assert "75.00\\,$\\pm$\\,5.00 T" in table.latex(found)
-    read = list(csv.DictReader(io.StringIO(table.csv_text(rows))))
+    read = list(csv.DictReader(io.StringIO(table.csv_text(rows, {}))))
     assert [row["seen"] for row in read] == ["", text]
-    assert [row["seen"] for row in json.loads(table.json_text(rows))] == ["", text]
+    assert [row["seen"] for row in json.loads(table.json_text(rows, {}))] == ["", text]
     board_text = leaderboard.leaderboard(rows, Catalog())
     assert f"| small | animals-zs | trained on {text} |" in board_text
     assert "| other | 75.00 ±5.00 |" in board_text

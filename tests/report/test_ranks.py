@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -24,7 +26,7 @@ from clipbench.records import alignment, store
 from clipbench.report import dataframe, ranks, site, table
 from clipbench.report.dataframe import Row
 from clipbench.report.ranks import Measured, Ranks
-from clipbench.report.sections import sections
+from clipbench.report.sections import ranks_of, sections
 from clipbench.report.site import blocks, document
 
 Z = NormalDist().inv_cdf
@@ -380,6 +382,28 @@ def test_every_table_has_the_same_ranks(shown: tuple[list[Row], Catalog]) -> Non
     assert (
         f"% smallest difference that would have been seen 80 % of the time, in points: {low} to {high}" in tex
     )
+
+
+def test_csv_and_json_have_the_same_ranks(shown: tuple[list[Row], Catalog]) -> None:
+    rows, catalog = shown
+    rows = [*rows, rows[0]._replace(metric="acc5", primary=False)]
+    found = ranks_of(rows, catalog, "own")
+    objects = json.loads(table.json_text(rows, found))
+    lines = csv.DictReader(io.StringIO(table.csv_text(rows, found)))
+    places = [(o["rank"], o["suite_rank"]) for o in objects]
+    assert [(line["rank"], line["suite_rank"]) for line in lines] == [
+        ("" if rank is None else str(rank), "" if mean is None else str(mean)) for rank, mean in places
+    ]
+    by_task = {
+        task: {r.model: [r] for r in rows if r.primary and r.task == task} for task in found if task != "mean"
+    }
+    assert sorted(by_task) == ["animals-zs", "cifar10-zs", "cifar100-zs"]
+    own = {task: ranks.of(entries).ranks for task, entries in by_task.items()}
+    assert [rank for rank, _ in places] == [*(own[r.task].get(r.model) for r in rows[:-1]), None]
+    assert own["animals-zs"] == {"best": 1, "fair": 2, "good": 2}
+    means = {"best": 1, "fair": 2, "good": 2, "poor": None}
+    assert [mean for _, mean in places] == [*(means[r.model] for r in rows[:-1]), None]
+    assert "mean" not in ranks_of(rows, catalog)
 
 
 def test_without_two_models_nothing_is_said_of_ranks(shown: tuple[list[Row], Catalog]) -> None:

@@ -432,8 +432,8 @@ def test_200_models_by_60_tasks_in_three_seconds(tmp_path: Path) -> None:
 
 def test_json_and_csv_carry_every_score_with_interval_and_chance() -> None:
     found = _rows([make_record(), _imagenet()], ["digits-zs", "imagenet-zs"])
-    objects = json.loads(table.json_text(found))
-    lines = list(csv.DictReader(io.StringIO(table.csv_text(found))))
+    objects = json.loads(table.json_text(found, {}))
+    lines = list(csv.DictReader(io.StringIO(table.csv_text(found, {}))))
     assert len(objects) == len(lines) == len(found) == 7
     by_metric = {(o["model"], o["task"], o["metric"]): o for o in objects}
     ece = by_metric["small", "digits-zs", "ece"]
@@ -449,7 +449,7 @@ def test_json_and_csv_carry_every_score_with_interval_and_chance() -> None:
 def test_formats_are_the_renderers() -> None:
     found = _rows([make_record()])
     assert sorted(table.SECTION_FORMATS) == ["latex", "markdown", "terminal"]
-    assert table.ROW_FORMATS["csv"](found) == table.csv_text(found)
+    assert table.ROW_FORMATS["csv"](found, {}) == table.csv_text(found, {})
 
 
 def test_a_record_prints_all_its_scores() -> None:
