@@ -51,7 +51,6 @@ class DualAdapter(Adapter):
 
     @property
     def text_fingerprint(self) -> str:
-        """See `Adapter`."""
         return self._towers.text.fingerprint
 
     def image_tower(self, space: str) -> nn.Module:
@@ -68,7 +67,6 @@ class DualAdapter(Adapter):
         return nn.Sequential(towers.image, towers.image_projection).eval()
 
     def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
-        """See `Adapter`."""
         towers = self._towers
         self.require_space(space)
         if "image" not in towers.elsewhere or not towers.joint or space == "tokens":
@@ -87,7 +85,6 @@ class DualAdapter(Adapter):
         return nn.Sequential(towers.text, towers.text_projection).eval()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Adapter`."""
         return self._towers.text.tokenize(texts)
 
 
@@ -121,21 +118,17 @@ class TowerAdapter(Adapter):
 
     @property
     def text_fingerprint(self) -> str:
-        """See `Adapter`."""
         return self._text.fingerprint if self._text else ""
 
     def image_tower(self, space: str) -> nn.Module:
-        """See `Adapter`."""
         self.require_space(space)
         return self._tower
 
     def text_tower(self, space: str = "joint") -> nn.Module:
-        """See `Adapter`."""
         self.require_text(space)
         return self._tower
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Adapter`."""
         self.require_text("backbone")
         assert self._text is not None
         return self._text.tokenize(texts)

@@ -55,12 +55,10 @@ class ClipResNet(PatchTower):
         return last
 
     def pool(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         pooled: Tensor = self.net.attnpool(states) if self.projects else states.mean(dim=(2, 3))
         return pooled
 
     def tokens(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         return states.flatten(2).transpose(1, 2)
 
 
@@ -91,12 +89,10 @@ class ClipVit(PatchTower):
         return states
 
     def pool(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         pooled: Tensor = self.net.ln_post(states[:, 0])
         return pooled
 
     def tokens(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         return states[:, 1:]
 
 
@@ -123,7 +119,6 @@ class ClipText(TokenTower):
 
     @property
     def fingerprint(self) -> str:
-        """See `TextTower`."""
         return hashlib.sha256(Path(default_bpe()).read_bytes()).hexdigest()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -135,15 +130,12 @@ class ClipText(TokenTower):
         return tokens, _ends(tokens) + 1
 
     def masking(self) -> Masking:
-        """See `TokenTower`."""
         return Masking(token=_MASKED, first=0, count=_PAIRS, special=(_START, _END))
 
     def real(self, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         return torch.arange(tokens.shape[1], device=tokens.device) <= _ends(tokens)[:, None]
 
     def states(self, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         length = tokens.shape[1]
         hidden = self.net.token_embedding(tokens) + self.net.positional_embedding[:length]
         hidden = self.net.transformer(hidden, attn_mask=self.net.attn_mask[:length, :length])
@@ -151,7 +143,6 @@ class ClipText(TokenTower):
         return states
 
     def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         return states[torch.arange(len(states), device=states.device), _ends(tokens)]
 
 

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from clipbench.cards.base import Strict, fingerprint
 from clipbench.cards.model import Weights
@@ -51,11 +47,6 @@ class BytesConfig(Strict):
     heads: int = Field(gt=0)
     context_length: int = Field(64, gt=2)
 
-    @property
-    def features(self) -> int:
-        """Width of the pooled output."""
-        return self.width
-
     @model_validator(mode="after")
     def _fits(self) -> BytesConfig:
         _whole_heads(self.width, self.heads)
@@ -74,11 +65,6 @@ class NgramsConfig(Strict):
     longest: int = Field(5, gt=0)
     buckets: int = Field(8192, gt=0)
     context_length: int = Field(128, gt=0)
-
-    @property
-    def features(self) -> int:
-        """Width of the pooled output."""
-        return self.width
 
 
 class TorchvisionConfig(Strict):
@@ -130,11 +116,6 @@ class BertConfig(Strict):
     context_length: int = Field(gt=2, description="longest text in tokens, special ones included")
     clean: bool = False
     weights: Weights | None = None
-
-    @property
-    def features(self) -> int:
-        """Width of the pooled output."""
-        return self.width
 
     @model_validator(mode="after")
     def _consistent(self) -> BertConfig:
@@ -211,11 +192,6 @@ class ClipTextConfig(Strict):
     context_length: int = Field(77, gt=2)
     quick_gelu: bool = True
 
-    @property
-    def features(self) -> int:
-        """Width of the pooled output."""
-        return self.width
-
     @model_validator(mode="after")
     def _fits(self) -> ClipTextConfig:
         _whole_heads(self.width, self.heads)
@@ -273,16 +249,12 @@ class DualConfig(Strict):
         lacking = [name for name, value in joint.items() if value is None]
         if lacking == list(joint):
             self._alone()
-        elif lacking and lacking != self._no_joint_space():
+        elif lacking and not (self.tokens is not None and lacking == ["embed_dim", "projection"]):
             raise ValueError(
                 f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
                 "image tower alone"
             )
         return self
-
-    def _no_joint_space(self) -> list[str]:
-        """What may be left out together."""
-        return ["embed_dim", "projection"] if self.tokens is not None else []
 
     def _late(self, tokens: TokenHeads) -> None:
         if self.text is None:

@@ -49,11 +49,9 @@ class ConvNet(PatchTower):
         return maps
 
     def pool(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         return states.mean(dim=(2, 3))
 
     def tokens(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         return states.flatten(2).transpose(1, 2)
 
 
@@ -144,7 +142,6 @@ class Timm(PatchTower, LibraryTower):
         return states
 
     def pool(self, states: Tensor) -> Tensor:
-        """See `PatchTower`."""
         pooled: Tensor = self._net.forward_head(states)
         return pooled
 

@@ -31,7 +31,7 @@ class ByteTransformer(TokenTower):
 
     def __init__(self, config: BytesConfig) -> None:
         super().__init__()
-        self.features = config.features
+        self.features = config.width
         self.context_length = config.context_length
         self.vocabulary = _FIRST_BYTE + 256
         self.bytes = nn.Embedding(self.vocabulary, config.width)
@@ -51,15 +51,12 @@ class ByteTransformer(TokenTower):
         return _padded([[_START, *(b + _FIRST_BYTE for b in own), _END] for own in data], self.context_length)
 
     def masking(self) -> Masking:
-        """See `TokenTower`."""
         return Masking(token=_MASKED, first=_FIRST_BYTE, count=256, special=(_PAD, _START, _END))
 
     def real(self, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         return tokens != _PAD
 
     def states(self, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         real = self.real(tokens)
         hidden = self.bytes(tokens) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
@@ -77,7 +74,7 @@ class NgramBag(TextTower):
 
     def __init__(self, config: NgramsConfig) -> None:
         super().__init__()
-        self.features = config.features
+        self.features = config.width
         self.context_length = config.context_length
         self._longest, self._buckets = config.longest, config.buckets
         self.ngrams = nn.Embedding(1 + config.buckets, config.width)
@@ -158,7 +155,7 @@ class Bert(TokenTower, LibraryTower):
         from transformers import AutoConfig, AutoModel
 
         super().__init__()
-        self.features = config.features
+        self.features = config.width
         self.context_length = config.context_length
         self.vocabulary, self.padding = config.vocabulary, PADDING
         self._architecture, self._pool, self._clean = config.architecture, config.pool, config.clean
@@ -187,7 +184,6 @@ class Bert(TokenTower, LibraryTower):
 
     @property
     def fingerprint(self) -> str:
-        """See `TextTower`."""
         return self._tokenizer.fingerprint
 
     @property
@@ -203,23 +199,19 @@ class Bert(TokenTower, LibraryTower):
         return self._tokenizer([clean_caption(text) for text in texts] if self._clean else texts)
 
     def masking(self) -> Masking:
-        """See `TokenTower`."""
         token, special = self._tokenizer.mask, self._tokenizer.special
         return Masking(token=token, first=0, count=self.vocabulary, special=special)
 
     def real(self, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         return tokens >= 0
 
     def states(self, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         real = self.real(tokens)
         ids = tokens.where(real, self._pad_token)
         states: Tensor = self.net(input_ids=ids, attention_mask=real.long()).last_hidden_state
         return states
 
     def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """See `TokenTower`."""
         if self._pool == "pooler":
             pooled: Tensor = self.net.get_submodule("pooler")(states)
             return pooled
