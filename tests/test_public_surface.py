@@ -61,7 +61,7 @@ SURFACE = {
         "Difference all_signs holm normal_tail of_average_precision of_clusters of_contributions of_draws of_means "
         "of_scores over_draws sign_flip"
     ),
-    "clipbench.records.comparison": "Comparison adjusted compare judged matched means of p_value",
+    "clipbench.records.comparison": "Comparison adjusted compare matched means of p_value with_verdicts",
     "clipbench.report.leaderboard": "check leaderboard",
     "clipbench.report.sections": "Mean Section ranks_of sections",
     "clipbench.report.site": "build page write",
@@ -70,7 +70,7 @@ SURFACE = {
         "terminal"
     ),
     "clipbench.report.data_check": "Checked Survey survey text",
-    "clipbench.records.eligibility": "Gone Judge Reason lacking",
+    "clipbench.records.eligibility": "Eligibility Gone Reason lacking",
     "clipbench.records.exposure": "Exposure exposure unknown_images",
 }
 LIGHT = (

@@ -32,12 +32,12 @@ from clipbench.evaluate import Options
 from clipbench.utils.escape import json_text
 
 
-def _print(found: dict[str, Any], view: Callable[[dict[str, Any]], RenderableType], as_json: bool) -> None:
+def _print(measured: dict[str, Any], view: Callable[[dict[str, Any]], RenderableType], as_json: bool) -> None:
     """A measurement on stdout: as JSON, or as people read it."""
     if as_json:
-        print(json_text(found))
+        print(json_text(measured))
     else:
-        show(view(found))
+        show(view(measured))
 
 
 def encode_command(

@@ -14,7 +14,7 @@ from clipbench.cli.options import Cards, Force, Json, Plugins, Results, argument
 from clipbench.cli.output import note
 from clipbench.records import gate
 from clipbench.records.comparison import compare
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.report import comparison_table, gate_report
 from clipbench.utils.escape import json_text
 from clipbench.utils.outputs import write_own
@@ -42,11 +42,11 @@ def compare_command(
     if suite is not None:
         catalog.suite(suite)
         tasks = [task.id for task in catalog.tasks([suite])]
-    found = compare(first, second, results, tasks, alpha, top, Judge(catalog))
+    comparisons = compare(first, second, results, tasks, alpha, top, Eligibility(catalog))
     if as_json:
-        print(json_text([one.as_json() for one in found]))
+        print(json_text([one.as_json() for one in comparisons]))
     else:
-        sys.stdout.write(comparison_table.text(found, first, second, alpha))
+        sys.stdout.write(comparison_table.text(comparisons, first, second, alpha))
 
 
 def gate_command(
@@ -103,19 +103,19 @@ def gate_command(
     cannot be judged.
     """
     catalog = open_catalog(cards, plugins)
-    found = gate.gate(
+    checks = gate.gate(
         baseline,
         candidate,
-        Judge(catalog),
+        Eligibility(catalog),
         max_drop=max_drop,
         max_mean_drop=max_mean_drop,
         alpha=alpha,
         require=[task.id for task in catalog.tasks(names("--require", require))] if require else None,
         models=names("--model", model) if model else None,
     )
-    text = gate_report.summary(found, max_drop, max_mean_drop, alpha)
+    text = gate_report.summary(checks, max_drop, max_mean_drop, alpha)
     if junit is not None:
-        write_own(junit, gate_report.junit(found), gate_report.JUNIT_MARK, force=force)
+        write_own(junit, gate_report.junit(checks), gate_report.JUNIT_MARK, force=force)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
             with Path(summary).open("a", encoding="utf-8", errors="backslashreplace") as file:
@@ -123,8 +123,8 @@ def gate_command(
         except OSError as error:  # the verdict counts, not where else it is told
             note(f"the summary cannot be written to {summary}: {error.strerror}")
     if as_json:
-        print(json_text([check.as_json() for check in found]))
+        print(json_text([check.as_json() for check in checks]))
     else:
         sys.stdout.write(text)
-    if any(check.outcome == "fail" for check in found):
+    if any(check.outcome == "fail" for check in checks):
         raise typer.Exit(1)

@@ -32,7 +32,7 @@ from clipbench.data.decode import allow_pixels
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.evaluate import Options, Result, evaluate
 from clipbench.records import store
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.record import Record
 from clipbench.report import dataframe, table
 from clipbench.report.sections import Section
@@ -192,6 +192,6 @@ def _timed(record: Record) -> Record:
 def _print_table(done: list[Result], tasks: list[Task], catalog: Catalog, results: Path) -> None:
     """The records that were written as one table, model × task."""
     stored = [store.read(store.path_of(r.model, r.task, results)) for r in done if r.record]
-    rows = [row for row in dataframe.rows(stored, Judge(catalog).reasons) if row.primary]
+    rows = [row for row in dataframe.rows(stored, Eligibility(catalog).reasons) if row.primary]
     section = Section(None, "", tuple(t.id for t in tasks), tuple(rows))
     sys.stdout.write(table.terminal([section]))

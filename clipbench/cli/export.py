@@ -12,7 +12,7 @@ from clipbench.cli.options import Cards, Force, Models, Plugins, Results, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.records import store
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.record import Record
 from clipbench.report import export, trackers
 from clipbench.utils.outputs import write_own
@@ -40,13 +40,13 @@ def export_command(
     """
     if format_ not in FORMATS:
         raise ClipbenchError(unknown("format", format_, FORMATS))
-    found = _eligible(results, open_catalog(cards, plugins), model)
+    records = _eligible(results, open_catalog(cards, plugins), model)
     if format_ == "model-index":
-        if len({record.model for record in found}) > 1:
+        if len({record.model for record in records}) > 1:
             raise ClipbenchError("model-index is of one model", hint="choose it: --model …")
-        text = export.model_index(found, found[0].model)
+        text = export.model_index(records, records[0].model)
     else:
-        theirs = [one for record in found if (one := export.foreign(record)) is not None]
+        theirs = [one for record in records if (one := export.foreign(record)) is not None]
         if format_ == "clip-benchmark-json" and out is not None:
             for name, content in export.write_json(theirs).items():
                 write_own(out / name, content.encode(), None, force=force)
@@ -89,15 +89,15 @@ def _eligible(results: Path, catalog: Catalog, models: list[str] | None) -> list
     chosen = set(names("--model", models)) if models else known
     for name in sorted(chosen - known):
         raise ClipbenchError(f"{unknown('model', name, known)} (records of {results})")
-    judge = Judge(catalog)
-    found = []
+    eligibility = Eligibility(catalog)
+    records = []
     for one in stored:
         if one.record.model in chosen:
-            reasons = judge.reasons(one)
+            reasons = eligibility.reasons(one)
             if reasons:
                 note(f"left out: {one.path}: {'; '.join(reason.text for reason in reasons)}")
             else:
-                found.append(one.record)
-    if not found:
+                records.append(one.record)
+    if not records:
         raise ClipbenchError(f"no record of {results} may be given on", hint="see clipbench report")
-    return found
+    return records

@@ -82,7 +82,7 @@ def pair(first: Stored, second: Stored) -> Pair:
     images = images_of(first.record)
     kind = registry.metric(metric).precision
     if kind is not None and "score" in a:
-        found = paired_tests.of_average_precision(
+        difference = paired_tests.of_average_precision(
             np.array(a["score"], dtype=np.float32),
             np.array(b["score"], dtype=np.float32),
             np.array(a["target"], dtype=np.uint8),
@@ -93,7 +93,7 @@ def pair(first: Stored, second: Stored) -> Pair:
         )
         added = [_precision_contributed(kind, table, params) for table in (a, b)]
         contributions = _precision(images, a, added[1] - added[0])
-        return Pair(found, ids, None, classes, left_out, contributions)
+        return Pair(difference, ids, None, classes, left_out, contributions)
     shares = [_shares(metric, table, params) for table in (a, b)]
     if shares[0] is None or shares[1] is None:
         scores = (stored.record.scores[metric] for stored in (first, second))
@@ -110,18 +110,18 @@ def pair(first: Stored, second: Stored) -> Pair:
         return Pair(found, ids, gains, classes, left_out)
     if len(drawn[0]) > 1 or len(drawn[1]) > 1:
         if clusters is None:
-            found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same)
+            difference, between = paired_tests.of_draws(*map(np.stack, drawn), same=same)
             contributions = Contributions(images, ids, gains / len(ids), between)
         else:
             spread = clustered.spread(_unweighted(gains, stratum), clusters, stratum)
-            found, between = paired_tests.of_draws(*map(np.stack, drawn), same=same, spread=spread)
+            difference, between = paired_tests.of_draws(*map(np.stack, drawn), same=same, spread=spread)
             contributions = _of_clusters(images, a["cluster"], gains, spread, between)
-        return Pair(found, ids, gains, classes, left_out, contributions)
+        return Pair(difference, ids, gains, classes, left_out, contributions)
     if clusters is not None:
         spread = clustered.spread(_unweighted(gains, stratum), clusters, stratum)
         contributions = _of_clusters(images, a["cluster"], gains, spread)
-        found = paired_tests.of_clusters(contributions.values, spread, seed)
-        return Pair(found, ids, gains, classes, left_out, contributions)
+        difference = paired_tests.of_clusters(contributions.values, spread, seed)
+        return Pair(difference, ids, gains, classes, left_out, contributions)
     groups = a.get("image", ids)
     names, one, two = _grouped(groups, shares[0], shares[1])
     contributions = Contributions(images, names, (two - one) / len(names))

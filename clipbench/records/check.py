@@ -15,7 +15,7 @@ from clipbench.models.weights.resolve import resolve
 from clipbench.protocols.registry import protocol_ids
 from clipbench.records import store
 from clipbench.records.alignment import recomputed
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.exposure import unknown_images
 from clipbench.records.store import Stored
 from clipbench.utils.parsing import expanded
@@ -47,33 +47,35 @@ def check(catalog: Catalog, results: Path) -> Found:
     """
     if not results.is_dir() and (results.exists() or results.is_symlink()):
         raise DataError(f"{results} is no folder of records", hint="name one: --results DIR")
-    found = Found()
+    report = Found()
     for dataset in catalog.dataset_files:
-        found.attempt("data sets", lambda d=dataset: catalog.dataset(d))  # type: ignore[misc]
-    if not found.problems:  # a broken task card would be named again by each of these
+        report.attempt("data sets", lambda d=dataset: catalog.dataset(d))  # type: ignore[misc]
+    if not report.problems:  # a broken task card would be named again by each of these
         for task in catalog.task_ids():
-            found.attempt("tasks", lambda t=task: catalog.task(t))  # type: ignore[misc]
+            report.attempt("tasks", lambda t=task: catalog.task(t))  # type: ignore[misc]
         for dataset in catalog.dataset_files:
-            found.problems += _images_of(catalog, dataset)
+            report.problems += _images_of(catalog, dataset)
         for suite in catalog.suites:
-            found.attempt("suites", lambda s=suite: catalog.tasks([s]))  # type: ignore[misc]
+            report.attempt("suites", lambda s=suite: catalog.tasks([s]))  # type: ignore[misc]
     for model in catalog.model_files:
-        found.attempt("models", lambda m=model: _model(catalog, m))  # type: ignore[misc]
+        report.attempt("models", lambda m=model: _model(catalog, m))  # type: ignore[misc]
     for recipe in catalog.recipe_files:
-        found.attempt("recipes", lambda r=recipe: _recipe(catalog, r))  # type: ignore[misc]
+        report.attempt("recipes", lambda r=recipe: _recipe(catalog, r))  # type: ignore[misc]
     if results.is_dir():
         # What a record is held against must be right itself.
-        judge = None if found.problems or catalog.problems else Judge(catalog)
+        eligibility = None if report.problems or catalog.problems else Eligibility(catalog)
         for path in store.paths(results):
-            found.attempt("records", lambda p=path: _record(p, judge))  # type: ignore[misc]
-    found.problems += [str(error) for error in catalog.problems.values() if str(error) not in found.problems]
-    return found
+            report.attempt("records", lambda p=path: _record(p, eligibility))  # type: ignore[misc]
+    report.problems += [
+        str(error) for error in catalog.problems.values() if str(error) not in report.problems
+    ]
+    return report
 
 
-def _record(path: Path, judge: Judge | None) -> None:
+def _record(path: Path, eligibility: Eligibility | None) -> None:
     """Raise DataError unless the record is whole, at its place, as it was measured, and current."""
     stored = store.read(path, path.parent.parent)
-    reasons = judge.reasons(stored) if judge else ()
+    reasons = eligibility.reasons(stored) if eligibility else ()
     faults = [reason.text for reason in reasons if reason.kind in ("edited", "stale")]
     faults += _beside(stored)
     if faults:

@@ -12,9 +12,9 @@ from clipbench.errors import DataError, unknown
 from clipbench.metrics import paired_tests
 from clipbench.metrics.intervals import Interval
 from clipbench.metrics.joint import Contributions
-from clipbench.protocols.registry import metric as spec_of
+from clipbench.protocols import registry
 from clipbench.records import alignment, store
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.store import Stored
 
 Verdict = Literal["better", "worse", "not distinguishable", "not comparable"]
@@ -83,7 +83,7 @@ def compare(
     tasks: Sequence[str] | None,
     alpha: float,
     top: int,
-    judge: Judge | None = None,
+    eligibility: Eligibility | None = None,
 ) -> list[Comparison]:
     """Compare two models of `results`, or two folders model by model, on the tasks that both have.
 
@@ -91,7 +91,7 @@ def compare(
         first, second: ids of models that have records below `results`, or folders of records.
         tasks: these only; None: all.
         top: how many classes and samples to name.
-        judge: knows what today's cards say that models have seen; None: what the records say.
+        eligibility: knows what today's cards say that models have seen; None: what the records say.
 
     Raises:
         DataError: there is no such model or folder, or they have no task in common.
@@ -118,13 +118,13 @@ def compare(
             f"{first} and {second} have no task in common" + (" in this suite" if tasks is not None else ""),
             hint="evaluate both on one: clipbench eval --model … --task …",
         )
-    said = [_seen(judge, *pair) for pair in pairs]
-    found = [replace(of(*pair, top=top), seen=seen) for pair, seen in zip(pairs, said, strict=True)]
-    return judged(found, alpha)
+    said = [_seen(eligibility, *pair) for pair in pairs]
+    comparisons = [replace(of(*pair, top=top), seen=seen) for pair, seen in zip(pairs, said, strict=True)]
+    return with_verdicts(comparisons, alpha)
 
 
-def _seen(judge: Judge | None, *pair: Stored) -> tuple[str, str]:
-    one, other = (judge.seen(stored.record) if judge else stored.record.seen for stored in pair)
+def _seen(eligibility: Eligibility | None, *pair: Stored) -> tuple[str, str]:
+    one, other = (eligibility.seen(stored.record) if eligibility else stored.record.seen for stored in pair)
     return "; ".join(seen.text for seen in one), "; ".join(seen.text for seen in other)
 
 
@@ -144,7 +144,7 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
     if reason is not None:
         return replace(bare, verdict="not comparable", reason=reason)
     pair = alignment.pair(first, second)
-    found = pair.difference
+    difference = pair.difference
     gains = () if pair.gains is None else sorted(zip(pair.gains.tolist(), pair.ids, strict=True))
     classes = sorted(
         ((c, *v) for c, v in pair.classes.items()), key=lambda c: (-round(abs(c[2] - c[1]), 12), c[0])
@@ -153,12 +153,12 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
         bare,
         first=one.scores[one.primary].value,
         second=other.scores[one.primary].value,
-        difference=found.value,
-        ci95=found.ci95,
-        p=found.p,
-        p_worse=found.p_more if spec_of(one.primary).less_is_better else found.p_less,
-        method=found.method,
-        n=found.n,
+        difference=difference.value,
+        ci95=difference.ci95,
+        p=difference.p,
+        p_worse=difference.p_more if registry.metric(one.primary).less_is_better else difference.p_less,
+        method=difference.method,
+        n=difference.n,
         left_out=pair.left_out,
         classes=tuple(c for c in classes if c[1] != c[2])[:top],
         only_first=tuple(name for gain, name in gains if gain < 0)[:top],
@@ -167,18 +167,20 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
     )
 
 
-def means(found: Sequence[Comparison]) -> list[Comparison]:
+def means(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The mean difference over the tasks of each pair of models, where there are two tasks or more.
 
     Over tasks whose metric is a share of 1 that more of is better, and that could be compared sample by sample; tasks
     that share images are taken together (`paired.of_contributions`).
     """
     made = []
-    for pair in dict.fromkeys((one.model, one.other) for one in found):
+    for pair in dict.fromkeys((one.model, one.other) for one in comparisons):
         parts, first, second, seen = [], [], [], list[tuple[str, str]]()
-        for one in found:
+        for one in comparisons:
             fits = (
-                (one.model, one.other) == pair and not one.is_mean and not spec_of(one.metric).less_is_better
+                (one.model, one.other) == pair
+                and not one.is_mean
+                and not registry.metric(one.metric).less_is_better
             )
             if fits and one.contributions is not None and one.first is not None and one.second is not None:
                 parts.append(one.contributions)
@@ -218,17 +220,17 @@ def adjusted(p: Sequence[float], means: Sequence[bool]) -> list[float]:
     return paired_tests.holm(p, [max(1.0, (len(p) - count) / count) if mean else 1.0 for mean in means])
 
 
-def judged(found: Sequence[Comparison], alpha: float) -> list[Comparison]:
+def with_verdicts(comparisons: Sequence[Comparison], alpha: float) -> list[Comparison]:
     """The same, and means over tasks (`means`), with p values adjusted for their number, and verdicts."""
-    every = [*found, *means(found)]
+    every = [*comparisons, *means(comparisons)]
     told = [c for c in every if c.p is not None]
     p = iter(adjusted([c.p for c in told if c.p is not None], [c.is_mean for c in told]))
-    return [c if c.p is None else _judged(c, next(p), alpha) for c in every]
+    return [c if c.p is None else _with_verdict(c, next(p), alpha) for c in every]
 
 
-def _judged(one: Comparison, adjusted: float, alpha: float) -> Comparison:
+def _with_verdict(one: Comparison, adjusted: float, alpha: float) -> Comparison:
     assert one.difference is not None
-    better = (one.difference < 0) == spec_of(one.metric).less_is_better
+    better = (one.difference < 0) == registry.metric(one.metric).less_is_better
     distinct = adjusted < alpha and one.difference != 0
     verdict: Verdict = "not distinguishable" if not distinct else "better" if better else "worse"
     return replace(one, p_adjusted=adjusted, verdict=verdict)

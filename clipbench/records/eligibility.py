@@ -43,7 +43,7 @@ class Reason(NamedTuple):
     text: str
 
 
-class Judge:
+class Eligibility:
     """Says how records stand against the cards and protocols of `catalog`; every card is looked at once."""
 
     def __init__(self, catalog: Catalog) -> None:
@@ -59,26 +59,26 @@ class Judge:
             CardError: a card of today is wrong.
         """
         record = stored.record
-        found = []
+        reasons = []
         if stored.seal == "broken":
             what = "its content is not what its digest says (or the file is damaged)"
-            found.append(Reason("edited", f"edited by hand: {what}"))
+            reasons.append(Reason("edited", f"edited by hand: {what}"))
         elif stored.seal == "none":
             what = "it has no digest (records before schema version 2 have none)"
-            found.append(Reason("unsealed", f"unsealed: {what}"))
+            reasons.append(Reason("unsealed", f"unsealed: {what}"))
         if record.limit is not None:
-            found.append(Reason("limited", f"limited: --limit {record.limit:,}"))
+            reasons.append(Reason("limited", f"limited: --limit {record.limit:,}"))
         if (of := lacking(record)) is not None:
             n = record.scores[record.primary].n
-            found.append(Reason("partial", f"partial: {n:,} of the split's {of:,} samples"))
+            reasons.append(Reason("partial", f"partial: {n:,} of the split's {of:,} samples"))
         if record.env.dirty:
-            found.append(Reason("dirty", "dirty: made with uncommitted changes to clipbench"))
+            reasons.append(Reason("dirty", "dirty: made with uncommitted changes to clipbench"))
         if seen := self.seen(record):
-            found.append(Reason("seen", f"trained on {'; '.join(one.text for one in seen)}"))
+            reasons.append(Reason("seen", f"trained on {'; '.join(one.text for one in seen)}"))
         changes = self.changes(record)
         if changes:
-            found.append(Reason("stale", f"stale: {'; '.join(changes)}"))
-        return tuple(found)
+            reasons.append(Reason("stale", f"stale: {'; '.join(changes)}"))
+        return tuple(reasons)
 
     def changes(self, record: Record) -> list[str]:
         """What has changed since the record was made that can move its numbers: card, weights, protocol."""

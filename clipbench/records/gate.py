@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from clipbench.errors import DataError, unknown
-from clipbench.protocols.registry import metric as spec_of
+from clipbench.protocols import registry
 from clipbench.records import comparison, store
 from clipbench.records.comparison import Comparison, p_value
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.record import Record
 from clipbench.records.store import Stored
 
@@ -61,7 +61,7 @@ class Check:
 def gate(
     baseline: Path,
     candidate: Path,
-    judge: Judge,
+    eligibility: Eligibility,
     *,
     max_drop: float = MAX_DROP,
     max_mean_drop: float = MAX_MEAN_DROP,
@@ -92,21 +92,21 @@ def gate(
         if model not in known:
             raise DataError(unknown("model", model, known))
     chosen = sorted(models or {model for model, _ in old})
-    found = []
+    checks = []
     for model in chosen:
         have = [task for owner, task in old if owner == model]
         tasks = have if require is None else require
-        found += [_looked_at(model, task, old, new, (baseline, candidate), judge) for task in tasks]
+        checks += [_looked_at(model, task, old, new, (baseline, candidate), eligibility) for task in tasks]
     for model, task in new:
         if (model, task) not in old and (models is None or model in models) and require is None:
-            found.append(Check(model, task, "new", "not in the baseline"))
-    return decided(found, max_drop, max_mean_drop, alpha)
+            checks.append(Check(model, task, "new", "not in the baseline"))
+    return decided(checks, max_drop, max_mean_drop, alpha)
 
 
-def decided(found: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> list[Check]:
+def decided(checks: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> list[Check]:
     """The same and a check of each model's mean over tasks, with the drops judged of those that were compared."""
-    means = comparison.means([check.comparison for check in found if check.comparison is not None])
-    every = [*found, *(Check(mean.model, comparison.MEAN, "pass", comparison=mean) for mean in means)]
+    means = comparison.means([check.comparison for check in checks if check.comparison is not None])
+    every = [*checks, *(Check(mean.model, comparison.MEAN, "pass", comparison=mean) for mean in means)]
     told = [(p, check.task == comparison.MEAN) for check in every if (p := _p_worse(check)) is not None]
     adjusted = iter(comparison.adjusted([p for p, _ in told], [mean for _, mean in told]))
     return [
@@ -144,7 +144,7 @@ def _below(p: float) -> str:
 def change(one: Comparison) -> float:
     """How much better the candidate is, in percentage points (of ranks: places)."""
     assert one.difference is not None
-    metric = spec_of(one.metric)
+    metric = registry.metric(one.metric)
     scale = 1 if metric.unit == "rank" else 100
     return scale * one.difference * (-1 if metric.less_is_better else 1)
 
@@ -162,13 +162,13 @@ def _by_name(folder: Path, option: str) -> _Records:
 
 
 def _looked_at(
-    model: str, task: str, old: _Records, new: _Records, folders: tuple[Path, Path], judge: Judge
+    model: str, task: str, old: _Records, new: _Records, folders: tuple[Path, Path], eligibility: Eligibility
 ) -> Check:
     sides = old.get((model, task)), new.get((model, task))
     for stored, folder, kinds in zip(sides, folders, (_OF_BASELINE, _OF_CANDIDATE), strict=True):
         if stored is None:
             return Check(model, task, "fail", f"missing: {folder} has no record")
-        reasons = [reason.text for reason in judge.reasons(stored) if reason.kind in kinds]
+        reasons = [reason.text for reason in eligibility.reasons(stored) if reason.kind in kinds]
         if reasons:
             return Check(model, task, "fail", f"{folder}: {'; '.join(reasons)}")
     one, other = sides
@@ -180,7 +180,7 @@ def _looked_at(
         return Check(model, task, "fail", f"not comparable: {error.message}")
     if found.reason is not None:
         return Check(model, task, "fail", f"not comparable: {found.reason}")
-    seen = "; ".join(one.text for one in judge.seen(other.record))
+    seen = "; ".join(one.text for one in eligibility.seen(other.record))
     if seen and not _seen_before(one.record, other.record):
         return Check(
             model, task, "fail", f"{folders[1]}: trained on {seen}, of which {folders[0]} says nothing"

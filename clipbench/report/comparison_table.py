@@ -10,29 +10,33 @@ from clipbench.report.table import DASH, SEEN, aligned
 from clipbench.utils.escape import visible
 
 
-def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> str:
+def text(comparisons: Sequence[Comparison], first: str, second: str, alpha: float) -> str:
     """A line a task: values, difference with its interval, p, verdict on the second; then where they differ most.
 
     Values and differences are in percent, ranks as they are; T marks a value of images that the model was trained on.
     """
-    means = any(c.is_mean for c in found)
-    models = len({(c.model, c.other) for c in found}) > 1 or found[0].model == found[0].other
+    means = any(c.is_mean for c in comparisons)
+    models = (
+        len({(c.model, c.other) for c in comparisons}) > 1 or comparisons[0].model == comparisons[0].other
+    )
     headings = ["task", "metric", first, second, "difference", "95 % interval", "p", f"{second} is"]
-    rows = [[f"{c.model} {c.task}" if models else c.task, *_cells(c)] for c in found]
-    told = [line for c in found for line in _disagreement(c, first, second, c.model if models else None)]
+    rows = [[f"{c.model} {c.task}" if models else c.task, *_cells(c)] for c in comparisons]
+    told = [
+        line for c in comparisons for line in _disagreement(c, first, second, c.model if models else None)
+    ]
     notes = [
-        f"difference: {second} − {first}, in points; p: two-sided, adjusted for {_count(found)} (Holm)",
+        f"difference: {second} − {first}, in points; p: two-sided, adjusted for {_count(comparisons)} (Holm)",
         f"better or worse: p below {alpha:g}; the interval is of one comparison alone",
         *(["mean: images that tasks share count once; it may use up half of what p allows"] if means else []),
-        *sorted({f"{c.task}: {c.method}" for c in found if c.method}),
+        *sorted({f"{c.task}: {c.method}" for c in comparisons if c.method}),
         *(
             f"{c.task}: {c.left_out:,} samples that only one of them has were left out"
-            for c in found
+            for c in comparisons
             if c.left_out
         ),
         *(
             f"{SEEN} {f'{c.model} {c.task}' if models else c.task}: {side} was trained on {seen}"
-            for c in found
+            for c in comparisons
             if not c.is_mean
             for side, seen in zip((first, second), c.seen, strict=True)
             if seen
@@ -47,8 +51,8 @@ def text(found: Sequence[Comparison], first: str, second: str, alpha: float) -> 
     )
 
 
-def _count(found: Sequence[Comparison]) -> str:
-    tested = sum(c.p is not None for c in found)
+def _count(comparisons: Sequence[Comparison]) -> str:
+    tested = sum(c.p is not None for c in comparisons)
     return "1 comparison" if tested == 1 else f"{tested} comparisons"
 
 

@@ -11,7 +11,7 @@ from clipbench.cards.model import Confidence, Reported
 from clipbench.catalog import Catalog
 from clipbench.metrics.intervals import Score
 from clipbench.records import alignment, store
-from clipbench.records.eligibility import Judge, Reason, lacking
+from clipbench.records.eligibility import Eligibility, Reason, lacking
 from clipbench.records.record import Record
 from clipbench.records.store import Stored
 
@@ -103,7 +103,7 @@ def read(folder: Path, catalog: Catalog, *, primary: bool = False) -> list[Row]:
 
     Raises: as `results`.
     """
-    return rows(store.read_all(folder), Judge(catalog).reasons, primary=primary)
+    return rows(store.read_all(folder), Eligibility(catalog).reasons, primary=primary)
 
 
 def rows(
@@ -115,7 +115,7 @@ def rows(
     """Every score of these records, by model, then task, the primary metric first.
 
     Args:
-        reasons: why a record may not stand on the leaderboard (`Judge.reasons`).
+        reasons: why a record may not stand on the leaderboard (`Eligibility.reasons`).
         primary: the primary scores alone.
     """
     groups = [_rows(one, reasons(one), primary) for one in stored]
@@ -200,7 +200,7 @@ def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]
 
 
 def _seen(record: Record, against: Sequence[Reason]) -> str:
-    """What the judge says, who knows today's cards; without one, what the record says."""
+    """What today's cards say; without them, what the record says."""
     judged = [reason.text for reason in against if reason.kind == "seen"]
     return "; ".join(judged or [one.text for one in record.seen]).removeprefix("trained on ")
 

@@ -82,13 +82,13 @@ def _dataset(task: str) -> tuple[str, str, str]:
 
 def _theirs(record: Record, prefix: str) -> dict[str, float]:
     """The metrics that both know, by their names."""
-    found = {}
+    metrics = {}
     for metric in metrics_of(record):
         theirs = registry.metric(metric).elsewhere.get(_PROGRAM)
         if theirs is not None:
             number = metric.rpartition("@")[2]
-            found[prefix + theirs.replace("*", number)] = record.scores[metric].value
-    return found
+            metrics[prefix + theirs.replace("*", number)] = record.scores[metric].value
+    return metrics
 
 
 def _tasks() -> dict[str, tuple[str, Elsewhere]]:
@@ -190,7 +190,7 @@ def rows(results: Iterable[Foreign], catalog: Catalog) -> list[Row]:
     A row is primary only where its metric is our task's: a column of a table compares one metric. All others stand in
     CSV and JSON.
     """
-    found = []
+    rows = []
     known, tasks = set(catalog.task_ids()), _tasks()
     for one in results:
         protocol, theirs = tasks.get(one.task, (one.task, Elsewhere(one.task)))
@@ -200,7 +200,7 @@ def rows(results: Iterable[Foreign], catalog: Catalog) -> list[Row]:
         names = {m: _ours(m.removeprefix(theirs.prefix)) for m in one.metrics}
         ours = catalog.task(task).params.primary if task in known else _primary(names.values())
         for metric, value in one.metrics.items():
-            found.append(
+            rows.append(
                 Row(
                     model=f"{one.model} {one.pretrained} (CLIP_benchmark)",
                     task=task,
@@ -213,7 +213,7 @@ def rows(results: Iterable[Foreign], catalog: Catalog) -> list[Row]:
                     why="foreign: read from a file of CLIP_benchmark",
                 )
             )
-    return found
+    return rows
 
 
 def _ours(theirs: str) -> str:
@@ -229,7 +229,7 @@ def _primary(metrics: Iterable[str]) -> str | None:
 # ----------------------------------------------------------------- model-index
 
 
-def model_index(found: Sequence[Record], name: str) -> str:
+def model_index(records: Sequence[Record], name: str) -> str:
     """Records of one model as the YAML head of its README on the Hugging Face hub: `model-index`.
 
     Values are fractions of 1; each metric's `args` hold its 95 % interval, n, and the protocol's version.
@@ -239,7 +239,7 @@ def model_index(found: Sequence[Record], name: str) -> str:
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
     results = []
-    for record in found:
+    for record in records:
         card: dict[str, Any] = record.cards.task  # of its time: the schema of cards may have moved on
         source, splits = card.get("source") or {}, card.get("splits") or {}
         split = splits.get(record.protocol.split) or {}

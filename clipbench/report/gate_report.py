@@ -16,14 +16,16 @@ from clipbench.utils.escape import visible
 JUNIT_MARK: Final = b'name="clipbench gate"'
 
 
-def summary(found: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> str:
+def summary(checks: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> str:
     """What a person reads beside a merge, as GitHub markdown."""
-    failed = [check for check in found if check.outcome == "fail"]
-    verdict = f"{len(failed)} of {len(found)} checks failed" if failed else f"all {len(found)} checks passed"
+    failed = [check for check in checks if check.outcome == "fail"]
+    verdict = (
+        f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
+    )
     marks = {"pass": "✅", "fail": "❌", "new": "🆕"}
     rows = [
         [marks[c.outcome], c.model, c.task, *_numbers(c), c.why]
-        for c in sorted(found, key=lambda c: c.outcome != "fail")
+        for c in sorted(checks, key=lambda c: c.outcome != "fail")
     ]
     headings = ["", "model", "task", "metric", "baseline", "candidate", "change (95 %)", "p of a drop", "why"]
     return (
@@ -47,14 +49,14 @@ def _numbers(check: Check) -> list[str]:
     ]
 
 
-def junit(found: Sequence[Check]) -> bytes:
+def junit(checks: Sequence[Check]) -> bytes:
     """The same as JUnit XML, which CI systems show as tests: a suite of one case a task."""
-    failed = sum(check.outcome == "fail" for check in found)
-    skipped = sum(check.outcome == "new" for check in found)
-    counts = {"tests": str(len(found)), "failures": str(failed), "skipped": str(skipped), "errors": "0"}
+    failed = sum(check.outcome == "fail" for check in checks)
+    skipped = sum(check.outcome == "new" for check in checks)
+    counts = {"tests": str(len(checks)), "failures": str(failed), "skipped": str(skipped), "errors": "0"}
     top = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(top, "testsuite", {"name": "clipbench gate"} | counts)
-    for check in found:
+    for check in checks:
         case = ElementTree.SubElement(
             suite, "testcase", {"classname": visible(check.model), "name": visible(check.task)}
         )

@@ -126,7 +126,7 @@ def _found(entries: Mapping[str, Sequence[Row]], alpha: float) -> tuple[Ranks, b
         left_out[model] = _otherwise(stored[largest[0]], stored[model])
     if len(largest) == 1:
         left_out[largest[0]] = "no other was measured as it was"
-    found = judged({model: measured[model] for model in largest}, alpha)
+    found = ranked({model: measured[model] for model in largest}, alpha)
     return Ranks(found.ranks, left_out, found.detectable), whole
 
 
@@ -161,7 +161,7 @@ def _otherwise(first: Sequence[Stored], second: Sequence[Stored]) -> str:
     return "other samples: images that could not be read"
 
 
-def judged(measured: Mapping[str, Sequence[Measured]], alpha: float = ALPHA) -> Ranks:
+def ranked(measured: Mapping[str, Sequence[Measured]], alpha: float = ALPHA) -> Ranks:
     """The ranks of models by what their records' images add, of the same tasks and images in the same order."""
     models = list(measured)
     if len(models) < 2:

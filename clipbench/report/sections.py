@@ -14,7 +14,7 @@ from typing import Final
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
 from clipbench.metrics.joint import summed
-from clipbench.protocols.registry import metric as spec_of
+from clipbench.protocols import registry
 from clipbench.records import alignment, store
 from clipbench.records.comparison import MEAN
 from clipbench.report import ranks
@@ -74,7 +74,9 @@ class Section:
     def _no_share(self) -> set[str]:
         """Tasks whose primary metric is no share of 1 that more of is better."""
         return {
-            row.task for row in self.rows if row.metric is not None and spec_of(row.metric).less_is_better
+            row.task
+            for row in self.rows
+            if row.metric is not None and registry.metric(row.metric).less_is_better
         }
 
     def mean(self, model: str) -> Mean | None:

@@ -41,7 +41,7 @@ class Verdict:
         return "held" if low > 0 else "reversed" if high < 0 else "not told apart"
 
 
-def judge(study: Study, measured: Sequence[Measured]) -> list[Verdict]:
+def verdicts_of(study: Study, measured: Sequence[Measured]) -> list[Verdict]:
     """Every claim against the scores of the cells; no claim before all that it needs are there."""
     scores = {one.cell: one.scores for one in measured}
     verdicts = []
@@ -68,7 +68,7 @@ def write(
     """
     order = study.cells()
     measured = sorted(measured, key=lambda one: order.index(one.cell))
-    verdicts = judge(study, measured)
+    verdicts = verdicts_of(study, measured)
     held = {
         "study": name,
         "command": command,

@@ -124,13 +124,13 @@ def _marks(row: Row) -> str:
     return "".join(mark for mark, holds in held.items() if holds)
 
 
-def _legend(found: Sequence[Section], *, signs: bool = False) -> list[str]:
+def _legend(sections: Sequence[Section], *, signs: bool = False) -> list[str]:
     """What marks and verdicts mean that occur in these sections; with `signs`, verdicts by their signs."""
-    shown = [row for section in found for row in section.rows]
+    shown = [row for section in sections for row in section.rows]
     marks = {mark for row in shown for mark in (_source_mark(row), *_marks(row))}
     verdicts = {row.verdict for row in shown}
-    means = any(mean is not None for section in found for _, mean in section.ranked)
-    ranks = any(own.ranks for section in found for own in section.ranks.values())
+    means = any(mean is not None for section in sections for _, mean in section.ranked)
+    ranks = any(own.ranks for section in sections for own in section.ranks.values())
     return [
         *(f"{mark} {meaning}" for mark, meaning in _LEGEND.items() if mark in marks),
         *(
@@ -143,10 +143,10 @@ def _legend(found: Sequence[Section], *, signs: bool = False) -> list[str]:
     ]
 
 
-def rank_notes(found: Mapping[str, Ranks]) -> list[str]:
+def rank_notes(ranks: Mapping[str, Ranks]) -> list[str]:
     """The smallest difference that would have been seen, and who has no rank and why; `found` is by task, or `MEAN`."""
     notes, seen, by_reason = [], [], dict[str, list[str]]()
-    for task, own in found.items():
+    for task, own in ranks.items():
         of_task = "" if task == MEAN else f"{task} "
         if own.detectable is not None:
             low, high = (f"{100 * end:.2f}" for end in own.detectable)
@@ -178,19 +178,19 @@ def _seen_mark(section: Section, model: str) -> str:
 # ------------------------------------------------------------------ renderers
 
 
-def terminal(found: Sequence[Section]) -> str:
+def terminal(sections: Sequence[Section]) -> str:
     """The primary metric of each model × task, in percent, a table a section; fits 80 columns.
 
     Tasks stand indented under their model, which leaves both names the room to stay whole.
     """
     text = ""
-    for section in found:
-        if len(found) > 1:
+    for section in sections:
+        if len(sections) > 1:
             text += ("\n" if text else "") + f"{visible(_heading(section))}\n\n"
         text += _listing(section)
         notes = rank_notes(section.ranks)
         text += ("\n" if notes else "") + _folded(notes)
-    legend = _legend(found, signs=True)
+    legend = _legend(sections, signs=True)
     return text + ("\n" if legend else "") + _folded(legend)
 
 
@@ -279,10 +279,10 @@ def _line(cells: Sequence[str], widths: Sequence[int], left: set[int]) -> str:
     return "  ".join(c.ljust(width) if i in left else c.rjust(width) for i, (c, width) in places).rstrip()
 
 
-def markdown(found: Sequence[Section]) -> str:
+def markdown(sections: Sequence[Section]) -> str:
     """GitHub markdown: for each section a model × task table, and one of what papers report beside it."""
     text = ""
-    for section in found:
+    for section in sections:
         text += f"\n## {escape.markdown(_heading(section))}\n\n"
         headings, rows = _matrix(section)
         text += markdown_table(headings, "l" + "r" * (len(headings) - 1), rows)
@@ -291,7 +291,7 @@ def markdown(found: Sequence[Section]) -> str:
         if beside:
             text += "\nBeside published numbers:\n\n"
             text += markdown_table(_BESIDE, "lllrrrll", (_beside(row) for row in beside))
-    legend = _legend(found)
+    legend = _legend(sections)
     return text + ("\n" + "".join(f"- {line}\n" for line in legend) if legend else "")
 
 
@@ -349,10 +349,10 @@ def markdown_table(headings: Sequence[str], align: str, rows: Iterable[Sequence[
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex(found: Sequence[Section]) -> str:
+def latex(sections: Sequence[Section]) -> str:
     """A `tabular` a section, models in rows, for LaTeX with the package booktabs."""
     text = "% needs \\usepackage{booktabs}\n"
-    for section in found:
+    for section in sections:
         headings, rows = _matrix(section)
         text += f"% {visible(_heading(section))}\n"
         text += f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}\n\\toprule\n"
@@ -360,7 +360,7 @@ def latex(found: Sequence[Section]) -> str:
         text += "".join(" & ".join(map(_tex, row)) + " \\\\\n" for row in rows)
         text += "\\bottomrule\n\\end{tabular}\n"
         text += "".join(f"% {visible(note)}\n" for note in rank_notes(section.ranks))
-    return text + "".join(f"% {line}\n" for line in _legend(found))
+    return text + "".join(f"% {line}\n" for line in _legend(sections))
 
 
 _TEX: Final = str.maketrans({"±": r"\,$\pm$\,", "–": "--", "†": r"$^\dagger$", "‡": r"$^\ddagger$"})

@@ -15,7 +15,7 @@ from clipbench.records.record import Record
 from clipbench.utils.cache import make_folder
 
 
-def log(found: Sequence[Record], to: str, project: str, folder: Path) -> int:
+def log(records: Sequence[Record], to: str, project: str, folder: Path) -> int:
     """Log the scores of `found`, a run a model; returns how many runs.
 
     Metrics are named `<task>/<metric>`, with the ends of their intervals as `…/low` and `…/high`; what a run was made
@@ -32,25 +32,25 @@ def log(found: Sequence[Record], to: str, project: str, folder: Path) -> int:
     if to not in TARGETS:
         raise ClipbenchError(unknown("target", to, TARGETS))
     models: dict[str, list[Record]] = {}
-    for record in found:
+    for record in records:
         models.setdefault(record.model, []).append(record)
     for model, own in models.items():
         TARGETS[to](_Run(model, _metrics(own), _config(own)), project, folder)
     return len(models)
 
 
-def _metrics(found: Sequence[Record]) -> dict[str, float]:
+def _metrics(records: Sequence[Record]) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for record in found:
+    for record in records:
         for name, score in record.scores.items():
             key = f"{record.task}/{name}"
             metrics |= {key: score.value, f"{key}/low": score.ci95[0], f"{key}/high": score.ci95[1]}
     return metrics
 
 
-def _config(found: Sequence[Record]) -> dict[str, Any]:
-    config: dict[str, Any] = {"model": found[0].model, "weights": found[0].fingerprints.get("weights")}
-    for record in found:
+def _config(records: Sequence[Record]) -> dict[str, Any]:
+    config: dict[str, Any] = {"model": records[0].model, "weights": records[0].fingerprints.get("weights")}
+    for record in records:
         config |= {
             f"{record.task}/protocol": f"{record.protocol.name} version {record.protocol.version}",
             f"{record.task}/n": record.scores[record.primary].n,

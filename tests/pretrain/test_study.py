@@ -226,7 +226,7 @@ def test_a_claim_holds_where_the_interval_over_seeds_lies_above_nothing(
     values: list[float], verdict: str
 ) -> None:
     study = small(seeds=[0, 1, 2])
-    judged = report.judge(study, scored(study, {"clip-lite": values, "clip": [0.40, 0.40, 0.40]}))[0]
+    judged = report.verdicts_of(study, scored(study, {"clip-lite": values, "clip": [0.40, 0.40, 0.40]}))[0]
     differences = [value - 0.4 for value in values]
     assert judged.values == pytest.approx(differences)
     # Student's t with two degrees of freedom, from a table
@@ -238,7 +238,7 @@ def test_a_claim_holds_where_the_interval_over_seeds_lies_above_nothing(
 def test_a_difference_of_differences() -> None:
     study = small()
     scores = {"clip-lite@16": [0.3, 0.4], "clip-lite": [0.5, 0.5], "clip@16": [0.1, 0.1], "clip": [0.6, 0.7]}
-    judged = report.judge(study, scored(study, scores))[1]
+    judged = report.verdicts_of(study, scored(study, scores))[1]
     assert judged.values == pytest.approx((0.3 - 0.5 - 0.1 + 0.6, 0.4 - 0.5 - 0.1 + 0.7))
 
 

@@ -150,7 +150,7 @@ def test_records_are_compared_on_their_worst_groups(tmp_path: Path, clustered: b
     assert (pair.contributions, alignment.contributions(one)) == (None, None)  # no part of a mean over tasks
     for stored in (one, other):
         assert alignment.recomputed(stored) == pytest.approx(stored.record.scores["worst_group_acc1"].value)
-    found = comparison.judged([comparison.of(one, other, top=2)], 0.05)
+    found = comparison.with_verdicts([comparison.of(one, other, top=2)], 0.05)
     assert [(c.verdict, len(c.only_first)) for c in found] == [("worse", 2)]
     (check,) = gate.decided([gate.Check("a", "t", "pass", comparison=found[0])], 0.5, 0.1, 0.05)
     assert check.outcome == "fail"

@@ -20,7 +20,7 @@ from clipbench.metrics import average_precision, intervals, joint
 from clipbench.metrics.intervals import Score
 from clipbench.records import alignment, store
 from clipbench.records import comparison as compare
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.store import Stored
 from clipbench.report import comparison_table
 from clipbench.utils.cache import write_atomic
@@ -233,7 +233,7 @@ def test_what_todays_cards_say_of_training_data_is_named_too() -> None:
     stored = store.read(RESULTS / "lite-minilm" / "coco-363-zs.json")
     bare = Stored(stored.path, stored.record.model_copy(update={"seen": ()}), stored.seal)
     assert compare._seen(None, bare, stored) == ("", "coco-363-captions train: some or all of 159 images")
-    assert compare._seen(Judge(Catalog()), bare, bare)[0].startswith("coco-363-captions train: ")
+    assert compare._seen(Eligibility(Catalog()), bare, bare)[0].startswith("coco-363-captions train: ")
 
 
 def test_folders_are_compared_model_by_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from clipbench.protocols import registry
 from clipbench.protocols.registry import protocol_ids
 from clipbench.records import eligibility, store
 from clipbench.records.check import check
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.record import ProtocolUsed, Record
 from clipbench.records.store import Column
 from clipbench.report import dataframe
@@ -88,7 +88,7 @@ def _sha(cards: Path) -> str:
 
 def _reasons(record: Record, cards: Path, root: Path) -> dict[str, str]:
     stored = store.read(store.write(record, SAMPLES, root / "results"))
-    return {reason.kind: reason.text for reason in Judge(Catalog([cards])).reasons(stored)}
+    return {reason.kind: reason.text for reason in Eligibility(Catalog([cards])).reasons(stored)}
 
 
 def _change(path: Path, **changes: Any) -> None:
@@ -125,15 +125,15 @@ def test_samples_that_were_skipped_and_named_are_not_lacking(
 
 def test_a_score_changed_by_hand_and_a_record_without_a_seal_are_named(cards: Path, tmp_path: Path) -> None:
     path = store.write(_current(cards), SAMPLES, tmp_path)
-    judge = Judge(Catalog([cards]))
+    eligibility = Eligibility(Catalog([cards]))
     text = path.read_text()
     path.write_text(text.replace("0.75", "0.95"))
-    assert [reason.kind for reason in judge.reasons(store.read(path))] == ["edited"]
+    assert [reason.kind for reason in eligibility.reasons(store.read(path))] == ["edited"]
     value = json.loads(text) | {"schema_version": 1}
     for key in ("digest", "samples_sha256"):
         del value[key]
     path.write_text(json.dumps(value))
-    assert [reason.kind for reason in judge.reasons(store.read(path))] == ["unsealed"]
+    assert [reason.kind for reason in eligibility.reasons(store.read(path))] == ["unsealed"]
 
 
 @pytest.mark.parametrize(

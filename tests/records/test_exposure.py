@@ -24,7 +24,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.evaluate import Options, evaluate
 from clipbench.records import store
 from clipbench.records.check import check
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.exposure import exposure
 from clipbench.records.record import Record, Seen
 from clipbench.report import dataframe, leaderboard, listing, site, table
@@ -186,7 +186,7 @@ def test_a_card_that_tells_more_marks_older_records_and_makes_none_stale(cards: 
     def judged(stored: Record, said: list[dict[str, str]]) -> dict[str, str]:
         path.write_text(json.dumps(model | ({"trained_on": said} if said else {})))
         at = store.read(store.write(stored, SAMPLES, tmp_path / "results"))
-        return {reason.kind: reason.text for reason in Judge(Catalog([cards])).reasons(at)}
+        return {reason.kind: reason.text for reason in Eligibility(Catalog([cards])).reasons(at)}
 
     catalog = Catalog([cards])
     task = catalog.task("animals-zs")

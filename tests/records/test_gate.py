@@ -21,7 +21,7 @@ from clipbench.metrics import paired_tests
 from clipbench.metrics.joint import Contributions
 from clipbench.records import gate
 from clipbench.records.comparison import Comparison
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.gate import Check
 from clipbench.records.store import Stored, samples_path
 from clipbench.report import gate_report
@@ -192,7 +192,7 @@ def _records(tmp_path: Path, share: float = 1.0, **changes: Any) -> tuple[Path, 
 
 
 def _gate(old: Path, new: Path, **options: Any) -> list[Check]:
-    return gate.gate(old, new, Judge(Catalog()), **options)
+    return gate.gate(old, new, Eligibility(Catalog()), **options)
 
 
 def test_the_same_records_pass_and_a_real_drop_fails(tmp_path: Path) -> None:

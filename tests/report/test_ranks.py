@@ -60,24 +60,24 @@ def test_three_models_by_hand() -> None:
         "b": _measured(_right(40, *range(6))),
         "c": _measured(_right(40, *range(10))),
     }
-    found = ranks.judged(models)
+    found = ranks.ranked(models)
     assert found.ranks == {"a": 1, "b": 1, "c": 2}
-    assert ranks.judged(models, alpha=0.07).ranks == {"a": 1, "b": 2, "c": 2}
-    assert ranks.judged(models, alpha=0.005).ranks == {"a": 1, "b": 1, "c": 1}
-    assert ranks.judged(dict(reversed(models.items()))).ranks == found.ranks
+    assert ranks.ranked(models, alpha=0.07).ranks == {"a": 1, "b": 2, "c": 2}
+    assert ranks.ranked(models, alpha=0.005).ranks == {"a": 1, "b": 1, "c": 1}
+    assert ranks.ranked(dict(reversed(models.items()))).ranks == found.ranks
     errors = [math.sqrt(k / 40 * (1 - k / 40) / 39) for k in (4, 10)]  # of the differences b to c and a to c
     assert found.detectable == pytest.approx([(Z(1 - 0.05 / 3 / 2) + Z(0.8)) * error for error in errors])
 
 
 def test_a_rank_counts_those_that_are_better() -> None:
     models = {name: _measured(_right(400, *range(30 * place))) for place, name in enumerate("dbca")}
-    assert ranks.judged(models).ranks == {"d": 1, "b": 2, "c": 3, "a": 4}
+    assert ranks.ranked(models).ranks == {"d": 1, "b": 2, "c": 3, "a": 4}
 
 
 def test_models_that_agree_on_every_sample_share_their_rank_and_show_no_difference() -> None:
     same = _measured(_right(40, 1, 2))
-    assert ranks.judged({"a": same, "b": same}) == Ranks({"a": 1, "b": 1}, {}, None)
-    assert ranks.judged({"a": same}) == Ranks({}, {})
+    assert ranks.ranked({"a": same, "b": same}) == Ranks({"a": 1, "b": 1}, {}, None)
+    assert ranks.ranked({"a": same}) == Ranks({}, {})
 
 
 def test_the_mean_over_tasks_is_tested_as_compare_does() -> None:
@@ -219,14 +219,14 @@ def _shares(levels: dict[str, float], n: int = 1_000, tasks: int = 1) -> Draw:
 @pytest.mark.parametrize(("tasks", "names"), [(1, "ab"), (2, "abcd")])
 def test_equal_models_share_the_first_rank_at_least_95_times_in_100(tasks: int, names: str) -> None:
     draw, rng = _shares(dict.fromkeys(names, 0.6), n=500, tasks=tasks), np.random.default_rng(0)
-    shared = [set(ranks.judged(draw(rng)).ranks.values()) == {1} for _ in range(1_000)]
+    shared = [set(ranks.ranked(draw(rng)).ranks.values()) == {1} for _ in range(1_000)]
     print(f"{len(names)} equal models share rank 1 in {np.mean(shared):.1%}")
     assert np.mean(shared) >= 0.95
 
 
 def test_models_that_differ_clearly_do_not_share_a_rank() -> None:
     draw, rng = _shares({"a": 0.7, "b": 0.7, "c": 0.6}), np.random.default_rng(0)
-    found = [ranks.judged(draw(rng)).ranks for _ in range(200)]
+    found = [ranks.ranked(draw(rng)).ranks for _ in range(200)]
     assert all(one["c"] == 3 for one in found)
     assert np.mean([one["a"] == one["b"] == 1 for one in found]) >= 0.95
 
@@ -242,8 +242,8 @@ def test_the_detectable_difference_is_seen_80_times_in_100(tasks: int, alpha: fl
         second = np.where(u < 0.05, 0.0, np.where(u > 0.95 - gap, 1.0, first))
         return {"a": _measured(*first, images="aab"), "b": _measured(*second, images="aab")}
 
-    told = np.mean([one[0] for _ in range(40) if (one := ranks.judged(pair(0.02), alpha).detectable)])
-    seen = np.mean([ranks.judged(pair(float(told)), alpha).ranks["a"] == 2 for _ in range(600)])
+    told = np.mean([one[0] for _ in range(40) if (one := ranks.ranked(pair(0.02), alpha).detectable)])
+    seen = np.mean([ranks.ranked(pair(float(told)), alpha).ranks["a"] == 2 for _ in range(600)])
     print(f"a difference of {100 * told:.2f} points is seen in {seen:.1%}")
     assert 0.75 < seen < 0.85
 

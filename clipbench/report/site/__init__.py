@@ -1,9 +1,9 @@
 """`clipbench site`: all records as one HTML page that needs nothing else, neither a server nor a network.
 
-board.py      the leaderboard, which is there without scripts
-content.py    what the scripts read: an index, and a block a model and a task
-document.py   template, styles, scripts and data in one file, below a limit
-js/           sorting and filtering; Vega-Lite charts; the views of a model and of a task
+leaderboard.py  the leaderboard, which is there without scripts
+content.py      what the scripts read: an index, and a block a model and a task
+document.py     template, styles, scripts and data in one file, below a limit
+js/             sorting and filtering; Vega-Lite charts; the views of a model and of a task
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ def build(results: Path, catalog: Catalog) -> str:
     return page(list(store.read_all(results)), catalog, results)
 
 
-def page(found: Sequence[Stored], catalog: Catalog, results: Path) -> str:
+def page(stored: Sequence[Stored], catalog: Catalog, results: Path) -> str:
     """The page of the records `found`; `results` is named as their folder.
 
     Raises:
         DataError: there is no record.
     """
-    if not found:
+    if not stored:
         raise DataError(
             f"no record in {results}", hint="make one first: clipbench eval --model … --task quickstart"
         )
-    judged = leaderboard.judge(found, catalog)
-    standing = [one for one in judged if one.stands]
+    records = leaderboard.site_records(stored, catalog)
+    standing = [one for one in records if one.stands]
     columns = leaderboard.columns(standing)
-    newest = datetime.fromisoformat(max(one.record.created for one in judged))
+    newest = datetime.fromisoformat(max(one.record.created for one in records))
     return html(
-        gather(judged, catalog),
+        gather(records, catalog),
         columns,
         leaderboard.lines(standing, columns),
-        [one for one in judged if not one.stands],
+        [one for one in records if not one.stands],
         results,
         f"{newest:%-d %B %Y}",
     )

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from clipbench.catalog import Catalog
-from clipbench.protocols.registry import metric as spec_of
-from clipbench.protocols.registry import protocol, protocol_ids
+from clipbench.protocols import registry
 from clipbench.records.comparison import MEAN
 from clipbench.records.record import Record
 from clipbench.report import numbers, ranks
@@ -28,7 +27,7 @@ from clipbench.report.dataframe import Row
 from clipbench.report.sections import sections
 from clipbench.report.site import pictures
 from clipbench.report.site.blocks import packed
-from clipbench.report.site.leaderboard import Judged, group_of
+from clipbench.report.site.leaderboard import SiteRecord, group_of
 from clipbench.report.table import rank_notes
 
 _SHOWN_PROMPTS: Final = 100
@@ -46,11 +45,11 @@ class Content:
     extras: dict[str, str]
 
 
-def gather(judged: Sequence[Judged], catalog: Catalog) -> Content:
-    """Everything of `judged` (by model, then task) that a page tells."""
-    of_model: dict[str, list[Judged]] = {}
-    of_task: dict[str, list[Judged]] = {task: [] for task in sorted({j.record.task for j in judged})}
-    for one in judged:
+def gather(records: Sequence[SiteRecord], catalog: Catalog) -> Content:
+    """Everything of `records` (by model, then task) that a page tells."""
+    of_model: dict[str, list[SiteRecord]] = {}
+    of_task: dict[str, list[SiteRecord]] = {task: [] for task in sorted({j.record.task for j in records})}
+    for one in records:
         of_model.setdefault(one.record.model, []).append(one)
         of_task[one.record.task].append(one)
     place = {model: i for i, model in enumerate(of_model)}
@@ -77,11 +76,11 @@ def gather(judged: Sequence[Judged], catalog: Catalog) -> Content:
     index = {
         "models": [_headline(own[0].record) for own in of_model.values()],
         "tasks": [_task_headline(own) for own in of_task.values()],
-        "suites": _suites(catalog, number, [j.primary for j in judged if j.stands]),
+        "suites": _suites(catalog, number, [j.primary for j in records if j.stands]),
         "scores": [
-            [place[j.record.model], number[j.record.task], *_numbers(j.primary)] for j in judged if j.stands
+            [place[j.record.model], number[j.record.task], *_numbers(j.primary)] for j in records if j.stands
         ],
-        "reported": _reported(catalog, judged),
+        "reported": _reported(catalog, records),
     }
     return Content(index, required, extras)
 
@@ -99,14 +98,14 @@ def _headline(record: Record) -> Json:
     }
 
 
-def _task_headline(own: Sequence[Judged]) -> Json:
+def _task_headline(own: Sequence[SiteRecord]) -> Json:
     record = own[0].record
     dataset = record.task.partition("@")[0].rpartition("-")[0]
     return {
         "id": record.task,
         "title": record.cards.task.get("title", dataset),
         "metric": record.primary,
-        "less": spec_of(record.primary).less_is_better,
+        "less": registry.metric(record.primary).less_is_better,
         "protocol": record.protocol.name,
         "versions": sorted({j.record.protocol.version for j in own}),
     }
@@ -148,13 +147,13 @@ def _shown(value: float | None, row: Row) -> float | None:
     return round(value, 1) if numbers.is_rank(row.metric) else round(100 * value, 2)
 
 
-def _reported(catalog: Catalog, judged: Sequence[Judged]) -> list[list[Any]]:
+def _reported(catalog: Catalog, records: Sequence[SiteRecord]) -> list[list[Any]]:
     """Model, group, training pairs, task, metric, per cent and source of published primary scores that have no record.
 
     A task that nobody measured here counts by the metric that its card names as the main one.
     """
-    measured = {(j.record.model, j.record.task) for j in judged if j.stands}
-    metric = {j.record.task: j.record.primary for j in judged}
+    measured = {(j.record.model, j.record.task) for j in records if j.stands}
+    metric = {j.record.task: j.record.primary for j in records}
     known = set(catalog.task_ids())
     found: dict[tuple[str, str], list[Any]] = {}
     for name in catalog.readable(catalog.model_files, catalog.model):
@@ -175,7 +174,9 @@ def _reported(catalog: Catalog, judged: Sequence[Judged]) -> list[list[Any]]:
 # --------------------------------------------------------------------- blocks
 
 
-def _model(own: Sequence[Judged], number: dict[str, int], shown: dict[str, str], curves: set[int]) -> Json:
+def _model(
+    own: Sequence[SiteRecord], number: dict[str, int], shown: dict[str, str], curves: set[int]
+) -> Json:
     environments: list[Json] = []
     told = [_record(one, number[one.record.task], environments, shown) for one in own]
     for one in told:
@@ -185,7 +186,7 @@ def _model(own: Sequence[Judged], number: dict[str, int], shown: dict[str, str],
     return {"card": card, "records": told, "environments": environments, "training": shown.get("")}
 
 
-def _record(one: Judged, task: int, environments: list[Json], shown: dict[str, str]) -> Json:
+def _record(one: SiteRecord, task: int, environments: list[Json], shown: dict[str, str]) -> Json:
     record = one.record
     where: Json = {
         "python": record.env.python,
@@ -241,7 +242,7 @@ def _task(record: Record) -> Json:
     }
 
 
-def _ranks(own: Sequence[Judged], models: dict[str, int]) -> Json:
+def _ranks(own: Sequence[SiteRecord], models: dict[str, int]) -> Json:
     """Ranks on a task by model, and what to know of them; of the records that stand, where there are two."""
     standing = {one.record.model: [one.primary] for one in own if one.stands}
     if len(standing) < 2:
@@ -253,9 +254,9 @@ def _ranks(own: Sequence[Judged], models: dict[str, int]) -> Json:
 
 def _protocol_text(name: str) -> tuple[str, str]:
     """What the protocol's module and its parameters say of themselves; empty where this clipbench has it not."""
-    if name not in protocol_ids():
+    if name not in registry.protocol_ids():
         return "", ""
-    params = protocol(name).params
+    params = registry.protocol(name).params
     return inspect.getdoc(inspect.getmodule(params)) or "", inspect.getdoc(params) or ""
 
 
@@ -275,7 +276,7 @@ def _curves(record: Record) -> list[Json]:
     return found
 
 
-def _classes(own: Sequence[Judged], models: dict[str, int]) -> Json:
+def _classes(own: Sequence[SiteRecord], models: dict[str, int]) -> Json:
     """metric → {classes, values: model → one value a class} of the records that stand, in thousandths."""
     found: Json = {}
     for one in own:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from clipbench.report.site.blocks import fitting, in_script, shown_safely
 from clipbench.report.site.content import Content
-from clipbench.report.site.leaderboard import Column, Judged, Line
+from clipbench.report.site.leaderboard import Column, Line, SiteRecord
 from clipbench.utils.cache import cache_root, write_atomic
 from clipbench.utils.version import __version__
 
@@ -24,10 +24,10 @@ _HERE: Final = Path(__file__).parent
 
 
 def html(
-    found: Content,
+    content: Content,
     columns: Sequence[Column],
     lines: Sequence[Line],
-    off: Sequence[Judged],
+    off: Sequence[SiteRecord],
     results: Path,
     made: str,
 ) -> str:
@@ -41,13 +41,13 @@ def html(
         made: when, as people read it.
     """
     shown = {"columns": columns, "lines": lines, "off": off, "results": results.as_posix(), "made": made}
-    bare = _page(found, {}, shown)
+    bare = _page(content, {}, shown)
     # Blocks are ASCII: a character is a byte. Their names and punctuation are counted as 32 bytes each.
-    room = LIMIT - len(bare.encode()) - 32 * len(found.extras)
-    return _page(found, fitting(found.extras, room), shown)
+    room = LIMIT - len(bare.encode()) - 32 * len(content.extras)
+    return _page(content, fitting(content.extras, room), shown)
 
 
-def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
+def _page(content: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
     """The page with these extras; `shown` are the template's own variables."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -55,7 +55,7 @@ def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
     own = "\n".join(path.read_text("utf-8") for path in sorted((_HERE / "js").glob("*.js")))
     # Each in a scope of its own: the library's short names would otherwise meet ours.
     scripts = [_safe(f'"use strict";(() => {{{code}\n}})();') for code in (charts, own)]
-    left_out = sorted(set(found.extras) - set(extras))
+    left_out = sorted(set(content.extras) - set(extras))
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -69,9 +69,9 @@ def _page(found: Content, extras: dict[str, str], shown: dict[str, Any]) -> str:
         policy=_policy(scripts),
         style=Markup((_HERE / "site.css").read_text("utf-8")),  # noqa: S704  ours
         scripts=scripts,
-        data=in_script({"index": found.index, "blocks": found.required | extras, "left_out": left_out}),
+        data=in_script({"index": content.index, "blocks": content.required | extras, "left_out": left_out}),
         groups=sorted({line.group for line in shown["lines"]}),
-        suites=found.index["suites"],
+        suites=content.index["suites"],
         version=__version__,
         left_out=_left_out(left_out),
         charts=versions,

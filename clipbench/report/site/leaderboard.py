@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbench.catalog import Catalog
-from clipbench.records.eligibility import Judge
+from clipbench.records.eligibility import Eligibility
 from clipbench.records.record import Record
 from clipbench.records.store import Stored
 from clipbench.report import numbers
@@ -16,7 +16,7 @@ from clipbench.report.dataframe import Row, rows
 
 
 @dataclass(frozen=True)
-class Judged:
+class SiteRecord:
     """A record with its scores, the primary one first."""
 
     path: Path
@@ -33,11 +33,11 @@ class Judged:
         return not self.primary.kept_off
 
 
-def judge(found: Sequence[Stored], catalog: Catalog) -> list[Judged]:
+def site_records(stored: Sequence[Stored], catalog: Catalog) -> list[SiteRecord]:
     """The records of a folder, by model, then task, held against the cards of today."""
-    reasons = Judge(catalog).reasons
-    ordered = sorted(found, key=lambda one: (one.record.model, one.record.task))
-    return [Judged(one.path, one.record, rows([one], reasons)) for one in ordered]
+    reasons = Eligibility(catalog).reasons
+    ordered = sorted(stored, key=lambda one: (one.record.model, one.record.task))
+    return [SiteRecord(one.path, one.record, rows([one], reasons)) for one in ordered]
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ def pairs_text(millions: float | None) -> str:
     return f"{millions * 1e6:.0f}"
 
 
-def columns(standing: Sequence[Judged]) -> list[Column]:
+def columns(standing: Sequence[SiteRecord]) -> list[Column]:
     """The tasks that have a record, by name."""
     metric = {j.record.task: j.record.primary for j in standing}
     return [Column(task, metric[task]) for task in sorted(metric)]
 
 
-def lines(standing: Sequence[Judged], of: Sequence[Column]) -> list[Line]:
+def lines(standing: Sequence[SiteRecord], of: Sequence[Column]) -> list[Line]:
     """One row a model, by name."""
-    by_model: dict[str, dict[str, Judged]] = {}
-    for judged in standing:
-        by_model.setdefault(judged.record.model, {})[judged.record.task] = judged
+    by_model: dict[str, dict[str, SiteRecord]] = {}
+    for one in standing:
+        by_model.setdefault(one.record.model, {})[one.record.task] = one
     made = []
     for model, by_task in sorted(by_model.items()):
         card: dict[str, Any] = next(iter(by_task.values())).record.cards.model

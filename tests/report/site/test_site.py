@@ -189,7 +189,7 @@ def test_the_shipped_records_stand_on_the_page_with_their_numbers() -> None:
 def test_the_leaderboard_is_there_without_scripts() -> None:
     other = _record(model="other", task="animals-lp")
     text = _page(_record(), other)
-    board = text[text.index('<table id="board">') : text.index("</table>")]
+    board = text[text.index('<table id="leaderboard">') : text.index("</table>")]
     cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", board[board.index("<tbody>") :])
     plain = [re.sub(r"<[^>]*>", "", cell) for cell in cells]
     assert plain == [

@@ -87,7 +87,7 @@ class Visit:
 
     def column(self, number: int) -> list[str]:
         """The text of a column of the leaderboard, as shown, from the top."""
-        script = """n => [...document.querySelectorAll('#board tbody tr')].filter(r => !r.hidden)
+        script = """n => [...document.querySelectorAll('#leaderboard tbody tr')].filter(r => !r.hidden)
             .map(r => r.cells[n].firstChild.textContent)"""
         found: list[str] = self.page.evaluate(script, number)
         return found
@@ -148,19 +148,19 @@ def test_the_shipped_page_in_light_and_dark_on_a_phone_and_on_paper(browser: Bro
 def test_links_lead_to_models_and_tasks_and_back(browser: Browser, shipped: Path) -> None:
     visit = Visit(browser, shipped)
     page = visit.page
-    page.click("#board tbody a")
+    page.click("#leaderboard tbody a")
     page.wait_for_selector("#view h1")
     assert page.text_content("#view h1") == "digits-clip-lite"
     assert page.title() == "digits-clip-lite · clipbench"
     assert page.evaluate("document.activeElement.textContent") == "digits-clip-lite"
-    assert not page.is_visible("#board")
+    assert not page.is_visible("#leaderboard")
     page.click("#view table a >> text=digits-scenes-ground")
     page.wait_for_function("() => document.querySelector('#view h1').textContent === 'digits-scenes-ground'")
     assert "Grounding without training" in (page.text_content("#view") or "")
     page.go_back()
     page.wait_for_function("() => document.querySelector('#view h1').textContent === 'digits-clip-lite'")
     page.click("text=‹ Leaderboard")
-    page.wait_for_selector("#board", state="visible")
+    page.wait_for_selector("#leaderboard", state="visible")
     visit.go("#/model/nobody")
     page.wait_for_selector("text=No model “nobody” on this page")
     visit.close()
@@ -200,10 +200,10 @@ def test_it_is_used_with_the_keyboard_alone(browser: Browser, shipped: Path) -> 
     assert page.locator(".skip").bounding_box()["x"] >= 0  # type: ignore[index]
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
-    page.focus("#board thead th:nth-child(5) button")
+    page.focus("#leaderboard thead th:nth-child(5) button")
     page.keyboard.press("Enter")
     assert page.locator("[aria-sort]").count() == 1
-    assert page.get_attribute("#board thead th:nth-child(5)", "aria-sort") == "descending"
+    assert page.get_attribute("#leaderboard thead th:nth-child(5)", "aria-sort") == "descending"
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     page.keyboard.press("Tab")
     assert page.evaluate(outline) == "solid"
@@ -247,7 +247,7 @@ def test_the_mean_of_a_suite_is_for_models_that_have_all_of_it(browser: Browser,
     assert visit.column(3) == [f"{100 * mean:.2f}" for mean in of] + ["–"]
     page.fill("#task-filter", "digits-zs")  # a part of the suite has no mean
     assert not page.is_visible("#mean")
-    assert page.get_attribute("#board thead th:first-child", "aria-sort") == "ascending"
+    assert page.get_attribute("#leaderboard thead th:first-child", "aria-sort") == "ascending"
     visit.close()
 
 
@@ -312,25 +312,25 @@ def test_a_large_leaderboard_sorts_and_filters(browser: Browser, large: Path) ->
     assert visit.column(0)[:3] == ["model-000", "model-001", "model-002"]
 
     # Of the tasks, those whose number divides by 10 and leaves 9 lack models.
-    page.click("#board thead th:nth-child(14) button")
+    page.click("#leaderboard thead th:nth-child(14) button")
     values = visit.column(13)
     numbers = [float(value) for value in values if value != "–"]
     assert numbers == sorted(numbers, reverse=True)
     assert values == [*values[: len(numbers)], *["–"] * (MODELS - len(numbers))]  # what is missing comes last
     assert len(numbers) < MODELS
-    page.click("#board thead th:nth-child(14) button")
+    page.click("#leaderboard thead th:nth-child(14) button")
     upwards = visit.column(13)
     assert upwards == [*reversed(values[: len(numbers)]), *values[len(numbers) :]]
-    assert page.get_attribute("#board thead th:nth-child(14)", "aria-sort") == "ascending"
+    assert page.get_attribute("#leaderboard thead th:nth-child(14)", "aria-sort") == "ascending"
 
     page.fill("#model-filter", "model-01")
     page.select_option("#group-filter", "declip")
     assert sorted(visit.column(0)) == ["model-012", "model-017"]
     page.fill("#task-filter", "set07")
-    visible = "[...document.querySelectorAll('#board thead th')].filter(h => !h.hidden).length"
+    visible = "[...document.querySelectorAll('#leaderboard thead th')].filter(h => !h.hidden).length"
     assert page.evaluate(visible) == 4
     assert (page.text_content("#count") or "").startswith("Showing 2 of 200 models and 1 of 60 tasks.")
-    half = "() => document.querySelectorAll('#board tbody i').length"
+    half = "() => document.querySelectorAll('#leaderboard tbody i').length"
     assert page.evaluate(half) == 0  # a wide table starts without intervals
     page.check("#intervals")
     assert page.evaluate(half) == MODELS * TASKS * 49 // 50
@@ -357,7 +357,7 @@ def test_a_large_leaderboard_sorts_fast(browser: Browser, large: Path) -> None:
 
     script = """async (number) => {
         const start = performance.now();
-        document.querySelectorAll('#board thead button')[number].click();
+        document.querySelectorAll('#leaderboard thead button')[number].click();
         await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
         return performance.now() - start;
     }"""

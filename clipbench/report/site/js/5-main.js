@@ -16,7 +16,7 @@ async function route(first) {
     overview.hidden = false;
     document.title = "clipbench leaderboard";
     efficiency.draw();
-    const heading = document.getElementById(`${kind || "board"}-heading`);
+    const heading = document.getElementById(`${kind || "leaderboard"}-heading`);
     if (heading && !(first && !kind)) {
       heading.focus({ preventScroll: true });
       kind ? heading.scrollIntoView() : scrollTo(0, 0);

@@ -1,7 +1,7 @@
 // The leaderboard: sorting, filtering, the mean over a suite, and wide tables on paper.
 
-const board = (() => {
-  const shell = document.getElementById("board");
+const leaderboard = (() => {
+  const shell = document.getElementById("leaderboard");
   const body = shell.tBodies[0];
   const heads = [...shell.tHead.rows[0].cells];
   const MEAN = 3, FIRST = 4; // columns: model, family, pairs, mean, then one a task
