@@ -21,7 +21,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.decode import decode, normalise
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
-from clipbench.data.split import Sample, Split
+from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding.batches import batch_rows, unit
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.images import encode_images
@@ -63,10 +63,10 @@ def measure(
         DataError: CIFAR-10 is not at hand.
     """
     dataset = Catalog().dataset("cifar10")
-    split = _First(open_split(dataset, "test", paths), images)
-    native = next(
-        (root / "imagenet-native-96" for root in paths.roots if (root / "imagenet-native-96").is_dir()), None
-    )
+    whole = open_split(dataset, "test", paths)
+    split = Subset(whole, np.arange(min(images, len(whole))))
+    places = (root / "imagenet-native-96" for root in paths.roots)
+    native = next((place for place in places if place.is_dir()), None)
     with tempfile.TemporaryDirectory(prefix="clipbench-bench-") as folder:
         bench = _Bench(random_clip(arch, Path(folder)), runtime, Path(folder), progress)
         tower = bench.encoder.tower("joint", 1_000_000)  # as for a long run
@@ -169,9 +169,8 @@ class _Bench:
         bare_s, ends = self.alternate(split, self.preload(split))
         forward_s = bare_s / len(split)
         limit_s = decode_s / cores() + forward_s if runtime.on_cpu else max(decode_s / cores(), forward_s)
-        side = _side(len(split), limit_s * len(split), ends) | {
-            "decode_ms_per_image": round(1000 * decode_s, 2)
-        }
+        side = _side(len(split), limit_s * len(split), ends)
+        side["decode_ms_per_image"] = round(1000 * decode_s, 2)
         return side, limit_s * len(split) / ends.seconds
 
     def prompts(self, count: int = 400) -> tuple[float, float]:
@@ -196,19 +195,6 @@ class _Bench:
 
         cut_s, full_s = best(cut, rounds=2), best(full, rounds=1)
         return cut_s / full_s, float(np.abs(cut() - full()).max())
-
-
-class _First(Split):
-    """The first `count` samples of a split."""
-
-    def __init__(self, whole: Split, count: int) -> None:
-        self._whole = whole
-        self.dataset, self.role, self.classes = whole.dataset, whole.role, whole.classes
-        self.ids, self.labels = whole.ids[:count], whole.labels[:count]
-        self.fingerprint = f"{whole.fingerprint}:{count}"
-
-    def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
-        return self._whole.samples(rows)
 
 
 class _Folder(Split):

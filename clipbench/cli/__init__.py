@@ -20,12 +20,10 @@ from clipbench.cli.output import catalogs, note, print_error
 from clipbench.errors import ClipbenchError, Stopped
 from clipbench.utils.version import __version__
 
-app = group(
-    Group(
-        "Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained.",
-        COMMANDS,
-    )
+_HELP = (
+    "Measure a CLIP-like model the way the papers do, and reproduce how the data-efficient ones were trained."
 )
+app = group(Group(_HELP, COMMANDS))
 
 
 @app.callback(invoke_without_command=True)
@@ -40,10 +38,7 @@ def root(
 
 def main() -> None:
     """Entry point: errors that the user can mend are printed and exit with 2; bugs keep their traceback."""
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # names of others may hold what this terminal, or no UTF-8, can say
+    for stream in (sys.stdout, sys.stderr):  # names may hold what this terminal, or no UTF-8, can say
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

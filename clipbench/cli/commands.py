@@ -72,9 +72,8 @@ def group(of: Group) -> typer.Typer:
 
     class Lazy(TyperGroup):
         def __init__(self, **given: Any) -> None:
-            super().__init__(
-                **given | {"commands": dict.fromkeys(of.commands)}
-            )  # names to list and to suggest
+            # names to list and to suggest
+            super().__init__(**given | {"commands": dict.fromkeys(of.commands)})
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             found = of.commands.get(cmd_name)

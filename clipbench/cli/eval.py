@@ -173,11 +173,9 @@ def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bo
         path = store.write(record, result.samples, results, force=force, last=_timed)
     if scores:
         timing = record.timing
-        rate = (
-            f", {timing.images_per_s:,.0f} images/s" if timing.images_per_s else ", features from the cache"
-        )
+        rate = f"{timing.images_per_s:,.0f} images/s" if timing.images_per_s else "features from the cache"
         show(view)
-        show(Text(f"{path}  ({timing.total_s:.1f} s{rate}, {record.precision})", style="dim"))
+        show(Text(f"{path}  ({timing.total_s:.1f} s, {rate}, {record.precision})", style="dim"))
     if result.pictures:
         folder = store.write_pictures(result.pictures, path, force=force)
         if not quiet:

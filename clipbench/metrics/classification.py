@@ -18,9 +18,6 @@ from clipbench.metrics.arrays import Bools, Floats, Ints, check_finite
 _BLOCK: Final = 4_000_000  # scores handled at a time, so that temporaries stay below about 100 MB
 
 
-# ----------------------------------------------------------- single-label ranking
-
-
 def rank_of_target(logits: Floats, target: Ints) -> Ints:
     """Rank of the true class among all classes, 0 for the best.
 
@@ -66,9 +63,6 @@ def predict(logits: Floats) -> Ints:
     return best
 
 
-# ----------------------------------------------------------------- per class
-
-
 def per_class_recall(target: Ints, prediction: Ints, n_classes: int) -> NDArray[np.float64]:
     """Recall of every class: float64 [C], NaN for classes absent from `target`.
 
@@ -112,9 +106,6 @@ def class_hits(target: Ints, prediction: Ints, n_classes: int) -> tuple[Ints, In
     _check_classes(prediction, n_classes)
     hits = np.bincount(target[target == prediction], minlength=n_classes)
     return hits.astype(np.int64), np.bincount(target, minlength=n_classes).astype(np.int64)
-
-
-# -------------------------------------------------------------- calibration
 
 
 def winning_confidence(logits: Floats) -> NDArray[np.float64]:
@@ -168,9 +159,6 @@ def confidence_bin(confidence: NDArray[np.float64], bins: int) -> Ints:
         raise ValueError("confidences must be within 0 … 1")
     found: Ints = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(np.int64)
     return found
-
-
-# -------------------------------------------------------------------- checks
 
 
 def _checked(logits: Floats) -> tuple[int, int]:

@@ -56,9 +56,6 @@ class Score:
             raise ValueError(f"a score needs at least one sample and an ordered interval (found {self})")
 
 
-# ------------------------------------------------------------------ intervals
-
-
 def wilson(successes: float, n: float) -> Interval:
     """95 % score interval of a proportion (Wilson, JASA 1927, 22:209–212).
 
@@ -228,9 +225,6 @@ def of_draws(values: Sequence[float], error: float, n: float) -> tuple[float, fl
     parts = between**2 / max(count - 1, 1) + error**4 / max(n - 1, 1)
     freedom = total**2 / parts
     return quantile(freedom) * math.sqrt(total), freedom
-
-
-# --------------------------------------------------------------------- scores
 
 
 def accuracy_score(correct: Bools, chance: float | None) -> Score:

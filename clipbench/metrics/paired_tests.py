@@ -30,9 +30,8 @@ EXACT: Final = 14
 #: otherwise so many random ones
 FLIPS: Final = 20_000
 _BLOCK: Final = 4_000_000  # signs drawn at a time
-_RADEMACHER: Final = 1 / (
-    4 * _NORMAL.cdf(-math.sqrt(2))
-)  # by which a sum of random signs may pass a normal tail
+#: by which a sum of random signs may pass a normal tail
+_RADEMACHER: Final = 1 / (4 * _NORMAL.cdf(-math.sqrt(2)))
 _FAR: Final = 1e-9
 
 
@@ -245,10 +244,10 @@ def of_average_precision(
     error, value, centre = found.error, found.value, found.centre
     half = intervals.quantile(found.freedom) * error
     ci95 = min(centre - half, value), max(centre + half, value)
+    method, n = "paired bootstrap", len(labels)
     if cluster is not None:
-        groups = int(cluster.max()) + 1
-        return _student(value, ci95, error, "jackknife of clusters", groups, found.freedom, centre)
-    return _normal(value, ci95, error, "paired bootstrap", len(labels), centre)
+        method, n = "jackknife of clusters", int(cluster.max()) + 1
+    return _about(centre, value, ci95, error, method, n, found.freedom)
 
 
 def of_scores(first: Score, second: Score) -> Difference:
@@ -263,37 +262,21 @@ def of_scores(first: Score, second: Score) -> Difference:
     error = math.hypot(*(high - low for low, high in (first.ci95, second.ci95))) / (2 * _Z)
     value = second.value - first.value
     ci95 = value - _Z * error, value + _Z * error
-    return _normal(value, ci95, error, "intervals, not paired", min(first.n, second.n))
+    return _about(value, value, ci95, error, "intervals, not paired", min(first.n, second.n))
 
 
-def _normal(
-    value: float, ci95: Interval, error: float, method: str, n: int, centre: float | None = None
+def _about(
+    centre: float, value: float, ci95: Interval, error: float, method: str, n: int, freedom: float = math.inf
 ) -> Difference:
-    """A difference whose p is that of a normal variable about `centre` (None: the value)."""
-    centre = value if centre is None else centre
-    if error == 0:
-        less, more = (1.0 if value >= 0 else 0.0), (1.0 if value <= 0 else 0.0)
-    else:
-        less, more = _NORMAL.cdf(centre / error), _NORMAL.cdf(-centre / error)
-    return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
-
-
-def _student(
-    value: float,
-    ci95: Interval,
-    error: float,
-    method: str,
-    n: int,
-    freedom: float,
-    centre: float | None = None,
-) -> Difference:
-    """A difference whose p is that of Student's t about `centre` (None: the value)."""
+    """A difference whose p is that of Student's t about `centre`, or of a normal variable."""
     from scipy.stats import t
 
-    centre = value if centre is None else centre
     if error == 0:
-        return _normal(value, ci95, error, method, n)
-    less, more = float(t.cdf(centre / error, freedom)), float(t.sf(centre / error, freedom))
+        less, more = float(value >= 0), float(value <= 0)
+    elif math.isinf(freedom):
+        less, more = _NORMAL.cdf(centre / error), _NORMAL.cdf(-centre / error)
+    else:
+        less, more = float(t.cdf(centre / error, freedom)), float(t.sf(centre / error, freedom))
     return Difference(value, ci95, min(1.0, 2 * min(less, more)), less, more, method, n)
 
 
@@ -318,10 +301,10 @@ def of_draws(
     value, n = float(gains.mean()), gains.size if spread is None else spread.effects.size
     error, between, freedom = over_draws(gains, one, other, same=same, spread=spread)
     if error == 0:
-        return _normal(value, (value, value), 0.0, "no spread", n), 0.0
+        return _about(value, value, (value, value), 0.0, "no spread", n), 0.0
     half = intervals.quantile(freedom) * error
     method = f"t over draws and {'samples' if spread is None else 'clusters'}"
-    return _student(value, (value - half, value + half), error, method, n, freedom), between
+    return _about(value, value, (value - half, value + half), error, method, n, freedom), between
 
 
 def over_draws(

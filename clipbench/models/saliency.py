@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,12 +189,8 @@ class TokenCosine(SaliencyMethod):
         with torch.no_grad():
             patches = F.normalize(self.tower(images).float().view(len(images), -1, self.width), dim=2)
             words = [text.view(-1, self.width) for text in texts]
-            best = torch.stack(
-                [
-                    (patches[image] @ own[own.any(dim=1)].T).amax(dim=1)  # zeros are padding
-                    for image, own in zip(pairs.tolist(), words, strict=True)
-                ]
-            )
+            mine = zip(pairs.tolist(), words, strict=True)  # zeros are padding
+            best = torch.stack([(patches[i] @ own[own.any(dim=1)].T).amax(dim=1) for i, own in mine])
         return F.relu(_square(best)), best.mean(dim=1)
 
 
@@ -246,22 +243,14 @@ def last_map(tower: nn.Module, preprocess: Preprocess) -> str | None:
     return found[-1][0] if found and found[-1][1] else None
 
 
-# ---------------------------------------------------------------------- parts
-
-
-class _hooked:  # noqa: N801 - reads as a statement
+@contextmanager
+def _hooked(*hooks: Any) -> Iterator[None]:
     """Removes the hooks at the end, and restores whether gradients are computed, which a hook may have changed."""
-
-    def __init__(self, *hooks: Any) -> None:
-        self._hooks = hooks
-        self._gradients = torch.is_grad_enabled()
-
-    def __enter__(self) -> None:
-        torch.set_grad_enabled(False)  # until a hook says otherwise
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_grad_enabled(self._gradients)
-        for hook in self._hooks:
+    try:
+        with torch.no_grad():  # until a hook says otherwise
+            yield
+    finally:
+        for hook in hooks:
             hook.remove()
 
 

@@ -79,9 +79,8 @@ def hold_out_clusters(
     >>> held.tolist()
     [4, 5]
     """
-    classes = (
-        np.zeros(len(labels), np.int64) if labels.ndim > 1 else np.unique(labels, return_inverse=True)[1]
-    )
+    kept = np.zeros(len(labels), np.int64) if labels.ndim > 1 else labels
+    classes = np.unique(kept, return_inverse=True)[1]
     kinds, count = int(classes.max()) + 1, int(cluster.max()) + 1
     sizes = np.bincount(classes)
     cells, numbers = np.unique(cluster * kinds + classes, return_counts=True)

@@ -66,9 +66,8 @@ def overlay(
     verdict = _HIT if hit else _MISS
     draw.ellipse((x - 9, y - 9, x + 9, y + 9), outline="white", width=5)
     draw.ellipse((x - 8, y - 8, x + 8, y + 8), outline=verdict, width=3)
-    return _captioned(
-        mixed, text, f"{'hit' if hit else 'miss'}, {energy:.0%} of the heat in the box", verdict
-    )
+    said = f"{'hit' if hit else 'miss'}, {energy:.0%} of the heat in the box"
+    return _captioned(mixed, text, said, verdict)
 
 
 def contact_sheet(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -109,9 +108,8 @@ def file_name(name: str) -> str:
 def _captioned(picture: Image.Image, text: str, verdict: str, colour: str) -> Image.Image:
     font = ImageFont.load_default(_FONT)
     lines = textwrap.wrap(text, width=60, max_lines=3, placeholder=" …") or [""]
-    page = Image.new(
-        "RGB", (max(picture.width, _WIDTH), picture.height + _LINE * (len(lines) + 1) + 8), _PAPER
-    )
+    height = picture.height + _LINE * (len(lines) + 1) + 8
+    page = Image.new("RGB", (max(picture.width, _WIDTH), height), _PAPER)
     page.paste(picture, (0, 0))
     draw = ImageDraw.Draw(page)
     for number, line in enumerate(lines):

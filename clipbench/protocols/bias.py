@@ -152,9 +152,6 @@ def _enough(split: Split, groups: NDArray[np.int64], params: Params) -> None:
         )
 
 
-# ---------------------------------------------------------------------- groups
-
-
 def _scores(
     ranked: dict[Stage, Rankings], groups: NDArray[np.int64], params: Params, seed: int
 ) -> dict[str, Score]:
@@ -189,9 +186,6 @@ def _of_counts(ranked: dict[Stage, Rankings], counts: Counts, params: Params) ->
     return found
 
 
-# ------------------------------------------------------------------------ cost
-
-
 def _cost(
     card: TaskCard,
     split: Split,
@@ -216,9 +210,8 @@ def _cost(
         precision = mean_average_precision_scores(found, present, seed, kinds=("area",))
         scores[f"object_map_{stage}"] = precision["map_area"]
     change = hits["after"].astype(np.float64) - hits["before"]
-    scores["object_acc1_change"] = Score(
-        float(change.mean()), intervals.bootstrap_mean(change, seed), len(some), None
-    )
+    interval = intervals.bootstrap_mean(change, seed)
+    scores["object_acc1_change"] = Score(float(change.mean()), interval, len(some), None)
     columns = {f"object_hit_{stage}": np.full(len(rows), np.nan) for stage in _STAGES}
     for stage in _STAGES:
         columns[f"object_hit_{stage}"][some] = hits[stage]
@@ -239,9 +232,6 @@ def _present(split: Split, params: Params) -> NDArray[np.uint8]:
     turned = np.zeros_like(split.objects.present)
     turned[:, np.array(found.places, dtype=np.int64)] = split.objects.present
     return turned
-
-
-# -------------------------------------------------------------------- evidence
 
 
 def _evidence(

@@ -117,6 +117,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: P
     numbers = np.array([found.number for found in rows])
     images = expressions.image[numbers]
     clusters = clusters_of(split, images)
+    together = images if clusters is None else clustered.codes(clusters)
     chance = float(np.mean([found.chance for found in rows]))
     hits = np.array([found.hit for found in rows])
     at_centre = np.array([found.centre for found in rows])
@@ -141,9 +142,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: P
         "heat_maps": rows[0].described,
         "images": len(np.unique(images)),
         "maps_of_zeros": sum(found.empty for found in rows),
-        "centre_baseline": _beside_centre(
-            hits, at_centre, images if clusters is None else clustered.codes(clusters), seed
-        ),
+        "centre_baseline": _beside_centre(hits, at_centre, together, seed),
     }
     if expressions.candidates is not None:
         overlap = np.array([found.overlap or 0.0 for found in rows])
@@ -187,9 +186,6 @@ def pictures(
     if made:
         pngs["contact-sheet.png"] = _overlays.png(_overlays.contact_sheet(list(made.values())))
     return pngs
-
-
-# ---------------------------------------------------------------------- parts
 
 
 def _expressions(split: Split) -> Expressions:

@@ -71,9 +71,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     if card.kind == "multi-label":
         difficult = require_difficult(split, params.difficult)
         scores = np.concatenate([part for _, part in _scored(images, rows, weights, images.shape[1])])
-        outcome = outcomes.multi_label(
-            scores, labels.astype(np.uint8), ids, difficult, seed, clusters=clusters
-        )
+        labels = labels.astype(np.uint8)
+        outcome = outcomes.multi_label(scores, labels, ids, difficult, seed, clusters=clusters)
     else:
         scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
         logits = _scored(images, rows, weights * scale, wider)
@@ -81,10 +80,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
             logits, labels.astype(np.int64), ids, len(weights), seed, clusters, groups_of(split, rows)
         )
     same = same_prompts(card, params.templates)
-    evidence = (
-        {"same_prompts": [[f"{card.classes[c]} ({c})" for c in group] for group in same]} if same else {}
-    )
-    return replace(outcome, evidence=outcome.evidence | evidence)
+    named = [[f"{card.classes[c]} ({c})" for c in group] for group in same]
+    return replace(outcome, evidence=outcome.evidence | ({"same_prompts": named} if named else {}))
 
 
 def prompts(card: TaskCard, templates: str) -> list[list[str]]:

@@ -110,9 +110,8 @@ def compare(
             hint="name two models (clipbench report lists them), or two folders",
         )
     if tasks is not None:
-        pairs = sorted(
-            (p for p in pairs if p[0].record.task in tasks), key=lambda p: tasks.index(p[0].record.task)
-        )
+        pairs = [pair for pair in pairs if pair[0].record.task in tasks]
+        pairs.sort(key=lambda pair: tasks.index(pair[0].record.task))
     if not pairs:
         raise DataError(
             f"{first} and {second} have no task in common" + (" in this suite" if tasks is not None else ""),

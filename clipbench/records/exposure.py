@@ -113,9 +113,9 @@ class _Relations:
 
     def _meet(self, where: _Where, own: _Where, around: set[_Where]) -> bool:
         """Whether one shows images of the other."""
-        return any(_same(where, other) for other in around) or any(
-            _same(own, other) for other in self._shown_by(where)
-        )
+        if any(_same(where, other) for other in around):
+            return True
+        return any(_same(own, other) for other in self._shown_by(where))
 
     def _shown_by(self, where: _Where) -> set[_Where]:
         """All whose images `where` shows, by `images_of` of its card, and theirs."""

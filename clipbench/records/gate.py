@@ -109,12 +109,11 @@ def decided(checks: Sequence[Check], max_drop: float, max_mean_drop: float, alph
     every = [*checks, *(Check(mean.model, comparison.MEAN, "pass", comparison=mean) for mean in means)]
     told = [(p, check.task == comparison.MEAN) for check in every if (p := _p_worse(check)) is not None]
     adjusted = iter(comparison.adjusted([p for p, _ in told], [mean for _, mean in told]))
+    allowed = {comparison.MEAN: max_mean_drop}
     return [
         check
         if _p_worse(check) is None
-        else _decided(
-            check, next(adjusted), max_mean_drop if check.task == comparison.MEAN else max_drop, alpha
-        )
+        else _decided(check, next(adjusted), allowed.get(check.task, max_drop), alpha)
         for check in every
     ]
 
@@ -182,9 +181,8 @@ def _looked_at(
         return Check(model, task, "fail", f"not comparable: {found.reason}")
     seen = "; ".join(one.text for one in eligibility.seen(other.record))
     if seen and not _seen_before(one.record, other.record):
-        return Check(
-            model, task, "fail", f"{folders[1]}: trained on {seen}, of which {folders[0]} says nothing"
-        )
+        why = f"{folders[1]}: trained on {seen}, of which {folders[0]} says nothing"
+        return Check(model, task, "fail", why)
     return Check(model, task, "pass", f"trained on {seen}" if seen else "", found)
 
 

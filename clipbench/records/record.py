@@ -218,9 +218,6 @@ class Record(Strict):
         return self
 
 
-# ------------------------------------------------------------------ its parts
-
-
 def utc_now() -> str:
     """This second in UTC, ISO 8601: what `Record.created` holds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -278,9 +275,6 @@ def _git(checkout: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-# --------------------------------------------------------------- text and seal
 
 
 def to_json(record: Record) -> str:

@@ -49,9 +49,6 @@ class Stored:
     seal: Seal
 
 
-# ---------------------------------------------------------------------- places
-
-
 def file_name(identifier: str) -> str:
     """A name for `identifier` that any file system takes; where it had to change, a hash keeps it unique.
 
@@ -212,9 +209,6 @@ def _whole(values: NDArray[Any]) -> tuple[int, list[Any]]:
     return len(values), [None, pa.py_buffer(np.ascontiguousarray(values))]
 
 
-# --------------------------------------------------------------------- reading
-
-
 def read_all(root: Path) -> Iterator[Stored]:
     """The records below `root`, one after the other, by path: all of thousands at once would fill memory.
 
@@ -354,10 +348,8 @@ def _folded(own: Path, path: Path) -> bool:
     """Whether both name one entry, on a file system that takes upper and lower case for the same; no link does."""
     if not (own.is_file() and own.samefile(path)):
         return False
-    files, folders = (
-        {entry.name for entry in folder.iterdir()} for folder in (path.parent, path.parent.parent)
-    )
-    return own.name not in files or own.parent.name not in folders
+    pairs = ((own.name, path.parent), (own.parent.name, path.parent.parent))
+    return any(name not in {entry.name for entry in folder.iterdir()} for name, folder in pairs)
 
 
 def _refuse_at_top(path: Path, root: Path) -> None:

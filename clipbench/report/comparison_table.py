@@ -16,9 +16,8 @@ def text(comparisons: Sequence[Comparison], first: str, second: str, alpha: floa
     Values and differences are in percent, ranks as they are; T marks a value of images that the model was trained on.
     """
     means = any(c.is_mean for c in comparisons)
-    models = (
-        len({(c.model, c.other) for c in comparisons}) > 1 or comparisons[0].model == comparisons[0].other
-    )
+    pairs = {(c.model, c.other) for c in comparisons}
+    models = len(pairs) > 1 or comparisons[0].model == comparisons[0].other
     headings = ["task", "metric", first, second, "difference", "95 % interval", "p", f"{second} is"]
     rows = [[f"{c.model} {c.task}" if models else c.task, *_cells(c)] for c in comparisons]
     told = [

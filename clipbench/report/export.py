@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -139,9 +139,8 @@ def read(path: Path) -> list[Foreign]:
         raise DataError(f"{path} cannot be read: {error}") from None
     if path.suffix == ".csv":
         try:
-            return [
-                _row(row, path, line) for line, row in enumerate(csv.DictReader(io.StringIO(text)), start=2)
-            ]
+            lines = enumerate(csv.DictReader(io.StringIO(text)), start=2)
+            return [_row(row, path, line) for line, row in lines]
         except csv.Error as error:
             raise DataError(f"{path} cannot be read as CSV: {error}") from None
     try:
@@ -161,13 +160,6 @@ def _row(row: dict[str, str], path: Path, line: int) -> Foreign:
     return _parsed({**{k: row.get(k) for k in _KEYS}, "metrics": metrics}, f"{path}:{line}")
 
 
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond all floats
-        return False
-
-
 def _parsed(value: Any, where: str) -> Foreign:
     fields = value if isinstance(value, dict) else {}
     missing = [key for key in _KEYS[:4] if not isinstance(fields.get(key), str)]
@@ -177,9 +169,8 @@ def _parsed(value: Any, where: str) -> Foreign:
             f"{where} is no result of CLIP_benchmark: it has no {', '.join(missing)}",
             hint="its files have dataset, model, pretrained, task and metrics",
         )
-    metrics = {
-        k: float(v) for k, v in value["metrics"].items() if isinstance(v, int | float) and _is_finite(v)
-    }
+    given = value["metrics"].items()  # an int may be beyond all floats
+    metrics = {k: float(v) for k, v in given if isinstance(v, int | float) and abs(v) <= sys.float_info.max}
     dataset, model, pretrained, task = (value[k] for k in _KEYS[:4])
     return Foreign(dataset, model, pretrained, task, metrics, value.get("language") or "en")
 

@@ -19,9 +19,8 @@ JUNIT_MARK: Final = b'name="clipbench gate"'
 def summary(checks: Sequence[Check], max_drop: float, max_mean_drop: float, alpha: float) -> str:
     """What a person reads beside a merge, as GitHub markdown."""
     failed = [check for check in checks if check.outcome == "fail"]
-    verdict = (
-        f"{len(failed)} of {len(checks)} checks failed" if failed else f"all {len(checks)} checks passed"
-    )
+    of = len(checks)
+    verdict = f"{len(failed)} of {of} checks failed" if failed else f"all {of} checks passed"
     marks = {"pass": "✅", "fail": "❌", "new": "🆕"}
     rows = [
         [marks[c.outcome], c.model, c.task, *_numbers(c), c.why]
@@ -57,9 +56,8 @@ def junit(checks: Sequence[Check]) -> bytes:
     top = ElementTree.Element("testsuites", counts)
     suite = ElementTree.SubElement(top, "testsuite", {"name": "clipbench gate"} | counts)
     for check in checks:
-        case = ElementTree.SubElement(
-            suite, "testcase", {"classname": visible(check.model), "name": visible(check.task)}
-        )
+        names = {"classname": visible(check.model), "name": visible(check.task)}
+        case = ElementTree.SubElement(suite, "testcase", names)
         if check.outcome != "pass":
             kind = "failure" if check.outcome == "fail" else "skipped"
             ElementTree.SubElement(case, kind, {"message": visible(check.why)})

@@ -29,9 +29,8 @@ def leaderboard(every: Sequence[Row], catalog: Catalog) -> str:
     text += table.markdown(sections(stand, catalog)) if stand else "\nNo record may stand here yet.\n"
     if off:
         text += "\n## Kept off\n\n"
-        text += table.markdown_table(
-            ["model", "task", "why"], "lll", ([row.model, row.task, row.why] for row in off)
-        )
+        cells = ([row.model, row.task, row.why] for row in off)
+        text += table.markdown_table(["model", "task", "why"], "lll", cells)
     return text
 
 

@@ -137,10 +137,8 @@ def _alike(
     groups: list[list[str]] = []
     for model in sorted(measured):
         for group in groups:
-            same = [list(one.parts.ids) for one in measured[group[0]]] == [
-                list(one.parts.ids) for one in measured[model]
-            ]
-            if same and not any(map(_mismatch, stored[group[0]], stored[model])):
+            ids = [[list(one.parts.ids) for one in measured[each]] for each in (group[0], model)]
+            if ids[0] == ids[1] and not any(map(_mismatch, stored[group[0]], stored[model])):
                 group.append(model)
                 break
         else:

@@ -119,9 +119,8 @@ def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict]
         if verdict.mean is not None and verdict.ci95 is not None:
             low, high = verdict.ci95
             difference = f"{100 * verdict.mean:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
-        lines.append(
-            f"| {claim.says} | {claim.source} | {claim.measure} | {difference} | **{verdict.says}** |"
-        )
+        cells = (claim.says, claim.source, claim.measure, difference, f"**{verdict.says}**")
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         "## Scores",
@@ -184,9 +183,8 @@ def _measures(study: Study) -> list[str]:
 def _by_cell(study: Study, measured: Sequence[Measured]) -> Mapping[tuple[str, int], list[Measured]]:
     """(objective, batch size) → what its seeds measured, in the study's order."""
     found: dict[tuple[str, int], list[Measured]] = {}
-    for one in sorted(
-        measured, key=lambda m: (list(study.objectives).index(m.cell.objective), m.cell.batch_size)
-    ):
+    order = list(study.objectives).index
+    for one in sorted(measured, key=lambda m: (order(m.cell.objective), m.cell.batch_size)):
         found.setdefault((one.cell.objective, one.cell.batch_size), []).append(one)
     return found
 

@@ -63,9 +63,6 @@ _LEGEND: Final = {
 }
 
 
-# ---------------------------------------------------------------------- cells
-
-
 def _value(row: Row) -> str:
     """The value and its interval (`numbers.interval`), with a blank between."""
     if row.value is None:
@@ -173,9 +170,6 @@ def _rank_cell(section: Section, model: str, task: str = MEAN) -> str:
 def _seen_mark(section: Section, model: str) -> str:
     """The mark of a mean of which the model has seen images."""
     return SEEN if section.seen(model) else ""
-
-
-# ------------------------------------------------------------------ renderers
 
 
 def terminal(sections: Sequence[Section]) -> str:
@@ -390,10 +384,9 @@ def _ranked(row: Row, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
 
     `ranks` are by task, or `MEAN`.
     """
-    places = (
-        ranks[of].ranks.get(row.model) if of in ranks and row.primary else None for of in (row.task, MEAN)
-    )
-    return row._asdict() | dict(zip(("rank", "suite_rank"), places, strict=True))
+    known = ranks if row.primary else {}
+    rank, mean = (known[of].ranks.get(row.model) if of in known else None for of in (row.task, MEAN))
+    return row._asdict() | {"rank": rank, "suite_rank": mean}
 
 
 #: formats of sections, and of every row, by their name on the command line
@@ -450,9 +443,8 @@ def _remarks(record: Record) -> list[str]:
     said += [_noted(note) for note in record.notes]
     if same := evidence.get("same_prompts"):
         named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
-        said.append(
-            f"{sum(map(len, same)):,} classes have the same prompts as another, so no model tells them apart: {named}"
-        )
+        count = f"{sum(map(len, same)):,} classes have the same prompts as another"
+        said.append(f"{count}, so no model tells them apart: {named}")
     if centre := dataframe.centre_baseline(record):
         said.append(_beside_centre(*centre))
     if "lambda" in evidence.get("chosen", {}):
@@ -483,9 +475,7 @@ def _beside_centre(value: float, above: float, ci95: tuple[float, float] | None)
     >>> _beside_centre(0.25, 0.125, (-0.01, 0.26))
     "always pointing at the image's middle gets 25.00; the pointing game is +12.50 from that (95 % -1.00 … +26.00)"
     """
-    interval = (
-        "no interval: images do not differ" if ci95 is None else f"95 % {numbers.ends(*ci95, None, '+')}"
-    )
+    interval = f"95 % {numbers.ends(*ci95, None, '+')}" if ci95 else "no interval: images do not differ"
     return (
         f"always pointing at the image's middle gets {numbers.number(value, None)}; the pointing game is "
         f"{numbers.number(above, None, '+')} from that ({interval})"

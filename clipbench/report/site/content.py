@@ -31,6 +31,8 @@ from clipbench.report.site.leaderboard import SiteRecord, group_of
 from clipbench.report.table import rank_notes
 
 _SHOWN_PROMPTS: Final = 100
+#: keys of a task card that the page tells in another form, or not at all
+_ELSEWHERE: Final = ("classes", "label_names", "templates", "protocols")
 _HASH: Final = 12  # hex digits of a fingerprint that are shown
 
 Json = dict[str, Any]
@@ -73,19 +75,15 @@ def gather(records: Sequence[SiteRecord], catalog: Catalog) -> Content:
         classes = _classes(own, place)
         if classes:
             extras[f"classes/{j}"] = packed(classes)
+    standing = [one.primary for one in records if one.stands]
     index = {
         "models": [_headline(own[0].record) for own in of_model.values()],
         "tasks": [_task_headline(own) for own in of_task.values()],
-        "suites": _suites(catalog, number, [j.primary for j in records if j.stands]),
-        "scores": [
-            [place[j.record.model], number[j.record.task], *_numbers(j.primary)] for j in records if j.stands
-        ],
+        "suites": _suites(catalog, number, standing),
+        "scores": [[place[row.model], number[row.task], *_numbers(row)] for row in standing],
         "reported": _reported(catalog, records),
     }
     return Content(index, required, extras)
-
-
-# ---------------------------------------------------------------------- index
 
 
 def _headline(record: Record) -> Json:
@@ -171,9 +169,6 @@ def _reported(catalog: Catalog, records: Sequence[SiteRecord]) -> list[list[Any]
     return list(found.values())
 
 
-# --------------------------------------------------------------------- blocks
-
-
 def _model(
     own: Sequence[SiteRecord], number: dict[str, int], shown: dict[str, str], curves: set[int]
 ) -> Json:
@@ -231,9 +226,7 @@ def _task(record: Record) -> Json:
     prompts = card.get("templates", {}).get(str(record.protocol.params.get("templates")))
     about, parameters = _protocol_text(record.protocol.name)
     return {
-        "card": {
-            k: v for k, v in card.items() if k not in ("classes", "label_names", "templates", "protocols")
-        },
+        "card": {k: v for k, v in card.items() if k not in _ELSEWHERE},
         "classes": len(card.get("classes", [])),
         "prompts": prompts[:_SHOWN_PROMPTS] if isinstance(prompts, list) else None,
         "about": about,
@@ -267,13 +260,14 @@ def _curves(record: Record) -> list[Json]:
     found = []
     for draw in draws:
         chosen = draw["chosen"]
-        points = [
-            (f"{p['lambda']:.3g}", round(100 * p["score"], 2), int(p["converged"])) for p in draw["curve"]
-        ]
         kept = [chosen] if "lambda" in chosen else list(chosen.values())
-        marks = sorted({float(f"{c['lambda']:.3g}") for c in kept})
-        found.append({"points": [[float(x), y, ok] for x, y, ok in points], "chosen": marks})
+        points = [[_at(p), round(100 * p["score"], 2), int(p["converged"])] for p in draw["curve"]]
+        found.append({"points": points, "chosen": sorted(set(map(_at, kept)))})
     return found
+
+
+def _at(point: Json) -> float:
+    return float(f"{point['lambda']:.3g}")
 
 
 def _classes(own: Sequence[SiteRecord], models: dict[str, int]) -> Json:
@@ -285,9 +279,8 @@ def _classes(own: Sequence[SiteRecord], models: dict[str, int]) -> Json:
         for metric, values in one.record.per_class.items():
             table = found.setdefault(metric, {"classes": list(values), "values": {}})
             if list(values) == table["classes"]:
-                table["values"][models[one.record.model]] = [
-                    None if value is None else round(1000 * value) for value in values.values()
-                ]
+                rounded = [None if value is None else round(1000 * value) for value in values.values()]
+                table["values"][models[one.record.model]] = rounded
     return found
 
 

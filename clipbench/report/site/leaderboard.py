@@ -107,15 +107,8 @@ def lines(standing: Sequence[SiteRecord], of: Sequence[Column]) -> list[Line]:
     for model, by_task in sorted(by_model.items()):
         card: dict[str, Any] = next(iter(by_task.values())).record.cards.model
         cells = [_cell(by_task[column.task].primary) if column.task in by_task else None for column in of]
-        made.append(
-            Line(
-                model,
-                str(card.get("title", model)),
-                group_of(card),
-                pairs_text(card.get("training_pairs_m")),
-                cells,
-            )
-        )
+        title, pairs = str(card.get("title", model)), pairs_text(card.get("training_pairs_m"))
+        made.append(Line(model, title, group_of(card), pairs, cells))
     return made
 
 
@@ -123,6 +116,5 @@ def _cell(row: Row) -> Cell:
     assert row.value is not None
     assert row.low is not None
     assert row.high is not None
-    return Cell(
-        numbers.number(row.value, row.metric), numbers.interval(row.value, row.low, row.high, row.metric)
-    )
+    interval = numbers.interval(row.value, row.low, row.high, row.metric)
+    return Cell(numbers.number(row.value, row.metric), interval)
