@@ -111,41 +111,48 @@ def view(found: dict[str, Any]) -> Group:
 # ------------------------------------------------------------------------ ours
 
 
+_SIZES: dict[str, Any] = {"width": _WIDTH, "heads": _HEADS}
+_MODEL: dict[str, Any] = {
+    "config": {
+        "image": {"kind": "clip-vit", "patch": _PATCH, "layers": _IMAGE_LAYERS, **_SIZES},
+        "text": {"kind": "clip-text", "layers": _TEXT_LAYERS, **_SIZES},
+        "embed_dim": _WIDTH,
+        "projection": "linear",
+    },
+    "preprocess": {"size": _SIDE, "resize": "none", "mean": [0.5] * 3, "std": [0.25] * 3},
+}
+_OBJECTIVES: dict[str, Any] = {"clip": {"kind": "clip"}, "declip": {"kind": "declip", "queue": 4096}}
+
+
 def _recipe(objective: str, batch_size: int, steps: int) -> Recipe:
-    value: dict[str, Any] = {
-        "title": "bench",
-        "command": "clipbench bench pretrain",
-        "cost": "seconds",
-        "data": [
-            {
-                "dataset": "bench",
-                "texts": ["captions"],
-                "augment": {"kind": "moco-v2", "scale": [0.5, 1.0], "jitter": 0, "grayscale": 0, "blur": 0},
-            }
-        ],
-        "model": {
-            "config": {
-                "image": {
-                    "kind": "clip-vit",
-                    "patch": _PATCH,
-                    "width": _WIDTH,
-                    "layers": _IMAGE_LAYERS,
-                    "heads": _HEADS,
-                },
-                "text": {"kind": "clip-text", "width": _WIDTH, "layers": _TEXT_LAYERS, "heads": _HEADS},
-                "embed_dim": _WIDTH,
-                "projection": "linear",
-            },
-            "preprocess": {"size": _SIDE, "resize": "none", "mean": [0.5] * 3, "std": [0.25] * 3},
-        },
-        "objective": {"kind": "clip"},
-        "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.2},
-        "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
-    }
-    if objective == "declip":
-        value["objective"] = {"kind": "declip", "queue": 4096}
-        value["data"][0]["augment"] = {"kind": "moco-v2"}
-    return Recipe.model_validate(value)
+    return random_recipe(_MODEL, _OBJECTIVES[objective], batch_size, steps, weight_decay=0.2)
+
+
+def random_recipe(
+    model: dict[str, Any],
+    objective: dict[str, Any],
+    batch_size: int,
+    steps: int,
+    weight_decay: float,
+    **more: Any,
+) -> Recipe:
+    """A recipe on `random_pairs`: crops alone, but for DeCLIP, which sees two views as MoCo v2 makes them."""
+    augment: dict[str, Any] = {"kind": "moco-v2"}
+    if objective["kind"] != "declip":
+        augment |= {"scale": [0.5, 1.0], "jitter": 0, "grayscale": 0, "blur": 0}
+    return Recipe.model_validate(
+        {
+            "title": "bench",
+            "command": "clipbench bench pretrain",
+            "cost": "seconds",
+            "data": [{"dataset": "bench", "texts": ["captions"], "augment": augment}],
+            "model": model,
+            "objective": objective,
+            "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": weight_decay},
+            "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
+        }
+        | more
+    )
 
 
 def steps_of(

@@ -12,7 +12,7 @@ from rich.console import Group
 
 from clipbench.bench import view as views
 from clipbench.bench.machine import device_peak_mib, forget_device_peak, matmul_peak
-from clipbench.bench.pretrain import random_pairs, steps_of
+from clipbench.bench.pretrain import random_pairs, random_recipe, steps_of
 from clipbench.cards.recipe import Recipe
 from clipbench.encoding.runtime import Runtime
 
@@ -144,22 +144,9 @@ def _recipe(
     compiled: bool = False,
 ) -> Recipe:
     """The towers of DeCLIP's repository (`declip-yfcc15m-r50`) under each objective."""
-    augment: dict[str, Any] = {"kind": "moco-v2"}
-    if objective != "declip":
-        augment |= {"scale": [0.5, 1.0], "jitter": 0, "grayscale": 0, "blur": 0}
-    return Recipe.model_validate(
-        {
-            "title": "bench",
-            "command": "clipbench bench pretrain",
-            "cost": "seconds",
-            "data": [{"dataset": "bench", "texts": ["captions"], "augment": augment}],
-            "model": _MODEL,
-            "objective": _OBJECTIVES[objective],
-            "optim": {"name": "adamw", "lr": 5e-4, "weight_decay": 0.1},
-            "schedule": {"steps": steps, "warmup": 1, "batch_size": batch_size},
-            "engine": {"channels_last": True, "compile": compiled, "chunk": chunk},
-            "precision": runtime.precision,
-        }
+    engine = {"channels_last": True, "compile": compiled, "chunk": chunk}
+    return random_recipe(
+        *(_MODEL, _OBJECTIVES[objective], batch_size, steps, 0.1), engine=engine, precision=runtime.precision
     )
 
 

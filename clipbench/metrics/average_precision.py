@@ -151,9 +151,8 @@ def average_precisions_area(scores: Floats, positive: Bools, ignore: Bools) -> N
     order = np.argsort(-scores, axis=0)
     scores = np.take_along_axis(scores, order, axis=0)
     positive = np.take_along_axis(positive & ~ignore, order, axis=0)
-    true, seen = (
-        np.cumsum(taken, axis=0) for taken in (positive, np.take_along_axis(~ignore, order, axis=0))
-    )
+    kept = np.take_along_axis(~ignore, order, axis=0)
+    true, seen = np.cumsum(positive, axis=0), np.cumsum(kept, axis=0)
     # Precision is read where a run of equal scores ends.
     ends = np.full(scores.shape, len(scores) - 1)
     ends[:-1][scores[:-1] != scores[1:]] = np.nonzero(scores[:-1] != scores[1:])[0]

@@ -66,9 +66,8 @@ def check(catalog: Catalog, results: Path) -> Found:
         eligibility = None if report.problems or catalog.problems else Eligibility(catalog)
         for path in store.paths(results):
             report.attempt("records", lambda p=path: _record(p, eligibility))  # type: ignore[misc]
-    report.problems += [
-        str(error) for error in catalog.problems.values() if str(error) not in report.problems
-    ]
+    passed_over = map(str, catalog.problems.values())
+    report.problems += [problem for problem in passed_over if problem not in report.problems]
     return report
 
 

@@ -144,26 +144,18 @@ def _obstacle(task: Task, opened: dict[str, Split], failed: dict[str, str]) -> s
 
 def text(found: Survey) -> str:
     """A table of at most 80 columns where ids are short, and below it what is wrong and what runs."""
-    lines = [
-        [
-            one.data,
-            one.role,
-            "–" if one.samples is None else f"{one.samples:,}",
-            "–" if one.due is None else f"{one.due:,}",
-            "–" if one.classes is None else f"{one.classes:,}",
-            f"{one.decoded:,}",
-            "wrong" if one.problems else "well",
-        ]
-        for one in found.splits
-    ]
+    lines = []
+    for one in found.splits:
+        counts = (one.samples, one.due, one.classes, one.decoded)
+        cells = ("–" if count is None else f"{count:,}" for count in counts)
+        lines.append([one.data, one.role, *cells, "wrong" if one.problems else "well"])
     headings = ["data set", "split", "samples", "card", "classes", "decoded", ""]
     parts = [aligned(headings, lines, left={0, 1, 6})]
     for one in found.splits:
         parts += [f"✗ {one.data} {one.role}: {problem}\n" for problem in one.problems]
         parts += [f"  {one.data} {one.role}: {note}\n" for note in one.notes]
-    parts += [
-        f"  {name}: no copy at hand; eval fetches {public}\n" for name, public in found.elsewhere.items()
-    ]
+    for name, public in found.elsewhere.items():
+        parts.append(f"  {name}: no copy at hand; eval fetches {public}\n")
     runs = [name for name, why in found.tasks.items() if not why]
     wrapped = TextWrapper(80, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
     parts.append(wrapped.fill(f"can run: {', '.join(runs) or 'nothing'}") + "\n")

@@ -148,9 +148,8 @@ def _half_of_sum(rows: Sequence[Row]) -> float:
             return math.fsum(halves)
         parts.append(part)
     # No narrower than the intervals of the scores, which know more: of captions, of classes, of draws.
-    scale = max(
-        1.0, math.hypot(*halves) / (_Z * math.hypot(*(summed([part])[1] for part in parts)) or math.inf)
-    )
+    alone = _Z * math.hypot(*(summed([part])[1] for part in parts))
+    scale = max(1.0, math.hypot(*halves) / (alone or math.inf))
     return scale * _Z * summed(parts)[1]
 
 

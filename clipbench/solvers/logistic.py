@@ -324,9 +324,8 @@ class _Driver:
         bias = np.tile(absent.astype(np.float32), (count, 1))
         whole = self._reduced is None and present.size == classes and solved.dtype == torch.float32
         # Where the solutions are the weights, no copy is made: of many classes they are the most that is held.
-        weights = (
-            solved[:, :, :-1].cpu().numpy() if whole else np.zeros((count, classes, width), dtype=np.float32)
-        )
+        shape = (count, classes, width)
+        weights = solved[:, :, :-1].cpu().numpy() if whole else np.zeros(shape, dtype=np.float32)
         for i in range(count):
             own = solved[i].double()
             inside = own[:, :-1] if self._reduced is None else self._reduced.outward(own[:, :-1])
@@ -400,9 +399,8 @@ class _Driver:
 
     def _extrapolated(self, away: Doubles, nearest: Ints, penalty: float, members: Tensor) -> Tensor:
         """The best of the last solution and the line and the parabola through the last ones, by problem."""
-        starts = torch.stack(
-            [self._through(nearest[:count], away) for count in (1, 2, 3) if count <= len(away)]
-        )
+        counts = range(1, min(3, len(away)) + 1)
+        starts = torch.stack([self._through(nearest[:count], away) for count in counts])
         if len(starts) == 1:
             return starts[0]
         of_each = torch.full_like(starts[:, :, 0, 0].flatten(), penalty, dtype=torch.float64)

@@ -228,10 +228,8 @@ class _Run:
     def _aim(self, *, fresh: bool) -> None:
         """Make the preconditioner of the point, and the preconditioned gradient."""
         engine, point = self._engine, self._point
-        blocks = engine.nearest_blocks(self._penalty)
-        self._precondition = _Preconditioner(
-            engine.spectrum, point.mixing, self._penalty, engine.rows.n, blocks
-        )
+        blocks, penalty = engine.nearest_blocks(self._penalty), self._penalty
+        self._precondition = _Preconditioner(engine.spectrum, point.mixing, penalty, engine.rows.n, blocks)
         if fresh:
             # What is known of the shared preconditioner's shortfall says nothing of the blocks'.
             own = self._precondition.has_blocks()

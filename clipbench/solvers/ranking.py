@@ -179,9 +179,8 @@ class _Side:
 
     def take(self, engine: _Engine, scores: Any, queries: slice, keys: slice, axis: int) -> None:
         """Take in a block; its keys are along `axis`."""
-        above, equal, (query, key, score) = engine.look(
-            scores, self.target[queries], self._scores[queries, -1], self._scores.shape[1], axis
-        )
+        target, floor, top = self.target[queries], self._scores[queries, -1], self._scores.shape[1]
+        above, equal, (query, key, score) = engine.look(scores, target, floor, top, axis)
         self._above[queries] += above
         self._equal[queries] += equal
         self._merge(query + queries.start, key + keys.start, score)

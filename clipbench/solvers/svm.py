@@ -217,10 +217,8 @@ def fit(
     chosen_from, positive = _checked_costs(costs), _positive(features, labels)
     class_of, at = (part.ravel() for part in np.mgrid[: positive.shape[1], : chosen_from.size])
     run = _Fit(features, positive, None, positive_weight, device, tolerance, max_iter)
-    everything = np.full(class_of.size, -1)
-    return run.svms(
-        run.solve(chosen_from[at], class_of, everything, run.zero(class_of.size)), chosen_from[at]
-    )
+    costs_of, everything = chosen_from[at], np.full(class_of.size, -1)
+    return run.svms(run.solve(costs_of, class_of, everything, run.zero(class_of.size)), costs_of)
 
 
 class _Fit:
@@ -237,13 +235,9 @@ class _Fit:
         max_iter: int,
     ) -> None:
         rows = Rows(features, device=device, centre=False, constant=True)
-        self._reduced: Reduced | None = None
-        if rows.n < rows.d or rows.in_memory:
-            self._reduced = Reduced.of(rows)
-            rows, spectrum = self._reduced.rows, self._reduced.spectrum
-        else:
-            spectrum = Spectrum.of(rows)
-        self._rows, self._spectrum = rows, spectrum
+        self._reduced = Reduced.of(rows) if rows.n < rows.d or rows.in_memory else None
+        self._rows = rows = rows if self._reduced is None else self._reduced.rows
+        self._spectrum = Spectrum.of(rows) if self._reduced is None else self._reduced.spectrum
         self._tolerance, self._max_iter = tolerance, max_iter
         self._sign = self._put(np.where(positive.T, 1, -1).astype(np.int8))
         self._weight = self._put(np.where(positive.T, positive_weight, 1.0)).to(rows.dtype)
