@@ -17,7 +17,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -275,18 +275,11 @@ def _of_older(path: Path, content: bytes, error: ValidationError) -> Record:
         raise _explained(path, older, error_of_older) from None
 
 
-def _from_1(value: Json) -> Json:
-    """Version 1 had no seal."""
-    return value | {"schema_version": 2, "samples_sha256": None, "digest": None}
-
-
-def _from_2(value: Json) -> Json:
-    """Version 2 said nothing of what its data held beside what was measured, nor of what the model had seen of it."""
-    return value | {"schema_version": 3, "notes": [], "seen": []}
-
-
-#: schema version → how a record of that version becomes one of the next
-_UPGRADES: Final[dict[int, Callable[[Json], Json]]] = {1: _from_1, 2: _from_2}
+#: schema version → what the next one has beside it: a seal; what was found in the data, and seen of it in training
+_UPGRADES: Final[dict[int, Json]] = {
+    1: {"samples_sha256": None, "digest": None},
+    2: {"notes": [], "seen": []},
+}
 
 
 def _upgraded(text: str) -> str | None:
@@ -300,7 +293,7 @@ def _upgraded(text: str) -> str | None:
     if value["schema_version"] not in _UPGRADES:
         return None
     while isinstance(version := value["schema_version"], int) and version in _UPGRADES:
-        value = _UPGRADES[version](value)
+        value |= _UPGRADES[version] | {"schema_version": version + 1}
     return json.dumps(value)
 
 
