@@ -112,8 +112,11 @@ def eval_command(
         raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
     catalog = open_catalog(cards, plugins)
     tasks = catalog.tasks(names("--task", task))
-    if save_heatmaps:
-        _require_heatmaps(tasks)
+    if save_heatmaps and not any(task.protocol.pictures for task in tasks):
+        raise ClipbenchError(
+            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(task.id for task in tasks)})",
+            hint="tasks that end in -ground have some; leave the option out for others",
+        )
     paths = data_paths(data, catalog, verify=verify_data)
     make_folder(results)
     models = [catalog.model(name) for name in names("--model", model)]
@@ -154,14 +157,6 @@ def eval_command(
         _print_table(done, tasks, catalog, results)
     if any(r.error for r in done):
         raise typer.Exit(2)
-
-
-def _require_heatmaps(tasks: list[Task]) -> None:
-    if not any(task.protocol.pictures for task in tasks):
-        raise ClipbenchError(
-            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(task.id for task in tasks)})",
-            hint="tasks that end in -ground have some; leave the option out for others",
-        )
 
 
 def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bool) -> None:

@@ -115,7 +115,10 @@ def sign_flip(d: NDArray[np.float64], seed: int) -> tuple[float, float, str]:
     if not sizes.size or sizes.max() == 0:
         return 1.0, 1.0, "no difference"
     if sizes.size == 1:
-        return (*_binomial_tails(int((d > 0).sum()), int(counts[0])), "McNemar, exact")
+        from scipy.special import bdtr
+
+        k, of = int((d > 0).sum()), int(counts[0])
+        return float(bdtr(k, of, 0.5)), float(bdtr(of - k, of, 0.5)), "McNemar, exact"
     total = float(d.sum())
     m = int(counts.sum())
     slack = 1e-9 * float(np.abs(d).sum())  # sums of equal terms in another order are equal
@@ -197,13 +200,6 @@ def normal_tail(z: float) -> float:
     (0.5, 0.025, True)
     """
     return math.erfc(z / math.sqrt(2)) / 2
-
-
-def _binomial_tails(k: int, m: int) -> tuple[float, float]:
-    """P(X ≤ k) and P(X ≥ k) of X ~ Binomial(m, 1/2), exact."""
-    from scipy.special import bdtr
-
-    return float(bdtr(k, m, 0.5)), float(bdtr(m - k, m, 0.5))
 
 
 def _bonett_price(second_only: int, first_only: int, n: int) -> Interval:

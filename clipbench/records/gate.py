@@ -21,7 +21,6 @@ from clipbench.protocols import registry
 from clipbench.records import comparison, store
 from clipbench.records.comparison import Comparison, p_value
 from clipbench.records.eligibility import Eligibility
-from clipbench.records.record import Record
 from clipbench.records.store import Stored
 
 MAX_DROP: Final = 0.5
@@ -180,13 +179,8 @@ def _looked_at(
     if found.reason is not None:
         return Check(model, task, "fail", f"not comparable: {found.reason}")
     seen = "; ".join(one.text for one in eligibility.seen(other.record))
-    if seen and not _seen_before(one.record, other.record):
+    weights = [stored.record.fingerprints.get("weights") for stored in (one, other)]
+    if seen and not one.record.seen and weights[0] != weights[1]:  # of the same model they say the same
         why = f"{folders[1]}: trained on {seen}, of which {folders[0]} says nothing"
         return Check(model, task, "fail", why)
     return Check(model, task, "pass", f"trained on {seen}" if seen else "", found)
-
-
-def _seen_before(baseline: Record, candidate: Record) -> bool:
-    """Whether the baseline's model saw such images too: it says so, or is the same model."""
-    weights = [record.fingerprints.get("weights") for record in (baseline, candidate)]
-    return bool(baseline.seen) or weights[0] == weights[1]

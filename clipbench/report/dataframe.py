@@ -73,6 +73,11 @@ class Row(NamedTuple):
     kept_off: str = ""
     why: str = ""
 
+    @property
+    def judgement(self) -> str | None:
+        """The verdict on the published number, and by how much it is off."""
+        return f"off by {self.difference_points:+.2f}" if self.verdict == "off" else self.verdict
+
 
 def results(folder: str | Path = "results", *, cards: Sequence[Path] = ()) -> pd.DataFrame:
     """Every score of every record below `folder`, a row each, as a pandas frame with the columns of `Row`.

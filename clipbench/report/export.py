@@ -189,7 +189,8 @@ def rows(results: Iterable[Foreign], catalog: Catalog) -> list[Row]:
         dataset, _, variant = _DATASETS.get(name, name.replace("/", "-")).partition("@")
         task = f"{dataset}-{protocol}" + (f"@{variant}" if variant else "")
         names = {m: _ours(m.removeprefix(theirs.prefix)) for m in one.metrics}
-        ours = catalog.task(task).params.primary if task in known else _primary(names.values())
+        usual = (m for m in ("acc1", "map_area", "image_retrieval_recall@5") if m in names.values())
+        ours = catalog.task(task).params.primary if task in known else next(usual, None)
         for metric, value in one.metrics.items():
             rows.append(
                 Row(
@@ -211,10 +212,6 @@ def _ours(theirs: str) -> str:
     """Our name of their metric: the same, where no metric of ours is called otherwise there."""
     specs = (spec for name in registry.protocol_ids() for spec in registry.protocol(name).metrics)
     return next((spec.name for spec in specs if spec.elsewhere.get(_PROGRAM) == theirs), theirs)
-
-
-def _primary(metrics: Iterable[str]) -> str | None:
-    return next((m for m in ("acc1", "map_area", "image_retrieval_recall@5") if m in set(metrics)), None)
 
 
 # ----------------------------------------------------------------- model-index

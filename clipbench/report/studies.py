@@ -95,13 +95,14 @@ def write(
 def page(study: Study, measured: Sequence[Measured], verdicts: Sequence[Verdict], command: str) -> str:
     """The page in markdown."""
     shown = _measures(study)
-    seeds = f"{len(study.seeds)} seeds"
+    seeds, done, of = f"{len(study.seeds)} seeds", len(measured), len(study.cells())
+    waiting = ["", f"**{done} of {of} runs are finished.** Claims that need the others are open."]
     lines = [
         f"# {study.title}",
         "",
         f"`{command}`. Every cell: {study.images:,} images seen of {_data(study)}, towers from random weights, "
         f"{seeds}. Values are per cent: the mean over seeds and its 95 % interval (Student's t). {_made_by(measured)}.",
-        *_missing(study, measured),
+        *(waiting if done < of else ()),
         "",
         "![scores by objective, and by batch size](study.png)",
         "",
@@ -187,13 +188,6 @@ def _by_cell(study: Study, measured: Sequence[Measured]) -> Mapping[tuple[str, i
     for one in sorted(measured, key=lambda m: (order(m.cell.objective), m.cell.batch_size)):
         found.setdefault((one.cell.objective, one.cell.batch_size), []).append(one)
     return found
-
-
-def _missing(study: Study, measured: Sequence[Measured]) -> list[str]:
-    of = len(study.cells())
-    if len(measured) == of:
-        return []
-    return ["", f"**{len(measured)} of {of} runs are finished.** Claims that need the others are open."]
 
 
 def _percent(values: Sequence[float]) -> str:

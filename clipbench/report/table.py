@@ -294,9 +294,9 @@ _BESIDE: Final = ("model", "task", "metric", "value %", "reported", "Δ", "verdi
 
 def _beside(row: Row) -> list[str]:
     points = row.difference_points
-    said = f"off by {points:+.2f}" if row.verdict == "off" and points is not None else row.verdict or DASH
     cells = [row.model, row.task, row.metric or DASH, _value(row), _reported_cell(row)]
-    return [*cells, DASH if points is None else f"{points:+.2f}", said, row.reported_source or ""]
+    difference = DASH if points is None else f"{points:+.2f}"
+    return [*cells, difference, row.judgement or DASH, row.reported_source or ""]
 
 
 def _matrix(section: Section) -> tuple[list[str], list[list[str]]]:
@@ -312,7 +312,8 @@ def _matrix(section: Section) -> tuple[list[str], list[list[str]]]:
             _marked(own[task], _rank_cell(section, model, task)) if task in own else DASH
             for task in section.tasks
         ]
-        cells += [_mean_cell(mean)] if means else []
+        if means:
+            cells.append(f"{_mean_value(mean)} ({mean.covers} of {mean.of})" if mean else DASH)
         rank = f"{_rank_cell(section, model)} {_seen_mark(section, model)}".strip()
         rows.append([model, *cells, *([rank] if ranked else [])])
     return [*headings, *(["mean"] if means else []), *(["rank"] if ranked else [])], rows
@@ -322,12 +323,6 @@ def _marked(row: Row, rank: str) -> str:
     """A value with its marks and, in tables without means, its rank."""
     marks = _marks(row)
     return f"{_value(row)}{f' {marks}' if marks else ''}{f', rank {rank}' if rank not in ('', DASH) else ''}"
-
-
-def _mean_cell(mean: Mean | None) -> str:
-    if mean is None:
-        return DASH
-    return f"{_mean_value(mean)} ({mean.covers} of {mean.of})"
 
 
 def markdown_table(headings: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:

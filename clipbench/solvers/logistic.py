@@ -244,6 +244,8 @@ class _Driver:
         self, features: Features, loss: Loss, prior: Doubles, present: Ints, options: Options
     ) -> None:
         """`prior` [problems, K] is the best bias of zero weights; `present` are the classes that it is of."""
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"a path has no option {', '.join(sorted(unknown))}")
         n, width = features.shape
         precision = options.get("precision", "auto")
         if precision == "auto":

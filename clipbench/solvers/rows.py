@@ -235,15 +235,13 @@ def check(features: Features) -> None:
         DataError: no rows.
         ValueError: not a matrix of floats.
     """
-    if len(features.shape) != 2 or not _is_float(features):
+    if isinstance(features, Tensor):
+        is_float = features.is_floating_point()
+    else:
+        is_float = bool(np.issubdtype(features.dtype, np.floating))
+    if len(features.shape) != 2 or not is_float:
         raise ValueError(
             f"features have shape {tuple(features.shape)} and type {features.dtype}, expected floats [n, D]"
         )
     if not features.shape[0] or not features.shape[1]:
         raise DataError("there are no features to fit on or to score", hint="check the split and its limit")
-
-
-def _is_float(features: Features) -> bool:
-    if isinstance(features, Tensor):
-        return features.is_floating_point()
-    return bool(np.issubdtype(features.dtype, np.floating))

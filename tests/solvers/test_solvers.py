@@ -6,7 +6,7 @@ import io
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -453,6 +453,12 @@ def test_one_bias_for_all_classes_is_no_direction_of_a_step() -> None:
     assert abs(float(found.sum())) < 1e-6 * float(found.abs().max())
     expected = torch.linalg.pinv(mixing[0], hermitian=True, rtol=1e-3) @ vector[0, :, -1].double()
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_an_option_that_no_path_has_is_refused() -> None:
+    options: Any = {"max_iters": 3}
+    with pytest.raises(TypeError, match="no option max_iters"):
+        fit_path(np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1]), 2, **options)
 
 
 # -------------------------------------------------------------- real features

@@ -214,11 +214,7 @@ def _record(one: SiteRecord, task: int, environments: list[Json], shown: dict[st
 
 def _score(row: Row) -> list[Any]:
     """Metric, numbers, and of what is reported the confidence, the source and the verdict."""
-    return [row.metric, *_numbers(row), row.reported_confidence, row.reported_source, _verdict(row)]
-
-
-def _verdict(row: Row) -> str | None:
-    return f"off by {row.difference_points:+.2f}" if row.verdict == "off" else row.verdict
+    return [row.metric, *_numbers(row), row.reported_confidence, row.reported_source, row.judgement]
 
 
 def _task(record: Record) -> Json:
