@@ -25,7 +25,7 @@ from torch import Tensor
 
 from clipbench.errors import DataError
 from clipbench.solvers.losses import Loss, Sigmoid, Softmax
-from clipbench.solvers.newton import Newton
+from clipbench.solvers.newton import Newton, Problems
 from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
 
 Doubles = NDArray[np.float64]
@@ -295,16 +295,10 @@ class _Driver:
             penalty = torch.from_numpy(np.repeat(penalties[batch], self._problems)).to(rows.device)
             first = torch.cat([self._start(i, float(penalties[i]), members) for i in batch])
             stiffness = torch.from_numpy(np.concatenate([self._guess(i) for i in batch])).to(rows.device)
-            found = self._engine.solve(
-                penalty,
-                members.repeat(len(batch)),
-                first,
-                stiffness,
-                constant=start.value.repeat(len(batch)),
-                tolerance=self._tolerance,
-                small=torch.from_numpy(enough[batch].ravel()).to(rows.device),
-                max_passes=self._max_iter,
-            )
+            small = torch.from_numpy(enough[batch].ravel()).to(rows.device)
+            among, constant = members.repeat(len(batch)), start.value.repeat(len(batch))
+            problems = Problems(penalty, among, first, stiffness, constant, small)
+            found = self._engine.solve(problems, tolerance=self._tolerance, max_passes=self._max_iter)
             across = (len(batch), self._problems)
             for at, i in enumerate(batch):
                 self._solved[i] = found.weights[at * self._problems : (at + 1) * self._problems]

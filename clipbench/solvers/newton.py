@@ -13,9 +13,7 @@ Products are in the dtype of the rows, sums over blocks and objectives in float6
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from copy import copy
 from typing import Final, NamedTuple
 
@@ -23,15 +21,14 @@ import torch
 from torch import Tensor
 
 from clipbench.solvers.losses import Loss, Which
-from clipbench.solvers.rows import Rows, Spectrum
+from clipbench.solvers.rows import Rows, Spectrum, one_thread_if_small
 
 _FORCING: Final = 0.1  # conjugate gradients end at this share of the first residual
 _NEGLIGIBLE: Final = 1e-4  # curvature of a row, as a share of the mean, that products with H leave out
 _MODEST: Final = 0.05  # the same, where solutions need not be exact
 _MINOR: Final = 0.03  # the same for a class's block, where a mean stands for what is left out
 _MOST_PRODUCTS: Final = 60  # of one step: past that a new linearisation, or new blocks, gain more
-#: of f, below which f₀ − f is taken for rounding
-_FLOOR: Final = {torch.float32: 1e-2, torch.float64: 1e-6}
+_FLOOR: Final = {torch.float32: 1e-2, torch.float64: 1e-6}  # of f, below which f₀ − f is taken for rounding
 _PATIENCE: Final = 20  # steps without coming nearer, after which rounding is all that is left
 _SUFFICIENT: Final = 1e-4  # Armijo's constant
 _MIXING_ROWS: Final = 4096  # at least, for the K × K matrices
@@ -39,9 +36,28 @@ _BLOCK_BYTES: Final = 512 * 2**20  # of blocks being made, and again of those th
 _BLOCK_REACH: Final = 1.3 * math.log(10)  # how far in log λ blocks serve another penalty
 _BLOCK_STIFFNESS: Final = 2.0  # of blocks, before conjugate gradients have shown it
 _REMAKE: Final = 0.5  # share of the cost of new blocks that products without them may take
-_PARALLEL_WORK: Final = 2**24  # multiplications of one product with the features
 _FEW_COLUMNS: Final = 2.5  # how much dearer an operation is in a product with few columns than with many
 STATE_BYTES: Final = 128 * 2**20  # of the probabilities that are kept between a gradient and its products
+
+
+class Problems(NamedTuple):
+    """P problems.
+
+    Attributes:
+        penalty: float64 [P], λ.
+        members: int64 [P], which of the loss's problems each is.
+        start: [P, K, d + 1], the weights to begin with.
+        stiffness: float64 [P], a first guess of `Solved.stiffness`, 1 where nothing is known.
+        constant: float64 [P], f of zero weights, the best there is without looking at the features.
+        small: float64 [P], a ‖∇f‖₂ at which a problem has converged too.
+    """
+
+    penalty: Tensor
+    members: Tensor
+    start: Tensor
+    stiffness: Tensor
+    constant: Tensor
+    small: Tensor
 
 
 class Solved(NamedTuple):
@@ -93,10 +109,9 @@ class Newton:
 
     def __init__(self, rows: Rows, spectrum: Spectrum, loss: Loss, *, exact: bool = True) -> None:
         """`exact`: solutions are wanted close enough for dearer preconditioners to pay."""
-        self.rows, self.spectrum, self.loss = rows, spectrum, loss
+        self.rows, self.spectrum, self.loss, self.exact = rows, spectrum, loss, exact
         self.blocks: list[_Blocks] = []
         self.since = 0  # products of single problems since blocks were last made
-        self.exact = exact
         self._stride = max(1, rows.n // max(_MIXING_ROWS, 8 * loss.columns))
 
     def problems_at_once(self) -> int:
@@ -104,36 +119,18 @@ class Newton:
         room = STATE_BYTES if self.rows.device.type == "cpu" else 16 * STATE_BYTES
         return max(1, room // (self.rows.n * self.loss.columns * self.rows.dtype.itemsize))
 
-    def solve(
-        self,
-        penalty: Tensor,
-        members: Tensor,
-        start: Tensor,
-        stiffness: Tensor,
-        *,
-        constant: Tensor,
-        tolerance: float,
-        small: Tensor,
-        max_passes: int,
-    ) -> Solved:
-        """Minimise the problems `members` [P] with `penalty` float64 [P] from `start` [P, K, d + 1].
-
-        `constant` float64 [P] is the objective of zero weights, the best there is without looking at the features.
-        A problem has converged at a `distance` of `tolerance`, or with ‖∇f‖₂ at most `small` float64 [P].
-        `stiffness` float64 [P] is a first guess of `Solved.stiffness`, 1 where nothing is known.
-        """
-        work = self.rows.n * self.rows.d * start.shape[0] * start.shape[1]
+    def solve(self, problems: Problems, *, tolerance: float, max_passes: int) -> Solved:
+        """Minimise problems; each ends at a `distance` of `tolerance`, or after `max_passes`."""
+        work = self.rows.n * self.rows.d * problems.start[:, :, 0].numel()
         with one_thread_if_small(self.rows.device, work):
-            return _Run(
-                self, penalty, members, start, stiffness, constant, small, tolerance, max_passes
-            ).run()
+            return _Run(self, problems, tolerance, max_passes).run()
 
     def remember(self, blocks: _Blocks) -> None:
         """Keep factored blocks for problems of a like penalty, as far as there is room."""
         self.since = 0
         self.blocks = [known for known in self.blocks if abs(known.log - blocks.log) > 0.1]
         self.blocks.append(blocks)
-        del self.blocks[: max(0, len(self.blocks) - max(1, _BLOCK_BYTES // blocks.bytes()))]
+        del self.blocks[: max(0, len(self.blocks) - max(1, _BLOCK_BYTES // blocks.factor.nbytes))]
 
     def nearest_blocks(self, penalty: Tensor) -> list[_Blocks | None]:
         """The known blocks of the penalty most like each given one, if there are any within a decade or so."""
@@ -152,8 +149,7 @@ class Newton:
 
     def evaluate(self, weights: Tensor, penalty: Tensor, members: Tensor, *, keep: bool = True) -> _Point:
         """Value, gradient and curvature of a batch at `weights` [P, K, d + 1]."""
-        count, columns, _ = weights.shape
-        rows = self.rows
+        (count, columns, _), rows = weights.shape, self.rows
         value = torch.zeros(count, dtype=torch.float64, device=rows.device)
         gradient = torch.zeros(weights.shape, dtype=torch.float64, device=rows.device)
         mixing = torch.zeros(count, columns, columns, dtype=torch.float64, device=rows.device)
@@ -183,18 +179,8 @@ class _Run:
         "_idle", "_nearest", "_preconditioned",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        engine: Newton,
-        penalty: Tensor,
-        members: Tensor,
-        start: Tensor,
-        stiffness: Tensor,
-        constant: Tensor,
-        small: Tensor,
-        tolerance: float,
-        max_passes: int,
-    ) -> None:
+    def __init__(self, engine: Newton, problems: Problems, tolerance: float, max_passes: int) -> None:
+        penalty, members, start, stiffness, constant, small = problems
         self._engine, self._tolerance, self._max_passes = engine, tolerance, max_passes
         self._solved = Solved.none_yet(start)
         zeros = torch.zeros_like(self._solved.objective)
@@ -206,24 +192,21 @@ class _Run:
         self._point = engine.evaluate(start, penalty, members)
 
     def run(self) -> Solved:
+        """Newton steps of every problem that is left, after each of which those that have arrived are let go of."""
         self._settle(fresh=True)
         while self._index.numel():
-            self._step()
+            if _Blocks.pays(self._engine, self._point):
+                self._engine.remember(_Blocks(self._engine, self._point, float(self._penalty)))
+                self._aim(fresh=True)
+            step, products = self._direction()
+            self._passes += products
+            if products.numel() == 1:
+                self._engine.since += int(products)
+            slope, norm = (_dot(self._point.gradient, vector) for vector in (step, self._preconditioned))
+            self._stiffness = torch.where(norm > 0, (-slope / norm).clamp(min=1.0), self._stiffness)
+            self._search(step, slope)
+            self._settle()
         return self._solved
-
-    def _step(self) -> None:
-        """One Newton step of every problem that is left, then let go of those that have arrived."""
-        if _Blocks.pays(self._engine, self._point):
-            self._engine.remember(_Blocks(self._engine, self._point, float(self._penalty)))
-            self._aim(fresh=True)
-        step, products = self._direction()
-        self._passes += products
-        if products.numel() == 1:
-            self._engine.since += int(products)
-        slope, norm = (_dot(self._point.gradient, vector) for vector in (step, self._preconditioned))
-        self._stiffness = torch.where(norm > 0, (-slope / norm).clamp(min=1.0), self._stiffness)
-        self._search(step, slope)
-        self._settle()
 
     def _aim(self, *, fresh: bool) -> None:
         """Make the preconditioner of the point, and the preconditioned gradient."""
@@ -242,9 +225,8 @@ class _Run:
         distance = self._stiffness * _dot(self._point.gradient, self._preconditioned) / 2 / self._unit()
         slope = self._point.gradient.square().sum(dim=(1, 2)).sqrt()
         converged = (distance <= self._tolerance) | (slope <= self._small)
-        nearer = distance < self._nearest
+        self._idle = torch.where(distance < self._nearest, 0, self._idle + 1)
         self._nearest = torch.minimum(distance, self._nearest)
-        self._idle = torch.where(nearer, 0, self._idle + 1)
         self._stuck |= self._idle >= _PATIENCE
         over = converged | self._stuck | (self._passes >= self._max_passes)
         if not bool(over.any()):
@@ -307,14 +289,15 @@ class _Run:
 
     def _search(self, step: Tensor, slope: Tensor) -> None:
         """Go along `step`, as far as it is for the better: full steps, shortened where they overshoot."""
-        engine = self._engine
-        length = torch.ones_like(slope)
-        trial = self._weights + step
+        engine, length, trial = self._engine, torch.ones_like(slope), self._weights + step
         point = engine.evaluate(trial, self._penalty, self._members)
         self._passes += 1
         for _ in range(12):
             ahead = _dot(point.gradient, step)
-            short = ~_accepted(self._point.value, point.value, slope, ahead, length)
+            # Armijo's condition; where values no longer resolve it, its form in slopes (Hager & Zhang 2005)
+            enough = point.value <= self._point.value + _SUFFICIENT * length * slope
+            flat = (point.value <= self._point.value * (1 + 1e-6)) & (ahead <= (2 * _SUFFICIENT - 1) * slope)
+            short = ~(enough | flat)
             if not bool(short.any()):
                 break
             shorter = _minimum(self._point.value, point.value, slope, ahead, length)
@@ -339,12 +322,10 @@ class _Curvature:
     def __init__(
         self, engine: Newton, point: _Point, weights: Tensor, penalty: Tensor, members: Tensor
     ) -> None:
-        self._engine, self._penalty = engine, penalty
-        self._members = members
+        self._engine, self._penalty, self._members = engine, penalty, members
         mean = point.weight.mean(dim=1, keepdim=True).clamp(min=torch.finfo(point.weight.dtype).tiny)
         least = _NEGLIGIBLE if engine.exact else _MODEST
-        matters = (point.weight > least * mean).any(dim=0)
-        index = torch.nonzero(matters)[:, 0]
+        index = torch.nonzero((point.weight > least * mean).any(dim=0))[:, 0]
         whole = index.numel() > 0.8 * engine.rows.n
         self._rows = None if whole else engine.rows.some(index)
         self._state = point.state if whole or point.state is None else point.state[:, :, index]
@@ -352,29 +333,21 @@ class _Curvature:
 
     def keep(self, kept: Tensor) -> None:
         self._penalty, self._members = self._penalty[kept], self._members[kept]
-        if self._state is not None:
-            self._state = self._state[kept]
-        if self._weights is not None:
-            self._weights = self._weights[kept]
+        self._state = None if self._state is None else self._state[kept]
+        self._weights = None if self._weights is None else self._weights[kept]
 
     def __call__(self, vector: Tensor) -> Tensor:
         """H times `vector` [P, K, d + 1]."""
         engine = self._engine
         product = torch.zeros_like(vector)
         flat = product.view(-1, vector.shape[2])
-        for place, index, block in self._blocks():
+        whole = ((place, place, block) for place, block in engine.rows.blocks())
+        for place, index, block in whole if self._rows is None else self._rows.blocks():
             curved = engine.loss.curve(self._state_of(place, index, block), _scores(vector, block), index)
             flat[:, :-1].addmm_(curved.flatten(0, 1), block)
             product[:, :, -1] += curved.sum(dim=2)
         product[:, :, :-1] += self._penalty.to(vector.dtype)[:, None, None] * vector[:, :, :-1]
         return product
-
-    def _blocks(self) -> Iterator[tuple[slice, Which, Tensor]]:
-        if self._rows is not None:
-            yield from self._rows.blocks()
-            return
-        for place, block in self._engine.rows.blocks():
-            yield place, place, block
 
     def _state_of(self, place: slice, index: Which, block: Tensor) -> Tensor:
         if self._state is not None:
@@ -470,10 +443,7 @@ class _Blocks:
         diagonal[:, :-1] += penalty
         diagonal.mul_(1 + 1e-6).add_(torch.finfo(torch.float32).tiny)
         self.log = math.log(penalty)
-        self._factor = torch.linalg.cholesky(blocks).to(share.dtype)
-
-    def bytes(self) -> int:
-        return int(self._factor.nbytes)
+        self.factor = torch.linalg.cholesky(blocks).to(share.dtype)
 
     @staticmethod
     def pays(engine: Newton, point: _Point) -> bool:
@@ -481,7 +451,7 @@ class _Blocks:
         columns, width = engine.loss.columns, engine.rows.d + 1
         if not engine.exact or not engine.since or columns < 2 or columns * width**2 * 12 > _BLOCK_BYTES:
             return False
-        if point.state is None or point.state.shape[0] > 1:
+        if point.state is None or len(point.state) > 1:
             return False
         _, matters = _of_class(point.state[0])
         build = 2 * int(matters.sum()) * width**2 + columns * width**3
@@ -490,7 +460,7 @@ class _Blocks:
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Solve for `vector` [P, K, d + 1]."""
-        return torch.cholesky_solve(vector.permute(1, 2, 0), self._factor).permute(2, 0, 1)
+        return torch.cholesky_solve(vector.permute(1, 2, 0), self.factor).permute(2, 0, 1)
 
 
 def _of_class(share: Tensor) -> tuple[Tensor, Tensor]:
@@ -499,31 +469,10 @@ def _of_class(share: Tensor) -> tuple[Tensor, Tensor]:
     return curvature, curvature > _MINOR * curvature.mean(dim=1, keepdim=True)
 
 
-@contextlib.contextmanager
-def one_thread_if_small(device: torch.device, work: int) -> Iterator[None]:
-    """One thread for small products: waiting for each other would cost more than the work."""
-    before = torch.get_num_threads()
-    if device.type != "cpu" or work >= _PARALLEL_WORK or before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _scores(weights: Tensor, block: Tensor) -> Tensor:
     """Scores [P, K, b] of a block of rows; weights first, since few of them against many rows is the fast order."""
     found = weights[:, :, :-1].flatten(0, 1) @ block.T
     return found.view(*weights.shape[:2], -1).add_(weights[:, :, -1:])
-
-
-def _accepted(before: Tensor, after: Tensor, slope: Tensor, ahead: Tensor, length: Tensor) -> Tensor:
-    """Armijo's condition; near the end, where values no longer resolve it, its form in slopes (Hager & Zhang 2005)."""
-    enough = after <= before + _SUFFICIENT * length * slope
-    flat = (after <= before * (1 + 1e-6)) & (ahead <= (2 * _SUFFICIENT - 1) * slope)
-    return enough | flat
 
 
 def _minimum(before: Tensor, after: Tensor, slope: Tensor, ahead: Tensor, length: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Also what all problems on the same features share: the eigenbasis of their Gram 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,7 @@ Features = NDArray[np.floating] | Tensor | Selection
 
 CACHE_BYTES: Final = 384 * 2**20  # of a copy of all features, and again of a copy of some rows
 _BLOCK_VALUES: Final = {"cpu": 2_500_000, "cuda": 2**28}  # a block and its logits fit the last cache
+_PARALLEL_WORK: Final = 2**24  # multiplications of one product with the features
 _RANK: Final = 1e-12  # eigenvalues below this share of the largest are rounding
 
 
@@ -245,3 +247,17 @@ def check(features: Features) -> None:
         )
     if not features.shape[0] or not features.shape[1]:
         raise DataError("there are no features to fit on or to score", hint="check the split and its limit")
+
+
+@contextlib.contextmanager
+def one_thread_if_small(device: torch.device, work: int) -> Iterator[None]:
+    """One thread for small products: waiting for each other would cost more than the work."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or work >= _PARALLEL_WORK or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -20,8 +20,8 @@ from torch import Tensor
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision
 from clipbench.solvers import hinge
-from clipbench.solvers.newton import Solved, one_thread_if_small
-from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch
+from clipbench.solvers.newton import Solved
+from clipbench.solvers.rows import Features, Reduced, Rows, Spectrum, check, fetch, one_thread_if_small
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
