@@ -28,6 +28,7 @@ from clipbench.utils.escape import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 DASH: Final = "–"
 #: marks a score of images that the model was trained on
@@ -393,18 +394,25 @@ SECTION_FORMATS: Final[dict[str, Callable[[Sequence[Section]], str]]] = {
 ROW_FORMATS: Final = {"csv": csv_text, "json": json_text}
 
 
+def _rich_table(text: str, *numbers: str) -> Table:
+    """An empty table: a column of text, and others of numbers, which never break."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(text, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right", overflow="fold", no_wrap=True)
+    return table
+
+
 def record_table(record: Record) -> RenderableType:
     """All scores of one record: value, 95 % interval and chance in percent (ranks as they are), n; primary first."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     shown_as = dataframe.rows([Stored(Path(), record, "whole")])[0]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("metric", overflow="fold")
-    for heading in ("value %", "95 % interval", "chance", "n"):
-        table.add_column(heading, justify="right", overflow="fold", no_wrap=True)
+    table = _rich_table("metric", "value %", "95 % interval", "chance", "n")
     for metric in dataframe.metrics_of(record):
         score = record.scores[metric]
         table.add_row(
@@ -424,7 +432,7 @@ def stages_table(record: Record) -> RenderableType:
     timing = record.timing
     if not timing.stages:
         return ""
-    table = _rich_table(["stage", "s", "%"], left=())
+    table = _rich_table("stage", "s", "%")
     longest = sorted(timing.stages.items(), key=lambda stage: -stage[1])
     for name, seconds in (*longest, ("total", timing.total_s)):
         table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / (timing.total_s or 1):.1f}")
