@@ -36,7 +36,7 @@ def mean_of(ranks: NDArray[np.int64], clusters: list[str] | None = None) -> Outc
             logits[at, [*others[:rank], label, *others[rank:]]] = np.arange(6, 0, -1)
         blocks = [(slice(None), logits)]
         found.append(outcomes.single_label(blocks, LABELS, test.ids, 6, 0, test.clusters))
-    return few_shot._mean_of(found, [{} for _ in found], test, 4, Logistic(), 0)
+    return few_shot._mean_of(found, [{} for _ in found], test, "further samples", Logistic(), 0)
 
 
 def half(values: list[float], square: float, freedom: float) -> float:
