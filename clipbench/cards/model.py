@@ -9,6 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from clipbench.cards.base import Misplaced, Strict, Tuple
 
+#: how pixels are found between pixels, see `Preprocess`
+Interpolation = Literal["nearest", "bilinear", "bicubic", "bilinear-no-antialias"]
+
 
 class Preprocess(Strict):
     """How a PIL image becomes a tensor; part of every feature's key.
@@ -18,6 +21,8 @@ class Preprocess(Strict):
     which it centres on black.
     `order` says whether the conversion to `channels` colours comes before or after resizing
     (open_clip: after; most others: before; it matters for palette and alpha images).
+    `interpolation` is Pillow's, which smooths an image before it shrinks it; `bilinear-no-antialias` is OpenCV's, and
+    torch's without `antialias`, which do not. It mixes colours, so it needs `order: convert-first`.
     `orientation: exif` turns an image first as its EXIF tag says (as OpenCV's `imread` does), `as-stored` does not (as
     Pillow, and so open_clip, does not; but for TIFF, which Pillow always turns).
     """
@@ -27,7 +32,7 @@ class Preprocess(Strict):
     size: int = Field(224, gt=0)
     crop: int | None = Field(None, gt=0)
     resize: Literal["shortest", "squash", "none", "pad"] = "shortest"
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bicubic"
+    interpolation: Interpolation = "bicubic"
     channels: Literal[1, 3] = 3
     order: Literal["convert-last", "convert-first"] = "convert-last"
     orientation: Literal["as-stored", "exif"] = "as-stored"
@@ -45,6 +50,8 @@ class Preprocess(Strict):
             raise ValueError(f"mean and std need {self.channels} values each, one a channel")
         if any(s <= 0 for s in self.std):
             raise ValueError("std values must be above 0")
+        if self.interpolation == "bilinear-no-antialias" and self.order != "convert-first":
+            raise Misplaced("bilinear-no-antialias needs order: convert-first", "interpolation")
         return self
 
 

@@ -11,14 +11,14 @@ import os
 import threading
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from clipbench.cards.model import Preprocess
+from clipbench.cards.model import Interpolation, Preprocess
 from clipbench.data.images import standard
 from clipbench.utils.parsing import Unreadable, file_bytes
 
@@ -219,7 +219,7 @@ def _random_crop(image: Image.Image, crops: Crops, rng: np.random.Generator) -> 
         h = min(height, round(width / crops.ratio[0]))
         left, top = (width - w) // 2, (height - h) // 2
         box = (left, top, left + w, top + h)
-    cut = image.resize((crops.side, crops.side), _RESAMPLING[crops.interpolation], box=box)
+    cut = _scaled(image, crops.side, crops.side, crops.interpolation, box)
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
 
 
@@ -232,7 +232,6 @@ def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     mode = _MODE[preprocess.channels]
     if preprocess.order == "convert-first":
         image = image.convert(mode)
-    resampling = _RESAMPLING[preprocess.interpolation]
     width, height = image.size
     side = preprocess.side
     match preprocess.resize:
@@ -244,12 +243,12 @@ def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
                 new = (size, long) if width <= height else (long, size)
                 within_limit(*new, f"has {width:,} × {height:,} and would be scaled to")
                 width, height = new
-                image = image.resize((width, height), resampling)
+                image = _scaled(image, width, height, preprocess.interpolation)
             left, top = round((width - side) / 2), round((height - side) / 2)
             image = image.crop((left, top, left + side, top + side))
         case "squash":
             if (width, height) != (side, side):
-                image = image.resize((side, side), resampling)
+                image = _scaled(image, side, side, preprocess.interpolation)
         case "none":
             if (width, height) != (side, side):
                 raise Oversized(f"it is {width}×{height}, the model takes {side}×{side} without resizing")
@@ -259,6 +258,38 @@ def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
             left, top = (width - side) // 2, (height - side) // 2
             image = image.crop((left, top, left + side, top + side))
     return _channels_first(image, preprocess)
+
+
+def _scaled(
+    image: Image.Image,
+    width: int,
+    height: int,
+    interpolation: Interpolation,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """`image`, or the whole pixels of it in `box` (left, top, right, bottom), in another size."""
+    if interpolation != "bilinear-no-antialias":
+        return image.resize((width, height), _RESAMPLING[interpolation], box=box)
+    values = np.asarray(image if box is None else image.crop(box))
+    for axis, length in enumerate((height, width)):
+        if length < values.shape[axis]:
+            values = _between(values, axis, length)
+    # Pillow smooths where it shrinks alone, and it leaves a side alone that has its length.
+    whole = Image.fromarray(np.floor(values + np.float32(0.5)).astype(np.uint8))
+    return whole.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _between(values: NDArray[Any], axis: int, length: int) -> NDArray[np.float32]:
+    """`values` at `length` places along `axis`, each from the two pixels beside the middle of what it stands for."""
+    own = values.shape[axis]
+    places = ((np.arange(length) + 0.5) * own / length - 0.5).clip(0, own - 1)
+    before = places.astype(np.int64)
+    share = (places - before).astype(np.float32).reshape((-1,) + (1,) * (values.ndim - 1 - axis))
+    first, second = (
+        values.take(at.clip(max=own - 1), axis).astype(np.float32) for at in (before, before + 1)
+    )
+    found: NDArray[np.float32] = first + share * (second - first)
+    return found
 
 
 def seen(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int, int]:

@@ -19,7 +19,7 @@ from clipbench.data.split import Sample, Split, Subset
 from clipbench.encoding.batches import batch_rows, not_finite, rows_of, unit
 from clipbench.encoding.feature_store import FeatureFile, Features
 from clipbench.encoding.image_digests import DIGEST_BYTES, digest
-from clipbench.encoding.model_features import ModelFeatures, sized
+from clipbench.encoding.model_features import ModelFeatures, prepared
 from clipbench.errors import DataError
 from clipbench.models.adapter import ModelEntry
 from clipbench.utils.progress import progress_bar
@@ -147,8 +147,7 @@ def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:
     """
     import torch
 
-    base_space, size = sized(space)
-    found = encoder.adapter.headed(base_space)
+    found = encoder.adapter.headed(prepared(space)[0])
     if found is None:
         return False
     file = encoder.file(split, space)
@@ -160,7 +159,7 @@ def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:
         encoder.progress,
     )
     base.adapter = tower
-    wanted = f"backbone@{size}" if size else "backbone"
+    wanted = "".join(("backbone", *space.partition("@")[1:]))
     with file.lock():
         missing = file.missing()
         if missing:

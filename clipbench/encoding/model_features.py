@@ -83,9 +83,9 @@ class ModelFeatures:
 
     def require(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`, at the size that it may name."""
-        base, size = sized(space)
+        base, changes = prepared(space)
         self.adapter.require_space(base)
-        own = self.adapter.preprocess
+        own, size = self.adapter.preprocess, changes.get("size")
         if size is not None and (own.resize != "shortest" or own.side > size):
             raise NotApplicable(
                 f"{self.adapter.card.title}: images are not scaled to {size} px and cropped (it sees {own.side} px, "
@@ -93,11 +93,10 @@ class ModelFeatures:
             )
 
     def preprocess(self, space: str) -> Preprocess:
-        """How images are prepared for `space`: the model's own way, but for the size that it may name."""
-        own, size = self.adapter.preprocess, sized(space)[1]
-        if size is None or size == own.size:
-            return own
-        return own.model_copy(update={"size": size, "crop": own.side})
+        """How images are prepared for `space`: the model's own way, but for what it may name."""
+        own = self.adapter.preprocess
+        changes = {k: v for k, v in prepared(space)[1].items() if getattr(own, k) != v}
+        return own.model_copy(update=changes | ({"crop": own.side} if "size" in changes else {}))
 
     def file(self, split: Split, space: str) -> FeatureFile:
         """Where the image features of `split` are kept."""
@@ -106,7 +105,7 @@ class ModelFeatures:
 
     def tower(self, space: str, rows: int, file: FeatureFile | None = None) -> Tower:
         """The image tower, laid out for `rows` images; or under the plan of `file`, which it fixes if it is new."""
-        space = sized(space)[0]
+        space = prepared(space)[0]
         preprocess = self.adapter.preprocess
         shape = (preprocess.channels, preprocess.side, preprocess.side)
         return self._laid_out(
@@ -165,7 +164,7 @@ class ModelFeatures:
 
     def unit_length(self, space: str) -> int | None:
         """Length of the pieces of a row that are made unit vectors; 0: the whole row; None: left as they are."""
-        return {"joint": 0, "tokens": self.token_width}.get(sized(space)[0])
+        return {"joint": 0, "tokens": self.token_width}.get(prepared(space)[0])
 
     def key(self, space: str, content: str) -> dict[str, Any]:
         """Everything that can change a feature; in a deterministic run also by its last digits."""
@@ -184,7 +183,7 @@ class ModelFeatures:
             "preprocess": None if text else self.preprocess(space).canonical(),
             "tokenizer": self.adapter.text_fingerprint if text else None,
             "precision": self.runtime.precision,
-            "space": sized(space)[0],
+            "space": prepared(space)[0],
             "content": content,
             # Images that one limit refuses are rows of NaN, which another limit must not meet.
             **({} if text or max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
@@ -203,11 +202,13 @@ class ModelFeatures:
         return {}
 
 
-def sized(space: str) -> tuple[str, int | None]:
-    """The space, and the size of `<space>@<size>`.
+def prepared(space: str) -> tuple[str, dict[str, Any]]:
+    """The space, and what `<space>@<size>` or `<space>@<size>:bilinear-no-antialias` changes of a card's preprocessing.
 
-    >>> sized("backbone"), sized("backbone@256")
-    (('backbone', None), ('backbone', 256))
+    >>> prepared("backbone"), prepared("backbone@256")
+    (('backbone', {}), ('backbone', {'size': 256}))
     """
-    base, _, size = space.partition("@")
-    return base, int(size) if size else None
+    base, _, way = space.partition("@")
+    size, _, interpolation = way.partition(":")
+    mixing = {"interpolation": interpolation, "order": "convert-first"}
+    return base, ({"size": int(size)} if size else {}) | (mixing if interpolation else {})

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
     State = Mapping[str, torch.Tensor]
 
-#: what the official code evaluates with; Pillow's bilinear smooths where OpenCV's does not, and OpenCV turns images
+#: what the official code evaluates with: OpenCV's bilinear, which does not smooth, and which turns images
 PREPROCESS: Final = Preprocess(
     size=224,
     resize="shortest",
-    interpolation="bilinear",
+    interpolation="bilinear-no-antialias",
     order="convert-first",
     orientation="exif",
     mean=(0.485, 0.456, 0.406),

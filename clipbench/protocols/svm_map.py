@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Params(ParamsBase):
         train, test: the card's splits.
         resize: short side in px before the central crop, whatever the model's own evaluation does: 256 in VirTex,
             224 in CLIP-Lite (the variant `clip-lite`); None: as the model's card says (`as-trained`).
+        interpolation: how they are scaled to `resize`: without antialiasing in CLIP-Lite; None: as the card says.
         costs: each class takes the one that is best in cross-validation, the smallest among equals.
         folds: stratified, unshuffled; of whole clusters, where the card names them.
         positive_weight: of a positive against a negative.
@@ -37,10 +38,13 @@ class Params(ParamsBase):
             are positive in the test.
     """
 
+    later: ClassVar = ("interpolation",)
+
     primary: Literal["map_area", "map_11pt", "map_envelope"] = "map_area"
     train: str = "train"
     test: str = "test"
     resize: int | None = Field(256, gt=0)
+    interpolation: Literal["bilinear-no-antialias"] | None = None
     costs: Tuple[float] = (0.01, 0.1, 1.0, 10.0)
     folds: int = Field(3, ge=2)
     positive_weight: float = Field(2.0, gt=0)
@@ -53,6 +57,8 @@ def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
     if params.train == params.test:
         return "train and test must be different splits"
+    if params.interpolation is not None and params.resize is None:
+        return "interpolation is of resize, which is null"
     if not params.costs or any(a >= b for a, b in pairwise(params.costs)):
         return "costs must ascend, and there must be one at least"
     return "costs must be above 0" if params.costs[0] <= 0 else None
@@ -61,6 +67,7 @@ def check(card: TaskCard, params: Params) -> str | None:
 def needs(params: Params, compared: str) -> Needs:
     """Image features that the protocol reads: (split role, feature space)."""
     space = "backbone" if params.resize is None else f"backbone@{params.resize}"
+    space += "" if params.interpolation is None else f":{params.interpolation}"
     return Needs(((params.train, space), (params.test, space)))
 
 
@@ -116,6 +123,9 @@ PROTOCOL: Final = Protocol(
     check=check,
     needs=needs,
     run=run,
-    variants={"clip-lite": {"resize": 224}, "as-trained": {"resize": None}},
+    variants={
+        "clip-lite": {"resize": 224, "interpolation": "bilinear-no-antialias"},
+        "as-trained": {"resize": None},
+    },
     elsewhere={"huggingface": Elsewhere("image-classification")},
 )

@@ -267,7 +267,13 @@ def test_other_things_that_are_no_class_name(path: Path, value: str) -> None:
         (
             "size: 32",
             "interpolation: cubic",
-            "5: preprocess.interpolation: input should be 'nearest', 'bilinear' or 'bicubic', found \"cubic\"",
+            "5: preprocess.interpolation: input should be 'nearest', 'bilinear', 'bicubic' or "
+            "'bilinear-no-antialias', found \"cubic\"",
+        ),
+        (
+            "size: 32",
+            "interpolation: bilinear-no-antialias",
+            "5: bilinear-no-antialias needs order: convert-first",
         ),
         ("mean: [0.5", "mean: [.nan", "6: preprocess.mean[0]: input should be a finite number, found NaN"),
         ("std: [0.5", "std: [.inf", "7: preprocess.std[0]: input should be a finite number, found Infinity"),

@@ -497,7 +497,7 @@ def test_clip_lite_card() -> None:
     assert card.preprocess == Preprocess(
         size=224,
         resize="shortest",
-        interpolation="bilinear",
+        interpolation="bilinear-no-antialias",
         order="convert-first",
         orientation="exif",
         mean=(0.485, 0.456, 0.406),

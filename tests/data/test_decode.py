@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import io
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import IMAGE_FORMATS, IMAGE_SUFFIXES, decode, normalise
+from clipbench.data.decode import IMAGE_FORMATS, IMAGE_SUFFIXES, Crops, _scaled, decode, normalise
 from clipbench.data.decode_stream import Bad, OnBadImage, decode_stream
 from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError
@@ -158,6 +161,125 @@ def test_interpolations_and_conversion_order_make_a_difference() -> None:
     assert not np.array_equal(decode(data, first), bicubic)
     data = picture("RGB", 300, 260)
     assert not np.array_equal(decode(data, openai()), decode(data, openai(interpolation="bilinear")))
+
+
+# ---------------------------------------------------------- without antialiasing
+
+SIDES = (1, 2, 7, 8, 31, 57, 96, 333)
+
+
+def plain(size: int, crop: int, resize: Resize = "shortest", channels: Literal[1, 3] = 3) -> Preprocess:
+    return Preprocess(
+        size=size, crop=crop, resize=resize, channels=channels, interpolation="bilinear-no-antialias",
+        order="convert-first", mean=(0.5,) * channels, std=(1.0,) * channels,
+    )  # fmt: skip
+
+
+def noise(width: int, height: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def squashed(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """[side, side, 3]"""
+    return decode(encoded(Image.fromarray(pixels), "PNG"), plain(side, side, "squash")).transpose(1, 2, 0)
+
+
+def between_four(pixels: NDArray[np.uint8], y: float, x: float) -> list[float]:
+    """The colour at a place, pixel i reaching from i to i + 1, from the four pixels around it; the edge goes on."""
+    height, width, _ = pixels.shape
+    top, left = math.floor(y - 0.5), math.floor(x - 0.5)
+    down, right = y - 0.5 - top, x - 0.5 - left
+    rows = [min(max(i, 0), height - 1) for i in (top, top + 1)]
+    columns = [min(max(i, 0), width - 1) for i in (left, left + 1)]
+    return [
+        sum(
+            share * wide * float(pixels[row, column, colour])
+            for row, share in zip(rows, (1 - down, down), strict=True)
+            for column, wide in zip(columns, (1 - right, right), strict=True)
+        )
+        for colour in range(3)
+    ]
+
+
+@pytest.mark.parametrize("side", [1, 8, 13])
+@pytest.mark.parametrize("height", SIDES)
+@pytest.mark.parametrize("width", SIDES)
+def test_each_pixel_lies_between_four(width: int, height: int, side: int) -> None:
+    pixels = noise(width, height)
+    places = [(i + 0.5) / side for i in range(side)]
+    expected = [[between_four(pixels, y * height, x * width) for x in places] for y in places]
+    # rounded once where both sides shrink; Pillow, which makes sides longer, rounds after each
+    atol = 0.501 if min(width, height) >= side else 1.001
+    np.testing.assert_allclose(squashed(pixels, side), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("width", SIDES)
+@pytest.mark.parametrize("height", SIDES)
+def test_opencv_and_torch_differ_by_one_grey_level_at_most(width: int, height: int) -> None:
+    pixels = noise(width, height)
+    values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    for side in (1, 5, 8, 64):
+        ours = squashed(pixels, side).astype(int)
+        resized = torch.nn.functional.interpolate(values, (side, side), mode="bilinear", antialias=False)
+        assert np.abs(ours - resized[0].permute(1, 2, 0).round().int().numpy()).max() <= 1
+        with contextlib.suppress(ModuleNotFoundError):
+            opencv = importlib.import_module("cv2")
+            assert np.abs(ours - opencv.resize(pixels, (side, side)).reshape(side, side, 3)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((4, 3), [[44, 45, 101, 212], [72, 29, 221, 234], [121, 139, 20, 180]]),
+        ((7, 2), [[65, 146, 48, 157, 87, 224, 182], [39, 109, 128, 162, 17, 143, 218]]),
+        ((9, 6), [
+            [0, 5, 16, 36, 63, 101, 147, 201, 252], [65, 119, 102, 72, 157, 103, 163, 210, 182],
+        ]),
+    ],
+)  # fmt: skip
+def test_numbers_of_opencv(size: tuple[int, int], expected: list[list[int]]) -> None:
+    """`cv2.resize` with INTER_LINEAR, of opencv-python-headless 4.8.1 and 5.0.0, which agree."""
+    pixels = (np.arange(35).reshape(5, 7) ** 2 * 7 % 256).astype(np.uint8)
+    found = _scaled(Image.fromarray(pixels), *size, "bilinear-no-antialias")
+    assert np.abs(np.asarray(found).astype(int)[: len(expected)] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_short_side_without_antialiasing(shape: str) -> None:
+    """Against torch on the whole image and its central crop; other modes are converted first."""
+    width, height = SHAPES[shape]
+    for channels in (1, 3):
+        data = picture("P", width, height)
+        pixels = np.asarray(Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB"))
+        values = torch.tensor(pixels.reshape(height, width, channels)).permute(2, 0, 1)[None].float()
+        long = int(224 * max(width, height) / min(width, height))
+        size = (long, 224) if width <= height else (224, long)
+        resized = torch.nn.functional.interpolate(values, size, mode="bilinear", antialias=False)[0]
+        top, left = round((size[0] - 224) / 2), round((size[1] - 224) / 2)
+        expected = resized[:, top : top + 224, left : left + 224].round().int()
+        found = decode(data, plain(224, 224, channels=3 if channels == 3 else 1))
+        assert np.abs(found.astype(int) - expected.numpy()).max() <= 1
+
+
+def test_antialiasing_matters_where_images_shrink() -> None:
+    small, large = noise(20, 20), noise(200, 200)
+    smooth = plain(32, 32).model_copy(update={"interpolation": "bilinear"})
+    for pixels, same in ((small, True), (large, False)):
+        data = encoded(Image.fromarray(pixels), "PNG")
+        assert np.array_equal(decode(data, plain(32, 32)), decode(data, smooth)) == same
+
+
+def test_random_crops_without_antialiasing() -> None:
+    """The same crops: where they hold a plane, smoothing changes nothing but their edges."""
+    y, x = np.mgrid[:150, :200]
+    plane = encoded(Image.fromarray(np.stack([y, x, (x + y) // 2], 2).astype(np.uint8)), "PNG")
+    for epoch in range(8):
+        crops = Crops(**plain(16, 16).model_dump(), seed=0, epoch=epoch)
+        smooth = crops.model_copy(update={"interpolation": "bilinear"})
+        found, expected = (decode(plane, each).astype(int)[:, 2:-2, 2:-2] for each in (crops, smooth))
+        assert np.abs(found - expected).max() <= 1
+        data = encoded(Image.fromarray(noise(200, 150)), "PNG")
+        assert not np.array_equal(decode(data, crops), decode(data, smooth))
 
 
 def test_crop_smaller_than_size_and_one_channel() -> None:

@@ -179,6 +179,10 @@ def test_folds_keep_clusters_whole(tmp_path: Path) -> None:
         ({"test": "train"}, "train and test must be different"),
         ({"costs": (1.0, 0.1)}, "costs must ascend"),
         ({"costs": (0.0, 0.1)}, "costs must be above 0"),
+        (
+            {"resize": None, "interpolation": "bilinear-no-antialias"},
+            "interpolation is of resize, which is null",
+        ),
     ],
 )
 def test_params_that_a_card_cannot_have(params: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -192,6 +196,8 @@ def test_presets_name_the_size_that_images_are_scaled_to() -> None:
     assert needs(Params(), "joint") == Needs((("train", "backbone@256"), ("test", "backbone@256")))
     assert needs(Params(resize=224), "joint").images[0] == ("train", "backbone@224")
     assert needs(Params(resize=None), "tokens").images[0] == ("train", "backbone")
+    clip_lite = Params.model_validate(PROTOCOL.variants["clip-lite"])
+    assert needs(clip_lite, "joint").images[0] == ("train", "backbone@224:bilinear-no-antialias")
 
 
 @pytest.fixture
@@ -215,6 +221,15 @@ def test_size_of_a_space_overrides_the_models_own(tmp_path: Path, pictures: tupl
     assert encoder.preprocess("backbone@12").size == 12
     assert encoder.preprocess("backbone@12").side == 8
     assert len(list(encoder.root.iterdir())) == 2  # the model's own size and the other one
+    card = encoder.adapter.card.preprocess
+    assert encoder.preprocess("backbone@8").canonical() == card.canonical()
+    ways = [f"backbone@{size}:bilinear-no-antialias" for size in (8, 12)]
+    changed = {"interpolation": "bilinear-no-antialias", "order": "convert-first"}
+    assert encoder.preprocess(ways[0]).canonical() == card.canonical() | changed
+    assert encoder.preprocess(ways[1]).canonical() == card.canonical() | changed | {"size": 12, "crop": 8}
+    for before, way in ((same, ways[0]), (larger, ways[1])):
+        assert not np.allclose(before, np.asarray(encoder.images(split, way)))
+    assert len(list(encoder.root.iterdir())) == 4
     with pytest.raises(NotApplicable, match="images are not scaled to 4 px and cropped"):
         encoder.images(split, "backbone@4")
 
