@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +24,15 @@ from clipbench.encoding.feature_store import FeatureFile, Features
 from clipbench.encoding.images import encode, encode_shards
 from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Tower
-from clipbench.utils.cache import folder_for_now
+from clipbench.errors import StorageError
+from clipbench.utils.cache import folder_for_now, read_checked, write_checked
 from clipbench.utils.progress import progress_bar
 from clipbench.utils.stages import stage
 
 if TYPE_CHECKING:
     from clipbench.encoding.saliency import Saliency
 
+_LIST: Final = "clipbench list of texts 1"
 _TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
 
 
@@ -108,27 +112,55 @@ class ModelEncoder(ModelFeatures):
     def _encode_texts(self, file: FeatureFile, texts: list[str], space: str) -> None:
         """Encode the shards that are missing, several at once, so that a killed run resumes."""
         start = time.perf_counter()
-        missing = file.missing()
-        tower = self.text_tower(texts, space, file)
+        missing, known = file.missing(), self._known(file, texts, space)
         # Groups are always the same, so that a text shares its batch with the same others whatever is there already.
         groups = [
             range(first, min(first + _TEXT_SHARDS, file.shards))
             for first in sorted({shard - shard % _TEXT_SHARDS for shard in missing})
         ]
         rows = [np.concatenate([file.shard_rows(shard) for shard in group]) for group in groups]
-        todo = sum(map(len, rows))
+        new = [[row for row in own.tolist() if texts[row] not in known] for own in rows]
+        todo = sum(map(len, new))
         with progress_bar("texts", len(texts), self.progress) as (bar, task):
             bar.advance(task, len(texts) - todo)
-            for group, own in zip(groups, rows, strict=True):
-                features = self._encode_sorted(
-                    tower, [texts[row] for row in own.tolist()], space, lambda n: bar.advance(task, n)
-                )
+            tower = self.text_tower(texts, space, file) if todo else None
+            for group, own, wanted in zip(groups, rows, new, strict=True):
+                made = dict(known)
+                if tower is not None and wanted:
+                    those = [texts[row] for row in wanted]
+                    encoded = self._encode_sorted(tower, those, space, lambda n: bar.advance(task, n))
+                    made |= zip(those, encoded, strict=True)
+                features = np.stack([made[texts[row]] for row in own.tolist()])
                 for shard in group:
                     part, features = np.split(features, [len(file.shard_rows(shard))])
                     if shard in missing:
                         file.write(shard, part, device=self.runtime.device_name)
+        with contextlib.suppress(
+            StorageError
+        ):  # a cache that is full: they are encoded again for another set
+            write_checked(self._lists(space) / f"{file.folder.name}.json", json.dumps(texts).encode(), _LIST)
         self.counts.texts_encoded += todo
         self.counts.texts_s += time.perf_counter() - start
+
+    def _known(self, file: FeatureFile, texts: list[str], space: str) -> dict[str, NDArray[np.float32]]:
+        """Text → its row, where a set that was encoded here has it, under the plan of `file`, which may become that
+        set's. In a deterministic run no rows hang on what was encoded before."""
+        found: dict[str, NDArray[np.float32]] = {}
+        lists = () if self.runtime.deterministic else sorted(self._lists(space).glob("*.json"))
+        for path in lists:
+            others: list[str] = json.loads(read_checked(path, _LIST) or b"[]")
+            common = sorted(set(others) & set(texts) - found.keys())
+            other = FeatureFile(self.key(f"text:{space}", fingerprint(others)), len(others), self.root)
+            if not common or other.folder == file.folder or not other.complete():
+                continue
+            plan, place = other.plan(), {text: row for row, text in enumerate(others)}
+            if other.devices() == [self.runtime.device_name] and file.begin(str(plan)) == plan:
+                found |= zip(common, other.read()[[place[text] for text in common]], strict=True)
+        return found
+
+    def _lists(self, space: str) -> Path:
+        """Where it stands which sets of texts were encoded: `<folder of their features>.json`, each a list of texts."""
+        return self.root / "texts-1" / fingerprint(self.key(f"text:{space}", ""))
 
     def _encode_sorted(
         self, tower: Tower, texts: list[str], space: str, advance: Callable[[int], None]
