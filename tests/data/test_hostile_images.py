@@ -79,6 +79,14 @@ def tiff(strips: int, order: str = "<") -> bytes:
     )
 
 
+@pytest.mark.parametrize(
+    ("tag", "counts"), [(273, True), (279, True), (324, True), (325, True), (274, False)]
+)
+def test_strips_and_tiles_are_counted_by_each_tag_that_lists_them(tag: int, counts: bool) -> None:
+    data = b"II*\0" + struct.pack("<IHHHII", 8, 1, tag, 4, 7, 0)
+    assert decoding._tiff_parts(data) == (7 if counts else 0)
+
+
 # ---------------------------------------------------------------- nothing is run
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
-from clipbench.data.labels import fold, match, without_samples
+from clipbench.data.labels import difference, fold, match, without_samples
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
@@ -262,6 +262,18 @@ def test_classes_without_samples_are_counted_and_named(tmp_path: Path) -> None:
     several = open_test(tmp_path / "d", kind="multi-label")
     assert [n.text for n in without_samples(several)] == ["of the 3 classes without any positive sample"]
     assert [n.examples for n in without_samples(several)] == [("cat",)]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat", "dog"], "though the names agree"),
+        (["dog"], "1 of its names are missing, first 'cat'"),
+        (["cat", "dogg"], "1 names are not on it, first 'dogg' (is it \"dog\"?)"),
+    ],
+)
+def test_how_names_differ_is_said(names: list[str], said: str) -> None:
+    assert difference(match(names, ["cat", "dog"])) == said
 
 
 def test_classes_with_the_same_prompts() -> None:

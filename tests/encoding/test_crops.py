@@ -62,10 +62,11 @@ def test_areas_ratios_and_mirrors_are_those_that_were_asked_for() -> None:
     assert 150 < mirrored < 250
 
 
-def test_long_narrow_image_gives_its_middle() -> None:
+@pytest.mark.parametrize(("width", "height", "colour"), [(400, 20, 0), (20, 400, 1)])
+def test_long_narrow_image_gives_its_middle(width: int, height: int, colour: int) -> None:
     crops = CROPS.model_copy(update={"area": (0.9, 1.0)})
-    red = decode(ramp(400, 20), crops).astype(float)[0].mean(axis=0)
-    assert np.sort(red)[[0, -1]] == pytest.approx([255 * 186 / 399, 255 * 213 / 399], abs=6)
+    seen = decode(ramp(width, height), crops).astype(float)[colour].mean(axis=colour)
+    assert np.sort(seen)[[0, -1]] == pytest.approx([255 * 186 / 399, 255 * 213 / 399], abs=6)
 
 
 def test_features_of_every_epoch_are_new_and_not_kept(tmp_path: Path) -> None:

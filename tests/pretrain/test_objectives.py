@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import commandline
 import plugged
 import pytest
 import yaml
 from commandline import Run, mended
+from pydantic import ValidationError
 from training import ROOT, recipe_with
 
 from clipbench.pretrain import objectives
@@ -57,6 +60,60 @@ class Learner(base.Learner):
     def chance(self, batch_size: int) -> float:
         return 2 * self._weight
 '''
+
+
+#: what papers and their code give
+DEFAULTS: dict[str, dict[str, float]] = {
+    "clip": {"max_logit_scale": 100},
+    "siglip": {"initial_logit_scale": 10, "initial_logit_bias": -10},
+    "slip": {
+        "max_logit_scale": 100,
+        "view_weight": 1,
+        "temperature": 0.1,
+        "projector_width": 4096,
+        "projector_dim": 256,
+    },
+    "filip": {"max_logit_scale": 100, "masked": 0.15, "global_weight": 0, "text_self_weight": 0},
+    "declip": {
+        "max_logit_scale": 100,
+        "image_self_weight": 0.2,
+        "text_self_weight": 0.2,
+        "nearest_weight": 0.2,
+        "queue": 65_536,
+        "masked": 0.15,
+        "projector_width": 1024,
+        "predictor_width": 512,
+    },
+    "defilip": {"token_weight": 0.2, "queue": 65_536},
+    "clip-lite": {"negatives": 1, "prior_weight": 0, "hard_share": 0.5},
+}
+POSITIVE = {"max_logit_scale", "initial_logit_scale", "view_weight", "temperature", "token_weight"}
+COUNTS = {"projector_width", "projector_dim", "predictor_width", "queue", "negatives"}
+
+
+def settings(kind: str, **given: float) -> Any:
+    module = import_module(f"clipbench.pretrain.objectives.{kind.replace('-', '_')}")
+    return module.Settings.model_validate({"kind": kind} | given)
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_an_objectives_numbers_are_the_published_ones_and_have_bounds(kind: str) -> None:
+    for name, value in DEFAULTS[kind].items():
+        assert getattr(settings(kind), name) == value
+        allowed, refused = (1e-9, 0) if name in POSITIVE else (1, 0) if name in COUNTS else (0, -1e-9)
+        if name in ("masked", "hard_share"):
+            allowed, refused = 1e-9, 0
+        if name == "initial_logit_bias":
+            continue
+        assert getattr(settings(kind, **{name: allowed}), name) == allowed
+        with pytest.raises(ValidationError, match="greater than"):
+            settings(kind, **{name: refused})
+    for name, least in {"filip": {"kept": 1}, "defilip": {"kept": 1}, "clip-lite": {"clusters": 2}}.get(
+        kind, {}
+    ).items():
+        assert getattr(settings(kind, **{name: least}), name) == least
+        with pytest.raises(ValidationError, match="greater than"):
+            settings(kind, **{name: least - 1})
 
 
 @pytest.fixture(autouse=True)

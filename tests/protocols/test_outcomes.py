@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from fakes import FakeSplit
+from fakes import FakeSplit, card
 from numpy.typing import NDArray
 
 from clipbench.data.labels import require_difficult
@@ -75,6 +77,24 @@ def test_of_errors_of_calibration_the_smaller_is_better_and_of_nothing_else() ->
 
 
 # -------------------------------------------------------------------- multi-label
+
+
+@pytest.mark.parametrize(
+    ("kind", "primary", "difficult", "said"),
+    [
+        ("single-label", "acc1", None, None),
+        ("single-label", "map_area", None, "map_area is no metric of a single-label set"),
+        ("single-label", "acc1", "ignore", "difficult belongs to multi-label sets"),
+        ("multi-label", "map_11pt", "ignore", None),
+        ("multi-label", "acc1", None, "acc1 is no metric of a multi-label set"),
+    ],
+)
+def test_a_metric_that_does_not_fit_the_labels_is_named(
+    kind: str, primary: str, difficult: Difficult | None, said: str | None, tmp_path: Path
+) -> None:
+    found = outcomes.misfit_of_labels(card(tmp_path, 6, kind=kind), primary, difficult)
+    assert said in (found or "") if said else found is None
+
 
 LABELS: NDArray[np.uint8] = np.array([[1, 0], [0, 1], [DIFFICULT, 1]], dtype=np.uint8)
 
