@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,15 @@ def heat(maps: Tensor, size: tuple[int, int], part: tuple[int, int, int, int]) -
     return SaliencyMaps(
         0, np.arange(len(maps)), maps, np.zeros(len(maps), dtype=np.float32), size, part, "by hand"
     )
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_map_is_of_the_image_after_the_turn(tag: int) -> None:
+    """Tags 5 to 8 swap width and height (EXIF 2.3, orientation)."""
+    wide = (20, 10) if tag < 5 else (10, 20)
+    one = replace(heat(torch.ones(1, 4, 4), (20, 10), (0, 0, *wide)), turned=tag)
+    assert one.large(0).shape == wide[::-1]
+    assert one.large(0) == pytest.approx(1)
 
 
 class Brightness(SaliencyMethod):

@@ -206,6 +206,53 @@ def test_few_shot_probes_differ_only_beyond_what_other_shots_would_do(tmp_path: 
     assert part.more == pytest.approx(0.1**2 / 3, rel=0.6)
 
 
+def test_draws_are_paired_where_both_drew_the_same_shots(tmp_path: Path) -> None:
+    """Equally many draws with one seed: then the spread of the differences counts, not that of either."""
+    ranks = {
+        "a": [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]],  # 0.5, 0.75, 1
+        "b": [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]],  # 0.25, 0.5, 1: 0.25, 0.25 and 0 less
+    }
+
+    def stored(model: str, draws: int, seed: int) -> Stored:
+        score = Score(float(np.mean(np.array(ranks[model][:draws]) == 0)), (0, 1), 4, 0.1)
+        record = make_record(
+            model=model,
+            task=f"{draws}-{seed}",
+            seed=seed,
+            scores={"acc1": score},
+            fingerprints={"split:test": "00"},
+        )
+        columns = {f"rank_{i}": np.array(rank) for i, rank in enumerate(ranks[model][:draws])}
+        samples = {"id": np.array(list("wxyz"), dtype=object), "target": np.arange(4)} | columns
+        return store.read(store.write(record, samples, tmp_path))
+
+    def more(first: Stored, second: Stored) -> float:
+        found = alignment.pair(first, second).contributions
+        assert found is not None
+        return found.more
+
+    one = stored("a", 3, 0)
+    apart = np.var([0.5, 0.75, 1], ddof=1) / 3 + np.var([0.25, 0.5, 1], ddof=1) / 3
+    assert more(one, stored("b", 3, 0)) == pytest.approx(np.var([0.25, 0.25, 0], ddof=1) / 3)
+    assert more(one, stored("b", 3, 1)) == pytest.approx(apart)
+    fewer = np.var([0.5, 0.75, 1], ddof=1) / 3 + np.var([0.25, 0.5], ddof=1) / 2
+    assert more(one, stored("b", 2, 0)) == pytest.approx(fewer)
+
+
+def test_precision_without_its_scores_is_compared_by_intervals(tmp_path: Path) -> None:
+    def stored(model: str, value: float) -> Stored:
+        score = Score(value, (value - 0.1, value + 0.1), 2, 0.1)
+        record = make_record(
+            model=model, primary="map_area", scores={"map_area": score}, fingerprints={"split:test": "00"}
+        )
+        return store.read(store.write(record, {"id": np.array(["x", "y"], dtype=object)}, tmp_path))
+
+    one, other = stored("a", 0.5), stored("b", 0.6)
+    assert alignment.contributions(one) is None
+    found = alignment.pair(one, other)
+    assert (found.difference.method, found.gains) == ("intervals, not paired", None)
+
+
 def test_a_model_that_was_trained_on_the_images_is_named(tmp_path: Path) -> None:
     right, more = _right(300, 0.6, 0), _right(300, 0.9, 1)
     counted = [{"data": "photos train", "images": 80, "of": 300}]
