@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipbench.cards.base import fingerprint
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
-from clipbench.data import captions, expressions, huggingface, labels, layouts, repeats
+from clipbench.data import captions, expressions, labels, layouts, repeats
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.digests import digests
 from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, no_columns
@@ -78,6 +78,8 @@ def _opened(dataset: Entry[TaskCard], role: str, paths: DataPaths, pairs: bool) 
         return _local(dataset, role, archive_of(card.source.torchvision, dataset.id), paths, pairs)
     if card.source.hub is not None:
         refuse_lacking(dataset, role, paths)
+        from clipbench.data import huggingface  # with all the layouts that the hub's copies may have
+
         source, said, linked = huggingface.fetch(dataset, role, paths)
         hashed = {"images": _hashed(source, linked, paths)} if linked else {}
         return TableSplit(dataset, role, source, fingerprint(said | _columns(card) | hashed), pairs=pairs)

@@ -14,7 +14,6 @@ from clipbench.cards.task import TaskCard
 from clipbench.data.split import Expressions, Split
 from clipbench.errors import DataError
 from clipbench.metrics import boxes, clustered, intervals
-from clipbench.protocols import _overlays
 from clipbench.protocols._outcomes import column_of
 from clipbench.protocols._samples import clusters_of
 from clipbench.protocols.base import (
@@ -157,6 +156,8 @@ def pictures(
     card: TaskCard, splits: dict[str, Split], encoder: HeatInputs, params: Params, seed: int, count: int
 ) -> dict[str, bytes]:
     """Overlays of a seeded draw of `count` expressions, and a contact sheet of them: file name → PNG."""
+    from clipbench.protocols import _overlays  # with all that draws
+
     split = splits[params.split]
     expressions = _expressions(split)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(expressions.ids))[:count])
