@@ -44,7 +44,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from itertools import zip_longest
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import IO, Any, Final, Literal, NamedTuple
 
@@ -221,10 +221,13 @@ def mutant(place: Place, source: str) -> Mutant | None:
 
 class _Bare(ast.NodeTransformer):
     """Takes out what gives no other number: annotations (of modules with `from __future__ import annotations`), how
-    arguments may be given, and `strict` of zip and `frozen` and `repr` of data classes."""
+    arguments may be given, what is imported for types, and `strict` of zip and `frozen` and `repr` of data classes."""
 
     def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
         return None if node.arg in ("strict", "frozen", "repr") else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)
@@ -424,44 +427,46 @@ def swap(path: str, codes: Mapping[tuple[str, int], CodeType]) -> None:
 
 
 def _forked(run: Callable[[], int], limit: float | None, log: IO[bytes]) -> int | None:
-    """What `run` returns, in a fork that prints to `log`; None: out of time.
+    """What `run` returns, in a fork that prints to `log`; None: out of time. What its tests write is deleted.
 
     Raises:
         RuntimeError: it fails itself, instead of a test.
     """
-    child = os.fork()
-    if child == 0:
-        code = _FAULT
+    with TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        child = os.fork()
+        if child == 0:
+            code = _FAULT
+            try:
+                os.setsid()  # what the tests start ends with it
+                os.environ["PYTEST_DEBUG_TEMPROOT"] = scratch
+                resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+                for descriptor in (1, 2):
+                    os.dup2(log.fileno(), descriptor)
+                code = run()
+            except BaseException:  # of a fork, which must not go on as its parent would
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(int(code))
+        end = None if limit is None else time.monotonic() + limit
         try:
-            os.setsid()  # what the tests start ends with it
-            resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-            for descriptor in (1, 2):
-                os.dup2(log.fileno(), descriptor)
-            code = run()
-        except BaseException:  # of a fork, which must not go on as its parent would
-            traceback.print_exc()
+            while end is None or time.monotonic() < end:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    code = os.waitstatus_to_exitcode(status)
+                    if code == _FAULT:
+                        log.seek(0)
+                        raise RuntimeError(log.read().decode(errors="replace")[-3000:])
+                    return code
+                time.sleep(0.02)
+        except (KeyboardInterrupt, SystemExit):
+            os.kill(child, signal.SIGTERM)
+            time.sleep(1)  # so that it ends its own fork
+            raise
         finally:
-            sys.stdout.flush()
-            os._exit(int(code))
-    end = None if limit is None else time.monotonic() + limit
-    try:
-        while end is None or time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-                if code == _FAULT:
-                    log.seek(0)
-                    raise RuntimeError(log.read().decode(errors="replace")[-3000:])
-                return code
-            time.sleep(0.02)
-    except (KeyboardInterrupt, SystemExit):
-        os.kill(child, signal.SIGTERM)
-        time.sleep(1)  # so that it ends its own fork
-        raise
-    finally:
-        _kill(child)
-    os.waitpid(child, 0)
-    return None
+            _kill(child)
+        os.waitpid(child, 0)
+        return None
 
 
 def _kill(group: int) -> None:

@@ -146,3 +146,5 @@ def test_the_table_counts_each_module_and_leaves_equivalent_changes_out_of_the_s
 
 def test_guards_that_hold_are_no_change() -> None:
     assert _what_runs("zip(a, strict=True)") == _what_runs("zip(a, strict=False)") != _what_runs("zip(b)")
+    typed, other = "if TYPE_CHECKING:\n    import a", "if not TYPE_CHECKING:\n    import a"
+    assert _what_runs(typed) == _what_runs(other) != _what_runs("if a:\n    import a")
