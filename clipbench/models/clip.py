@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.towers.open_clip import backbone, build, text_tower
+from clipbench.models.weights.key_maps import clip_text
 from clipbench.models.weights.open_clip import (
     HUB_PREFIX,
     check_side,
@@ -28,7 +29,7 @@ from clipbench.models.weights.open_clip import (
 )
 from clipbench.models.weights.reading import load_strict, read_state_dict
 from clipbench.models.weights.resolve import pin, resolve, verify
-from clipbench.utils.cache import remember
+from clipbench.utils.cache import remember, say
 from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
@@ -48,8 +49,13 @@ class Config(Strict):
     otherwise is refused.
     """
 
+    later: ClassVar = ("resize_positions",)
+
     arch: str
     quick_gelu: bool = Field(description="x·sigmoid(1.702x) as in OpenAI's code, instead of GELU")
+    resize_positions: bool = Field(
+        False, description="interpolate position embeddings of another size, as open_clip does"
+    )
 
 
 def load(model: ModelEntry) -> Adapter:
@@ -72,12 +78,46 @@ def load(model: ModelEntry) -> Adapter:
     state = read_state_dict(path)
     if set(state) >= _NOT_WEIGHTS:
         _agree(model.id, config, {"quick_gelu": True}, "this file, an archive of OpenAI's own form,")
-    check_side(config.arch, state, path)
+    if not config.resize_positions:
+        check_side(config.arch, clip_text(state, custom=False), path)
     module = build(config.arch, quick_gelu=config.quick_gelu)
-    load_strict(module, {k: v for k, v in state.items() if k not in _NOT_WEIGHTS}, path)
+    wanted = module.state_dict()
+    state = {key: tensor for key, tensor in state.items() if key not in _NOT_WEIGHTS}
+    state = clip_text(state, custom="text.token_embedding.weight" in wanted)
+    if config.resize_positions:
+        _resize_positions(state, module, path)
+    # of training with SigLIP's loss: the same for all texts, so no order and no softmax hangs on it
+    load_strict(module, state, path, dropped=() if "logit_bias" in wanted else ("logit_bias",))
     adapter = ClipAdapter(model.card, module, config.arch, digest)
     adapter.files = (path,)
     return adapter
+
+
+def _resize_positions(state: dict[str, torch.Tensor], module: Any, path: Path) -> None:
+    """Bring position embeddings in `state` to `module`'s sizes: images' bicubic with antialiasing, texts' linear.
+
+    Raises:
+        WeightsError: images' are of no square grid, or have another width.
+    """
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    names = [
+        key
+        for key in state
+        if key.removeprefix("text.") in ("positional_embedding", "visual.positional_embedding")
+    ]
+    before = {name: state[name].shape for name in names}
+    state |= {name: state[name].float() for name in names}
+    try:
+        resize_pos_embed(state, module)
+        resize_text_pos_embed(state, module)
+    except (RuntimeError, AssertionError) as error:
+        raise WeightsError(f"{path}: its position embeddings cannot be resized: {error}") from None
+    for name, shape in before.items():
+        if state[name].shape != shape:
+            say(
+                f"{path}: {name} is resized from {shape[0]} to {len(state[name])} positions, as the card asks"
+            )
 
 
 def weights_file(model: ModelEntry) -> tuple[Path, str]:
@@ -360,7 +400,10 @@ def _identified(
 
 def detect(path: Path, state: Mapping[str, torch.Tensor]) -> ModelCard | None:
     """The card of a checkpoint file in OpenAI's layout; None for other files. Raises as `_identified` and `of_file`."""
-    found = _identified(path, state)
+    plain = clip_text(dict(state), custom=False)
+    if plain.keys() != state.keys() and not matching_archs(plain):
+        return None  # a custom text model of another form
+    found = _identified(path, plain)
     if found is None:
         return None
     config, why, described = found

@@ -186,6 +186,36 @@ def test_openai_archive_loads_like_a_state_dict(tmp_path: Path) -> None:
     torch.testing.assert_close(adapter.image_tower("joint")(batch), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("without_gradients")
+@pytest.mark.parametrize("trained", ["tiny-vit", "tiny-custom"])
+@pytest.mark.parametrize("arch", ["tiny-vit", "tiny-custom"])
+def test_text_keys_of_custom_text_models(arch: str, trained: str, tmp_path: Path) -> None:
+    """Trained with and without `--force-custom-text`: the same towers, the text's below `text.` or not."""
+    model = build(trained)
+    assert ("text.ln_final.bias" in model.state_dict()) == (trained == "tiny-custom")
+    saved(model, tmp_path, arch)
+    adapter = families.load(ModelEntry("tiny", card(arch), tmp_path))
+    ids, _ = adapter.tokenize(PROMPTS)
+    torch.testing.assert_close(adapter.text_tower()(ids), model.encode_text(ids), rtol=1e-5, atol=1e-6)
+    with pytest.raises(CardError, match="open_clip has no pretrained tag of tiny-vit, which would tell"):
+        families.detected(str(tmp_path / "model.pt"))
+    torch.save(model.state_dict() | {"text.extra": torch.zeros(1)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"unexpected 1: text\.extra"):
+        families.load(ModelEntry("tiny", card(arch), tmp_path))
+
+
+@pytest.mark.usefixtures("without_gradients")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_a_logit_bias_that_the_architecture_has_not(
+    arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build(arch)
+    torch.save(model.state_dict() | {"logit_bias": torch.tensor(-10.0)}, tmp_path / "model.pt")
+    adapter = families.load(ModelEntry("tiny", card(arch), tmp_path))
+    assert torch.equal(adapter.image_tower("joint")(images(arch)), model.encode_image(images(arch)))
+    assert "tensors that the model does not use are left out: logit_bias (1)" in capsys.readouterr().err
+
+
 def test_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     torch.save(build("tiny-vit").state_dict(), tmp_path / "model.pt")
     with pytest.raises(
@@ -379,6 +409,83 @@ def test_another_size_of_images_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(configs, "tiny-vit-large", larger)
     with pytest.raises(WeightsError, match=r"name the architecture of that size: tiny-vit-large"):
         families.load(model)
+
+
+@pytest.fixture
+def resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tiny-large`: `tiny-vit` for images twice as wide, and for 50 tokens."""
+    small = ARCHITECTURES["tiny-vit"]
+    vision = small["vision_cfg"] | {"image_size": 64}
+    larger = small | {"vision_cfg": vision, "text_cfg": TEXT | {"context_length": 50}}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-large", larger)
+
+
+def asking(arch: str, folder: Path) -> ModelEntry:
+    asked = {"arch": arch, "quick_gelu": False, "resize_positions": True}
+    return ModelEntry("tiny", card(arch).model_copy(update={"config": asked}), folder)
+
+
+@pytest.mark.usefixtures("without_gradients", "resized")
+@pytest.mark.parametrize("half", [False, True])
+def test_positions_are_resized_where_the_card_asks(
+    half: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = build("tiny-vit").state_dict()
+    state = {k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="does not fit"):
+        families.load(ModelEntry("tiny", card("tiny-large"), tmp_path))
+    capsys.readouterr()
+    adapter = families.load(asking("tiny-large", tmp_path))
+    said = capsys.readouterr().err
+    assert "visual.positional_embedding is resized from 17 to 65 positions" in said
+    assert ": positional_embedding is resized from 77 to 50 positions" in said
+    theirs = build("tiny-large")
+    torch.save({k: v.float() for k, v in state.items()}, tmp_path / "theirs.pt")
+    open_clip.load_checkpoint(theirs, str(tmp_path / "theirs.pt"))
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-6}
+    batch = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(adapter.image_tower("joint")(batch), theirs.encode_image(batch), **close)
+    ids, _ = adapter.tokenize(PROMPTS)
+    torch.testing.assert_close(adapter.text_tower()(ids), theirs.encode_text(ids), **close)
+
+
+@pytest.mark.usefixtures("resized")
+def test_resized_positions_lie_between_their_neighbours(tmp_path: Path) -> None:
+    """A plane stays a plane away from the edges, and the class token stays; worked out by hand."""
+    state = build("tiny-vit").state_dict()
+    places = torch.arange(4) + 0.5  # of 4 × 4 patches, in patches
+    plane = (10 * places[:, None] + places).reshape(16, 1).expand(-1, 64)
+    state["visual.positional_embedding"] = torch.cat([torch.full((1, 64), 7.0), plane])
+    torch.save(state, tmp_path / "model.pt")
+    tower = families.load(asking("tiny-large", tmp_path)).image_tower("joint")
+    found = tower.get_parameter("positional_embedding")
+    finer = (torch.arange(8) + 0.5) / 2
+    torch.testing.assert_close(found[0], torch.full((64,), 7.0))
+    grid = found[1:, 0].reshape(8, 8)
+    expected = 10 * finer[:, None] + finer
+    torch.testing.assert_close(grid[3:5, 3:5], expected[3:5, 3:5], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("resized")
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("visual.positional_embedding", (16, 64), "cannot be resized"),
+        ("positional_embedding", (77, 31), "cannot be resized: text pos_embed width"),
+        (
+            "visual.positional_embedding",
+            (17, 32),
+            r"wrong shape 1: visual\.positional_embedding is \(65, 32\)",
+        ),
+    ],
+)
+def test_positions_that_cannot_be_resized(
+    name: str, shape: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    torch.save(build("tiny-vit").state_dict() | {name: torch.zeros(shape)}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=message):
+        families.load(asking("tiny-large", tmp_path))
 
 
 def test_tag_without_network_says_how_to_bring_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

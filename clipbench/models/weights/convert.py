@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from clipbench.data.digests import sha256_file
 from clipbench.errors import ClipbenchError, StorageError, WeightsError
 from clipbench.models.weights import pickles
-from clipbench.models.weights.reading import read_state_dict, unprefixed
+from clipbench.models.weights.reading import HOLDERS, read_state_dict, unprefixed
 from clipbench.utils.cache import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Converted(NamedTuple):
 def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], force: bool = False) -> Converted:
     """Write the tensors of `source`, by name, to the safetensors file `out`.
 
-    Read are dicts of tensors (at the top, or under `state_dict` or `model`) and pickled modules. Where the file
+    Read are dicts of tensors (at the top, or under one of `HOLDERS`) and pickled modules. Where the file
     names classes or functions that are no tensors', `agree` is asked with their names first.
 
     Raises:
@@ -58,7 +58,7 @@ def convert(source: Path, out: Path, *, agree: Callable[[list[str]], bool], forc
         found = ", ".join((left_out or sorted(held.names))[:5]) or type(held.root).__name__
         raise WeightsError(
             f"{source} holds no tensors by name (found: {found})",
-            hint="a state dict is expected, at the top or under state_dict or model, or a module",
+            hint=f"a state dict is expected, at the top or under {' or '.join(HOLDERS)}, or a module",
         )
     if held.names and not agree(sorted(held.names)):
         raise ClipbenchError(f"{source} was not converted: nothing is written")
@@ -74,12 +74,12 @@ def _tensors_of(root: object) -> tuple[dict[str, pickles.StoredTensor], list[str
     """Tensors by name, and the names of entries that are none."""
     above: list[str] = []
     held = root
-    for key in ("state_dict", "model"):
-        inner = _entries(root).get(key)
-        if _entries(inner) or _is_module(inner):
-            held = inner
-            above = [str(name) for name in _entries(root) if name != key]
-            break
+    while inner := {
+        key: value for key in HOLDERS if _entries(value := _entries(held).get(key)) or _is_module(value)
+    }:
+        taken = next(iter(inner))
+        above += [str(name) for name in _entries(held) if name != taken]
+        held = inner[taken]
     named = dict(_of_module(held, "") if _is_module(held) else _entries(held).items())
     tensors = {str(name): value for name, value in named.items() if isinstance(value, pickles.StoredTensor)}
     others = [str(name) for name, value in named.items() if not isinstance(value, pickles.StoredTensor)]

@@ -67,6 +67,25 @@ def efficientnet_pytorch(state: State, stages: Sequence[int]) -> State:
     return {rename(key): tensor for key, tensor in state.items()}
 
 
+#: what the text tower's names begin with in OpenAI's form
+_TEXT: Final = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+
+
+def clip_text(state: State, *, custom: bool) -> State:
+    """`state` of OpenAI's form, its text tower below `text.` as open_clip's custom text models have it, or not.
+
+    Others, such as those with a text tower of transformers, keep their names.
+    """
+
+    def rename(key: str) -> str:
+        plain = key.removeprefix("text.")
+        return key if not plain.startswith(_TEXT) else f"text.{plain}" if custom else plain
+
+    if not {"token_embedding.weight", "text.token_embedding.weight"} & state.keys():
+        return state
+    return {rename(key): tensor for key, tensor in state.items()}
+
+
 def bert(state: State, architecture: str) -> State:
     """`state` of an encoder that was saved with a language-model head, or by old versions, in transformers' names.
 

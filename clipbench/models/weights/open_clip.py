@@ -153,10 +153,11 @@ def check_side(arch: str, state: Mapping[str, torch.Tensor], path: Path) -> None
         others = matching_archs(state)
         raise WeightsError(
             f"{path} was trained on images of {found[3]} px, {arch} takes {wanted[3]} px; position embeddings are not "
-            "resized",
+            "resized unasked",
             hint=f"name the architecture of that size: {', '.join(others)}"
             if others
-            else "open_clip has none; a repository in its form for the hub (hf-hub:<owner>/<repo>) says the size",
+            else "open_clip has none; a repository in its form for the hub (hf-hub:<owner>/<repo>) says the size; or a "
+            "ViT's are resized by a card that says config: {resize_positions: true}",
         )
 
 

@@ -10,7 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.errors import WeightsError, nearest
 from clipbench.models.weights import pickles
@@ -34,6 +34,10 @@ _NOT_A_CHECKPOINT = (
     StopIteration,
     zipfile.BadZipFile,
 )
+#: under which names training code saves a model's tensors, the first that is there being taken (`module`: DeepSpeed)
+HOLDERS: Final = ("state_dict", "model_state_dict", "model", "module", "model_ema")
+#: what stands in a name for a wrapper around a part, at any depth: of torch.compile, FSDP and activation checkpointing
+_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 #: how files begin, after spaces and in lower case, that come in a checkpoint's place
 _NO_CHECKPOINTS = {
     b"<!doctype html": "a web page, such as one to log in at",
@@ -98,7 +102,8 @@ def strange(path: Path) -> str | None:
 def read_state_dict(path: Path) -> State:
     """Tensors by name, from safetensors, a `torch.save` file or a TorchScript archive, without executing anything.
 
-    A dict under `state_dict` or `model` is unwrapped, and a `module.` prefix common to all keys removed.
+    A dict under one of `HOLDERS` is taken out, however deep; others beside it are named on stderr as not used. Names
+    are freed of wrappers (see `unprefixed`).
 
     Raises:
         WeightsError: truncated, not a checkpoint, or a pickle that holds more than tensors.
@@ -110,11 +115,23 @@ def read_state_dict(path: Path) -> State:
     except _NOT_A_CHECKPOINT as error:
         reason = str(error).split(". ")[0].strip() or type(error).__name__
         raise pickles.not_whole(path, reason) from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
+    while isinstance(loaded, Mapping) and (held := _held(loaded)):
+        taken, *others = held
+        if others:
+            say(
+                f"{path}: {taken} is used; it holds {', '.join(others)} too, which can be saved alone to be used"
+            )
+        loaded = held[taken]
     return _tensors(loaded, path)
+
+
+def _held(loaded: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
+    """What stands in `loaded` under one of `HOLDERS`, without what holds no tensors where something does."""
+    import torch
+
+    found = {key: loaded[key] for key in HOLDERS if isinstance(loaded.get(key), Mapping)}
+    full = {k for k, held in found.items() if any(isinstance(v, torch.Tensor | dict) for v in held.values())}
+    return {key: held for key, held in found.items() if key in full} or found
 
 
 def _read(path: Path) -> object:
@@ -194,15 +211,31 @@ def _tensors(loaded: object, path: Path) -> State:
     if wrong:
         raise WeightsError(
             f"{path}: entry {wrong[0]!r} is not a tensor ({len(wrong)} such entries)",
-            hint="a state dict is expected, at the top or under state_dict or model",
+            hint=f"a state dict is expected, at the top or under {' or '.join(HOLDERS)}",
+        )
+    if not any(tensor.numel() for tensor in loaded.values()):
+        raise WeightsError(
+            f"{path}: all its tensors are empty, as where DeepSpeed (ZeRO 3) keeps their parts in other files",
+            hint="put them together first, with the zero_to_fp32.py that lies beside such checkpoints",
         )
     return unprefixed(loaded)
 
 
 def unprefixed(state: Mapping[str, torch.Tensor]) -> State:
-    """`state` without a `module.` that all its names start with (data-parallel training adds it)."""
-    prefix = "module." if all(str(k).startswith("module.") for k in state) else ""
-    return {str(k)[len(prefix) :]: v for k, v in state.items()}
+    """`state` with names as the model has them, without what training code wraps it in.
+
+    Names of wrappers go wherever they stand; `module.` (of data parallelism) and `model.`, in any order and number,
+    where all names begin with them.
+
+    Raises:
+        WeightsError: two tensors would have one name.
+    """
+    names = [".".join(part for part in str(key).split(".") if part not in _WRAPPERS) for key in state]
+    while prefix := next((p for p in ("module.", "model.") if all(n.startswith(p) for n in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise WeightsError(f"two tensors are called {twice[0]}, once within a wrapper and once without")
+    return dict(zip(names, state.values(), strict=True))
 
 
 def count_numbered(keys: Iterable[str], pattern: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import WeightsError
 from clipbench.models.adapter import ModelEntry
-from clipbench.models.weights.reading import load_strict, read_state_dict
+from clipbench.models.weights.convert import convert
+from clipbench.models.weights.reading import HOLDERS, load_strict, read_state_dict
 from clipbench.models.weights.resolve import resolve, verify
 
 State = dict[str, Tensor]
@@ -72,6 +74,67 @@ def test_wrapping_is_taken_off(
 ) -> None:
     WRITERS[name](wrap(state), tmp_path / name)
     assert same(read_state_dict(tmp_path / name), state)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_wrapping_of_any_nesting_is_taken_off(seed: int, state: State, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    within = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+    before = "".join(f"{draw.choice(('module', 'model', *within))}." for _ in range(draw.randrange(6)))
+
+    def wrapped(name: str) -> str:
+        parts = [
+            part for own in name.split(".") for part in (*draw.choices(within, k=draw.randrange(3)), own)
+        ]
+        return before + ".".join(parts)
+
+    held: dict[str, Any] = {wrapped(name): tensor for name, tensor in state.items()}
+    for _ in range(draw.randrange(4)):
+        held = {"epoch": 3, "optimizer": {"state": {0: torch.ones(1)}}, draw.choice(HOLDERS): held}
+    torch.save(held, tmp_path / "model.pt")
+    assert same(read_state_dict(tmp_path / "model.pt"), state)
+    out = tmp_path / "out.safetensors"
+    convert(tmp_path / "model.pt", out, agree=lambda names: True)
+    assert same(read_state_dict(out), state)
+
+
+def test_wrappers_of_torch_itself(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    compiled: Callable[[nn.Module], Any] = torch.compile
+    module[1] = compiled(module[1])
+    torch.save({"model": nn.DataParallel(compiled(module)).state_dict()}, tmp_path / "model.pt")
+    assert "module._orig_mod.1._orig_mod.bias" in torch.load(tmp_path / "model.pt")["model"]
+    assert same(read_state_dict(tmp_path / "model.pt"), expected)
+
+
+def test_what_else_a_file_holds_is_said(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    averaged = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({"model_ema": averaged, "model": {"width": 64}, "module": state}, tmp_path / "model.pt")
+    assert same(read_state_dict(tmp_path / "model.pt"), state)  # a dict of settings is no model
+    said = f"{tmp_path}/model.pt: module is used; it holds model_ema too, which can be saved alone to be used"
+    assert capsys.readouterr().err == f"clipbench: {said}\n"
+    torch.save({"model_ema": averaged, "epoch": 1}, tmp_path / "model.pt")
+    assert same(read_state_dict(tmp_path / "model.pt"), averaged)
+    assert not capsys.readouterr().err
+
+
+def test_names_that_become_one_are_refused(state: State, tmp_path: Path) -> None:
+    state |= {"conv._orig_mod.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"two tensors are called conv\.weight"):
+        read_state_dict(tmp_path / "model.pt")
+
+
+def test_tensors_that_deepspeed_keeps_elsewhere(state: State, tmp_path: Path) -> None:
+    empty = {name: torch.empty(0) for name in state}
+    torch.save({"module": empty, "ds_version": "0.15"}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"all its tensors are empty.*ZeRO 3.*\n.*zero_to_fp32"):
+        read_state_dict(tmp_path / "model.pt")
+    torch.save({"module": empty | state, "ds_version": "0.15"}, tmp_path / "model.pt")
+    assert same(read_state_dict(tmp_path / "model.pt"), state)
 
 
 def test_prefix_that_not_all_keys_have_stays(state: State, tmp_path: Path) -> None:
