@@ -345,6 +345,8 @@ def _how(plan: _Plan) -> Json:
     }
     devices = {device for found in plan.encoded.values() for device in found.devices}
     found: Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
+    if encoder.adapter.left_out:
+        found["left_out"] = list[JsonValue](encoder.adapter.left_out)
     if max_pixels() != MAX_PIXELS:
         found["max_pixels"] = max_pixels()
     if encoder.runtime.deterministic:

@@ -49,6 +49,7 @@ class Adapter(ABC):
         compared: the space in which images are compared with text: `joint` by the cosine, `tokens` by late
             interaction.
         token_width: length of one token's feature in `tokens`; None without that space.
+        left_out: what its file holds that it does not use, as `load_strict` says it.
         files: the files that all of it comes from beside the card, and folders all of whose files do; None where that
             is not known. Of a model whose files are known, it is remembered what it is (`clipbench.models.remembered`).
     """
@@ -61,6 +62,7 @@ class Adapter(ABC):
     text_spaces: tuple[str, ...] = ("joint",)
     compared: Compared = "joint"
     token_width: int | None = None
+    left_out: tuple[str, ...] = ()
     files: tuple[Path, ...] | None = None
 
     @property

@@ -87,9 +87,9 @@ def load(model: ModelEntry) -> Adapter:
     if config.resize_positions:
         _resize_positions(state, module, path)
     # of training with SigLIP's loss: the same for all texts, so no order and no softmax hangs on it
-    load_strict(module, state, path, dropped=() if "logit_bias" in wanted else ("logit_bias",))
+    left_out = load_strict(module, state, path, dropped=() if "logit_bias" in wanted else ("logit_bias",))
     adapter = ClipAdapter(model.card, module, config.arch, digest)
-    adapter.files = (path,)
+    adapter.files, adapter.left_out = (path,), left_out
     return adapter
 
 

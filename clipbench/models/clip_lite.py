@@ -132,11 +132,13 @@ def load(model: ModelEntry) -> Adapter:
         )
     if layout is _OFFICIAL:
         tree = _official_tree(towers, state)
-        load_strict(tree, state, path, dropped=_dropped(layout, found.config))
+        left_out = load_strict(tree, state, path, dropped=_dropped(layout, found.config))
         towers.log_scale = tree.get_parameter("loss.global_d.temperature")
     else:
-        load_strict(towers, state, path, dropped=_dropped(layout, found.config))
-    return DualAdapter(towers.eval(), model.card, sha256, [path])
+        left_out = load_strict(towers, state, path, dropped=_dropped(layout, found.config))
+    adapter = DualAdapter(towers.eval(), model.card, sha256, [path])
+    adapter.left_out = left_out
+    return adapter
 
 
 def described(state: State) -> Described | None:

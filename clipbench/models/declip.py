@@ -97,9 +97,9 @@ def load(model: ModelEntry) -> Adapter:
     _without_mask_token(path, state, config)
     _fill_counters(state, towers)
     dropped = (_UNUSED, *(() if config.image_only else _HEADS[found_variant]))
-    load_strict(towers, state, path, dropped=dropped)
+    left_out = load_strict(towers, state, path, dropped=dropped)
     adapter = DeclipAdapter(model.card, towers, config, digest)
-    adapter.files = (path,)
+    adapter.files, adapter.left_out = (path,), left_out
     return adapter
 
 

@@ -47,6 +47,7 @@ class _Facts:
     text_spaces: tuple[str, ...]
     compared: Compared
     token_width: int | None
+    left_out: tuple[str, ...]
     text_fingerprint: str | None = None
 
     @classmethod
@@ -81,7 +82,7 @@ class _Remembered(Adapter):
         self.weights_sha256, self.logit_scale = facts.weights_sha256, facts.logit_scale
         self.context_length = facts.context_length
         self.image_spaces, self.text_spaces = facts.image_spaces, facts.text_spaces
-        self.compared, self.token_width = facts.compared, facts.token_width
+        self.compared, self.token_width, self.left_out = facts.compared, facts.token_width, facts.left_out
         self._model, self._place, self._facts = model, place, facts
         if loaded is not None:
             self._loaded = loaded
@@ -165,8 +166,8 @@ def _recalled(place: Path) -> _Facts | None:
     except DataError:  # one is gone
         return None
     facts: dict[str, Any] = held["facts"]
-    spaces = {name: tuple(facts[name]) for name in ("image_spaces", "text_spaces")}
-    return _Facts(**facts | spaces)
+    tuples = {name: tuple(facts.get(name, ())) for name in ("image_spaces", "text_spaces", "left_out")}
+    return _Facts(**facts | tuples)
 
 
 def _hashed(paths: Sequence[Path]) -> dict[str, str | list[str]]:

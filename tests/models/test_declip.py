@@ -457,6 +457,21 @@ def test_image_only_model_is_not_applicable_before_anything_is_encoded(tmp_path:
     assert not list((tmp_path / "cache").rglob("*.shard"))
 
 
+def test_what_is_left_out_of_the_file_is_in_the_record(tmp_path: Path) -> None:
+    """Also where the features are cached and nothing of the file is read again."""
+    path = save(random_state(official("declip", VIT, TEXT, 16)), tmp_path / "c.pth.tar")
+    catalog = Catalog([write_task(tmp_path / "tasks")])
+    paths = DataPaths({"animals": write_images(tmp_path / "data", 12)}, ())
+    options = Options(Runtime("cpu", "fp32"), data=paths, progress=False)
+    heads = ["projector. (21)", "predictor. (9)", "text_label_predictor. (2)"]
+    for images in (12, 0):
+        model = model_of(path, "declip", "small-vit", 16)
+        (result,) = evaluate([model], catalog.tasks(["animals-zs"]), options)
+        assert result.record is not None
+        assert result.record.timing.images_encoded == images
+        assert result.record.encoder["left_out"] == heads
+
+
 # ------------------------------------------------------------------- ad hoc
 
 

@@ -78,7 +78,7 @@ def test_a_model_that_was_loaded_says_what_it_is_without_its_weights(run: Path, 
     assert loads.count == 1
     real = families.family("dual").load(of(run))
     for name in ("weights_sha256", "logit_scale", "context_length", "image_spaces", "text_spaces", "compared",
-                 "token_width", "text_fingerprint", "card"):  # fmt: skip
+                 "token_width", "left_out", "text_fingerprint", "card"):  # fmt: skip
         assert getattr(first, name) == getattr(again, name) == getattr(real, name), name
     again.require_space("joint")
     assert loads.count == 1

@@ -270,12 +270,17 @@ def without_values() -> Iterator[None]:
         yield
 
 
-def load_strict(module: nn.Module, state: State, path: Path, *, dropped: Sequence[str] = ()) -> None:
+def load_strict(
+    module: nn.Module, state: State, path: Path, *, dropped: Sequence[str] = ()
+) -> tuple[str, ...]:
     """Load `state` into `module`: every parameter and persistent buffer from the file, in float32, none left over.
 
     Tensors that already have their type are adopted without a copy, so `module` may stand on the meta device. Those of
     one number, such as a temperature, may be scalars in one place and vectors in the other.
     Keys that begin with one of `dropped` (an adapter's declared drop-list) are left out, which is said on stderr.
+
+    Returns:
+        What was left out, as `projector. (21)`: how keys begin, and of how many tensors.
 
     Raises:
         WeightsError: naming missing keys, unexpected keys, and wrong shapes.
@@ -310,8 +315,10 @@ def load_strict(module: nn.Module, state: State, path: Path, *, dropped: Sequenc
     module.load_state_dict(cast, strict=True, assign=True)
     module.requires_grad_(False)
     module.eval()
-    if counts := ", ".join(f"{part} ({count})" for part, count in unused.items() if part):
-        say(f"{path}: tensors that the model does not use are left out: {counts}")
+    left_out = tuple(f"{part} ({count})" for part, count in unused.items() if part)
+    if left_out:
+        say(f"{path}: tensors that the model does not use are left out: {', '.join(left_out)}")
+    return left_out
 
 
 def _some(keys: list[str]) -> str:
