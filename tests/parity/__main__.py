@@ -3,8 +3,9 @@
     make parity        (or: PYTHONPATH=tests python -m parity)
 
 gives the peer an environment of its own over this one (same torch and open_clip), writes a WebDataset copy of the
-first CIFAR-10 test images, makes random checkpoints, and runs both programs one after the other as a user would:
-a process each, cold caches, model load and everything else inside the wall time.
+first CIFAR-10 test images, makes random checkpoints, and runs both programs in turns as a user would: a process
+each, cold caches, model load and everything else inside the wall time. Medians count; beyond 1,000 images one
+turn tells enough.
 
 In fp32 acc1, acc5 and mean per-class recall must agree to 4 decimals. Accuracy alone can be a blunt witness (a
 random RN50 calls every image the same class), so the confidence in each image's predicted class must agree too:
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Final, Literal
 
@@ -35,6 +37,7 @@ from parity.peer import DATASET, PEER, Metric, Wall, prepare_peer, random_checkp
 from parity.retrieval_and_map import SetReport
 from parity.zero_shot import METRICS, Report, Setting
 
+_TURNS_UP_TO: Final = 1_000  # images; more take minutes, and what is fixed in a run hardly counts
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -50,25 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = make_folder(given.out)
     split = open_split(Catalog().dataset(DATASET), "test", DataPaths.parse([f"{DATASET}={given.data}"]))
     peer = prepare_peer(work / f"peer-{PEER.replace('==', '-')}")
-    folder = work / f"{DATASET}-{given.images}"
-    zero_shot.write_webdataset(split, given.images, peer.templates(), folder)
-    data: dict[str, str | int] = {
-        "dataset": DATASET, "split": "test", "n": given.images, "fingerprint": split.fingerprint,
-    }  # fmt: skip
+    archs, precisions = given.archs.split(","), given.precision.split(",")
+    # several prompt sets for the first architecture and precision, at the largest size that takes turns
+    with_sets = max((n for n in given.images if n <= _TURNS_UP_TO), default=given.images[0])
     reports = []
-    for arch in given.archs.split(","):
-        checkpoint = random_checkpoint(arch, work / "checkpoints")
-        setting = Setting(arch, checkpoint, folder, given.precision, work)
-        report = zero_shot.measure(peer, setting, data, given.prompt_sets, load)
-        text = json.dumps(report.canonical(), indent=2, ensure_ascii=False) + "\n"
-        name = f"{store.file_name(arch)}-{given.precision}-{given.images}.json"
-        write_atomic(out / name, text.encode())
-        reports.append(report)
+    for count in given.images:
+        folder = work / f"{DATASET}-{count}"
+        zero_shot.write_webdataset(split, count, peer.templates(), folder)
+        data: dict[str, str | int] = {
+            "dataset": DATASET, "split": "test", "n": count, "fingerprint": split.fingerprint,
+        }  # fmt: skip
+        rounds = given.rounds if count <= _TURNS_UP_TO else 1
+        for arch, precision in product(archs, precisions):
+            checkpoint = random_checkpoint(arch, work / "checkpoints")
+            setting = Setting(arch, checkpoint, folder, precision, work)
+            first = (count, arch, precision) == (with_sets, archs[0], precisions[0])
+            report = zero_shot.measure(peer, setting, data, rounds, given.prompt_sets if first else 0, load)
+            text = json.dumps(report.canonical(), indent=2, ensure_ascii=False) + "\n"
+            write_atomic(out / f"{store.file_name(arch)}-{precision}-{count}.json", text.encode())
+            reports.append(report)
     sets = []
-    arch = given.archs.split(",")[0]
+    arch = archs[0]
     for one in retrieval_and_map.comparisons(given.flickr8k, given.voc, given.captioned):
         checkpoint = random_checkpoint(arch, work / "checkpoints")
-        found = retrieval_and_map.measure(peer, one, arch, checkpoint, work)
+        found = retrieval_and_map.measure(peer, one, arch, checkpoint, given.rounds, work)
         text = json.dumps(found.canonical(), indent=2, ensure_ascii=False) + "\n"
         name = f"{store.file_name(arch)}-fp32-{found.data['dataset']}-{found.data['n']}.json"
         write_atomic(out / name, text.encode())
@@ -82,13 +90,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m parity", description=f"Compare clipbench with {PEER}.")
-    parser.add_argument("--images", type=_count, default=2000, help="first images of the test split (2000)")
+    parser.add_argument(
+        "--images",
+        type=_counts,
+        default=[100, 1000, 10_000],
+        help="first images of the test split, with commas (100,1000,10000)",
+    )
+    parser.add_argument(
+        "--rounds", type=_count, default=5, help=f"turns of both programs up to {_TURNS_UP_TO:,} images (5)"
+    )
     parser.add_argument("--archs", default="ViT-B-32,RN50", help="open_clip architectures, with commas")
     parser.add_argument(
         "--data", type=Path, default=_ROOT / "../shared/data/cifar10", help="a copy of CIFAR-10"
     )
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: shown, not judged"
+        "--precision",
+        choices=("fp32", "bf16", "fp32,bf16"),
+        default="fp32,bf16",
+        help="bf16 is shown, not judged",
     )
     parser.add_argument(
         "--prompt-sets",
@@ -115,6 +134,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
 def _print(reports: Sequence[Report], sets: Sequence[SetReport], *, as_json: bool) -> None:
     if as_json:
         ratios = {name: ratio for report in reports for name, ratio in report.ratios().items()}
@@ -130,9 +153,9 @@ def _print(reports: Sequence[Report], sets: Sequence[SetReport], *, as_json: boo
     for report in reports:
         images = report.images
         console.print(
-            f"{report.arch}: same class for {images.same_prediction:,} and same rank for {images.same_rank:,} of "
-            f"{images.n:,} images ({images.predicted_classes} classes predicted); confidence within "
-            f"{images.confidence_difference:.1e}; nearest tie {images.nearest_tie:.1e}",
+            f"{report.arch} {report.precision}: same class for {images.same_prediction:,} and same rank for "
+            f"{images.same_rank:,} of {images.n:,} images ({images.predicted_classes} classes predicted); "
+            f"confidence within {images.confidence_difference:.1e}; nearest tie {images.nearest_tie:.1e}",
             style="dim",
             highlight=False,
         )
@@ -143,7 +166,7 @@ def _print(reports: Sequence[Report], sets: Sequence[SetReport], *, as_json: boo
 
 
 def _set_table(one: SetReport) -> Table:
-    caption = f"{one.wall_s.ours:.1f} s / {one.wall_s.peer:.1f} s = {one.wall_s.ratio:.2f}"
+    caption = f"{one.wall_s.ours:.1f} s / {one.wall_s.peer:.1f} s: {one.wall_s}"
     if one.ranking is not None:
         same = one.ranking
         caption += (
@@ -160,32 +183,33 @@ def _table(reports: Sequence[Report]) -> Table:
     first = reports[0]
     table = Table(
         title=f"clipbench {first.ours.version} and {first.peer.name} {first.peer.version}: "
-        f"{first.data['n']:,} images of CIFAR-10, {first.precision}",
+        "CIFAR-10; medians, and the range of the ratios",
     )
-    for heading in ("model", "prompts", "", *METRICS, "wall s", "ratio"):
+    for heading in ("model", "images", "prompts", "", *METRICS, "wall s", "ratio"):
         justify: Literal["left", "right"] = "right" if heading in (*METRICS, "wall s", "ratio") else "left"
         table.add_column(heading.replace("_", " "), justify=justify)
     for report in reports:
-        _add_pair(table, report.arch, "default", report.metrics, report.wall_s)
+        work = f"{report.arch} {report.precision}", f"{report.data['n']:,}"
+        _add_pair(table, (*work, "default"), report.metrics, report.wall_s)
         if report.prompt_sets is not None:
             for name, found in report.prompt_sets.metrics.items():
-                _add_pair(table, report.arch, name, found, None)
-            _add_pair(table, report.arch, "all in one call", {}, report.prompt_sets.wall_s)
+                _add_pair(table, (*work, name), found, None)
+            _add_pair(table, (*work, "all in one call"), {}, report.prompt_sets.wall_s)
     return table
 
 
 def _add_pair(
-    table: Table, arch: str, prompts: str, found: Mapping[str, Metric], wall_s: Wall | None
+    table: Table, work: tuple[str, str, str], found: Mapping[str, Metric], wall_s: Wall | None
 ) -> None:
     ours, theirs = ["clipbench"], ["peer"]
     for name in METRICS:
         metric = found.get(name)
         ours.append("" if metric is None else f"{metric.ours:.4f}")
         theirs.append("" if metric is None else f"{metric.peer:.4f}" + ("" if metric.equal else " ≠"))
-    ours += ["", ""] if wall_s is None else [f"{wall_s.ours:.1f}", f"{wall_s.ratio:.2f}"]
+    ours += ["", ""] if wall_s is None else [f"{wall_s.ours:.1f}", str(wall_s)]
     theirs += ["", ""] if wall_s is None else [f"{wall_s.peer:.1f}", ""]
-    table.add_row(arch, prompts, *ours)
-    table.add_row("", "", *theirs, end_section=True)
+    table.add_row(*work, *ours)
+    table.add_row("", "", "", *theirs, end_section=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from clipbench.cards.base import Strict
@@ -62,11 +63,19 @@ class Metric(Strict):
 
 
 class Wall(Strict):
-    """Wall time of whole processes, in seconds. `ratio` is ours over the peer's."""
+    """Wall time of whole processes in turns: the medians, in seconds. `ratios` are ours over the peer's, turn by turn.
+
+    `ratio` is their median.
+    """
 
     ours: float
     peer: float
     ratio: float
+    ratios: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        spread = f" ({min(self.ratios):.2f} to {max(self.ratios):.2f})" if len(self.ratios) > 1 else ""
+        return f"{self.ratio:.2f}{spread}"
 
 
 class Program(Strict):
@@ -85,9 +94,15 @@ def metric(ours: float, peer: float) -> Metric:
     return Metric(ours=ours, peer=peer, equal=abs(ours - peer) < _HALF_STEP)
 
 
-def wall(ours: float, peer: float) -> Wall:
-    """Two wall times (s) and their ratio."""
-    return Wall(ours=round(ours, 2), peer=round(peer, 2), ratio=round(ours / peer, 4))
+def wall(turns: Sequence[tuple[float, float]]) -> Wall:
+    """Our and the peer's wall times (s), turn by turn.
+
+    >>> print(wall([(1.0, 2.0), (3.0, 4.0), (1.0, 4.0)]))
+    0.50 (0.25 to 0.75)
+    """
+    ratios = [round(ours / peer, 4) for ours, peer in turns]
+    ours, peer = (round(median(side), 2) for side in zip(*turns, strict=True))
+    return Wall(ours=ours, peer=peer, ratio=round(median(ratios), 4), ratios=tuple(ratios))
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ def comparisons(flickr8k: Path, voc: Path, captioned: int | None = None) -> list
     return [one for one in found if one.folder.is_dir()]
 
 
-def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, work: Path) -> SetReport:
-    """Both programs on the same images, in fp32.
+def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, rounds: int, work: Path) -> SetReport:
+    """Both programs on the same images, in fp32, in `rounds` turns.
 
     Raises:
         ParityError: a run fails.
@@ -185,11 +185,15 @@ def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, work: Path
         ]  # fmt: skip
         if one.images is not None:
             ours += ["--limit", str(one.images)]
-        env = {"HF_HUB_OFFLINE": "1", "CLIPBENCH_CACHE": str(scratch / "cache"), "CLIPBENCH_CARDS": ""}
-        say(f"{arch} {one.task}: the peer …")
-        _, peer_s = run(theirs, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
-        say(f"{arch} {one.task}: clipbench …")
-        _, our_s = run(ours, cwd=scratch, env=env | {"CLIPBENCH_DATA": ""})
+        env = {"HF_HUB_OFFLINE": "1", "CLIPBENCH_CARDS": "", "CLIPBENCH_DATA": ""}
+        turns = []
+        for turn in range(1, rounds + 1):
+            say(f"{arch} {one.task}, {turn} of {rounds}: the peer …")
+            _, peer_s = run(theirs, cwd=scratch, env={"HF_HUB_OFFLINE": "1"})
+            say(f"{arch} {one.task}, {turn} of {rounds}: clipbench …")
+            cold = {"CLIPBENCH_CACHE": str(scratch / f"cache-{turn}")}
+            _, our_s = run(ours, cwd=scratch, env=env | cold)
+            turns.append((our_s, peer_s))
         path = store.path_of(f"open_clip:{arch}@{checkpoint}", one.task, results)
         scores = {m: s.value for m, s in store.read(path).record.scores.items()}
         said: dict[str, float] = json.loads(output.read_text())["metrics"]
@@ -204,7 +208,7 @@ def measure(peer: Peer, one: Comparison, arch: str, checkpoint: Path, work: Path
             commands={"ours": anonymous(ours, places), "peer": anonymous(theirs, places)},
             metrics={m: metric(scores[m], said[theirs_]) for theirs_, m in one.names.items()},
             ranking=_ranking(path, kept) if kept.is_file() else None,
-            wall_s=wall(our_s, peer_s),
+            wall_s=wall(turns),
             created=utc_now(),
         )
 

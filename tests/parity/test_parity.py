@@ -48,6 +48,7 @@ def test_both_programs_give_the_same_numbers(shared_data: Path, tmp_path: Path) 
     """The comparison itself: random ViT-B/32 and RN50 on 100 images in fp32, to 4 decimals."""
     work, out = tmp_path / "work", tmp_path / "out"
     arguments = ["--images", "100", "--archs", "ViT-B-32,RN50", "--prompt-sets", "0"]
+    arguments += ["--precision", "fp32", "--rounds", "1"]
     arguments += ["--data", str(shared_data / "cifar10"), "--work", str(work), "--out", str(out)]
     arguments += ["--captioned", "24"]
     try:
@@ -289,7 +290,7 @@ def _fake_programs(
 
 def _main(tmp_path: Path, *more: str) -> tuple[int, zero_shot.Report]:
     data = _images(tmp_path / "data")
-    arguments = ["--images", "9", "--archs", "RN50", "--data", str(data)]
+    arguments = ["--images", "9", "--archs", "RN50", "--data", str(data), "--precision", "fp32"]
     arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
     code = program.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *more])
     (path,) = (tmp_path / "out").iterdir()
@@ -300,7 +301,39 @@ def test_equal_numbers_exit_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     _fake_programs(monkeypatch, SAME)
     code, report = _main(tmp_path)
     assert (code, report.differing()) == (0, [])
-    assert report.ratios() == {"RN50 fp32": 0.5, "RN50 fp32, 3 prompt sets": 0.1667}
+    key = "RN50 fp32, 9 images"
+    assert report.ratios() == {key: 0.5, f"{key}, 3 prompt sets": 0.1667}
+    assert report.wall_s.ratios == (0.5,) * 5
+
+
+def test_sizes_and_precisions_are_all_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns up to 1,000 images; several prompt sets once, at the largest size that takes turns."""
+    _fake_programs(monkeypatch, SAME)
+    monkeypatch.setattr(program, "_TURNS_UP_TO", 6)
+    arguments = [
+        "--archs",
+        "RN50,RN101",
+        "--images",
+        "3,6,9",
+        "--rounds",
+        "2",
+        "--data",
+        str(_images(tmp_path / "data")),
+    ]
+    arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
+    assert program.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
+    reports = [
+        zero_shot.Report.model_validate_json(path.read_text()) for path in (tmp_path / "out").iterdir()
+    ]
+    work = {
+        (report.arch, report.precision, report.data["n"]): len(report.wall_s.ratios) for report in reports
+    }
+    assert work == {
+        (arch, precision, n): 1 if n == 9 else 2
+        for arch in ("RN50", "RN101") for precision in ("fp32", "bf16") for n in (3, 6, 9)
+    }  # fmt: skip
+    [several] = [report for report in reports if report.prompt_sets is not None]
+    assert (several.arch, several.precision, several.data["n"]) == ("RN50", "fp32", 6)
 
 
 def test_a_metric_that_differs_exits_1_and_is_written(

@@ -154,7 +154,7 @@ class Report(Strict):
 
     def ratios(self) -> dict[str, float]:
         """What is timed → ours over the peer's."""
-        key = f"{self.arch} {self.precision}"
+        key = f"{self.arch} {self.precision}, {self.data['n']:,} images"
         found = {key: self.wall_s.ratio}
         if self.prompt_sets is not None:
             found[f"{key}, {len(self.prompt_sets.templates)} prompt sets"] = self.prompt_sets.wall_s.ratio
@@ -353,10 +353,12 @@ def _outcomes(record: Path) -> Outcomes:
     return Outcomes(*(table[name].to_numpy() for name in ("target", "prediction", "rank", "confidence")))
 
 
-def measure(peer: Peer, setting: Setting, data: dict[str, str | int], several: int, load: float) -> Report:
-    """Both programs on one architecture, side by side; with `several`, also on that many prompt sets.
+def measure(
+    peer: Peer, setting: Setting, data: dict[str, str | int], rounds: int, several: int, load: float
+) -> Report:
+    """Both programs on one architecture, in `rounds` turns; with `several`, also on that many prompt sets.
 
-    `data` and `load` (the machine's load average before) only go into the report.
+    `data` and `load` (the machine's load average before) only go into the report; metrics are those of the last turn.
 
     Raises:
         ParityError: a run fails.
@@ -365,10 +367,13 @@ def measure(peer: Peer, setting: Setting, data: dict[str, str | int], several: i
     cards = None
     if Catalog().dataset(DATASET).card.templates["default"] != templates:
         cards = write_card(setting.work / "cards-peer", {"default": templates})
-    say(f"{setting.arch} {setting.precision}: the peer …")
-    theirs = run_peer(peer, setting)
-    say(f"{setting.arch} {setting.precision}: clipbench …")
-    ours = run_ours(setting, [task], cards)
+    turns = []
+    for turn in range(1, rounds + 1):
+        say(f"{setting.arch} {setting.precision}, {data['n']:,} images, {turn} of {rounds}: the peer …")
+        theirs = run_peer(peer, setting)
+        say(f"{setting.arch} {setting.precision}, {data['n']:,} images, {turn} of {rounds}: clipbench …")
+        ours = run_ours(setting, [task], cards)
+        turns.append((ours.seconds, theirs.seconds))
     return Report(
         arch=setting.arch,
         weights={"init": "torch.manual_seed(0)", "sha256": sha256_file(setting.checkpoint)},
@@ -381,13 +386,13 @@ def measure(peer: Peer, setting: Setting, data: dict[str, str | int], several: i
         commands={"ours": ours.command, "peer": theirs.command},
         metrics=compare(ours.metrics[task], theirs.metrics),
         images=compare_images(ours.outcomes[task], theirs.logits),
-        wall_s=wall(ours.seconds, theirs.seconds),
-        prompt_sets=measure_several(peer, setting, several) if several else None,
+        wall_s=wall(turns),
+        prompt_sets=measure_several(peer, setting, rounds, several) if several else None,
         created=utc_now(),
     )
 
 
-def measure_several(peer: Peer, setting: Setting, count: int) -> Several:
+def measure_several(peer: Peer, setting: Setting, rounds: int, count: int) -> Several:
     """`count` prompt sets: one call of clipbench, which encodes the images once, against a peer's run for each.
 
     Raises:
@@ -396,15 +401,15 @@ def measure_several(peer: Peer, setting: Setting, count: int) -> Several:
     prompts = dict(list(prompt_sets(peer.templates()).items())[:count])
     cards = write_card(setting.work / "cards-sets", prompts)
     tasks = {name: f"{DATASET}-zs" + (f"@{name}" if i else "") for i, name in enumerate(prompts)}
-    say(f"{setting.arch} {setting.precision}: clipbench, {count} prompt sets …")
-    ours = run_ours(setting, list(tasks.values()), cards)
-    theirs = {}
-    for name, templates in prompts.items():
-        say(f"{setting.arch} {setting.precision}: the peer, prompt set {name} …")
-        theirs[name] = run_peer(peer, setting, templates)
+    turns = []
+    for turn in range(1, rounds + 1):
+        say(f"{setting.arch} {setting.precision}, {count} prompt sets, {turn} of {rounds} …")
+        ours = run_ours(setting, list(tasks.values()), cards)
+        theirs = {name: run_peer(peer, setting, templates) for name, templates in prompts.items()}
+        turns.append((ours.seconds, sum(run.seconds for run in theirs.values())))
     return Several(
         templates={name: len(templates) for name, templates in prompts.items()},
         metrics={name: compare(ours.metrics[tasks[name]], theirs[name].metrics) for name in prompts},
-        wall_s=wall(ours.seconds, sum(run.seconds for run in theirs.values())),
+        wall_s=wall(turns),
         commands={"ours": ours.command, **{f"peer {name}": run.command for name, run in theirs.items()}},
     )
