@@ -42,8 +42,8 @@ def measure(
     """Zero-shot classification of random images in CIFAR-10's classes, by whole processes, with random weights.
 
     Cold: with an empty cache; warm: again with what that run left there; and the peer, LAION's CLIP_benchmark, where
-    it is installed. All take turns, and the median of the turns counts. Stages are those of the record, and `start`:
-    what is left of the wall time, which is Python's start, imports, and the writing of the record.
+    it is installed. All take turns, and the median of the turns counts. Stages are those of the record
+    (`timing.stages`), and `end`: what is left of the wall time.
 
     Args:
         sizes: how many images.
@@ -130,11 +130,8 @@ class _Task:
         env = {"CLIPBENCH_CACHE": str(place / "cache"), "CLIPBENCH_CARDS": "", "CLIPBENCH_DATA": ""}
         wall = _run(command, env)
         [path] = store.paths(results)
-        timing = store.read(path).record.timing.model_dump()
-        stages = {name[:-2]: value for name, value in timing.items() if name.endswith("_s") and value}
-        total = stages.pop("total", 0.0)
-        stages.pop("images_per", None)
-        return {"wall": wall, "start": wall - total} | stages
+        stages = store.read(path).record.timing.stages
+        return {"wall": wall, **stages, "end": wall - sum(stages.values())}
 
     def peer(self, place: Path, python: str) -> float:
         """Seconds of one process of the peer."""

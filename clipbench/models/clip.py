@@ -16,6 +16,7 @@ from clipbench.errors import CardError, ClipbenchError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.towers.open_clip import backbone, build, text_tower
 from clipbench.models.weights.key_maps import clip_text
+from clipbench.models.weights.library import library
 from clipbench.models.weights.open_clip import (
     HUB_PREFIX,
     check_side,
@@ -176,7 +177,7 @@ def of_file(arch: str, path: Path, described: dict[str, Any] | None = None) -> M
         CardError: the tags disagree, or there is none: with the choices, and the card to write.
         WeightsError: there is no such file.
     """
-    import open_clip
+    open_clip = library()
 
     file = path.resolve()
     if not file.is_file():
@@ -235,7 +236,7 @@ def _prepared(preprocess: Preprocess) -> str:
 
 def _activation(arch: str, quick_gelu: bool) -> str:
     """What is to be said of the activation of a file of `arch`; nothing where open_clip knows but one."""
-    import open_clip
+    open_clip = library()
 
     twin = f"{arch}-quickgelu"
     tags = open_clip.list_pretrained_tags_by_model(arch)
@@ -262,7 +263,7 @@ class ClipAdapter(Adapter):
     for CLIP's ResNets it is the attention pool's output, which is the joint feature itself."""
 
     def __init__(self, card: ModelCard, module: Any, arch: str, weights_sha256: str) -> None:
-        import open_clip
+        open_clip = library()
 
         self.card = card
         self.module = module
@@ -289,7 +290,7 @@ class ClipAdapter(Adapter):
         return text_tower(self.module, self.context_length)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        import open_clip
+        open_clip = library()
         import torch
 
         ids = self._tokenizer(list(texts))
@@ -306,7 +307,7 @@ def on_the_hub(spec: str) -> ModelCard:
         CardError: not such a name, or the repository has no open_clip_config.json.
         WeightsError: the hub cannot be reached and the cache has nothing.
     """
-    import open_clip
+    open_clip = library()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -382,7 +383,7 @@ def _identified(
     if len(archs) == 1 and set(state) >= _NOT_WEIGHTS:
         config = Config(arch=archs[0], quick_gelu=True)
         return config, f"OpenAI's own archive ({', '.join(sorted(_NOT_WEIGHTS))})", {}
-    import open_clip
+    open_clip = library()
 
     every = set(open_clip.list_models())
     choices = [name for arch in archs for name in (arch, f"{arch}-quickgelu") if name in every]
@@ -424,7 +425,7 @@ def _agree(model_id: str, config: Config, described: dict[str, Any], what: str) 
 
 
 def _download(model: ModelEntry, arch: str, tag: str) -> Path:
-    import open_clip
+    open_clip = library()
     from open_clip.pretrained import download_pretrained
 
     described = tag_settings(arch, tag)

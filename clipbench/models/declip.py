@@ -17,6 +17,7 @@ from clipbench.errors import CardError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.clip import ClipAdapter
 from clipbench.models.towers.open_clip import text_tower
+from clipbench.models.weights.library import library
 from clipbench.models.weights.open_clip import known_arch, matching_archs
 from clipbench.models.weights.reading import load_strict, read_state_dict, without_values
 from clipbench.models.weights.resolve import resolve
@@ -286,7 +287,7 @@ def _check_preprocess(model: ModelEntry) -> None:
 
 def _towers(config: Config, embed_dim: int) -> nn.Module:
     """The modules with the official names, on the meta device but for the causal mask."""
-    import open_clip
+    open_clip = library()
     import torch
     from torch import nn
 

@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from clipbench.errors import NotApplicable, WeightsError
+from clipbench.models.weights.library import complete_library, library
 from clipbench.models.weights.reading import without_values
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def build(arch: str, *, quick_gelu: bool) -> Any:
     """The architecture with uninitialised weights where that is possible: they are all about to be loaded."""
-    import open_clip
+    open_clip = library()
     import torch
 
     settings = open_clip.get_model_config(arch)
@@ -41,7 +42,7 @@ def build(arch: str, *, quick_gelu: bool) -> Any:
 
 def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
     """open_clip's model `arch` with random weights from torch's generator, without its warnings about that."""
-    import open_clip
+    open_clip = complete_library()
 
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError, WeightsError, unknown
+from clipbench.models.weights.library import library
 from clipbench.models.weights.reading import count_numbered
 from clipbench.utils.stages import stage
 
@@ -24,7 +25,7 @@ HUB_PREFIX: Final = "hf-hub:"
 def known_arch(arch: str) -> None:
     """Raise CardError unless open_clip has this architecture."""
     with stage("import"):
-        import open_clip
+        open_clip = library()
 
     if not arch.startswith(HUB_PREFIX) and arch not in open_clip.list_models():
         known, listing = open_clip.list_models(), "open_clip.list_models()"
@@ -32,7 +33,7 @@ def known_arch(arch: str) -> None:
 
 
 def tag_settings(arch: str, tag: str) -> dict[str, Any]:
-    import open_clip
+    open_clip = library()
 
     described: dict[str, Any] = open_clip.get_pretrained_cfg(arch, tag)
     if not described:
@@ -43,7 +44,7 @@ def tag_settings(arch: str, tag: str) -> dict[str, Any]:
 
 def published(arch: str) -> dict[Preprocess, list[str]]:
     """open_clip's pretrained tags of `arch`, by how they prepare images."""
-    import open_clip
+    open_clip = library()
 
     ways: dict[Preprocess, list[str]] = {}
     for tag in open_clip.list_pretrained_tags_by_model(arch):
@@ -69,7 +70,7 @@ def known_files() -> dict[str, tuple[str, dict[str, Any]]]:
 
 def preprocess_of(arch: str, described: dict[str, Any]) -> Preprocess:
     """open_clip's evaluation transform of `arch`, with what its pretrained tag says about it."""
-    import open_clip
+    open_clip = library()
 
     size = described.get("size") or open_clip.get_model_config(arch)["vision_cfg"].get("image_size", 224)
     sides = list(size)[-2:] if isinstance(size, list | tuple) else [size]
@@ -98,7 +99,7 @@ def matching_archs(state: Mapping[str, torch.Tensor]) -> list[str]:
 
     Widths, depths, patches and positions count; the joint width, the vocabulary and the activation do not.
     """
-    import open_clip
+    open_clip = library()
 
     sizes = _sizes(state)
     names = [name for name in open_clip.list_models() if not name.endswith("-quickgelu")]
@@ -125,7 +126,7 @@ def _sizes(state: Mapping[str, torch.Tensor]) -> tuple[object, ...] | None:
 
 def _config_sizes(arch: str) -> tuple[object, ...] | None:
     """`_sizes` of one of open_clip's architectures, or None where it is not of OpenAI's form."""
-    import open_clip
+    open_clip = library()
 
     settings = open_clip.get_model_config(arch)
     vision, text = settings["vision_cfg"], settings["text_cfg"]
@@ -162,7 +163,7 @@ def check_side(arch: str, state: Mapping[str, torch.Tensor], path: Path) -> None
 
 
 def joint_sizes(arch: str) -> tuple[int, int]:
-    import open_clip
+    open_clip = library()
 
     settings = open_clip.get_model_config(arch)
     return settings["embed_dim"], settings["text_cfg"].get("vocab_size", 49408)

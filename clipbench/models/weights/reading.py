@@ -248,11 +248,17 @@ def count_numbered(keys: Iterable[str], pattern: str) -> int:
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
+#: names of what changes a tensor's values in place, and of products and quotients with a number
+_VALUED: Final = frozenset({"normal_", "triu_"})
+_SCALED: Final = frozenset({"mul", "__mul__", "__rmul__", "div", "__truediv__"})
+
+
 @contextlib.contextmanager
 def without_values() -> Iterator[None]:
     """Modules that are made meanwhile have no values, on the meta device: `load_strict` gives them theirs.
 
-    Nothing is drawn for them: there, the first normal number has torch import its compiler, which takes seconds.
+    Nothing is worked out for them: there, the first normal number, product or triangle has torch import its compiler,
+    which takes seconds.
     """
     import torch
     from torch.overrides import TorchFunctionMode
@@ -261,9 +267,13 @@ def without_values() -> Iterator[None]:
         def __torch_function__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
-            given = kwargs or {}
-            if func is torch.Tensor.normal_ or getattr(func, "__module__", "") == torch.nn.init.__name__:
+            given, name = kwargs or {}, getattr(func, "__name__", "")
+            if getattr(func, "__module__", "") == torch.nn.init.__name__:
                 return args[0] if args else given["tensor"]
+            if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+                scaled = name in _SCALED and len(args) == 2 and isinstance(args[1], float)
+                if scaled or name in _VALUED:
+                    return args[0]
             return func(*args, **given)
 
     with torch.device("meta"), Undrawn():

@@ -1,0 +1,77 @@
+"""open_clip, without the libraries that only some of its architectures need: they take most of its import's seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Final
+
+#: module of open_clip → what it does without where it cannot be imported
+_OPTIONAL: Final = {"hf_model": "transformers", "timm_model": "timm"}
+_COMPILER: Final = "torch._dynamo"
+
+
+def library() -> Any:
+    """open_clip; timm, transformers and torch's compiler are not imported with it."""
+    if "open_clip" not in sys.modules:
+        with _without(_OPTIONAL.values()), _compiler_deferred():
+            importlib.import_module("open_clip")
+    return sys.modules["open_clip"]
+
+
+def complete_library() -> Any:
+    """open_clip, ready to build towers of timm and transformers."""
+    found = library()
+    for name, optional in _OPTIONAL.items():
+        module = importlib.import_module(f"open_clip.{name}")
+        if getattr(module, optional) is None:  # its functions see what it then imports
+            importlib.reload(module)
+    return found
+
+
+@contextlib.contextmanager
+def _without(names: Any) -> Iterator[None]:
+    """As if these were not installed, unless they have been imported."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # None: there is none
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _compiler_deferred() -> Iterator[None]:
+    """The compiler, of which torchvision wants one function that it may never call, is imported when it calls it."""
+    if _COMPILER in sys.modules:
+        yield
+        return
+    stands_in = {name: ModuleType(name) for name in (_COMPILER, f"{_COMPILER}.utils")}
+
+    def give_back() -> None:
+        for name, module in stands_in.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+    def asked(where: str, name: str) -> Any:
+        if name.startswith("__"):  # of whoever looks through all modules
+            raise AttributeError(name)
+        give_back()
+        return getattr(importlib.import_module(where), name)
+
+    def deferred(device: str) -> Any:
+        return asked(f"{_COMPILER}.utils", "is_compile_supported")(device)
+
+    for name, module in stands_in.items():
+        module.__path__ = []
+        module.__getattr__ = lambda asked_for, name=name: asked(name, asked_for)  # type: ignore[method-assign, misc]
+    stands_in[f"{_COMPILER}.utils"].is_compile_supported = deferred  # type: ignore[attr-defined]
+    sys.modules.update(stands_in)
+    try:
+        yield
+    finally:
+        give_back()
