@@ -93,7 +93,6 @@ class ModelEncoder(ModelFeatures):
 
     @contextlib.contextmanager
     def tracked(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """See `protocols.Encoder`."""
         with progress_bar(label, total, self.progress) as (bar, task):
             yield lambda steps: bar.advance(task, steps)
 

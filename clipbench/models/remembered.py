@@ -106,7 +106,6 @@ class _Remembered(Adapter):
 
     @property
     def text_fingerprint(self) -> str:
-        """See `Adapter`."""
         if self._facts.text_fingerprint is None:
             self._facts = dataclasses.replace(self._facts, text_fingerprint=self._loaded.text_fingerprint)
             self.keep()
@@ -120,23 +119,18 @@ class _Remembered(Adapter):
             write_checked(self._place, json.dumps(held).encode(), _KIND)
 
     def image_tower(self, space: str) -> nn.Module:
-        """See `Adapter`."""
         return self._loaded.image_tower(space)
 
     def text_tower(self, space: str = "joint") -> nn.Module:
-        """See `Adapter`."""
         return self._loaded.text_tower(space)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `Adapter`."""
         return self._loaded.tokenize(texts)
 
     def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
-        """See `Adapter`."""
         return self._loaded.headed(space)
 
     def saliency_method(self, block: int | None = None) -> SaliencyMethod:
-        """See `Adapter`."""
         return self._loaded.saliency_method(block)
 
 

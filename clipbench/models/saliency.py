@@ -238,7 +238,7 @@ def last_map(tower: nn.Module, preprocess: Preprocess) -> str | None:
     hooks = [module.register_forward_hook(note(name)) for name, module in tower.named_modules() if name]
     side = preprocess.side
     device = next(tower.parameters()).device
-    with _hooked(*hooks), torch.no_grad():
+    with _hooked(*hooks):
         tower(torch.zeros(1, preprocess.channels, side, side, device=device))
     return found[-1][0] if found and found[-1][1] else None
 

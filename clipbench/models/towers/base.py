@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,7 +145,7 @@ class TokenTower(TextTower):
 class LibraryTower(nn.Module, ABC):
     """A tower that another library builds, as `net`, with that library's names."""
 
-    net: nn.Module
+    net: Any
 
     @abstractmethod
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

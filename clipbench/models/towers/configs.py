@@ -14,6 +14,13 @@ from clipbench.cards.model import Weights
 from clipbench.errors import CardError
 
 
+def _whole_heads(config: Any) -> Any:
+    """A validator of configs with `width` and `heads`."""
+    if config.width % config.heads:
+        raise ValueError(f"width ({config.width}) must be a multiple of heads ({config.heads})")
+    return config
+
+
 class ConvNetConfig(Strict):
     """A small residual network for images of 8 to 64 px, globally average-pooled.
 
@@ -29,11 +36,6 @@ class ConvNetConfig(Strict):
     blocks: int = Field(1, gt=0)
     stride: int = Field(1, gt=0)
 
-    @property
-    def features(self) -> int:
-        """Width of the pooled output."""
-        return self.width << (self.stages - 1)
-
 
 class BytesConfig(Strict):
     """A transformer over the UTF-8 bytes of the text, mean-pooled over the real tokens.
@@ -47,10 +49,7 @@ class BytesConfig(Strict):
     heads: int = Field(gt=0)
     context_length: int = Field(64, gt=2)
 
-    @model_validator(mode="after")
-    def _fits(self) -> BytesConfig:
-        _whole_heads(self.width, self.heads)
-        return self
+    _fits = model_validator(mode="after")(_whole_heads)
 
 
 class NgramsConfig(Strict):
@@ -117,9 +116,10 @@ class BertConfig(Strict):
     clean: bool = False
     weights: Weights | None = None
 
+    _fits = model_validator(mode="after")(_whole_heads)
+
     @model_validator(mode="after")
     def _consistent(self) -> BertConfig:
-        _whole_heads(self.width, self.heads)
         usable = self.positions - (0 if self.architecture == "bert" else 2)
         if self.context_length > usable:
             raise ValueError(
@@ -156,7 +156,8 @@ class ClipResNetConfig(Strict):
     def _fits(self) -> ClipResNetConfig:
         if min(self.layers) < 1:
             raise ValueError(f"layers must be four numbers above 0 (found {list(self.layers)})")
-        _whole_heads(self.channels, self.pool_heads, "32 × width")
+        if self.channels % self.pool_heads:
+            raise ValueError(f"32 × width ({self.channels}) must be a multiple of heads ({self.pool_heads})")
         return self
 
 
@@ -173,10 +174,7 @@ class ClipVitConfig(Strict):
     heads: int = Field(12, gt=0)
     quick_gelu: bool = True
 
-    @model_validator(mode="after")
-    def _fits(self) -> ClipVitConfig:
-        _whole_heads(self.width, self.heads)
-        return self
+    _fits = model_validator(mode="after")(_whole_heads)
 
 
 class ClipTextConfig(Strict):
@@ -192,15 +190,7 @@ class ClipTextConfig(Strict):
     context_length: int = Field(77, gt=2)
     quick_gelu: bool = True
 
-    @model_validator(mode="after")
-    def _fits(self) -> ClipTextConfig:
-        _whole_heads(self.width, self.heads)
-        return self
-
-
-def _whole_heads(width: int, heads: int, name: str = "width") -> None:
-    if width % heads:
-        raise ValueError(f"{name} ({width}) must be a multiple of heads ({heads})")
+    _fits = model_validator(mode="after")(_whole_heads)
 
 
 ImageConfig = Annotated[
@@ -243,34 +233,32 @@ class DualConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> DualConfig:
-        if self.tokens is not None:
-            self._late(self.tokens)
         joint = {"text": self.text, "embed_dim": self.embed_dim, "projection": self.projection}
         lacking = [name for name, value in joint.items() if value is None]
+        if self.tokens is not None:
+            if self.text is None:
+                raise ValueError("tokens needs a text tower: give text, or leave out tokens")
+            if self.tokens.compared == "joint" and self.embed_dim is None:
+                raise ValueError(
+                    "tokens.compared: joint needs a joint space: give embed_dim and projection, or leave out compared"
+                )
+            if lacking == ["embed_dim", "projection"]:
+                return self
         if lacking == list(joint):
-            self._alone()
-        elif lacking and not (self.tokens is not None and lacking == ["embed_dim", "projection"]):
+            if not isinstance(self.image, TorchvisionConfig | TimmConfig):
+                raise ValueError(
+                    f"an image tower alone is of kind torchvision or timm (found {self.image.kind})"
+                )
+            if self.image.weights is not None:
+                raise ValueError(
+                    "the weights of an image tower alone stand under the card's own weights, not config.image's"
+                )
+        elif lacking:
             raise ValueError(
                 f"{', '.join(lacking)} missing: give text, embed_dim and projection, or none of them for an "
                 "image tower alone"
             )
         return self
-
-    def _late(self, tokens: TokenHeads) -> None:
-        if self.text is None:
-            raise ValueError("tokens needs a text tower: give text, or leave out tokens")
-        if tokens.compared == "joint" and self.embed_dim is None:
-            raise ValueError(
-                "tokens.compared: joint needs a joint space: give embed_dim and projection, or leave out compared"
-            )
-
-    def _alone(self) -> None:
-        if not isinstance(self.image, TorchvisionConfig | TimmConfig):
-            raise ValueError(f"an image tower alone is of kind torchvision or timm (found {self.image.kind})")
-        if self.image.weights is not None:
-            raise ValueError(
-                "the weights of an image tower alone stand under the card's own weights, not config.image's"
-            )
 
 
 def parse_config(config: dict[str, Any], where: str) -> DualConfig:

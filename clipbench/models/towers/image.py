@@ -27,7 +27,7 @@ class ConvNet(PatchTower):
                 f"{side} px is too small",
                 hint="lower config.image.stages, or raise preprocess.size",
             )
-        self.features = config.features
+        self.features = config.width << (config.stages - 1)
         self.stem = nn.Sequential(
             nn.Conv2d(channels, config.width, 3, stride=config.stride, padding=1, bias=False),
             nn.BatchNorm2d(config.width),
@@ -132,17 +132,13 @@ class Timm(PatchTower, LibraryTower):
         features: Tensor = self.net(images)
         return features
 
-    @property
-    def _net(self) -> Any:
-        return self.net
-
     def states(self, images: Tensor) -> Tensor:
         """See `PatchTower`: a map, channels first or (as timm says of the model) last; or tokens [B, L, D]."""
-        states: Tensor = self._net.forward_features(images)
+        states: Tensor = self.net.forward_features(images)
         return states
 
     def pool(self, states: Tensor) -> Tensor:
-        pooled: Tensor = self._net.forward_head(states)
+        pooled: Tensor = self.net.forward_head(states)
         return pooled
 
     def tokens(self, states: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,10 +174,10 @@ class Bert(TokenTower, LibraryTower):
             type_vocab_size=config.token_types,
             layer_norm_eps=config.layer_norm_eps,
         )
-        build: Callable[..., nn.Module] = AutoModel.from_config
+        build: Any = AutoModel.from_config
         self.net = build(settings, add_pooling_layer=config.pool == "pooler")
         # No file holds these buffers, so they are made here even where the rest stands on the meta device.
-        embeddings = self.net.get_submodule("embeddings")
+        embeddings = self.net.embeddings
         embeddings.position_ids = torch.arange(config.positions, device="cpu").expand(1, -1)
         if hasattr(embeddings, "token_type_ids"):
             embeddings.token_type_ids = torch.zeros(1, config.positions, dtype=torch.int64, device="cpu")
@@ -188,7 +189,6 @@ class Bert(TokenTower, LibraryTower):
 
     @property
     def files(self) -> tuple[Path, ...] | None:
-        """See `TextTower`."""
         return self._tokenizer.files
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ class Bert(TokenTower, LibraryTower):
 
     def pool(self, states: Tensor, tokens: Tensor) -> Tensor:
         if self._pool == "pooler":
-            pooled: Tensor = self.net.get_submodule("pooler")(states)
+            pooled: Tensor = self.net.pooler(states)
             return pooled
         return states[:, 0] if self._pool == "cls" else _mean_of_real(states, self.real(tokens))
 
