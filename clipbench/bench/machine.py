@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -79,9 +79,4 @@ def matmul_peak(runtime: Runtime) -> float:
 def best(action: Callable[[], object], rounds: int = ROUNDS) -> float:
     """The fewest seconds that `action` took, after a first time that does not count."""
     action()
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(action, number=1, repeat=rounds))

@@ -131,6 +131,7 @@ def view(found: dict[str, Any]) -> Group:
 
 def _fit(data: Labelled, penalty: float, max_iter: int) -> dict[str, Any]:
     """One fit of scikit-learn's at its default tolerance."""
+    from scipy.special import logsumexp
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -145,8 +146,7 @@ def _fit(data: Labelled, penalty: float, max_iter: int) -> dict[str, Any]:
     if logits.ndim == 1:  # two classes
         logits = np.stack([np.zeros_like(logits), logits], axis=1)
     column = np.searchsorted(model.classes_, targets)
-    top = logits.max(axis=1)
-    loss = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(column.size), column]
+    loss = logsumexp(logits, axis=1) - logits[np.arange(column.size), column]
     objective = float(loss.sum() + penalty * np.square(model.coef_.astype(np.float64)).sum() / 2)
     return {
         "seconds": seconds,

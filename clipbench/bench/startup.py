@@ -76,7 +76,7 @@ def measure(
                     ours["wall"] / theirs["wall"]
                     for ours, theirs in zip(turns["cold"], turns["peer"], strict=True)
                 ]
-                found[-1] |= {"ratio": _rounded(median(ratios)), "ratios": [_rounded(r) for r in ratios]}
+                found[-1] |= {"ratio": round(median(ratios), 3), "ratios": [round(r, 3) for r in ratios]}
     return {
         "arch": arch,
         "precision": runtime.precision,
@@ -181,8 +181,4 @@ def _write_images(folder: Path, count: int) -> None:
 
 def _medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
     stages = dict.fromkeys(stage for turn in turns for stage in turn)
-    return {stage: _rounded(median(turn.get(stage, 0.0) for turn in turns)) for stage in stages}
-
-
-def _rounded(value: float) -> float:
-    return round(value, 3)
+    return {stage: round(median(turn.get(stage, 0.0) for turn in turns), 3) for stage in stages}

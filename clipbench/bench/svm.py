@@ -110,22 +110,15 @@ def _fit(
 ) -> dict[str, Any]:
     """One class, as VirTex chooses its cost and fits it."""
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.model_selection import cross_val_score
+    from sklearn.model_selection import GridSearchCV
     from sklearn.svm import LinearSVC
 
-    target = np.where(positive, 1, -1)
+    model = LinearSVC(class_weight={1: weight, -1: 1}, dual=True, max_iter=2000, random_state=0)
+    search = GridSearchCV(model, {"C": costs}, cv=_FOLDS, scoring="average_precision")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         start = time.perf_counter()
-        models = [
-            LinearSVC(C=cost, class_weight={1: weight, -1: 1}, dual=True, max_iter=2000, random_state=0)
-            for cost in costs
-        ]
-        cv = [
-            cross_val_score(model, features, target, cv=_FOLDS, scoring="average_precision").mean()
-            for model in models
-        ]
-        best = int(np.argmax(cv))
-        models[best].fit(features, target)
+        search.fit(features, np.where(positive, 1, -1))
         seconds = time.perf_counter() - start
-    return {"seconds": seconds, "cost": costs[best], "cv": cv, "unconverged": len(caught)}
+    cv = search.cv_results_["mean_test_score"].tolist()
+    return {"seconds": seconds, "cost": search.best_params_["C"], "cv": cv, "unconverged": len(caught)}
