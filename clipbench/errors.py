@@ -1,14 +1,4 @@
-"""The two kinds of failure: what a user can mend (`ClipbenchError`), and bugs (everything else, with its traceback).
-
-ClipbenchError          prints what is wrong, where, what is allowed, what to type next; exit code 2
-├── CardError           a YAML card that does not parse, validate or resolve
-├── DataError           images, labels or folders that are missing or disagree with their card
-├── WeightsError        a checkpoint that is missing, corrupt, or does not fit its architecture
-├── StorageError        a cache or results folder that cannot be written
-│   └── Damaged         a file of the cache, or of a run, that is not what was written
-├── Stopped             a signal ended a run, which has saved what it needs to go on; exit code 128 + the signal
-└── NotApplicable       a capability that this checkpoint lacks: a dash in tables, never a 0
-"""
+"""The two kinds of failure: what a user can mend (`ClipbenchError`), and bugs (everything else, with its traceback)."""
 
 from __future__ import annotations
 
@@ -17,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ClipbenchError(Exception):
-    """An error that the user can mend. `hint` is what to type or change next."""
+    """Says what is wrong, where and what is allowed; `hint` is what to type or change next. The exit code is 2."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -29,7 +19,7 @@ class ClipbenchError(Exception):
 
 
 class CardError(ClipbenchError):
-    """A card that does not parse, validate or resolve."""
+    """A YAML card that does not parse, validate or resolve."""
 
 
 class DataError(ClipbenchError):
@@ -49,7 +39,7 @@ class Damaged(StorageError):
 
 
 class Stopped(ClipbenchError):
-    """A signal asked a run to end, and it has saved what it needs to go on."""
+    """A signal asked a run to end, and it has saved what it needs to go on. The exit code is 128 + the signal."""
 
     def __init__(self, message: str, *, signal: int) -> None:
         super().__init__(message, hint="the same command goes on from there")
@@ -57,7 +47,12 @@ class Stopped(ClipbenchError):
 
 
 class NotApplicable(ClipbenchError):
-    """A capability that this checkpoint lacks."""
+    """A capability that this checkpoint lacks: a dash in tables, never a 0."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -30,7 +30,7 @@ SURFACE = {
     "clipbench.cards.entry": "Entry",
     "clipbench.errors": (
         "CardError ClipbenchError Damaged DataError NotApplicable Stopped StorageError WeightsError did_you_mean "
-        "nearest unknown"
+        "first_line nearest unknown"
     ),
     "clipbench.catalog": "Catalog Task",
     "clipbench.evaluate": "Options Result evaluate evaluator limited",

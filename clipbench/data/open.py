@@ -20,10 +20,10 @@ from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data import captions, expressions, labels, layouts, repeats
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.digests import digests
-from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, no_columns
+from clipbench.data.layouts.base import Layout, LayoutSpec, no_columns
 from clipbench.data.paths import DataPaths, listing, printable
 from clipbench.data.split import Note, Sample, Split, Subset
-from clipbench.errors import CardError, ClipbenchError, DataError, unknown
+from clipbench.errors import CardError, ClipbenchError, DataError, first_line, unknown
 from clipbench.utils import plugins
 from clipbench.utils.cache import cache_root, locked, say
 from clipbench.utils.parsing import expanded

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from clipbench.errors import ClipbenchError, NotApplicable
+from clipbench.errors import ClipbenchError, NotApplicable, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -242,9 +242,8 @@ def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, w
     except UNABLE as error:
         if isinstance(error, _out_of_memory()):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ClipbenchError(
-            f"the features in {where} were begun under the plan {plan}, which cannot be run here: {reason}",
+            f"the features in {where} were begun under the plan {plan}, which cannot be run here: {first_line(error)}",
             hint="go on where they were begun; or delete that folder to encode them anew, all under one plan",
         ) from None
     return tower

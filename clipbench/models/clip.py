@@ -12,7 +12,7 @@ from pydantic import Field
 from clipbench.cards.base import Strict
 from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.digests import sha256_file
-from clipbench.errors import CardError, ClipbenchError, WeightsError
+from clipbench.errors import CardError, ClipbenchError, WeightsError, first_line
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.towers.open_clip import backbone, build, text_tower
 from clipbench.models.weights.key_maps import clip_text
@@ -273,9 +273,8 @@ class ClipAdapter(Adapter):
         try:
             self._tokenizer = open_clip.get_tokenizer(arch)
         except (OSError, ValueError, RuntimeError) as error:  # of transformers' own kinds
-            first = str(error).strip().splitlines() or [type(error).__name__]
             raise WeightsError(
-                f"the tokenizer of {arch} cannot be had ({first[0][:160]})",
+                f"the tokenizer of {arch} cannot be had ({first_line(error)})",
                 hint="with network, run this again: it is fetched once, and the hub client's cache keeps it",
             ) from None
         self.context_length = int(self._tokenizer.context_length)
@@ -319,12 +318,12 @@ def on_the_hub(spec: str) -> ModelCard:
         weights = _hub_weights(repo)
     except LocalEntryNotFoundError as error:
         raise WeightsError(
-            f"{spec} is not in the local cache and cannot be fetched ({str(error).splitlines()[0][:160]})",
+            f"{spec} is not in the local cache and cannot be fetched ({first_line(error)})",
             hint=f"with network, run this again; or bring the file and use --model {PREFIX}<arch>@PATH",
         ) from None
     except (EntryNotFoundError, RepositoryNotFoundError) as error:
         raise CardError(
-            f"{spec}: {str(error).splitlines()[0]}",
+            f"{spec}: {first_line(error)}",
             hint="a repository with open_clip_config.json is needed: open_clip's own form",
         ) from None
     remember("weights", f"{spec}/{path.name}", sha256_file(path), what="sha256 of the settings")
@@ -434,12 +433,11 @@ def _download(model: ModelEntry, arch: str, tag: str) -> Path:
     except ClipbenchError:
         raise
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
-        first = str(error).strip().splitlines()
         quick = f"{arch}-quickgelu"
         named = quick if described.get("quick_gelu") and quick in open_clip.list_models() else arch
         raise WeightsError(
             f"{model.id}: the weights {arch}@{tag} are not in the local cache and cannot be fetched "
-            f"({first[0][:160] if first else type(error).__name__})",
+            f"({first_line(error)})",
             hint=f"with network, run this again; without, bring the file and use --model {PREFIX}{named}@PATH",
         ) from None
 

@@ -22,7 +22,7 @@ from clipbench.data.pairs.lazy import LazySplit
 from clipbench.data.pairs.shards import RemoteShards
 from clipbench.data.split import Split
 from clipbench.encoding.runtime import Runtime
-from clipbench.errors import ClipbenchError, Stopped
+from clipbench.errors import ClipbenchError, Stopped, first_line
 from clipbench.models.adapter import Adapter
 from clipbench.models.towers.adapters import DualAdapter, identity, serialise
 from clipbench.models.towers.configs import parse_config
@@ -271,9 +271,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise ClipbenchError(
-            f'no device "{name}" here ({reason})', hint="use --device cpu, or auto"
+            f'no device "{name}" here ({first_line(error)})', hint="use --device cpu, or auto"
         ) from None
     return device
 

@@ -11,11 +11,11 @@ from typing import Any, Final
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
 from clipbench.data.layouts import _matlab as matlab
-from clipbench.data.layouts.base import FileLayout, first_line
+from clipbench.data.layouts.base import FileLayout
 from clipbench.data.paths import printable, split_names
 from clipbench.data.split import Note, notes_of
 from clipbench.data.text import decoded, lines
-from clipbench.errors import DataError
+from clipbench.errors import DataError, first_line
 
 _VALIDATION: Final = frozenset({"val", "valid", "validation"})
 

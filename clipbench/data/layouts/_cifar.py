@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipbench.data.layouts.base import FileLayout, first_line
+from clipbench.data.layouts.base import FileLayout
 from clipbench.data.text import decoded, lines
-from clipbench.errors import DataError
+from clipbench.errors import DataError, first_line
 
 SIDE: Final = 32
 _PIXELS: Final = 3 * SIDE * SIDE

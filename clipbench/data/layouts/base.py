@@ -156,8 +156,3 @@ def plain_text(value: Any) -> str | None:
     """A text that says something, or a whole number, as text; None for anything else."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole or (isinstance(value, str) and value.strip()) else None
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
-from clipbench.data.layouts.base import Layout, LayoutSpec, first_line, plain_text
+from clipbench.data.layouts.base import Layout, LayoutSpec, plain_text
 from clipbench.data.paths import split_files
 from clipbench.data.split import notes_of
 from clipbench.data.text import lines
-from clipbench.errors import DataError
+from clipbench.errors import DataError, first_line
 from clipbench.utils.parsing import exists
 
 _READ_ROWS = 256  # rows of a parquet file held at once

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipbench.cards.model import Preprocess
-from clipbench.errors import CardError, unknown
+from clipbench.errors import CardError, first_line, unknown
 from clipbench.models.towers.base import ImageTower, LibraryTower, PatchTower
 from clipbench.models.towers.configs import ConvNetConfig, TimmConfig, TorchvisionConfig
 from clipbench.models.weights import key_maps
@@ -170,7 +170,7 @@ def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise CardError(
             f"{arch} cannot take images of {preprocess.channels} channels and {side} × {side} px: "
-            f"{next(iter(str(error).splitlines()), type(error).__name__)}",
+            f"{first_line(error)}",
             hint="correct preprocess, or choose another architecture",
         ) from None
     net.train()

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.errors import CardError, WeightsError
+from clipbench.errors import CardError, WeightsError, first_line
 from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Tokenizer:
         return path
 
     def _not_to_be_had(self, source: str, error: Exception) -> WeightsError:
-        reason = next(iter(str(error).strip().splitlines()), "")[:160] or type(error).__name__
+        reason = first_line(error)
         if source != self._name or Path(source).is_dir():
             return WeightsError(
                 f"no tokenizer in {source}: {reason}",
