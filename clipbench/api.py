@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -237,11 +238,6 @@ def _texts(texts: object) -> Iterable[str]:
 
 def _parts(items: Iterable[Item]) -> Iterable[list[Item]]:
     """`items` in lists of a batch."""
-    part: list[Item] = []
-    for item in items:
-        part.append(item)
-        if len(part) == _BATCH:
-            yield part
-            part = []
-    if part:
+    each = iter(items)
+    while part := list(islice(each, _BATCH)):
         yield part

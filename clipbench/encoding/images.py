@@ -101,13 +101,12 @@ def _held(model: ModelFeatures, split: Split, space: str) -> FeatureFile | None:
 
 def _refuse(model: ModelFeatures, bad: dict[str, str], ids: Sequence[str]) -> None:
     """Stop at an image that was skipped when the features were cached, unless such images are skipped."""
-    if model.on_bad_image == "stop" and bad:
-        for i in ids:
-            if i in bad:
-                raise DataError(
-                    f"image {i} {cannot(bad[i])}: {bad[i]} (skipped when its features were cached)",
-                    hint="replace the file, or count and name such images with --on-bad-image skip",
-                )
+    first = next((i for i in ids if i in bad), None) if model.on_bad_image == "stop" and bad else None
+    if first is not None:
+        raise DataError(
+            f"image {first} {cannot(bad[first])}: {bad[first]} (skipped when its features were cached)",
+            hint="replace the file, or count and name such images with --on-bad-image skip",
+        )
 
 
 @stage("encode images")

@@ -59,6 +59,9 @@ class ModelFeatures:
     progress: bool = True
     root: Path = field(default_factory=lambda: cache_root() / FOLDER)
     counts: Counts = field(default_factory=Counts)
+    _files: dict[Path, FeatureFile] = field(default_factory=dict, init=False, repr=False)
+    _fastest: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _towers: dict[tuple[str, str], Tower] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -168,14 +171,9 @@ class ModelFeatures:
 
     def key(self, space: str, content: str) -> dict[str, Any]:
         """Everything that can change a feature; in a deterministic run also by its last digits."""
-        key = self._decisive(space, content)
-        return key | {"deterministic": self.runtime.fixed} if self.runtime.deterministic else key
-
-    def _decisive(self, space: str, content: str) -> dict[str, Any]:
-        """Everything that can change a feature."""
         card = self.adapter.card
         text = space.startswith("text:")
-        return {
+        key = {
             "family": card.family,
             "version": families.family(card.family).version,
             "config": card.config,
@@ -188,18 +186,7 @@ class ModelFeatures:
             # Images that one limit refuses are rows of NaN, which another limit must not meet.
             **({} if text or max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
         }
-
-    @cached_property
-    def _files(self) -> dict[Path, FeatureFile]:
-        return {}
-
-    @cached_property
-    def _fastest(self) -> dict[str, str]:
-        return {}
-
-    @cached_property
-    def _towers(self) -> dict[tuple[str, str], Tower]:
-        return {}
+        return key | {"deterministic": self.runtime.fixed} if self.runtime.deterministic else key
 
 
 def prepared(space: str) -> tuple[str, dict[str, Any]]:

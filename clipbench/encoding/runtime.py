@@ -233,6 +233,8 @@ def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, w
     Raises:
         ClipbenchError: this machine, or this version of clipbench, cannot run it.
     """
+    import torch
+
     try:
         if plan not in get_args(Plan):
             raise ImportError(f"it knows {', '.join(get_args(Plan))}")
@@ -240,7 +242,7 @@ def under(module: nn.Module, runtime: Runtime, plan: str, batch: torch.Tensor, w
         if plan != "plain":
             tower(batch)
     except UNABLE as error:
-        if isinstance(error, _out_of_memory()):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         raise ClipbenchError(
             f"the features in {where} were begun under the plan {plan}, which cannot be run here: {first_line(error)}",
@@ -254,7 +256,8 @@ def _prepare(module: nn.Module, runtime: Runtime, plan: Plan) -> Rows:
 
     if plan == "plain":
         return module
-    module = _share(module)
+    tensors = [*module.parameters(), *module.buffers()]
+    module = copy.deepcopy(module, {id(t): t for t in tensors})  # on the same parameters and buffers
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and parameter.ndim == 4:
@@ -267,12 +270,6 @@ def _prepare(module: nn.Module, runtime: Runtime, plan: Plan) -> Rows:
     if plan == "compiled":
         return _compile(module, runtime)
     return module
-
-
-def _share(module: nn.Module) -> nn.Module:
-    """A copy of the module tree on the same parameters and buffers."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return copy.deepcopy(module, {id(t): t for t in tensors})
 
 
 def _compile(module: nn.Module, runtime: Runtime) -> Rows:
@@ -289,12 +286,6 @@ def _compile(module: nn.Module, runtime: Runtime) -> Rows:
             return compiled(batch)
 
     return run
-
-
-def _out_of_memory() -> type[BaseException]:
-    import torch
-
-    return torch.cuda.OutOfMemoryError
 
 
 @cache

@@ -52,8 +52,10 @@ class _Facts:
 
     @classmethod
     def of(cls, adapter: Adapter) -> _Facts:
-        asked = [field.name for field in dataclasses.fields(cls)[:-1]]
-        return cls(**{name: getattr(adapter, name) for name in asked})
+        return cls(**{name: getattr(adapter, name) for name in _ASKED})
+
+
+_ASKED: Final = [field.name for field in dataclasses.fields(_Facts) if field.name != "text_fingerprint"]
 
 
 def load(model: ModelEntry) -> Adapter:
@@ -62,7 +64,13 @@ def load(model: ModelEntry) -> Adapter:
     Raises:
         ClipbenchError: as `clipbench.models.families.load`.
     """
-    place = cache_root() / _FOLDER / f"{_key(model)}.json"
+    decisive = {
+        "card": model.card.canonical(),
+        "folder": str(model.folder),
+        "version": families.family(model.card.family).version,
+        "packages": {name: version_of(name) for name in _BUILDERS},
+    }
+    place = cache_root() / _FOLDER / f"{fingerprint(decisive)}.json"
     facts = _recalled(place)
     if facts is not None:
         return _Remembered(model, place, facts)
@@ -79,10 +87,8 @@ class _Remembered(Adapter):
 
     def __init__(self, model: ModelEntry, place: Path, facts: _Facts, loaded: Adapter | None = None) -> None:
         self.card = model.card
-        self.weights_sha256, self.logit_scale = facts.weights_sha256, facts.logit_scale
-        self.context_length = facts.context_length
-        self.image_spaces, self.text_spaces = facts.image_spaces, facts.text_spaces
-        self.compared, self.token_width, self.left_out = facts.compared, facts.token_width, facts.left_out
+        for name in _ASKED:
+            setattr(self, name, getattr(facts, name))
         self._model, self._place, self._facts = model, place, facts
         if loaded is not None:
             self._loaded = loaded
@@ -132,19 +138,6 @@ class _Remembered(Adapter):
 
     def saliency_method(self, block: int | None = None) -> SaliencyMethod:
         return self._loaded.saliency_method(block)
-
-
-def _key(model: ModelEntry) -> str:
-    """What decides how a model is loaded, beside its files."""
-    family = families.family(model.card.family)
-    return fingerprint(
-        {
-            "card": model.card.canonical(),
-            "folder": str(model.folder),
-            "version": family.version,
-            "packages": {name: version_of(name) for name in _BUILDERS},
-        }
-    )
 
 
 def _recalled(place: Path) -> _Facts | None:

@@ -36,9 +36,9 @@ class PatchTower(ImageTower, ABC):
     def pool(self, states: Tensor) -> Tensor:
         """The feature of each image: float [B, features]."""
 
-    @abstractmethod
     def tokens(self, states: Tensor) -> Tensor:
-        """The states of the places of a square grid, row by row: float [B, S, D]."""
+        """The states of the places of a square grid, row by row: float [B, S, D]; here of a map [B, D, h, w]."""
+        return states.flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, channels, side, side] to float [B, features]."""

@@ -58,9 +58,6 @@ class ClipResNet(PatchTower):
         pooled: Tensor = self.net.attnpool(states) if self.projects else states.mean(dim=(2, 3))
         return pooled
 
-    def tokens(self, states: Tensor) -> Tensor:
-        return states.flatten(2).transpose(1, 2)
-
 
 class ClipVit(PatchTower):
     """See `ClipVitConfig`. Tokens are those before the last LayerNorm, as DeCLIP's repository compares them."""

@@ -51,9 +51,6 @@ class ConvNet(PatchTower):
     def pool(self, states: Tensor) -> Tensor:
         return states.mean(dim=(2, 3))
 
-    def tokens(self, states: Tensor) -> Tensor:
-        return states.flatten(2).transpose(1, 2)
-
 
 class _ResidualBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut (He et al. 2016, basic block)."""
@@ -146,7 +143,7 @@ class Timm(PatchTower, LibraryTower):
         if states.ndim == 3:
             return states[:, getattr(self.net, "num_prefix_tokens", 0) :]
         last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
-        return states.flatten(1, 2) if last else states.flatten(2).transpose(1, 2)
+        return states.flatten(1, 2) if last else super().tokens(states)
 
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `LibraryTower`: EfficientNet-PyTorch's names become timm's; without the classifier."""
