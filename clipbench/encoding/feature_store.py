@@ -388,18 +388,9 @@ class Matrix:
         if isinstance(place, int | np.integer):
             row: NDArray[np.float32] = self[[int(place)]][0]
             return row
-        if isinstance(place, slice):
-            start, stop, step = place.indices(len(self))
-            if step == 1:
-                found = np.empty((max(0, stop - start), self.shape[1]), np.float32)
-                self._fill(found, start)
-                return found
-            numbers = np.arange(start, stop, step)
-        else:
-            numbers = np.asarray(place, dtype=np.int64).reshape(-1)
-            numbers = np.where(numbers < 0, numbers + len(self), numbers)
-            if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
-                raise IndexError(f"there are {len(self)} rows")
+        numbers = np.arange(len(self))[place]
+        if (np.diff(numbers) >= 0).all():
+            return self._gathered(numbers)
         order = np.argsort(numbers, kind="stable")
         found = np.empty((len(numbers), self.shape[1]), np.float32)
         found[order] = self._gathered(numbers[order])
@@ -417,34 +408,21 @@ class Matrix:
     def _gathered(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows at ascending `numbers`: a stretch of them at once, or all between where that is less work."""
         found = np.empty((len(numbers), self.shape[1]), np.float32)
-        shards = numbers // SHARD_ROWS
-        cuts = np.flatnonzero(np.diff(shards)) + 1
-        width = self.shape[1] * 4
-        for begin, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(numbers)], strict=True):
-            own = numbers[begin:end]
+        cuts = np.flatnonzero(np.diff(numbers // SHARD_ROWS)) + 1
+        for own, target in zip(np.split(numbers, cuts), np.split(found, cuts), strict=True):
             if not len(own):
                 continue
-            first, span = int(own[0]), int(own[-1] - own[0]) + 1
             runs = np.flatnonzero(np.diff(own) != 1) + 1
-            if len(runs) and span * width <= len(runs) * _RUN_BYTES:
-                between = np.empty((span, self.shape[1]), np.float32)
-                self._fill(between, first)
-                found[begin:end] = between[own - first]
-                continue
-            with self._file.opened(int(shards[begin])) as (shard, file):
-                for start, stop in zip([0, *runs.tolist()], [*runs.tolist(), len(own)], strict=True):
-                    _read_into(file, shard, int(own[start]) % SHARD_ROWS, found[begin + start : begin + stop])
+            between = np.arange(own[0], own[-1] + 1)
+            with self._file.opened(int(own[0]) // SHARD_ROWS) as (shard, file):
+                if len(runs) and len(between) * self.shape[1] * 4 <= len(runs) * _RUN_BYTES:
+                    rows = np.empty((len(between), self.shape[1]), np.float32)
+                    _read_into(file, shard, between, rows)
+                    target[:] = rows[own - own[0]]
+                    continue
+                for stretch, part in zip(np.split(own, runs), np.split(target, runs), strict=True):
+                    _read_into(file, shard, stretch, part)
         return found
-
-    def _fill(self, target: NDArray[np.float32], start: int) -> None:
-        """Copy the rows from `start` on into `target`."""
-        done = 0
-        while done < len(target):
-            number, row = divmod(start + done, SHARD_ROWS)
-            part = target[done : done + SHARD_ROWS - row]
-            with self._file.opened(number) as (shard, file):
-                _read_into(file, shard, row, part)
-            done += len(part)
 
 
 #: what protocols and solvers read: in memory, or on disk
@@ -455,10 +433,10 @@ class _NotWhole(Exception):
     """Why a shard is not what was written."""
 
 
-def _read_into(file: FileIO, shard: Shard, row: int, target: NDArray[np.float32]) -> None:
-    """Copy the shard's rows from `row` on into `target` (contiguous)."""
+def _read_into(file: FileIO, shard: Shard, rows: NDArray[np.int64], target: NDArray[np.float32]) -> None:
+    """Copy the shard's `rows`, which follow each other, into `target` (contiguous)."""
     view = target.reshape(-1).view(np.uint8).data
-    file.seek(shard.offset + row * shard.dim * 4)
+    file.seek(shard.offset + int(rows[0]) % SHARD_ROWS * shard.dim * 4)
     while view and (count := file.readinto(view)):
         view = view[count:]
     if view:
