@@ -223,6 +223,14 @@ def test_neighbours_in_blocks_of_any_size(queries: int, keys: int, monkeypatch: 
     np.testing.assert_array_equal(np.floor(votes * 9 + 1e-3), expected)
 
 
+def test_a_neighbour_on_the_other_side_is_one_too() -> None:
+    from clipbench.solvers import neighbours
+
+    train, test = np.array([[1, 0]], dtype=np.float32), np.array([[-1, 0]], dtype=np.float32)
+    ((_, votes),) = neighbours.vote(train, np.array([1]), 2, test, 1, "cpu")
+    assert votes.argmax(axis=1).tolist() == [1]
+
+
 def test_adamw_is_its_recipe_written_out(tmp_path: Path) -> None:
     splits = digits(200)
     x, y = features_of(splits["train"]), labels_of(splits["train"])

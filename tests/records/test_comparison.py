@@ -239,6 +239,21 @@ def test_draws_are_paired_where_both_drew_the_same_shots(tmp_path: Path) -> None
     assert more(one, stored("b", 2, 0)) == pytest.approx(fewer)
 
 
+def test_what_images_add_to_a_precision_is_its_mean_and_its_slope(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    target = (rng.random((40, 3)) < 0.4).astype(np.uint8)
+    scores = (rng.normal(size=target.shape) + target).astype(np.float32)
+    value = average_precision.mean_average_precision(scores, target, "area")
+    record = make_record(primary="map_area", scores={"map_area": Score(value, (0, 1), 40, 0.4)})
+    samples: dict[str, Any] = {"id": np.array([f"i{k:02d}" for k in range(40)], dtype=object)}
+    samples |= {"target": list(target), "score": list(scores)}
+    found = alignment.contributions(store.read(store.write(record, samples, tmp_path)))
+    assert found is not None
+    assert found.values.sum() == pytest.approx(value)
+    slope = average_precision.mean_average_precision_influence(scores, target, "area")
+    assert found.centred == pytest.approx(slope, abs=1e-12)
+
+
 def test_precision_without_its_scores_is_compared_by_intervals(tmp_path: Path) -> None:
     def stored(model: str, value: float) -> Stored:
         score = Score(value, (value - 0.1, value + 0.1), 2, 0.1)

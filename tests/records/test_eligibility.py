@@ -264,6 +264,15 @@ def test_check_names_what_is_stale_or_edited_and_the_way_out(cards: Path, tmp_pa
     assert "animals-zs.samples.parquet" in gone
 
 
+def test_records_are_held_against_no_card_that_is_wrong(cards: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    store.write(_current(cards), SAMPLES, root)
+    _change(cards / "tasks/animals.yaml", classes=["cat", "hound"])
+    _change(cards / "model_cards/own.yaml", config={"image": 1})
+    (problem,) = check(Catalog([cards]), root).problems
+    assert "own.yaml" in problem
+
+
 def test_check_computes_the_score_anew_from_the_samples(cards: Path, tmp_path: Path) -> None:
     root = tmp_path / "results"
     for ranks, told in (([0, 0, 3, 3], "0.5"), ([0, 0, 0], "1")):  # sealed anew, as a forger would

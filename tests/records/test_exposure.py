@@ -212,7 +212,7 @@ def test_check_names_misspelt_data_sets_and_splits(cards: Path, tmp_path: Path) 
     model = json.loads((tmp_path / "run" / "card.yaml").read_text())
     (cards / "model.safetensors").write_bytes((tmp_path / "run" / "model.safetensors").read_bytes())
     for name, images in (("a", {"dataset": "animls"}), ("b", {"dataset": "animals", "split": "trian"})):
-        (cards / f"{name}.yaml").write_text(json.dumps(model | {"trained_on": [images]}))
+        (cards / f"{name}.yaml").write_text(json.dumps(model | {"trained_on": [{"name": "x"}, images]}))
     (cards / "c.yaml").write_text(json.dumps(model | {"trained_on": [{"name": "anything"}]}))
     small.write_task(cards, "lost", images_of={"test": [{"dataset": "animals", "split": "tset"}]})
     problems = check(Catalog([cards]), tmp_path / "none").problems

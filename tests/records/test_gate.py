@@ -201,6 +201,8 @@ def test_the_same_records_pass_and_a_real_drop_fails(tmp_path: Path) -> None:
     (found,) = _gate(old, new)
     assert found.outcome == "fail"
     assert found.why == "dropped by 4.00, more than 0.5 allowed and more than noise (p <0.001)"
+    assert found.comparison is not None
+    assert (len(found.comparison.only_first), len(found.comparison.classes)) == (3, 3)
     (allowed,) = _gate(old, new, max_drop=5)
     assert allowed.outcome == "pass"
     assert [c.outcome for c in _gate(new, old)] == ["pass"]  # a gain
