@@ -40,7 +40,7 @@ from clipbench.models import dual
 from clipbench.models.adapter import Compared
 from clipbench.models.towers.adapters import DualAdapter
 from clipbench.protocols import registry
-from clipbench.protocols.base import Needs, Params
+from clipbench.protocols.base import Needs, Params, Protocol
 from clipbench.records import store
 from clipbench.records.record import Record, same
 
@@ -193,6 +193,9 @@ def test_what_a_task_needs_is_worked_out_and_asked_for_once(monkeypatch: pytest.
         return found.needs(params, compared)
 
     monkeypatch.setattr(evaluation, "encode", counted)
+    monkeypatch.setattr(
+        Protocol, "misfit", lambda *_: None
+    )  # whether the card has the splits is asked before
     monkeypatch.setitem(registry._all().protocols, "lp", replace(found, needs=needs))
     (result,) = measure(["digits-clip-lite"], ["digits-lp"])
     assert record_of(result).protocol.name == "lp"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -386,11 +386,7 @@ def _ranked(row: Row, ranks: Mapping[str, Ranks]) -> dict[str, Any]:
 
 
 #: formats of sections, and of every row, by their name on the command line
-SECTION_FORMATS: Final[dict[str, Callable[[Sequence[Section]], str]]] = {
-    "terminal": terminal,
-    "markdown": markdown,
-    "latex": latex,
-}
+SECTION_FORMATS: Final = {"terminal": terminal, "markdown": markdown, "latex": latex}
 ROW_FORMATS: Final = {"csv": csv_text, "json": json_text}
 
 
@@ -467,8 +463,8 @@ def _remarks(record: Record) -> list[str]:
         said.append(
             f"acc1 of {len(groups):,} groups, the worst first: {named}{'; …' if len(groups) > 3 else ''}"
         )
-    if evidence.get("not_converged"):
-        said.append(f"not converged: {'; '.join(map(_fit, evidence['not_converged']))}")
+    if fits := evidence.get("not_converged"):
+        said.append(f"not converged: {'; '.join(map(_fit, fits))}")
     return said
 
 
