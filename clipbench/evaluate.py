@@ -78,10 +78,7 @@ class Result:
 
 
 def evaluate(
-    model_cards: Sequence[ModelEntry],
-    tasks: Sequence[Task],
-    options: Options,
-    catalog: Catalog | None = None,
+    model_cards: Sequence[ModelEntry], tasks: Sequence[Task], options: Options, catalog: Catalog | None = None
 ) -> Iterator[Result]:
     """Measure every model on every task, task by task, encoding each split once a model.
 

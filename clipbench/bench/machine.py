@@ -20,13 +20,12 @@ ROUNDS = 3  # alternations; the best of each side counts, since other work on th
 
 
 @contextlib.contextmanager
-def limited_threads(count: int | None) -> Iterator[int]:
-    """The same number of threads for torch and for the libraries of a peer; all cores by default."""
+def all_threads() -> Iterator[int]:
+    """A thread a core for torch and for the libraries of a peer; how many."""
     import torch
     from threadpoolctl import threadpool_limits
 
-    count = count or cores()
-    before = torch.get_num_threads()
+    count, before = cores(), torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         with threadpool_limits(count):

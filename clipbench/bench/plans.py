@@ -16,15 +16,7 @@ from rich.console import Group
 from clipbench.bench import view as views
 from clipbench.bench.inputs import random_clip
 from clipbench.encoding.batches import noise
-from clipbench.encoding.plans import (
-    Cost,
-    agrees,
-    candidates,
-    measured,
-    processor_kind,
-    seconds,
-    structure_of,
-)
+from clipbench.encoding.plans import Cost, agrees, candidates, measured, processor_kind, seconds, structure_of
 from clipbench.encoding.runtime import UNABLE, Plan, Runtime, Tower
 from clipbench.models.families import load
 from clipbench.records.record import environment, utc_now

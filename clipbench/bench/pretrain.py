@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Group
 
 from clipbench.bench import view as views
-from clipbench.bench.machine import limited_threads
+from clipbench.bench.machine import all_threads
 from clipbench.cards.recipe import Recipe
 from clipbench.cards.task import TaskCard
 from clipbench.data.builtin import ArraySplit
@@ -34,9 +34,7 @@ _WORDS = """
 """
 
 
-def measure(
-    batch_size: int, *, steps: int = 3, rounds: int = 3, threads: int | None = None
-) -> dict[str, Any]:
+def measure(batch_size: int, *, steps: int = 3, rounds: int = 3) -> dict[str, Any]:
     """Time training steps of the same small CLIP (a ViT and CLIP's text transformer) in fp32 on a CPU.
 
     Ours are those of `clipbench pretrain` as it runs, data and log included. The peer's are `train_one_epoch` of
@@ -53,12 +51,11 @@ def measure(
     Args:
         batch_size: pairs a step.
         steps: of each, a round; one more comes before them and does not count.
-        threads: of all (all cores by default).
     """
     split, card = random_pairs(8 * batch_size, side=_SIDE, words=(8, 15))
     found: dict[str, list[float]] = {"clip": [], "declip": [], "open_clip": [], "image_pass": []}
     waits: dict[str, list[float]] = {"clip": [], "declip": []}
-    with limited_threads(threads) as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
+    with all_threads() as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
         peer, parameters = _peer(split, batch_size, steps)
         image_pass = _image_pass(batch_size)
         for number in range(rounds):

@@ -12,7 +12,7 @@ from rich.console import Group
 
 from clipbench.bench import view as views
 from clipbench.bench.inputs import Labelled
-from clipbench.bench.machine import device_peak_mib, limited_threads, peak_mib
+from clipbench.bench.machine import all_threads, device_peak_mib, peak_mib
 from clipbench.errors import DataError
 from clipbench.utils.progress import progress_bar
 
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     Doubles = NDArray[np.float64]
     Ints = NDArray[np.int64]
 
+_MAX_ITER = 1000  # of both; the path counts passes over the features
+
 
 def measure(
     data: Labelled,
     *,
     every: int = 8,
     device: str = "cpu",
-    threads: int | None = None,
-    max_iter: int = 1000,
-    gradient_tolerance: float | None = None,
     lambdas: Doubles | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -44,9 +43,6 @@ def measure(
     Args:
         every: scikit-learn fits every n-th λ; 0: none, for features that it would take days for.
         device: of the path.
-        threads: of both (all cores by default).
-        max_iter: of both; the path counts passes over the features.
-        gradient_tolerance: of the path; `logistic.SWEEP` by default, 0 for solutions exact to the path's tolerance.
         lambdas: float64 [L], ascending; the 96 of the protocol by default.
         progress: show how many λ of the path are solved.
 
@@ -58,8 +54,7 @@ def measure(
     lambdas = logistic.LAMBDAS if lambdas is None else lambdas
     if every > lambdas.size:
         raise DataError(f"--every must be at most {lambdas.size}, the number of λ (found {every})")
-    gradient = logistic.SWEEP if gradient_tolerance is None else gradient_tolerance
-    with limited_threads(threads) as used, progress_bar("λ", lambdas.size, progress) as (bar, task):
+    with all_threads() as used, progress_bar("λ", lambdas.size, progress) as (bar, task):
         start = time.perf_counter()
         path = logistic.fit_path(
             data.train,
@@ -67,8 +62,8 @@ def measure(
             data.classes,
             lambdas,
             device=device,
-            max_iter=max_iter,
-            gradient_tolerance=gradient,
+            max_iter=_MAX_ITER,
+            gradient_tolerance=logistic.SWEEP,
             progress=lambda done, _: bar.update(task, completed=done),
         )
         path_s = time.perf_counter() - start
@@ -79,7 +74,7 @@ def measure(
         best = int(right.argmax())
         regular = range(every // 2, lambdas.size, every) if every else ()
         sampled = sorted({*regular, best}) if every else []
-        fits = {i: _fit(data, float(lambdas[i]), max_iter) for i in sampled}
+        fits = {i: _fit(data, float(lambdas[i])) for i in sampled}
     found = {
         "rows": int(data.train.shape[0]),
         "columns": int(data.train.shape[1]),
@@ -87,7 +82,7 @@ def measure(
         "lambdas": int(lambdas.size),
         "device": device,
         "threads": used,
-        "gradient_tolerance": gradient,
+        "gradient_tolerance": logistic.SWEEP,
         "path_s": round(path_s, 2),
         "path_passes": int(path.n_iter.sum()),
         "unconverged": path.unconverged(),
@@ -129,14 +124,14 @@ def view(found: dict[str, Any]) -> Group:
     return Group(head, "", views.ratios(found["ratios"], ".4g"), "", views.table(columns, fits))
 
 
-def _fit(data: Labelled, penalty: float, max_iter: int) -> dict[str, Any]:
+def _fit(data: Labelled, penalty: float) -> dict[str, Any]:
     """One fit of scikit-learn's at its default tolerance."""
     from scipy.special import logsumexp
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     train, targets = data.train, data.train_targets
-    model = LogisticRegression(C=1 / penalty, max_iter=max_iter)
+    model = LogisticRegression(C=1 / penalty, max_iter=_MAX_ITER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         start = time.perf_counter()

@@ -14,7 +14,7 @@ from rich.console import Group
 
 from clipbench.bench import view as views
 from clipbench.bench.inputs import random_rows
-from clipbench.bench.machine import limited_threads, peak_mib
+from clipbench.bench.machine import all_threads, peak_mib
 from clipbench.errors import ClipbenchError
 from clipbench.solvers import ranking
 
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 _SEED = 0
 
 
-def measure(
-    images: int, captions: int, width: int, top: int = 10, *, rounds: int = 2, threads: int | None = None
-) -> dict[str, Any]:
+def measure(images: int, captions: int, width: int, top: int = 10, *, rounds: int = 2) -> dict[str, Any]:
     """Time `clipbench.solvers.ranking.rank` and faiss's `IndexFlatIP` on the same random unit rows.
 
     The former finds the `top` best keys in both directions and every target's rank; the latter the best keys alone,
@@ -39,7 +37,6 @@ def measure(
         images: N.
         captions: of each image.
         width: of the rows.
-        threads: of both (all cores by default).
 
     Raises:
         ClipbenchError: faiss is not installed, or there are fewer images than `top`.
@@ -51,7 +48,7 @@ def measure(
     peak = 0.0
     found: tuple[ranking.Ranks, ranking.Ranks] | None = None
     peers: list[tuple[Floats, Ints]] = []
-    with limited_threads(threads) as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
+    with all_threads() as used, tempfile.TemporaryDirectory(prefix="clipbench-") as folder:
         rows = (
             _unit_rows(Path(folder) / "images.npy", images, width, _SEED),
             _unit_rows(Path(folder) / "texts.npy", images * captions, width, _SEED + 1),

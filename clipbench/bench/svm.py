@@ -11,19 +11,14 @@ from numpy.typing import NDArray
 from rich.console import Group
 
 from clipbench.bench import view as views
-from clipbench.bench.machine import limited_threads
+from clipbench.bench.machine import all_threads
 from clipbench.errors import DataError
 
 _FOLDS = 3
 
 
 def measure(
-    features: NDArray[np.floating],
-    labels: NDArray[np.uint8],
-    *,
-    every: int = 1,
-    rounds: int = 10,
-    threads: int | None = None,
+    features: NDArray[np.floating], labels: NDArray[np.uint8], *, every: int = 1, rounds: int = 10
 ) -> dict[str, Any]:
     """Time `clipbench.solvers.svm.fit_map` and what it replaces: 4 costs × 3 folds × classes of `LinearSVC`.
 
@@ -35,7 +30,6 @@ def measure(
         features: float [n, D], L2-normalised rows.
         labels: uint8 [n, C], 0 absent, 1 present; classes with fewer than 3 positives or negatives are left out.
         every: scikit-learn fits every n-th class, from which the others' time is extrapolated.
-        threads: of both (all cores by default; `LinearSVC` uses one).
 
     Raises:
         DataError: no class has enough positives and negatives.
@@ -49,7 +43,7 @@ def measure(
             f"no class has {_FOLDS} positives and {_FOLDS} negatives", hint="take another data set"
         )
     labels = labels[:, used]
-    with limited_threads(threads) as count:
+    with all_threads() as count:
         sampled = range(every // 2, used.size, every)
         ours = svm.fit_map(features, labels, count=_FOLDS)
         ours_s, fits = [], []

@@ -68,24 +68,14 @@ class Saliency:
             DataError: an image that cannot be decoded (unless such images are skipped).
             ClipbenchError: maps that are not finite.
         """
+        model, runtime = self._model, self._model.runtime
         if block not in self._maps:  # finding out what they are takes a forward pass
-            self._maps[block] = self._model.adapter.saliency_method(block)
+            self._maps[block] = model.adapter.saliency_method(block)
         maps = self._maps[block]
-        maps.tower.to(self._model.runtime.device)
-        preprocess = self._model.adapter.preprocess
+        maps.tower.to(runtime.device)
+        preprocess = model.adapter.preprocess
         if whole and preprocess.resize == "shortest":
             preprocess = preprocess.model_copy(update={"resize": "squash"})
-        return self._heats(maps, preprocess, split, texts, image)
-
-    def _heats(
-        self,
-        maps: SaliencyMethod,
-        preprocess: Preprocess,
-        split: Split,
-        texts: Sequence[str],
-        image: NDArray[np.int64],
-    ) -> Iterator[SaliencyMaps]:
-        model, runtime = self._model, self._model.runtime
         unique = list(dict.fromkeys(texts))
         number = {text: i for i, text in enumerate(unique)}
         features = self._texts(unique, maps.space)

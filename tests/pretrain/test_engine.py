@@ -445,7 +445,7 @@ def test_the_bench_compares_the_same_architecture(monkeypatch: pytest.MonkeyPatc
         ("_TEXT_LAYERS", 1),
     ):
         monkeypatch.setattr(bench, name, value)
-    found = bench.measure(4, steps=1, rounds=1, threads=1)
+    found = bench.measure(4, steps=1, rounds=1)
     assert found["parameters"] == found["peer_parameters"]
     assert set(found["ratios"]) == {"clip_over_open_clip", "declip_over_clip"}
     assert all(value > 0 for value in [*found["seconds"].values(), *found["ratios"].values()])

@@ -214,13 +214,13 @@ def test_a_sweep_stops_at_its_gradient_and_chooses_as_the_exact_path() -> None:
 
 def test_the_benchmark_says_what_it_measured() -> None:
     data = Labelled(*digits(), 10)
-    found = probe.measure(data, every=32, threads=1)
+    found = probe.measure(data, every=32)
     assert found["ratios"]["path_over_all_fits"] < 1
     assert [fit["lambda"] for fit in found["fits"]] == sorted(fit["lambda"] for fit in found["fits"])
     assert found["unconverged"] == []
     assert len(found["fits"]) >= 3
     Console(file=io.StringIO()).print(probe.view(found))
-    alone = probe.measure(data, every=0, threads=1, lambdas=np.logspace(-2, 4, 7))
+    alone = probe.measure(data, every=0, lambdas=np.logspace(-2, 4, 7))
     assert (alone["fits"], alone["ratios"]) == ([], {})
     Console(file=io.StringIO()).print(probe.view(alone))
     with pytest.raises(DataError, match="at most 96"):
@@ -232,7 +232,7 @@ def test_random_features_can_be_told_apart_and_lie_in_files(tmp_path: Path) -> N
     assert isinstance(data.train, np.memmap)
     assert data.train.shape == (40_000, 32)
     assert data.test.shape == (4_000, 32)
-    found = probe.measure(data, every=0, threads=1, lambdas=np.logspace(-2, 4, 7))
+    found = probe.measure(data, every=0, lambdas=np.logspace(-2, 4, 7))
     assert 0.8 < found["best_accuracy"] < 1
     again = random_labelled(tmp_path, 40_000, 32, 10)
     np.testing.assert_array_equal(again.train_targets, data.train_targets)
@@ -242,7 +242,7 @@ def test_the_benchmark_of_svms_chooses_as_linear_svc_does() -> None:
     train, y, _, _ = digits()
     rows = unit(train[:300])
     labels = (y[:300, None] == np.arange(11)).astype(np.uint8)  # nobody is of the last class
-    found = bench_svm.measure(rows, labels, every=5, rounds=1, threads=1)
+    found = bench_svm.measure(rows, labels, every=5, rounds=1)
     assert (found["classes"], found["classes_left_out"], found["fitted_classes"]) == (10, 1, 2)
     assert found["cv_map"] == pytest.approx(found["linear_svc_cv_map"], abs=0.5)
     assert found["unconverged"] == 0
