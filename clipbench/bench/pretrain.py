@@ -108,21 +108,21 @@ def view(found: dict[str, Any]) -> Group:
 # ------------------------------------------------------------------------ ours
 
 
-_SIZES: dict[str, Any] = {"width": _WIDTH, "heads": _HEADS}
-_MODEL: dict[str, Any] = {
-    "config": {
-        "image": {"kind": "clip-vit", "patch": _PATCH, "layers": _IMAGE_LAYERS, **_SIZES},
-        "text": {"kind": "clip-text", "layers": _TEXT_LAYERS, **_SIZES},
-        "embed_dim": _WIDTH,
-        "projection": "linear",
-    },
-    "preprocess": {"size": _SIDE, "resize": "none", "mean": [0.5] * 3, "std": [0.25] * 3},
-}
 _OBJECTIVES: dict[str, Any] = {"clip": {"kind": "clip"}, "declip": {"kind": "declip", "queue": 4096}}
 
 
 def _recipe(objective: str, batch_size: int, steps: int) -> Recipe:
-    return random_recipe(_MODEL, _OBJECTIVES[objective], batch_size, steps, weight_decay=0.2)
+    sizes = {"width": _WIDTH, "heads": _HEADS}
+    model = {
+        "config": {
+            "image": {"kind": "clip-vit", "patch": _PATCH, "layers": _IMAGE_LAYERS, **sizes},
+            "text": {"kind": "clip-text", "layers": _TEXT_LAYERS, **sizes},
+            "embed_dim": _WIDTH,
+            "projection": "linear",
+        },
+        "preprocess": {"size": _SIDE, "resize": "none", "mean": [0.5] * 3, "std": [0.25] * 3},
+    }
+    return random_recipe(model, _OBJECTIVES[objective], batch_size, steps, weight_decay=0.2)
 
 
 def random_recipe(
