@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -71,21 +70,14 @@ class Config(Strict):
     clean_captions: bool = True
 
 
-@dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """What a file's keys say it is, and the keys that say so, each about one part of `config`."""
 
     config: Config
     reasons: dict[str, str]
 
-    @property
-    def why(self) -> str:
-        """All reasons in one line."""
-        return "; ".join(self.reasons.values())
 
-
-@dataclass(frozen=True)
-class _Layout:
+class _Layout(NamedTuple):
     """What the keys of each part begin with."""
 
     name: str
@@ -173,14 +165,14 @@ def detect(path: Path, state: State) -> ModelCard | None:
     found = described(state)
     if found is None:
         return None
-    config = found.config
+    config, why = found.config, "; ".join(found.reasons.values())
     return ModelCard(
         title=f"CLIP-Lite {config.image}, {path.name}",
         family="clip_lite",
         config=config.canonical(),
         preprocess=PREPROCESS,
         weights=Weights(file=str(path)),
-        notes=f"detected: CLIP-Lite, {config.image} and {config.layers} layers of {config.text}: {found.why}",
+        notes=f"detected: CLIP-Lite, {config.image} and {config.layers} layers of {config.text}: {why}",
     )
 
 

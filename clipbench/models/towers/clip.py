@@ -119,10 +119,7 @@ class ClipText(TokenTower):
         return hashlib.sha256(Path(default_bpe()).read_bytes()).hexdigest()
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (int64 [N, context_length], zero-padded) and each row's count of real tokens (int64 [N]).
-
-        A text that is too long loses its last tokens, never the end token.
-        """
+        """See `TextTower`, zero-padded. A text that is too long loses its last tokens, never the end token."""
         tokens: Tensor = _tokenizer()(list(texts), self.context_length)
         return tokens, _ends(tokens) + 1
 

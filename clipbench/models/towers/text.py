@@ -44,10 +44,7 @@ class ByteTransformer(TokenTower):
         nn.init.normal_(self.positions, std=0.3)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (int64 [N, context_length], zero-padded) and each row's count of real tokens (int64 [N]).
-
-        A text that is too long loses its last bytes, never the end token.
-        """
+        """See `TextTower`, zero-padded. A text that is too long loses its last bytes, never the end token."""
         data = [text.encode("utf-8")[: self.context_length - 2] for text in texts]
         return _padded([[_START, *(b + _FIRST_BYTE for b in own), _END] for own in data], self.context_length)
 
@@ -192,10 +189,7 @@ class Bert(TokenTower, LibraryTower):
         return self._tokenizer.files
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids (int64 [N, context_length], padded with -1) and each row's count of real tokens (int64 [N]).
-
-        A text that is too long loses its last tokens, never the end token.
-        """
+        """See `TextTower`, padded with -1. A text that is too long loses its last tokens, never the end token."""
         return self._tokenizer([clean_caption(text) for text in texts] if self._clean else texts)
 
     def masking(self) -> Masking:
