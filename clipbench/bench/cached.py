@@ -64,7 +64,6 @@ def measure(
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as a table for the terminal."""
     head = (
         f"{found['mib']:,} MiB of features, checked at {found['checked_gb_per_s']:g} GB/s\n"
         f"{found['model']} on {', '.join(found['tasks'])}, cached: {found['run_s']:g} s"

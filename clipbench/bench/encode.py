@@ -98,7 +98,6 @@ def measure(
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as tables for the terminal."""
     head = (
         f"{found['arch']}, {found['precision']}, plan {found['plan']}, batch {found['batch_size']}, "
         f"{found['cores']} cores, {found['device']}\n"

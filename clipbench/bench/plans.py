@@ -83,7 +83,6 @@ def bring_up_to_date(path: Path, found: dict[str, Any]) -> None:
 
 
 def view(found: dict[str, Any]) -> RenderableType:
-    """The measurement as a table for the terminal."""
     rows = []
     for row in found["rows"]:
         name = f"{row['arch']} {row['tower']}, {row['precision']}"

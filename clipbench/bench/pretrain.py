@@ -86,7 +86,6 @@ def measure(batch_size: int, *, steps: int = 3, rounds: int = 3) -> dict[str, An
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as a table for the terminal."""
     seconds, ratios, waits = found["seconds"], found["ratios"], found["data_wait"]
     head = (
         f"{found['batch_size']} pairs a step, {found['parameters'] / 1e6:.1f} M parameters (open_clip: "

@@ -116,7 +116,6 @@ def _summary(rounds: list[_Steps], batch_size: int, flops: float, peak: float) -
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as a table for the terminal."""
     head = (
         f"{found['device']}, {found['precision']}, matmul peak {found['matmul_peak_tflops']:,} TFLOP/s\n"
         f"ResNet-50 and 12 layers of text, {found['batch_size']} pairs a step (of DeCLIP in two pieces), "

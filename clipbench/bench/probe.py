@@ -103,7 +103,6 @@ def measure(
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as tables for the terminal."""
     head = (
         f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes, {found['lambdas']} λ, "
         f"{found['threads']} threads on {found['device']}: the path takes {found['path_s']:,} s\n"

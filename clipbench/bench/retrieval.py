@@ -84,7 +84,6 @@ def measure(images: int, captions: int, width: int, top: int = 10, *, rounds: in
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as a table for the terminal."""
     head = (
         f"{found['images']:,} images × {found['texts']:,} texts, {found['width']}-d, the {found['top']} best in both "
         f"directions, {found['threads']} threads, best of {found['rounds']}"

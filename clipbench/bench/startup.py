@@ -88,7 +88,6 @@ def measure(
 
 
 def view(found: dict[str, Any]) -> RenderableType:
-    """The measurement as a table for the terminal."""
     sizes = found["sizes"]
     stages = list(dict.fromkeys(stage for size in sizes for stage in size["cold"]))
     rows, notes = [], []

@@ -78,7 +78,6 @@ def measure(
 
 
 def view(found: dict[str, Any]) -> Group:
-    """The measurement as a table for the terminal."""
     head = (
         f"{found['rows']:,} × {found['columns']:,}, {found['classes']} classes × {len(found['costs'])} costs × "
         f"{found['folds']} folds and the final fits, {found['threads']} threads"

@@ -134,9 +134,7 @@ class ModelEncoder(ModelFeatures):
                     part, features = np.split(features, [len(file.shard_rows(shard))])
                     if shard in missing:
                         file.write(shard, part, device=self.runtime.device_name)
-        with contextlib.suppress(
-            StorageError
-        ):  # a cache that is full: they are encoded again for another set
+        with contextlib.suppress(StorageError):  # a cache that is full: another set encodes them again
             write_checked(self._lists(space) / f"{file.folder.name}.json", json.dumps(texts).encode(), _LIST)
         self.counts.texts_encoded += todo
         self.counts.texts_s += time.perf_counter() - start

@@ -39,14 +39,12 @@ TABLE: Final = Path(__file__).with_name("plans.json")
 SHARE: Final = 0.02
 #: kinds of processors, the best first → the flag in /proc/cpuinfo that tells them
 _KINDS: Final = {"amx": "amx_bf16", "avx512-bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2"}
-_LIKE: Final = (
-    8.0  # times the parameters, more or fewer, that a tower may have whose costs are taken for another's
-)
+#: times the parameters, more or fewer, that a tower may have whose costs are taken for another's
+_LIKE: Final = 8.0
 _TRIAL_ROWS: Final = {True: 8, False: 64}  # on a CPU, or not
 _CHECK_ROWS: Final = 2
-_CHECK_COSTS: Final = (
-    8  # what a comparison costs, as rows of the plan that is checked: its exact rows are slow
-)
+#: what a comparison costs, as rows of the plan that is checked: its exact rows are slow
+_CHECK_COSTS: Final = 8
 _COMPILE_S: Final = 60.0  # what compilation takes until it was measured
 _FP32_TOLERANCE: Final = 1e-5  # largest relative error of a feature row between fp32 plans
 _REMEMBERED: Final = "clipbench costs of plans 1"
@@ -94,7 +92,19 @@ def fastest(module: nn.Module, runtime: Runtime, example: Example, rows: int, *,
         costs, sure = shipped(structure, runtime)
         known.agreed |= dict.fromkeys(costs, True) if sure else {}
     before = json.dumps(vars(known))
-    tower = _cheapest(module, runtime, example, rows, costs, known.agreed)
+    tower = Tower(module, runtime)
+    for plan in sorted(costs, key=lambda plan: costs[plan].of(rows)):
+        if plan == "plain":
+            break
+        with suppress(*UNABLE):
+            if not known.agreed.get(plan, True):
+                continue
+            other = Tower(module, runtime, plan)
+            if plan not in known.agreed:
+                known.agreed[plan] = agrees(other, module, example)
+            if known.agreed[plan]:
+                tower = other
+                break
     tower = _tried(tower, module, runtime, example, rows, candidates(runtime, vary), costs, known)
     if json.dumps(vars(known)) != before:
         write_checked(path, json.dumps(vars(known)).encode(), _REMEMBERED)
@@ -200,29 +210,6 @@ def agrees(tower: Tower, module: nn.Module, example: Example) -> bool:
 
 
 # ---------------------------------------------------------------------- parts
-
-
-def _cheapest(
-    module: nn.Module,
-    runtime: Runtime,
-    example: Example,
-    rows: int,
-    costs: dict[Plan, Cost],
-    agreed: dict[Plan, bool],
-) -> Tower:
-    """The tower that costs least, of the plans that can be run here and give its features; which ones do is noted."""
-    for plan in sorted(costs, key=lambda plan: costs[plan].of(rows)):
-        if plan == "plain":
-            break
-        with suppress(*UNABLE):
-            if plan in agreed and not agreed[plan]:
-                continue
-            tower = Tower(module, runtime, plan)
-            if plan not in agreed:
-                agreed[plan] = agrees(tower, module, example)
-            if agreed[plan]:
-                return tower
-    return Tower(module, runtime)
 
 
 def _tried(
