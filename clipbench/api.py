@@ -104,7 +104,6 @@ class Model:
         space = space or self.compared
         self.adapter.require_space(space)
         tower = self._tower("image", space)
-        features = []
         if isinstance(several, torch.Tensor):
             own = self.card.preprocess
             shape = (own.channels, own.side, own.side)
@@ -119,8 +118,7 @@ class Model:
             )
         else:
             batches = (torch.stack([self.preprocess(image) for image in part]) for part in _parts(several))
-        for batch in batches:
-            features.append(tower(batch.to(self.runtime.device)).cpu())
+        features = [tower(batch.to(self.runtime.device)).cpu() for batch in batches]
         return self._shaped(features, space)
 
     def encode_texts(self, texts: str | Iterable[str], space: str | None = None) -> torch.Tensor:

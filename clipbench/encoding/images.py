@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.base import fingerprint
 from clipbench.cards.model import Preprocess
 from clipbench.data.decode import cannot, normalise
 from clipbench.data.decode_stream import Bad, decode_stream
@@ -58,9 +57,11 @@ def encode(models: Sequence[ModelFeatures], split: Split, space: str) -> list[En
         StorageError: no room for the features; finished shards are kept.
     """
     wholes = [_held(model, split, space) for model in models]
-    for group in _same_preprocessing(
-        [model for model, whole in zip(models, wholes, strict=True) if whole is None]
-    ):
+    lacking: dict[Preprocess, list[ModelFeatures]] = {}
+    for model, whole in zip(models, wholes, strict=True):
+        if whole is None:
+            lacking.setdefault(model.model.card.preprocess, []).append(model)
+    for group in lacking.values():
         encode_images(group, split, space)
     found = []
     for model, whole in zip(models, wholes, strict=True):
@@ -113,7 +114,7 @@ def _refuse(model: ModelFeatures, bad: dict[str, str], ids: Sequence[str]) -> No
 def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -> None:
     """Make sure that every encoder has its features of `split`; one decoding pass serves all that lack them.
 
-    The encoders must agree on preprocessing (`_same_preprocessing` groups them).
+    The encoders must prepare images alike.
 
     Raises:
         DataError: an image that cannot be decoded (unless such images are skipped).
@@ -182,14 +183,6 @@ def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:
     for name in ("images_encoded", "images_s", "decode_wait_s", "write_s"):
         setattr(encoder.counts, name, getattr(encoder.counts, name) + getattr(base.counts, name))
     return True
-
-
-def _same_preprocessing(encoders: Sequence[ModelFeatures]) -> list[list[ModelFeatures]]:
-    """The encoders in groups that one decoding pass can serve."""
-    groups: dict[str, list[ModelFeatures]] = {}
-    for encoder in encoders:
-        groups.setdefault(fingerprint(encoder.model.card.preprocess.canonical()), []).append(encoder)
-    return list(groups.values())
 
 
 def encode_shards(
