@@ -98,7 +98,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "pretrain/objectives/siglip": ("test_objectives", "test_loop"),
     "pretrain/objectives/slip": ("test_objectives", "test_loop"),
     "pretrain/study/scores": ("test_study",),
-    "protocols/_few_shot": ("test_few_shot", "test_linear_probe", "test_clustered"),
+    "protocols/_few_shot": ("test_few_shot", "test_groups", "test_linear_probe", "test_clustered"),
     "protocols/_logistic": ("test_few_shot", "test_linear_probe", "test_clustered"),
     "protocols/_outcomes": ("test_outcomes", "test_zero_shot", "test_comparison"),
     "protocols/_samples": ("test_samples", "test_svm_map"),
