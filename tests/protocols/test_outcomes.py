@@ -96,6 +96,12 @@ def test_a_metric_that_does_not_fit_the_labels_is_named(
     assert said in (found or "") if said else found is None
 
 
+def test_the_best_five_need_five_classes(tmp_path: Path) -> None:
+    found = [outcomes.misfit_of_labels(card(tmp_path, classes), "acc5", None) for classes in (4, 5)]
+    assert found == ["acc5 needs at least 5 classes", None]
+    assert outcomes.misfit_of_labels(card(tmp_path, 4), "acc1", None) is None
+
+
 LABELS: NDArray[np.uint8] = np.array([[1, 0], [0, 1], [DIFFICULT, 1]], dtype=np.uint8)
 
 
