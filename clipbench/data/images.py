@@ -38,7 +38,7 @@ def standard(image: Image.Image, follow: Orientation) -> tuple[Image.Image, tupl
     as it is; `image` is never changed.
 
     Raises:
-        ValueError: 32-bit integers or floats, of which no range is defined.
+        ValueError: 32-bit integers or floats without a defined range, or a palette that is missing.
         OSError, SyntaxError, ValueError, EOFError: the image is not whole.
     """
     kinds = []
@@ -46,8 +46,8 @@ def standard(image: Image.Image, follow: Orientation) -> tuple[Image.Image, tupl
     if _several(image):
         kinds.append("first-frame")
     full = _full_range(image)
-    if image.mode == "P":
-        image.load()  # only then the palette is there
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("its colours are numbers of a palette that it lacks")
     if _transparent(image):
         kinds.append("alpha-dropped")
     if "transparency" in image.info:

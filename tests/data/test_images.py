@@ -234,6 +234,18 @@ def test_what_is_dropped_is_told() -> None:
             )
 
 
+def test_a_palette_that_is_not_there_makes_a_bad_image() -> None:
+    whole = encoded(Image.fromarray(noise()).quantize(8))
+    at = whole.index(b"PLTE") - 4
+    bare = whole[:at] + whole[at + 12 + int.from_bytes(whole[at : at + 4], "big") :]
+    samples = iter([Sample("whole", whole), Sample("bare", bare)])
+    (batch,) = decode_stream(samples, COLOUR, sizes=[2], workers=0, overlap=False, on_bad_image="skip")
+    assert batch.good.tolist() == [True, False]
+    assert [(bad.id, bad.reason) for bad in batch.bad] == [
+        ("bare", "its colours are numbers of a palette that it lacks")
+    ]
+
+
 def test_a_broken_second_frame_is_not_wanted() -> None:
     frame = Image.fromarray(noise())
     data = encoded(frame, "GIF", save_all=True, append_images=[Image.fromarray(noise(seed=1))])

@@ -104,6 +104,25 @@ def test_draws_widen_what_samples_say() -> None:
     assert score.ci95[1] - score.ci95[0] > 0.4
 
 
+@pytest.mark.parametrize("clusters", [False, True])
+def test_draws_of_few_samples_have_the_degrees_of_freedom_of_both(clusters: bool) -> None:
+    hits = np.array([[1.0, 0, 1, 1, 0, 0, 1, 0], [1, 0, 1, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0, 1, 0]])
+    cluster = np.repeat(np.arange(4), 2)
+    mean, draws = hits.mean(axis=0), hits.mean(axis=1)
+    square = mean.var(ddof=1) / 8
+    if clusters:
+        sums = np.bincount(cluster, mean - mean.mean())
+        square = (sums**2).sum() / 64 / (1 - 1 / 4)
+    between = draws.var(ddof=1) / 3
+    freedom = (between + square) ** 2 / (between**2 / 2 + square**2 / (3 if clusters else 7))
+    half = t.isf(0.025, freedom) * math.sqrt(between + square)
+    value = mean.mean()
+    size = min(value * (1 - value) * (t.isf(0.025, freedom) / half) ** 2, 8.0)
+    size *= (norm.isf(0.025) / t.isf(0.025, freedom)) ** 2
+    score, _ = worst_group(hits, np.zeros(8, dtype=np.int64), cluster if clusters else None, None)
+    assert score.ci95 == pytest.approx(intervals.exact(size * value, size))
+
+
 # -------------------------------------------------------------------- coverage
 
 

@@ -100,6 +100,9 @@ def test_uneven_clusters_leave_fewer_degrees_of_freedom() -> None:
     hits = np.array([1.0, 0, *[1.0, 0, 1, 0, 1, 0, 1, 0]])
     found = clustered.spread(hits, np.arange(10), np.array([0, 0] + [1] * 8))
     assert found.freedom == pytest.approx((5 / 8) ** 2 / (1 / 4 + 1 / 64 / 7))
+    # 6 clusters with a sample of each of 3 classes, all as far from the mean: one less than clusters, not 3 times that
+    cluster, classes = np.repeat(np.arange(6), 3), np.tile(np.arange(3), 6)
+    assert clustered.spread(cluster % 2 == 0, cluster, classes).freedom == pytest.approx(5)
 
 
 def test_the_interval_is_students_on_the_logit_scale() -> None:

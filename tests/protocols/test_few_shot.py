@@ -24,10 +24,13 @@ RANKS = np.array(
 )
 
 
-def mean_of(ranks: NDArray[np.int64], clusters: list[str] | None = None) -> Outcome:
+def mean_of(
+    ranks: NDArray[np.int64], clusters: list[str] | None = None, groups: list[str] | None = None
+) -> Outcome:
     """Probes of which each is as right as its row says: the own class has so many better ones, of six."""
     split = given("test", np.zeros((len(LABELS), 1), dtype=np.float32), LABELS, classes=6)
     split.clusters = None if clusters is None else np.array(clusters, dtype=object)
+    split.groups = None if groups is None else np.array(groups, dtype=object)
     test, found = Samples.of(split, FakeEncoder(), "joint"), []
     for row in ranks:
         logits = np.zeros((len(LABELS), 6), dtype=np.float32)
@@ -86,6 +89,29 @@ def test_draws_that_agree_on_samples_that_agree_leave_wilsons_interval() -> None
     (low, high) = mean_of(np.zeros((2, 10), dtype=np.int64)).scores["acc1"].ci95
     assert 0.6 < low < 0.8
     assert high == 1
+
+
+def test_the_lowest_of_the_groups_is_of_each_draw() -> None:
+    groups = list("aaabbbcccc")
+    right = (RANKS == 0).astype(np.float64)
+    lowest = [min(row[:3].mean(), row[3:6].mean(), row[6:].mean()) for row in right]
+    evidence: Any = mean_of(RANKS, groups=groups).evidence
+    assert len(set(lowest)) > 1
+    assert evidence["per_draw"]["worst_group_acc1"] == pytest.approx(lowest)
+    assert evidence["std"]["worst_group_acc1"] == pytest.approx(np.std(lowest, ddof=1))
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+def test_the_record_says_what_penalties_were_chosen_on(clusters: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    train, test = (given(role, rng.random((60, 3), np.float32), labels, 2) for role in ("train", "test"))
+    if clusters:
+        train.clusters = np.array([f"s{k // 6}" for k in range(60)], dtype=object)
+    fit, seen = (Samples.of(split, FakeEncoder(), "joint") for split in (train, test))
+    outcome = few_shot.few_shot("digits", 2, fit, seen, FakeEncoder(), Logistic(), shots=2, draws=1, seed=0)
+    source = f"up to 2 further samples a class{', of clusters without a shot' if clusters else ''}"
+    assert outcome.evidence["validation"] == {"metric": "acc1", "source": source}
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,18 @@ def test_a_record_that_contradicts_itself_is_not_made(changes: dict[str, Any], p
         make_record(**changes)
 
 
+NOTHING = dict.fromkeys(
+    ("load_s", "encode_images_s", "encode_texts_s", "score_s", "total_s", "images_per_s"), 0.0
+) | dict.fromkeys(("images_encoded", "texts_encoded"), 0)
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_no_time_and_no_count_is_below_0(name: str) -> None:
+    assert make_record(timing=NOTHING).timing.model_dump(exclude={"stages"}) == NOTHING
+    with pytest.raises(ValidationError, match=rf"timing\.{name}\n.*greater than or equal to 0"):
+        make_record(timing=NOTHING | {name: -1})
+
+
 def test_json_never_holds_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="finite"):
         store.write(make_record(encoder={"ratio": float("nan")}), SAMPLES, tmp_path)

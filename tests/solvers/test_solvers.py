@@ -35,6 +35,7 @@ from clipbench.metrics import classification
 from clipbench.solvers import logistic, newton, svm
 from clipbench.solvers.logistic import NEVER, fit_path, fit_path_binary
 from clipbench.solvers.logistic import Path as Probes
+from clipbench.solvers.losses import Softmax
 from clipbench.solvers.rows import Rows, Spectrum
 from clipbench.utils.cpu import cores
 
@@ -453,6 +454,22 @@ def test_one_bias_for_all_classes_is_no_direction_of_a_step() -> None:
     assert abs(float(found.sum())) < 1e-6 * float(found.abs().max())
     expected = torch.linalg.pinv(mixing[0], hermitian=True, rtol=1e-3) @ vector[0, :, -1].double()
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-9)
+
+
+def test_blocks_bring_a_stiffness_of_their_own_when_they_are_new_alone() -> None:
+    features, targets = blobs(200, 4, 3)
+    rows = Rows(features, dtype=torch.float64)
+    engine = newton.Newton(rows, Spectrum.of(rows), Softmax(torch.from_numpy(targets), 3))
+    ones = torch.ones(2, dtype=torch.float64)
+    penalty, start = torch.tensor([1e-2, 1e4], dtype=torch.float64), torch.zeros(2, 3, 5, dtype=torch.float64)
+    problems = newton.Problems(penalty, torch.zeros(2).long(), start, 7 * ones, 200 * ones, 0 * ones)
+    run = newton._Run(engine, problems, 1e-6, 100)
+    point = engine.evaluate(start[:1], penalty[:1], torch.zeros(1).long())
+    engine.remember(newton._Blocks(engine, point, 1e-2))  # of no use to the other penalty
+    run._aim(fresh=False)
+    assert run._stiffness.tolist() == [7, 7]
+    run._aim(fresh=True)
+    assert run._stiffness.tolist() == [newton._BLOCK_STIFFNESS, 7]
 
 
 def test_an_option_that_no_path_has_is_refused() -> None:
