@@ -27,7 +27,12 @@ from clipbench.models.towers.configs import parse_config
 from clipbench.models.towers.dual import DualTowers
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.objectives.base import make_learner
-from clipbench.pretrain.objectives.clip_lite import cluster_partners, hard_negative_loss, k_means
+from clipbench.pretrain.objectives.clip_lite import (
+    cluster_partners,
+    discriminator,
+    hard_negative_loss,
+    k_means,
+)
 
 one_thread = small.one_thread
 RECIPE = Path(dual.__file__).parents[1] / "pretrain" / "recipes" / "clip-lite-digits.yaml"
@@ -134,6 +139,11 @@ def test_hard_negatives_take_their_share_of_the_wrong_texts(prior: float) -> Non
     blind = {"image": eye[:8], "text": eye[8:], "caption": torch.arange(8)[:, None]}
     blind |= {f"{side}_{of}": torch.zeros(8, 1) for side in ("image", "text") for of in ("noise", "prior")}
     assert learner.loss(blind, torch.tensor(9.0)).total.item() == pytest.approx(learner.chance(8))
+
+
+def test_a_judge_of_priors_has_the_published_widths_and_says_one_logit() -> None:
+    widths = [tuple(weight.shape) for weight in discriminator(5).parameters() if weight.ndim == 2]
+    assert widths == [(1000, 5), (200, 1000), (1, 200)]
 
 
 @pytest.mark.parametrize(

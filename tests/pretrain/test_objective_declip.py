@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from clipbench.pretrain.data import text_augmentation
 from clipbench.pretrain.data.batch import Batch
 from clipbench.pretrain.data.pairs import DrawnPairs
 from clipbench.pretrain.data.source import Source
-from clipbench.pretrain.objectives._helpers import masked_language_loss
+from clipbench.pretrain.objectives._helpers import captions, masked_language_loss
 from clipbench.pretrain.objectives.base import Learner, make_learner
 from clipbench.pretrain.objectives.declip import Learner as Declip
 from clipbench.pretrain.objectives.declip import nearest, simsiam_loss
@@ -268,6 +269,18 @@ def test_declip_compares_the_text_that_its_preset_says(preset: str) -> None:
         name for name, p in [*learner.named_parameters(), *towers.named_parameters()] if p.grad is None
     ]
     assert untouched == []
+
+
+def test_the_tokens_to_be_guessed_are_those_of_each_pairs_own_caption() -> None:
+    learner, towers = declip()
+    batch = one_batch(learner, towers)
+    captions_of = torch.tensor([2, 0, 2, 1])  # of texts that differ in length
+    tokens, _ = towers.text.tokenize(["a", "of two", "and the third"])
+    batch = replace(batch, tokens=tokens[:, :20], rows=captions_of)
+    found = captions(towers, batch, 1 - 1e-9, compare_masked=False, guesser=torch.nn.Identity())
+    texts = [row[(row > 2)].tolist() for row in tokens[captions_of]]
+    assert found["hidden"].tolist() == [token for text in texts for token in text]
+    assert found["guesses"].shape == (len(found["hidden"]), 8)
 
 
 def bert(folder: Path, **more: Any) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def test_records_of_other_clusters_are_not_compared(tmp_path: Path) -> None:
     right = np.arange(40) % 3 > 0
     one = _write(tmp_path / "a", "m", right, ["x"] * 20 + ["y"] * 20)
     other = write_model(tmp_path / "b", "m", right)
-    with pytest.raises(DataError, match="other clusters"):
+    with pytest.raises(DataError, match=f"{one.path} and {other.path} have other clusters"):
         comparison.of(one, other, top=1)
 
 

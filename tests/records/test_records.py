@@ -189,6 +189,7 @@ def test_a_models_own_folder_is_not_a_folder_of_records(
         ({"created": "2025-01-01T00:00:00+02:00"}, "UTC"),
         ({"per_class": {"recall": {"zero": float("nan")}}}, "finite"),
         ({"limit": 0}, "limit"),
+        ({"seen": [{"data": "animals train", "images": 0, "of": 9}]}, r"seen.0.images\n.*greater than 0"),
         ({"surplus": 1}, "surplus"),
         ({"cards": {"model": {"reported": [{"task": "t"}]}, "task": {}}}, "cards.model"),
     ],
@@ -196,6 +197,11 @@ def test_a_models_own_folder_is_not_a_folder_of_records(
 def test_a_record_that_contradicts_itself_is_not_made(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
         make_record(**changes)
+
+
+def test_a_single_image_may_have_been_seen() -> None:
+    (seen,) = make_record(seen=[{"data": "animals train", "images": 1, "of": 1}]).seen
+    assert seen.text == "animals train: 1 of 1 images"
 
 
 NOTHING = dict.fromkeys(
