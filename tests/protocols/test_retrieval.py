@@ -98,6 +98,19 @@ def test_scores_are_those_of_a_sorted_matrix() -> None:
         assert better, name
 
 
+def test_what_images_add_to_a_recall_is_its_mean() -> None:
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(30), rng.integers(1, 6, 30))
+    images, texts = (rng.standard_normal((n, 16)).astype(np.float32) for n in (30, len(owner)))
+    sides = ranking.rank(images, texts, owner, top=10)
+    table = retrieval._samples(np.arange(30).astype(object), *sides, owner, 10)
+    for name, score in retrieval.scores(*sides, owner, (1, 5, 10), seed=0).items():
+        if "recall" in name:
+            shares = retrieval._recalls(name, table, {"ks": [1, 5, 10]})
+            assert shares is not None
+            assert (shares.size, shares.mean()) == (30, pytest.approx(score.value)), name
+
+
 def test_a_constant_model_scores_chance_in_every_metric() -> None:
     owner = np.repeat(np.arange(40), (np.arange(40) % 4) + 1)
     images, texts = np.ones((40, 8), np.float32), np.full((len(owner), 8), 0.5, np.float32)

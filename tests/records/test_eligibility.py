@@ -290,6 +290,7 @@ def _other(cards: Path) -> ProtocolUsed:
 def test_every_bump_of_a_protocols_version_stands_in_the_changelog_with_the_numbers(protocol: str) -> None:
     """`<protocol>` version N → N + 1, and in the same entry at least one number, old → new."""
     entries = (Path(__file__).parents[2] / "CHANGELOG.md").read_text().split("\n- ")
+    assert not any(f"`{protocol}` version {registry.protocol(protocol).version} →" in e for e in entries)
     for version in range(1, registry.protocol(protocol).version):
         bump = f"`{protocol}` version {version} → {version + 1}"
         entry = next((e for e in entries if bump in e), None)

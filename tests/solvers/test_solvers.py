@@ -472,6 +472,17 @@ def test_blocks_bring_a_stiffness_of_their_own_when_they_are_new_alone() -> None
     assert run._stiffness.tolist() == [newton._BLOCK_STIFFNESS, 7]
 
 
+def test_steps_that_come_no_nearer_are_given_up() -> None:
+    features, targets = blobs(200, 4, 3)
+    rows = Rows(features, dtype=torch.float32)
+    engine = newton.Newton(rows, Spectrum.of(rows), Softmax(torch.from_numpy(targets), 3))
+    one, start = torch.ones(1, dtype=torch.float64), torch.zeros(1, 3, 5)
+    problems = newton.Problems(100 * one, torch.zeros(1).long(), start, one, 200 * one, 0 * one)
+    found = engine.solve(problems, tolerance=0, max_passes=2000)  # which rounding keeps from being met
+    assert not found.converged.any()
+    assert 20 < int(found.passes) < 1000
+
+
 def test_an_option_that_no_path_has_is_refused() -> None:
     options: Any = {"max_iters": 3}
     with pytest.raises(TypeError, match="no option max_iters"):
