@@ -245,6 +245,7 @@ def test_without_objects_there_is_no_cost(world: World) -> None:
             {"objects": ["cup", "dog", "tie"]},
             "the data labels 4 objects, the card names 3; not in both: teddy_bear",
         ),
+        ({"objects": ["cup", "dog", "tie", *"uvwxyz"]}, r"not in both: teddy_bear, u, v, w, x\n"),
     ],
 )
 def test_data_that_does_not_go_with_the_card(world: World, changes: dict[str, Any], message: str) -> None:

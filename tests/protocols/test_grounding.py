@@ -17,6 +17,7 @@ import torch
 from fakes import FakeEncoder
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 
 from clipbench import cli
@@ -280,6 +281,9 @@ def test_params_that_do_not_suit_the_card(tmp_path: Path) -> None:
         CardError, match=r"ground is for sets of kind expressions, this one is of kind single-label"
     ):
         Catalog([tmp_path]).task("animals-ground")
+    assert Params(block=0).block == 0
+    with pytest.raises(ValidationError, match=r"block\n.*greater than or equal to 0"):
+        Params(block=-1)
 
 
 def test_splits_of_refcoco_are_apart() -> None:
