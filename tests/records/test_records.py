@@ -30,6 +30,7 @@ from clipbench.records.record import (
     utc_now,
 )
 from clipbench.records.store import Column
+from clipbench.utils.package import PACKAGE
 
 # ----------------------------------------------------------------- round trips
 
@@ -401,8 +402,8 @@ def test_dirty_means_changes_outside_results(checkout: Path) -> None:
 
 
 def test_a_record_made_in_a_checkout_names_its_commit() -> None:
-    if not (Path(__file__).parents[2] / ".git").exists():
-        pytest.skip("not a checkout")
+    if not (PACKAGE.parent / ".git").exists():
+        pytest.skip("the package is not one of a checkout")
     assert len(environment().commit or "") == 40
 
 
