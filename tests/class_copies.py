@@ -151,8 +151,8 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def opened(root: Path, **changes: Any) -> Split:
-    """The test split of a copy with the classes of `small`; a change to None leaves a field of the card out."""
+def opened(root: Path, role: str = "test", **changes: Any) -> Split:
+    """A split of a copy with the classes of `small`; a change to None leaves a field of the card out."""
     import small  # with torch, which is not to be loaded where memory is measured
 
     fields: dict[str, Any] = {
@@ -166,7 +166,7 @@ def opened(root: Path, **changes: Any) -> Split:
     }
     given = {name: value for name, value in (fields | changes).items() if value is not None}
     card = TaskCard.model_validate(given)
-    return open_split(Entry("animals", card, Path("animals.yaml")), "test", DataPaths({"animals": root}, ()))
+    return open_split(Entry("animals", card, Path("animals.yaml")), role, DataPaths({"animals": root}, ()))
 
 
 def message(root: Path, **changes: Any) -> str:

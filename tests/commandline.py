@@ -24,6 +24,11 @@ class Done:
     out: str
     err: str
 
+    @property
+    def said(self) -> str:
+        """All that it printed, on one line."""
+        return " ".join((self.out + self.err).split())
+
 
 Run = Callable[..., Done]
 

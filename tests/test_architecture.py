@@ -49,3 +49,22 @@ def test_every_folder_is_named() -> None:
 def test_examples_are_there() -> None:
     for path in re.findall(r"`(tests/\S+\.py)`", TEXT):
         assert (ROOT / path).is_file(), path
+
+
+FILES = sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def test_no_test_imports_another() -> None:
+    """What several need stands in a module beside conftest.py; programs that tests write down count too."""
+    found = [
+        path.name
+        for path in FILES
+        if re.search(r"^\s*(from|import) (\w+\.)*test_", path.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert found == []
+
+
+def test_tests_lie_as_the_package_does() -> None:
+    folders = {path.parent.relative_to(ROOT / "tests").as_posix() for path in FILES} - {"parity"}
+    assert {"data/layouts", "records", "report"} < folders
+    assert [name for name in sorted(folders) if not (ROOT / "clipbench" / name).is_dir()] == []

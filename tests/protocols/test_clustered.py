@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-import sys
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commandline
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import small
+from beside import message, opened, packed, tar_of, with_column
+from commandline import Run
 from fakes import FakeSplit
 from numpy.typing import NDArray
 from recorded import write_model
 from scipy.special import expit, logit
 from scipy.stats import t
 
-from clipbench import cli
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import Columns, TaskCard
 from clipbench.data.layouts.webdataset import WebDataset
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
-from clipbench.data.split import Split, Subset
+from clipbench.data.split import Subset
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, clustered, intervals, paired_tests
 from clipbench.metrics.average_precision import APKind
@@ -42,7 +37,7 @@ from clipbench.protocols._few_shot import _draw
 from clipbench.protocols._logistic import hold_out_clusters
 from clipbench.records import alignment, comparison, store
 
-Command = Callable[..., tuple[int, str]]
+run = commandline.run
 
 
 # ------------------------------------------------------------------ estimators
@@ -377,41 +372,6 @@ def test_a_card_without_clusters_keeps_its_fingerprint() -> None:
     assert Columns(cluster="slide").model_dump()["cluster"] == "slide"
 
 
-def with_column(path: Path, name: str, values: list[Any]) -> None:
-    table = pq.read_table(path)
-    pq.write_table(table.append_column(name, pa.array(values)), path)
-
-
-def tar_of(path: Path, files: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-
-
-def opened(root: Path, role: str = "test", **changes: Any) -> Split:
-    fields: dict[str, Any] = {
-        "title": "Animals",
-        "source": {"local": True},
-        "splits": {"test": {"name": "test"}},
-        "classes": small.CLASSES,
-        "templates": {"default": ["a {c}"]},
-        "prompts_source": "tests",
-        "protocols": {"zs": {}},
-        "columns": {"cluster": "slide"},
-    } | changes
-    card = TaskCard.model_validate({k: v for k, v in fields.items() if v is not None})
-    return open_split(Entry("animals", card, Path("animals.yaml")), role, DataPaths({"animals": root}, ()))
-
-
-def message(root: Path, **changes: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        opened(root, **changes)
-    return f"{caught.value.message} | {caught.value.hint}"
-
-
 @pytest.mark.parametrize("values", [[f"s{k // 5}" for k in range(20)], [k // 5 for k in range(20)]])
 def test_parquet_has_a_column_of_clusters(tmp_path: Path, values: list[Any]) -> None:
     file = small.write_parquet(tmp_path / "test.parquet", 20)
@@ -439,21 +399,6 @@ def test_columns_that_name_no_clusters(tmp_path: Path) -> None:
     with_column(file, "area", [0.5] * 20)
     said = message(tmp_path, columns={"cluster": "area"})
     assert "the column 'area' holds fractions, expected texts or whole numbers" in said
-
-
-def packed(root: Path, slides: list[Any], *, label: str = ".cls") -> Path:
-    files: list[tuple[str, bytes]] = []
-    for row, slide in enumerate(slides):
-        key = f"{row:03d}"
-        fields = {} if slide is ... else {"slide": slide}
-        files.append((f"{key}.png", small.picture(row)))
-        if label == ".json":
-            fields |= {"label": row % 5}
-        else:
-            files.append((f"{key}{label}", b"a cat" if label == ".txt" else str(row % 5).encode()))
-        files.append((f"{key}.json", json.dumps(fields).encode()))
-    tar_of(root / "test" / "0.tar", files)
-    return root
 
 
 @pytest.mark.parametrize("label", [".cls", ".json", ".txt"])
@@ -525,21 +470,8 @@ def test_layouts_without_columns_say_what_has_them(tmp_path: Path) -> None:
 # ------------------------------------------------------------ the whole way
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["clipbench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert isinstance(end.value.code, int)
-        done = capsys.readouterr()
-        return end.value.code, " ".join((done.out + done.err).split())
-
-    return run
-
-
 @pytest.mark.parametrize("layout", ["parquet", "webdataset"])
-def test_from_the_command_line(tmp_path: Path, command: Command, layout: str) -> None:
+def test_from_the_command_line(tmp_path: Path, run: Run, layout: str) -> None:
     slides = [f"s{k // 7:02d}" for k in range(60)]
     for role in ("train", "test"):
         if layout == "parquet":
@@ -556,19 +488,23 @@ def test_from_the_command_line(tmp_path: Path, command: Command, layout: str) ->
         protocols={"zs": {}, "lp": {"classifier": {"kind": "logistic", "lambdas": 3}}},
     )
     common = ("--cards", tmp_path / "cards", "--data", f"animals={tmp_path / 'data'}")
-    code, said = command("data", "check", "animals", *common)
-    assert code == 0, said
+    done = run("data", "check", "animals", *common)
+    assert done.code == 0, done
     assert (
-        "animals test: 9 clusters of samples, the largest of 7; intervals and tests are over clusters" in said
+        "animals test: 9 clusters of samples, the largest of 7; intervals and tests are over clusters"
+        in done.said
     )
     tasks = ["animals-zs", "animals-lp", "animals-lp@1-shot", "animals-lp@knn"]
     chosen = [part for task in tasks for part in ("--task", task)]
     for seed in (0, 1):
-        run = small.write_run(tmp_path / f"run{seed}", seed=seed)
+        model = small.write_run(tmp_path / f"run{seed}", seed=seed)
         arguments = ("--precision", "fp32", "--results", tmp_path / "results")
-        code, said = command("eval", "--model", run, *chosen, *common, *arguments)
-        assert code == 0, said
-        assert "test: 9 clusters of samples, the largest of 7; intervals and tests are over clusters" in said
+        done = run("eval", "--model", model, *chosen, *common, *arguments)
+        assert done.code == 0, done
+        assert (
+            "test: 9 clusters of samples, the largest of 7; intervals and tests are over clusters"
+            in done.said
+        )
     found = list(store.read_all(tmp_path / "results"))
     assert len(found) == 8
     for stored in found:
@@ -580,7 +516,7 @@ def test_from_the_command_line(tmp_path: Path, command: Command, layout: str) ->
             expected = clustered.mean_score(hits, clustered.codes(slides), 0.2)
             assert stored.record.scores["acc1"].ci95 == expected.ci95
     first, second = sorted({stored.record.model for stored in found})
-    code, said = command("compare", first, second, "--results", tmp_path / "results")
-    assert code == 0, said
+    done = run("compare", first, second, "--results", tmp_path / "results")
+    assert done.code == 0, done
     judged = comparison.compare(first, second, tmp_path / "results", None, 0.05, 0)
     assert [one.n for one in judged] == [9] * 5  # four tasks and their mean

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commandline
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small
 import yaml
+from beside import message, opened, packed, tar_of, with_column
+from commandline import Run
 from numpy.typing import NDArray
 from recorded import write_model
-from test_clustered import message, opened, packed, tar_of, with_column
 
-from clipbench import cli
 from clipbench.cards.task import Columns, TaskCard
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.split import Subset
@@ -28,7 +27,7 @@ from clipbench.protocols import _outcomes as outcomes
 from clipbench.records import alignment, comparison, gate, store
 from clipbench.records.store import Stored
 
-Command = Callable[..., tuple[int, str]]
+run = commandline.run
 DIGITS = Path(__file__).parents[2] / "tasks" / "digits.yaml"
 
 
@@ -168,19 +167,6 @@ def test_records_of_other_groups_are_not_compared(tmp_path: Path) -> None:
 # ------------------------------------------------------------ the whole way
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: str | Path) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["clipbench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert isinstance(end.value.code, int)
-        done = capsys.readouterr()
-        return end.value.code, " ".join((done.out + done.err).split())
-
-    return run
-
-
 def _digits(folder: Path, layout: str) -> tuple[list[str], dict[str, Any]]:
     """The built-in digits in another layout, in groups by how much ink they have; the test groups, and the card."""
     card = yaml.safe_load(DIGITS.read_text())
@@ -222,23 +208,23 @@ def _digits(folder: Path, layout: str) -> tuple[list[str], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("layout", ["parquet", "webdataset"])
-def test_from_the_command_line(tmp_path: Path, command: Command, layout: str) -> None:
+def test_from_the_command_line(tmp_path: Path, run: Run, layout: str) -> None:
     groups, card = _digits(tmp_path / "data", layout)
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "strokes.yaml").write_text(json.dumps(card))
     common = ("--cards", tmp_path / "cards", "--data", f"strokes={tmp_path / 'data'}")
     smallest = min(map(groups.count, set(groups)))
-    code, said = command("data", "check", "strokes", *common)
-    assert code == 0, said
-    assert f"strokes test: 3 groups of samples, the smallest of {smallest} (thin, " in said
+    done = run("data", "check", "strokes", *common)
+    assert done.code == 0, done
+    assert f"strokes test: 3 groups of samples, the smallest of {smallest} (thin, " in done.said
     tasks = ["strokes-zs", "strokes-lp", "strokes-lp@2-shot", "strokes-lp@knn"]
     chosen = [part for task in tasks for part in ("--task", task)]
-    run = small.write_run(tmp_path / "run")
-    for model in ("digits-clip-lite", run):
+    small_model = small.write_run(tmp_path / "run")
+    for model in ("digits-clip-lite", small_model):
         arguments = ("--precision", "fp32", "--results", tmp_path / "results")
-        code, said = command("eval", "--model", model, *chosen, *common, *arguments)
-        assert code == 0, said
-        assert "acc1 of 3 groups, the worst first: " in said
+        done = run("eval", "--model", model, *chosen, *common, *arguments)
+        assert done.code == 0, done
+        assert "acc1 of 3 groups, the worst first: " in done.said
     for stored in store.read_all(tmp_path / "results"):
         record, table = stored.record, alignment._table(stored)
         assert table["group"] == groups
@@ -257,16 +243,16 @@ def test_from_the_command_line(tmp_path: Path, command: Command, layout: str) ->
     validation: Any = lp.evidence["validation"]
     assert validation["metric"] == "worst_group_acc1"
     first, second = sorted({stored.record.model for stored in store.read_all(tmp_path / "results")})
-    code, said = command("compare", first, second, "--results", tmp_path / "results")
-    assert code == 0, said
+    done = run("compare", first, second, "--results", tmp_path / "results")
+    assert done.code == 0, done
     judged = {one.task: one for one in comparison.compare(first, second, tmp_path / "results", None, 0.05, 0)}
     assert sorted(judged) == sorted(tasks)  # and no mean over them
     assert all(one.metric == "worst_group_acc1" for one in judged.values())
     assert judged["strokes-zs"].verdict != "not distinguishable"
-    code, said = command("report", "--results", tmp_path / "results", *common[:2], "--format", "json")
-    assert code == 0, said
-    assert '"metric": "worst_group_acc1"' in said
+    done = run("report", "--results", tmp_path / "results", *common[:2], "--format", "json")
+    assert done.code == 0, done
+    assert '"metric": "worst_group_acc1"' in done.said
     both = ("--baseline", tmp_path / "results", "--candidate", tmp_path / "results")
-    code, said = command("gate", *both, *common[:2])
-    assert code == 0, said
-    assert said.count("worst_group_acc1") == 8
+    done = run("gate", *both, *common[:2])
+    assert done.code == 0, done
+    assert done.said.count("worst_group_acc1") == 8
