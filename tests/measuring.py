@@ -8,7 +8,7 @@ from pathlib import Path
 from clipbench.catalog import Catalog
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
-from clipbench.evaluate import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate
 from clipbench.records.record import Record
 
 FP32 = Runtime("cpu", "fp32", workers=0)

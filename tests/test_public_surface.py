@@ -33,7 +33,7 @@ SURFACE = {
         "first_line nearest unknown"
     ),
     "clipbench.catalog": "Catalog Task",
-    "clipbench.evaluate": "Options Result evaluate evaluator limited",
+    "clipbench.evaluation": "Options Result evaluate evaluator limited",
     "clipbench.api": "Model load_model",
     "clipbench.models.adapter": "Adapter Family ModelEntry",
     "clipbench.models.families": "Fetched config_model detected families family fetch load named",
@@ -100,7 +100,7 @@ LIGHT = (
     "clipbench.data.text",
     "clipbench.data.digests",
     "clipbench.errors",
-    "clipbench.evaluate",
+    "clipbench.evaluation",
     "clipbench.encoding.runtime",
     "clipbench.report.export",
     "clipbench.encoding.encoder",

@@ -17,7 +17,7 @@ from clipbench.bench import view as views
 from clipbench.bench.machine import best
 from clipbench.catalog import Task
 from clipbench.encoding.feature_store import FeatureFile
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.models.adapter import ModelEntry
 
 

@@ -28,7 +28,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.plans import table
 from clipbench.errors import ClipbenchError
-from clipbench.evaluate import Options
+from clipbench.evaluation import Options
 from clipbench.utils.escape import json_text
 
 

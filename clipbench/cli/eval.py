@@ -30,7 +30,7 @@ from clipbench.cli.options import (
 from clipbench.cli.output import note, print_error, show
 from clipbench.data.decode import allow_pixels
 from clipbench.errors import ClipbenchError, unknown
-from clipbench.evaluate import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate
 from clipbench.records import store
 from clipbench.records.eligibility import Eligibility
 from clipbench.records.record import Record

@@ -25,7 +25,7 @@ from clipbench.cli.output import note
 from clipbench.data.decode import allow_pixels
 from clipbench.data.pairs.sources import open_pairs
 from clipbench.errors import ClipbenchError
-from clipbench.evaluate import Options, evaluator
+from clipbench.evaluation import Options, evaluator
 
 if TYPE_CHECKING:
     from clipbench.pretrain.study.plan import Form

@@ -14,7 +14,7 @@ from clipbench.data.builtin import BUILTINS, ArraySplit, digits, digits_scenes
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.errors import DataError
-from clipbench.evaluate import limited
+from clipbench.evaluation import limited
 
 NAMES = tuple("0123456789")
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

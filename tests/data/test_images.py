@@ -31,7 +31,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Sample
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
-from clipbench.evaluate import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate
 from clipbench.metrics import boxes
 from clipbench.protocols import _overlays
 

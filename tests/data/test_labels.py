@@ -22,7 +22,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Note, Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.protocols.zero_shot import same_prompts
 from clipbench.report.table import record_table
 

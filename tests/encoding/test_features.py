@@ -328,7 +328,7 @@ def test_what_checks_cost_is_measured(place: Path) -> None:
     from rich.console import Console
 
     from clipbench.bench import cached
-    from clipbench.evaluate import Options
+    from clipbench.evaluation import Options
 
     catalog = Catalog([place / "cards"])
     options = Options(runtime=FP32, data=DataPaths({"animals": place / "data"}, ()), progress=False)

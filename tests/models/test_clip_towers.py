@@ -21,7 +21,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.models import dual, families
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.saliency import Attention, GradCam, TokenCosine

@@ -34,7 +34,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.metrics.similarity import late_interaction
 from clipbench.models import declip, families
 from clipbench.models.adapter import ModelEntry

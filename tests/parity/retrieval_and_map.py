@@ -26,7 +26,7 @@ from clipbench.data.digests import sha256_file
 from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
-from clipbench.evaluate import limited
+from clipbench.evaluation import limited
 from clipbench.metrics.ranks import expected_rank
 from clipbench.records import store
 from clipbench.records.record import utc_now

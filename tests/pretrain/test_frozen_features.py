@@ -37,7 +37,7 @@ from clipbench.encoding import images as image_encoding
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, WeightsError
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.models.towers.adapters import DualAdapter

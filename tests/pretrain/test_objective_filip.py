@@ -25,7 +25,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.builtin import digits
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, NotApplicable
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.metrics.similarity import late_interactions, similarity
 from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry

@@ -25,7 +25,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, Stopped, StorageError
-from clipbench.evaluate import Options
+from clipbench.evaluation import Options
 from clipbench.models import families
 from clipbench.pretrain.study import plan, training
 from clipbench.pretrain.study.plan import RETRIEVAL, Cell, ClassRetrieval, Measured, Study

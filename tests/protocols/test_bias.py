@@ -21,7 +21,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Objects
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
-from clipbench.evaluate import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate
 from clipbench.protocols.base import Needs
 from clipbench.protocols.bias import Params, needs, run
 from clipbench.records import store

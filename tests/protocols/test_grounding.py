@@ -30,7 +30,7 @@ from clipbench.data.split import Expressions, Sample, Split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
-from clipbench.evaluate import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate
 from clipbench.metrics import boxes
 from clipbench.models import families
 from clipbench.models.saliency import SaliencyMaps, of_tower

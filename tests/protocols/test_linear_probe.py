@@ -22,7 +22,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.metrics import average_precision, intervals
 from clipbench.protocols import _few_shot
 from clipbench.protocols._logistic import best_of, hold_out

@@ -21,7 +21,7 @@ from clipbench.cli import app
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, ClipbenchError, DataError
-from clipbench.evaluate import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate
 from clipbench.metrics import intervals
 from clipbench.protocols import retrieval
 from clipbench.records import store

@@ -21,7 +21,7 @@ from clipbench.data.split import Split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.metrics import average_precision, clustered
 from clipbench.metrics.average_precision import APKind
 from clipbench.protocols.base import Needs

@@ -21,7 +21,7 @@ from clipbench.cards.task import Part
 from clipbench.catalog import Catalog
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 from clipbench.records import store
 from clipbench.records.check import check
 from clipbench.records.eligibility import Eligibility

@@ -30,7 +30,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
 from clipbench.errors import DataError
-from clipbench.evaluate import limited
+from clipbench.evaluation import limited
 from clipbench.metrics import classification
 from clipbench.solvers import logistic, newton, svm
 from clipbench.solvers.logistic import NEVER, fit_path, fit_path_binary

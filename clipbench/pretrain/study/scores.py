@@ -15,7 +15,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.open import open_split
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.errors import CardError, unknown
-from clipbench.evaluate import Options, evaluator
+from clipbench.evaluation import Options, evaluator
 from clipbench.metrics.ranks import expected_hit
 from clipbench.models import families
 from clipbench.pretrain.data.source import captions

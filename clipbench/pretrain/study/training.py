@@ -25,7 +25,7 @@ from clipbench.data.pairs.sources import open_pairs
 from clipbench.data.split import Split
 from clipbench.encoding.runtime import keep_freed_memory
 from clipbench.errors import ClipbenchError, Stopped
-from clipbench.evaluate import Options
+from clipbench.evaluation import Options
 from clipbench.pretrain.engine.signals import Signals
 from clipbench.pretrain.loop import pretrain
 from clipbench.pretrain.study.plan import Cell, Measured, Study

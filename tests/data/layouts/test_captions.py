@@ -39,7 +39,7 @@ from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Subset
 from clipbench.errors import CardError, DataError
-from clipbench.evaluate import limited
+from clipbench.evaluation import limited
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

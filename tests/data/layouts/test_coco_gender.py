@@ -23,7 +23,7 @@ from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import ClipbenchError, DataError
-from clipbench.evaluate import limited
+from clipbench.evaluation import limited
 
 OBJECTS = ["teddy bear", "cup", "dog"]
 #: name of 2014, gender, objects

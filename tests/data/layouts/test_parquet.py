@@ -27,7 +27,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.data.split import Captions, Split
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
-from clipbench.evaluate import Options, evaluate
+from clipbench.evaluation import Options, evaluate
 
 one_thread = small.one_thread
 WORDS = ("bat", "cat", "sea lion")

@@ -19,7 +19,7 @@ from measuring import measure, record_of
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, recall_score
 
-from clipbench import evaluate as evaluation
+from clipbench import evaluation
 from clipbench.cards.base import fingerprint
 from clipbench.cards.model import Preprocess
 from clipbench.catalog import Catalog
@@ -35,7 +35,7 @@ from clipbench.encoding.images import encode as encode_images_of
 from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
-from clipbench.evaluate import limited
+from clipbench.evaluation import limited
 from clipbench.models import dual
 from clipbench.models.adapter import Compared
 from clipbench.models.towers.adapters import DualAdapter
