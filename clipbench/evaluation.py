@@ -26,6 +26,7 @@ from clipbench.encoding.images import Encoded, encode
 from clipbench.encoding.model_features import Counts
 from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
+from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
 from clipbench.protocols.base import Needs
 from clipbench.records.exposure import Exposure, exposure
@@ -342,6 +343,9 @@ def _how(plan: _Plan) -> Json:
     }
     devices = {device for found in plan.encoded.values() for device in found.devices}
     found: Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
+    told = families.family(encoder.model.card.family).backbone_is(encoder.model.card)
+    if told is not None and any(space.partition("@")[0] == "backbone" for _, space in plan.encoded):
+        found["backbone"] = told
     if encoder.adapter.left_out:
         found["left_out"] = list[JsonValue](encoder.adapter.left_out)
     if max_pixels() != MAX_PIXELS:

@@ -157,6 +157,7 @@ class Family:
             not the family's.
         stated_weights: makes `Adapter.weights_sha256` of a card from the sha256 of its own weights file, as far as the
             card states enough; None where it does not.
+        backbone_is: says of a card what its model's `backbone` features are, in a few words; None where it cannot.
         named: prefix → what makes the card of a model whose name begins with it (`--model <prefix>…`).
     """
 
@@ -166,4 +167,5 @@ class Family:
     weights_file: Callable[[ModelEntry], tuple[Path, str]] | None = None
     detect: Callable[[Path, Mapping[str, torch.Tensor]], ModelCard | None] | None = None
     stated_weights: Callable[[ModelEntry, str], str | None] = lambda model, sha256: sha256
+    backbone_is: Callable[[ModelCard], str | None] = lambda card: None
     named: Mapping[str, Callable[[str], ModelCard]] = field(default_factory=dict)

@@ -14,9 +14,9 @@ from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, WeightsError, first_line
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.towers.open_clip import backbone, build, text_tower
+from clipbench.models.towers.open_clip import backbone, build, described_backbone, text_tower
 from clipbench.models.weights.key_maps import clip_text
-from clipbench.models.weights.library import library
+from clipbench.models.weights.library import architecture, library
 from clipbench.models.weights.open_clip import (
     HUB_PREFIX,
     check_side,
@@ -259,8 +259,7 @@ def _few(tags: Sequence[str]) -> str:
 
 
 class ClipAdapter(Adapter):
-    """An open_clip model. `backbone` is the feature before the joint projection (ViT: 768-d for B/32);
-    for CLIP's ResNets it is the attention pool's output, which is the joint feature itself."""
+    """An open_clip model. `backbone` is the feature before the joint projection; see `backbone_is`."""
 
     def __init__(self, card: ModelCard, module: Any, arch: str, weights_sha256: str) -> None:
         open_clip = library()
@@ -297,6 +296,12 @@ class ClipAdapter(Adapter):
             # Padding has the id of "!", so the end token (the highest id) tells where a text ends.
             return ids, ids.argmax(dim=1) + 1
         return ids, torch.full((len(ids),), ids.shape[1])
+
+
+def backbone_is(card: ModelCard) -> str | None:
+    """See `Family`; of open_clip's architecture that the card names."""
+    settings = architecture(Config.model_validate(card.config).arch)
+    return None if settings is None else described_backbone(settings["vision_cfg"])
 
 
 def on_the_hub(spec: str) -> ModelCard:
@@ -448,5 +453,6 @@ FAMILY: Final = Family(
     load=load,
     weights_file=weights_file,
     detect=detect,
+    backbone_is=backbone_is,
     named={PREFIX: ad_hoc, HUB_PREFIX: on_the_hub},
 )

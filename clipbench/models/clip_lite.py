@@ -281,4 +281,10 @@ def _official_tree(towers: DualTowers, state: State) -> nn.Module:
     )
 
 
-FAMILY: Final = Family(version=1, config=Config, load=load, detect=detect)
+FAMILY: Final = Family(
+    version=1,
+    config=Config,
+    load=load,
+    detect=detect,
+    backbone_is=lambda card: "average-pooled last map of the ResNet, before the projection",
+)

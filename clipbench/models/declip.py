@@ -16,8 +16,8 @@ from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import CardError, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.clip import ClipAdapter
-from clipbench.models.towers.open_clip import text_tower
-from clipbench.models.weights.library import library
+from clipbench.models.towers.open_clip import described_backbone, text_tower
+from clipbench.models.weights.library import architecture, library
 from clipbench.models.weights.open_clip import known_arch, matching_archs
 from clipbench.models.weights.reading import load_strict, read_state_dict, without_values
 from clipbench.models.weights.resolve import resolve
@@ -176,6 +176,20 @@ class DeclipAdapter(ClipAdapter):
         if space == "joint":
             return text_tower(text, self.context_length)
         return text_tower(text, self.context_length, tokens=self.module.text_mapping)
+
+
+def backbone_is(card: ModelCard) -> str | None:
+    """See `Family`."""
+    config = Config.model_validate(card.config)
+    settings = architecture(config.arch)
+    if settings is None:
+        return None
+    if config.variant == "filip":
+        convolutional = isinstance(settings["vision_cfg"]["layers"], list)
+        return (
+            f"mean of the {'last map' if convolutional else 'patch tokens'}, before the projection of tokens"
+        )
+    return described_backbone(settings["vision_cfg"])
 
 
 # ------------------------------------------------------------------- the file
@@ -345,4 +359,4 @@ def _patches(visual: Any, mapping: nn.Module | None) -> nn.Module:
     return Patches()
 
 
-FAMILY: Final = Family(version=1, config=Config, load=load, detect=detect)
+FAMILY: Final = Family(version=1, config=Config, load=load, detect=detect, backbone_is=backbone_is)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from clipbench.cards.model import ModelCard
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.towers.configs import DualConfig, parse_config, stated
+from clipbench.models.towers.configs import DualConfig, backbone_is, parse_config, stated
 
 
 def load(model: ModelEntry) -> Adapter:
@@ -24,4 +25,11 @@ def stated_weights(model: ModelEntry, sha256: str) -> str | None:
     return stated(parse_config(model.card.config, model.id), sha256)
 
 
-FAMILY: Final = Family(version=1, config=DualConfig, load=load, stated_weights=stated_weights)
+def backbone(card: ModelCard) -> str:
+    """See `Family`."""
+    return backbone_is(parse_config(card.config, card.title))
+
+
+FAMILY: Final = Family(
+    version=1, config=DualConfig, load=load, stated_weights=stated_weights, backbone_is=backbone
+)

@@ -19,6 +19,7 @@ from clipbench.cards.model import ModelCard, Reported
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
+from clipbench.models.families import family
 from clipbench.records import store
 from clipbench.report.table import as_printed, record_table, stages_table
 from clipbench.utils.escape import visible
@@ -198,6 +199,8 @@ def _model(name: str, card: ModelCard, path: Path | None) -> RenderableType:
     parts: list[RenderableType] = [_card(name, value, path)]
     if notes:
         parts.append(Text(notes))
+    if (told := family(card.family).backbone_is(card)) is not None:
+        parts.append(Text(f"backbone features (probes): {told}"))
     by_source: dict[tuple[str, str], list[Reported]] = {}
     for row in card.reported:
         by_source.setdefault((row.source, row.confidence), []).append(row)

@@ -21,6 +21,7 @@ from clipbench.catalog import Catalog
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
 from clipbench.models import clip, families
+from clipbench.models.towers.configs import backbone_is, parse_config
 from clipbench.models.towers.open_clip import random_model
 
 hub = servers.model_hub
@@ -271,3 +272,50 @@ def test_model_of_a_hub_repository(hub: ModelHub, tmp_path: Path, isolated_cache
 def test_names_that_are_no_files_stay_ids() -> None:
     with pytest.raises(CardError, match='unknown model "declip-r5"; did you mean "declip-r50"'):
         Catalog().model("declip-r5")
+
+
+def test_every_shipped_card_of_images_says_what_its_backbone_is() -> None:
+    said = {}
+    for name in Catalog().model_files:
+        card = Catalog().model(name).card
+        said[name] = families.family(card.family).backbone_is(card)
+    assert said.pop("clip-rn50") == "output of the attention pool, which is the joint feature itself"
+    assert said.pop("clip-vit-b32") == "class token after the last LayerNorm, before the projection"
+    assert said.pop("filip-yfcc15m-vit-b32") == "mean of the patch tokens, before the projection of tokens"
+    assert (
+        said.pop("efficientnet-lite0")
+        == "pooled output of timm's tf_efficientnet_lite0, without its classifier"
+    )
+    assert all(said.values())
+
+
+def test_a_card_of_an_unknown_architecture_says_nothing() -> None:
+    card = Catalog().model("clip-rn50").card
+    unknown = card.model_copy(update={"config": {"arch": "RN5", "quick_gelu": True}})
+    assert families.family("clip").backbone_is(unknown) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "more", "told"),
+    [
+        ({"kind": "convnet", "width": 8, "stages": 1}, {}, "average-pooled last map, before the projection"),
+        (
+            {"kind": "torchvision", "arch": "resnet18"},
+            {},
+            "input of the last linear layer of torchvision's resnet18",
+        ),
+        ({"kind": "clip-vit"}, {}, "class token after the last LayerNorm, before the projection"),
+        ({"kind": "clip-resnet"}, {}, "output of the attention pool, which is the joint feature itself"),
+        ({"kind": "clip-resnet"}, {"projection": "clip-lite"}, "output of the attention pool"),
+        (
+            {"kind": "clip-vit"},
+            {"embed_dim": None, "projection": None, "tokens": {}},
+            "mean of the places' states: there is no joint space that would have trained their pooling",
+        ),
+    ],
+)
+def test_what_the_backbone_of_two_towers_is(image: dict[str, Any], more: dict[str, Any], told: str) -> None:
+    config = {"image": image, "text": {"kind": "ngrams", "width": 8}, "embed_dim": 8, "projection": "linear"}
+    if "tokens" in more:
+        config["text"] = {"kind": "clip-text", "width": 16, "heads": 2, "layers": 1}
+    assert backbone_is(parse_config(config | more, "test")) == told

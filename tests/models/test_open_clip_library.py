@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import open_clip
+import pytest
+
+from clipbench.models.weights.library import architecture
+
 _HEAVY = ("transformers", "timm", "torch._dynamo")
 _TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
 
@@ -65,3 +70,12 @@ def test_towers_of_timm_and_transformers_are_built_after_all(tmp_path: Path) -> 
         "print(open_clip.hf_model.transformers.__name__)\n"
     )
     assert lines == ["[]", "2 8", "transformers"]
+
+
+def test_settings_of_architectures_are_read_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {arch: open_clip.get_model_config(arch) for arch in open_clip.list_models()}
+    assert {arch: architecture(arch) for arch in wanted} == wanted
+    monkeypatch.delitem(sys.modules, "open_clip")
+    assert {arch: architecture(arch) for arch in wanted} == wanted
+    assert architecture("none") is None
+    assert "open_clip" not in sys.modules

@@ -290,3 +290,21 @@ def stated(config: DualConfig, sha256: str) -> str | None:
     if len(digests) == 1 or config.text is None:
         return sha256
     return fingerprint(digests) if all(len(digest) == 64 for digest in digests) else None
+
+
+def backbone_is(config: DualConfig) -> str:
+    """What the `backbone` features of two towers, or one alone, are, in a few words."""
+    image = config.image
+    if config.text is not None and config.embed_dim is None:
+        return "mean of the places' states: there is no joint space that would have trained their pooling"
+    match image:
+        case TorchvisionConfig():
+            return f"input of the last linear layer of torchvision's {image.arch}"
+        case TimmConfig():
+            return f"pooled output of timm's {image.arch}, without its classifier"
+        case ConvNetConfig():
+            return "average-pooled last map, before the projection"
+        case ClipVitConfig():
+            return "class token after the last LayerNorm, before the projection"
+    joint = ", which is the joint feature itself" if config.projection == "linear" else ""
+    return f"output of the attention pool{joint}"

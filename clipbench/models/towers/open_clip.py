@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.errors import NotApplicable, WeightsError
 from clipbench.models.weights.library import complete_library, library
@@ -13,6 +14,15 @@ from clipbench.models.weights.reading import without_values
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+#: what open_clip's `timm_pool` does; of others the trunk has its own way
+_POOLS: Final = {
+    "avg": " (mean over places)",
+    "token": " (class token)",
+    "map": " (attention pool)",
+    "abs_attn": " (attention pool)",
+    "rot_attn": " (attention pool)",
+}
 
 
 def build(arch: str, *, quick_gelu: bool) -> Any:
@@ -53,7 +63,12 @@ def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
 
 
 def backbone(title: str, visual: Any) -> nn.Module:
-    """The image tower without its joint projection."""
+    """The image tower without its joint projection: images to what `described_backbone` says, [B, D].
+
+    Raises:
+        NotApplicable: a tower of another kind.
+    """
+    import open_clip.model
     import open_clip.transformer
     import torch
     from open_clip.modified_resnet import ModifiedResNet
@@ -61,12 +76,8 @@ def backbone(title: str, visual: Any) -> nn.Module:
     if isinstance(visual, ModifiedResNet):
         whole: nn.Module = visual
         return whole
-    if not isinstance(visual, open_clip.transformer.VisionTransformer):
-        raise NotApplicable(
-            f"{title}: features before the projection are not known for {type(visual).__name__}"
-        )
 
-    class Backbone(torch.nn.Module):
+    class OfVit(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.visual = visual
@@ -75,7 +86,41 @@ def backbone(title: str, visual: Any) -> nn.Module:
             pooled: torch.Tensor = self.visual._pool(self.visual.transformer(self.visual._embeds(images)))[0]
             return pooled
 
-    return Backbone()
+    class OfTimm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = visual.trunk
+            self.pool = getattr(visual.head, "pool", torch.nn.Identity())
+            self.projects = visual.trunk.num_classes > 0  # in the place of its classifier
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.projects:
+                states = self.trunk.forward_features(images)
+                before: torch.Tensor = self.trunk.forward_head(states, pre_logits=True)
+                return before
+            pooled: torch.Tensor = self.pool(self.trunk(images))
+            return pooled
+
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        return OfVit()
+    if isinstance(visual, open_clip.model.TimmModel):
+        return OfTimm()
+    raise NotApplicable(f"{title}: features before the projection are not known for {type(visual).__name__}")
+
+
+def described_backbone(vision: Mapping[str, Any]) -> str:
+    """What `backbone` gives of an architecture whose `vision_cfg` is this, in a few words."""
+    if (arch := vision.get("timm_model_name")) is not None:
+        pool, projection = vision.get("timm_pool", "avg"), vision.get("timm_proj", "linear")
+        told = f"pooled output of timm's {arch}{_POOLS.get(pool, '')}"
+        joint = projection == "none" or (pool in ("abs_attn", "rot_attn") and not projection)
+        return f"{told}: the joint feature itself" if joint else told
+    if isinstance(vision.get("layers"), list | tuple):
+        return "output of the attention pool, which is the joint feature itself"
+    if vision.get("attentional_pool"):
+        return "first output of the attentional pool, before the projection"
+    pooled = "mean of the patch tokens" if vision.get("pool_type") == "avg" else "class token"
+    return f"{pooled} after the last LayerNorm, before the projection"
 
 
 def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None) -> nn.Module:

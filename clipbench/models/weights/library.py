@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
@@ -20,6 +23,24 @@ def library() -> Any:
         with _without(_OPTIONAL.values()), _compiler_deferred():
             importlib.import_module("open_clip")
     return sys.modules["open_clip"]
+
+
+def architecture(arch: str) -> dict[str, Any] | None:
+    """The settings of one of open_clip's architectures, for which it is not imported; None: there are none here.
+
+    Those of a repository of the model hub (`hf-hub:…`) are asked for there, or in the hub client's cache.
+    """
+    found: dict[str, Any] | None = None
+    if "open_clip" in sys.modules or ":" in arch:
+        with contextlib.suppress(OSError, ValueError):  # the hub client's
+            found = library().get_model_config(arch)
+        return found
+    spec = importlib.util.find_spec("open_clip")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder) / "model_configs" / f"{arch}.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def complete_library() -> Any:
