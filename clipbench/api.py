@@ -36,7 +36,8 @@ def load_model(
     """The model `name`, ready to encode: any name that `clipbench eval --model` takes.
 
     Args:
-        name: a model id, run folder, checkpoint file, `open_clip:<arch>@<tag or path>` or `hf-hub:<owner>/<repo>`.
+        name: a model id, run folder, checkpoint file, `open_clip:<arch>@<tag or path>`,
+            `hf-hub:<owner>/<repo>`, or `hf:<owner>/<repo>` or a folder of transformers' form.
         cards: folders of your own cards.
         device: auto, cpu, cuda or cuda:N.
         precision: of encoding: auto, fp32, bf16 or fp16. Features are float32 all the same.
@@ -47,7 +48,8 @@ def load_model(
     if not isinstance(name, str | Path):
         raise CardError(
             f"a {type(name).__name__} is no name of a model",
-            hint="give a model id, the path of a run folder or checkpoint, or open_clip:<arch>@<tag or path>",
+            hint="give a model id, the path of a run folder or checkpoint, open_clip:<arch>@<tag or path>, or "
+            "hf:<owner>/<repo>",
         )
     loaded = Catalog(cards).model(str(name))
     return Model(families.load(loaded), Runtime.choose(device, precision))

@@ -162,7 +162,8 @@ class Catalog:
 
     def model(self, name: str) -> ModelEntry:
         """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
-        `open_clip:<arch>@<tag-or-path>`, or `hf-hub:<owner>/<repo>`.
+        `open_clip:<arch>@<tag-or-path>`, `hf-hub:<owner>/<repo>`, `hf:<owner>/<repo>[@revision]`, or a folder that
+        `save_pretrained` of transformers wrote.
 
         Raises:
             CardError: nothing has this name, or its card is wrong.
@@ -180,6 +181,8 @@ class Catalog:
         file = name.endswith(CHECKPOINTS) or exists(expanded(name))
         if path is None and file and not name.endswith((".yaml", ".yml")):
             return families.detected(name)
+        if path is None and _saved(expanded(name)):
+            return families.saved(name)
         if path is None and ("/" in name or name.endswith(".yaml") or exists(Path(name), folder=True)):
             path = expanded(name)
             path = path / "card.yaml" if exists(path, folder=True) else path
@@ -187,7 +190,7 @@ class Catalog:
                 raise CardError(
                     f"{name} is no model: there is no {path}",
                     hint="give a model id (clipbench list models), a run folder of clipbench pretrain, a "
-                    "checkpoint file, open_clip:<arch>@<tag or path>, or hf-hub:<owner>/<repo>",
+                    "checkpoint file, open_clip:<arch>@<tag or path>, hf-hub:<owner>/<repo>, or hf:<owner>/<repo>",
                 )
             known = {path.stem: path, **self.model_files}
         else:
@@ -419,6 +422,15 @@ class Catalog:
         if name in above:
             raise CardError(f"suite {name} names itself: {' → '.join((*above, name))}")
         return [i for part in self.suites[name].tasks for i in self._expand(part, (*above, name))]
+
+
+def _saved(folder: Path) -> bool:
+    """Whether a folder holds a model as transformers saves it, and is no run folder."""
+    return (
+        exists(folder, folder=True)
+        and exists(folder / "config.json")
+        and not os.path.lexists(folder / "card.yaml")
+    )
 
 
 #: keys that only cards of this kind have

@@ -17,25 +17,30 @@ class Preprocess(Strict):
     """How a PIL image becomes a tensor; part of every feature's key.
 
     `resize: shortest` scales the short side to `size` and keeps the ratio, then crops the centre;
-    `squash` scales to the square `crop`; `none` takes images that have that size already, `pad` also smaller ones,
-    which it centres on black.
+    `squash` scales to the square `crop`, `squash-crop` to the square `size` and then crops the centre; `none` takes
+    images that have that size already, `pad` also smaller ones, which it centres on black.
     `order` says whether the conversion to `channels` colours comes before or after resizing
     (open_clip: after; most others: before; it matters for palette and alpha images).
     `interpolation` is Pillow's, which smooths an image before it shrinks it; `bilinear-no-antialias` is OpenCV's, and
     torch's without `antialias`, which do not. It mixes colours, so it needs `order: convert-first`.
+    `centre` says where the middle of an odd number of pixels is: `nearest` rounds its half to the even neighbour, as
+    torchvision does, `down` takes the lower one, as transformers does.
+    `transparency: dropped` sees the stored colours of transparent pixels, `on-white` lays the image on white first.
     `orientation: exif` turns an image first as its EXIF tag says (as OpenCV's `imread` does), `as-stored` does not (as
     Pillow, and so open_clip, does not; but for TIFF, which Pillow always turns).
     """
 
-    later: ClassVar = ("orientation",)
+    later: ClassVar = ("orientation", "centre", "transparency")
 
     size: int = Field(224, gt=0)
     crop: int | None = Field(None, gt=0)
-    resize: Literal["shortest", "squash", "none", "pad"] = "shortest"
+    resize: Literal["shortest", "squash", "squash-crop", "none", "pad"] = "shortest"
     interpolation: Interpolation = "bicubic"
     channels: Literal[1, 3] = 3
     order: Literal["convert-last", "convert-first"] = "convert-last"
     orientation: Literal["as-stored", "exif"] = "as-stored"
+    centre: Literal["nearest", "down"] = "nearest"
+    transparency: Literal["dropped", "on-white"] = "dropped"
     mean: Tuple[float]
     std: Tuple[float]
 
@@ -52,6 +57,8 @@ class Preprocess(Strict):
             raise ValueError("std values must be above 0")
         if self.interpolation == "bilinear-no-antialias" and self.order != "convert-first":
             raise Misplaced("bilinear-no-antialias needs order: convert-first", "interpolation")
+        if self.transparency == "on-white" and (self.order, self.channels) != ("convert-first", 3):
+            raise Misplaced("on-white needs order: convert-first and 3 channels", "transparency")
         return self
 
 

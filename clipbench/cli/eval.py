@@ -46,8 +46,9 @@ def eval_command(
         list[str],
         option(
             "--model -m",
-            "Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, or "
-            "hf-hub:<owner>/<repo>; repeatable, or separated by commas.",
+            "Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, "
+            "hf-hub:<owner>/<repo> (open_clip's form), hf:<owner>/<repo>[@revision] or a folder (transformers' "
+            "form); repeatable, or separated by commas.",
             "MODEL",
         ),
     ],

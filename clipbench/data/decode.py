@@ -95,6 +95,7 @@ REMARKS: Final[dict[str, str]] = {
     "exif-turn-ignored": "images seen as they are stored, though their EXIF tag turns them (the model card's "
     "orientation: as-stored)",
     "alpha-dropped": "images with transparent pixels, of which the stored colours were seen: alpha was dropped",
+    "alpha-on-white": "images with transparent pixels, laid on white (the model card's transparency: on-white)",
     "first-frame": "files with several frames or pages, of which the first was seen",
 }
 
@@ -193,7 +194,7 @@ def decode(data: bytes, preprocess: Preprocess) -> NDArray[np.uint8]:
 
 def decode_and_remark(data: bytes, preprocess: Preprocess) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """See `decode`; with the kinds of `REMARKS` that hold for the image."""
-    image, remarks = standard(open_image(data), preprocess.orientation)
+    image, remarks = standard(open_image(data), preprocess.orientation, preprocess.transparency)
     if isinstance(preprocess, Crops):
         rng = np.random.default_rng([preprocess.seed, preprocess.epoch, zlib.crc32(data)])
         return _channels_first(_random_crop(image, preprocess, rng), preprocess), remarks
@@ -225,7 +226,7 @@ def _random_crop(image: Image.Image, crops: Crops, rng: np.random.Generator) -> 
 
 def pixels(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Resize and crop one image: uint8 [channels, side, side]. Raises as `decode`."""
-    return _resized(standard(image, preprocess.orientation)[0], preprocess)
+    return _resized(standard(image, preprocess.orientation, preprocess.transparency)[0], preprocess)
 
 
 def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -244,8 +245,12 @@ def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
                 within_limit(*new, f"has {width:,} × {height:,} and would be scaled to")
                 width, height = new
                 image = _scaled(image, width, height, preprocess.interpolation)
-            left, top = round((width - side) / 2), round((height - side) / 2)
-            image = image.crop((left, top, left + side, top + side))
+            image = _centre(image, preprocess)
+        case "squash-crop":
+            size = preprocess.size
+            if (width, height) != (size, size):
+                image = _scaled(image, size, size, preprocess.interpolation)
+            image = _centre(image, preprocess)
         case "squash":
             if (width, height) != (side, side):
                 image = _scaled(image, side, side, preprocess.interpolation)
@@ -258,6 +263,18 @@ def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
             left, top = (width - side) // 2, (height - side) // 2
             image = image.crop((left, top, left + side, top + side))
     return _channels_first(image, preprocess)
+
+
+def _centre(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """The central square that the tower sees, black where it reaches beyond the image."""
+    left, top = (_start(length, preprocess) for length in image.size)
+    return image.crop((left, top, left + preprocess.side, top + preprocess.side))
+
+
+def _start(length: int, preprocess: Preprocess) -> int:
+    """Where the central `side` pixels of `length` begin; below 0 where they are more."""
+    left = length - preprocess.side
+    return left // 2 if preprocess.centre == "down" else round(left / 2)
 
 
 def _scaled(
@@ -303,14 +320,16 @@ def seen(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int
     >>> seen(640, 480, Preprocess(size=224, **both)), seen(640, 480, Preprocess(resize="squash", **both))
     ((79, 0, 561, 480), (0, 0, 640, 480))
     """
-    if preprocess.resize != "shortest":
+    if preprocess.resize not in ("shortest", "squash-crop"):
         return 0, 0, width, height
     short, side = min(width, height), preprocess.side
     long = int(preprocess.size * max(width, height) / short)
     new = (preprocess.size, long) if width <= height else (long, preprocess.size)
+    if preprocess.resize == "squash-crop":
+        new = (preprocess.size, preprocess.size)
     edges = []
     for old, resized in zip((width, height), new, strict=True):
-        start = round((resized - side) / 2)
+        start = _start(resized, preprocess)
         edges.append((round(start * old / resized), round((start + side) * old / resized)))
     (left, right), (top, bottom) = edges
     return left, top, right, bottom

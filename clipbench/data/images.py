@@ -14,6 +14,8 @@ from PIL import Image, TiffImagePlugin
 
 #: whether an image is seen as it is stored, or turned as its EXIF tag says
 Orientation = Literal["as-stored", "exif"]
+#: whether transparent pixels are seen in their stored colours, or on white
+Transparency = Literal["dropped", "on-white"]
 
 _ORIENTATION = 0x0112  # the tags' numbers in EXIF and TIFF
 _BITS, _PHOTOMETRIC = 258, 262
@@ -30,12 +32,14 @@ _TURNS = {
 _PAGED: Final = frozenset({"GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"})
 
 
-def standard(image: Image.Image, follow: Orientation) -> tuple[Image.Image, tuple[str, ...]]:
+def standard(
+    image: Image.Image, follow: Orientation, transparency: Transparency = "dropped"
+) -> tuple[Image.Image, tuple[str, ...]]:
     """`image` with 8 bits a channel, turned if `follow` says so, and the kinds of `decode.REMARKS` that hold for it.
 
     16-bit grey values x become round(x / 257), whatever range of them the image uses; of a TIFF of 9 to 15 bits a pixel
-    its own range is scaled. Colour images of 16 bits Pillow itself brings to 8. An image that needs nothing is returned
-    as it is; `image` is never changed.
+    its own range is scaled. Colour images of 16 bits Pillow itself brings to 8. Laid on white, an image with
+    transparency becomes RGB. An image that needs nothing is returned as it is; `image` is never changed.
 
     Raises:
         ValueError: 32-bit integers or floats without a defined range, or a palette that is missing.
@@ -49,7 +53,10 @@ def standard(image: Image.Image, follow: Orientation) -> tuple[Image.Image, tupl
     if image.mode == "P" and image.palette is None:
         raise ValueError("its colours are numbers of a palette that it lacks")
     if _transparent(image):
-        kinds.append("alpha-dropped")
+        kinds.append("alpha-dropped" if transparency == "dropped" else "alpha-on-white")
+    if transparency == "on-white" and image.has_transparency_data and full is None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if "transparency" in image.info:
         image = image.copy()
         del image.info["transparency"]  # which matters to no pixel, and of which Pillow warns in a palette

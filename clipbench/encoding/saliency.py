@@ -74,7 +74,7 @@ class Saliency:
         maps = self._maps[block]
         maps.tower.to(runtime.device)
         preprocess = model.adapter.preprocess
-        if whole and preprocess.resize == "shortest":
+        if whole and preprocess.resize in ("shortest", "squash-crop"):
             preprocess = preprocess.model_copy(update={"resize": "squash"})
         unique = list(dict.fromkeys(texts))
         number = {text: i for i, text in enumerate(unique)}

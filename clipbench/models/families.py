@@ -6,6 +6,7 @@ A family is one module, `clipbench/models/NAME.py` or a plugin's (see `clipbench
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -79,6 +80,13 @@ def named(name: str) -> ModelEntry | None:
                 card = make(name)
                 return ModelEntry(name, card, Path.cwd(), detected=card.notes is not None)
     return None
+
+
+def saved(name: str) -> ModelEntry:
+    """The model of `--model <folder>` that holds a model as transformers saves it. Raises as its family."""
+    entry = named(f"hf:{name}")
+    assert entry is not None
+    return replace(entry, id=name)
 
 
 def detected(name: str) -> ModelEntry:

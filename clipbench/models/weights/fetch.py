@@ -72,14 +72,31 @@ def find(weights: Weights, owner: str) -> Path:
     return _from_hub(weights, target, owner) if kind == "hf" else _download(weights, target, owner)
 
 
+def find_if_there(weights: Weights, owner: str) -> Path | None:
+    """As `find`, of an `hf` source; None where its repository has no such file. Raises as `find`."""
+    target = place(weights)
+    if target.is_file():
+        return target
+    try:
+        return _from_hub(weights, target, owner)
+    except _NotThere:
+        return None
+
+
 def _link(weights: Weights) -> str:
     kind, value = weights.source
     return GDRIVE.format(id=value) if kind == "gdrive" else source_name(weights)
 
 
-def _unavailable(weights: Weights, target: Path, owner: str, reason: str) -> WeightsError:
+class _NotThere(WeightsError):
+    """A repository of the hub that has no such file."""
+
+
+def _unavailable(
+    weights: Weights, target: Path, owner: str, reason: str, kind: type[WeightsError] = WeightsError
+) -> WeightsError:
     read = f" (the link stands in: {weights.link_source})" if weights.link_source else ""
-    return WeightsError(
+    return kind(
         f"{owner}: the weights are not in the local cache and cannot be fetched from {_link(weights)}: {reason}",
         hint=f"with network, run this again; or bring the file by hand{read} and put it at {target}",
     )
@@ -116,7 +133,8 @@ def _packaged(value: str, owner: str) -> Path:
 
 def _from_hub(weights: Weights, target: Path, owner: str) -> Path:
     """A file of the model hub, in the hub client's own cache; its commit stays that of the first use."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     _, value = weights.source
     # The owner's and the repository's name, a revision where there is one, and the path below.
@@ -125,11 +143,16 @@ def _from_hub(weights: Weights, target: Path, owner: str) -> Path:
     repo, revision, file = parts.groups()
     stated = revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision)
     commit = revision if stated else recall("commits", source_name(weights))
+    absent = commit and try_to_load_from_cache(repo, file, revision=commit) is _CACHED_NO_EXIST
     try:
+        if absent:
+            raise EntryNotFoundError(f"{repo} has no {file} at {commit}")
         path = Path(hf_hub_download(repo, file, revision=commit or revision))
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
         why = " ".join(str(error).split()) or type(error).__name__
-        raise _unavailable(weights, target, owner, why[:240]) from None
+        lacking = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        kind = _NotThere if lacking else WeightsError
+        raise _unavailable(weights, target, owner, why[:240], kind) from None
     if not stated:
         remember("commits", source_name(weights), path.parents[file.count("/")].name, what="the commit")
     return path

@@ -310,9 +310,9 @@ def load_strict(
     if missing:
         near = nearest(missing[0], extra)
         renamed = f' (is "{near}" the same under another name?)' if near else ""
-        problems.append(f"missing {len(missing)}: {_some(missing)}{renamed}")
+        problems.append(f"missing {len(missing)}: {some(missing)}{renamed}")
     if extra:
-        problems.append(f"unexpected {len(extra)}: {_some(extra)}")
+        problems.append(f"unexpected {len(extra)}: {some(extra)}")
     if shapes:
         found, want = (tuple(of[shapes[0]].shape) for of in (state, wanted))
         problems.append(f"wrong shape {len(shapes)}: {shapes[0]} is {found}, the architecture has {want}")
@@ -331,5 +331,5 @@ def load_strict(
     return left_out
 
 
-def _some(keys: list[str]) -> str:
+def some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")

@@ -1,0 +1,169 @@
+"""The classes of transformers that are models here: what is compared with what, and which feature is the `backbone`.
+
+Nothing of transformers is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from clipbench.errors import CardError
+
+#: what is taken of a tower's output: its own pooled one, or the state of the first token
+Taken = Literal["pooler_output", "first"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a model of images and text: the names of its tower and of its head (None: the tower has it)."""
+
+    tower: str
+    taken: Taken
+    head: str | None
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A class of transformers that compares images with text, by the names of its parts.
+
+    Attributes:
+        name: the class.
+        whole: whether texts are padded to the context length, and their padding seen: as SigLIP was trained.
+        scale: the parameter of the factor on cosines: its logarithm, or, as `temperature`, one over it; None: none.
+        bias: the parameter of what is added to them.
+        fixed: whether images have the one size of its settings.
+    """
+
+    name: str
+    image: Side
+    text: Side
+    whole: bool = False
+    scale: str | None = "logit_scale"
+    bias: str | None = None
+    fixed: bool = True
+
+
+@dataclass(frozen=True)
+class Images:
+    """A class of transformers for images alone.
+
+    Attributes:
+        name: the class.
+        pooled: the pooled output, in words.
+        pooler: how names of weights begin that only the pooled output needs; without them in a file, the state of the
+            class token is taken.
+        fixed: as of `Joint`.
+        heads: how names of weights begin that a file may hold beside the tower: heads, and tokens of training.
+    """
+
+    name: str
+    pooled: str
+    pooler: str | None = None
+    heads: tuple[str, ...] = ("classifier.",)
+    fixed: bool = True
+
+    @property
+    def said(self) -> str:
+        """What the `backbone` is."""
+        return (
+            f"{self.pooled}, of a file without one the class token's last state"
+            if self.pooler
+            else self.pooled
+        )
+
+
+Architecture = Joint | Images
+
+_PROJECTED: Final = Side("vision_model", "pooler_output", "visual_projection")
+_MASKED: Final = ("classifier.", "decoder.", "embeddings.mask_token")
+_CLS: Final = "the class token after the last layer norm"
+_MEAN: Final = "the mean over all places"
+_JOINT: Final = (
+    Joint("CLIPModel", _PROJECTED, Side("text_model", "pooler_output", "text_projection")),
+    Joint(
+        "SiglipModel",
+        Side("vision_model", "pooler_output", None),
+        Side("text_model", "pooler_output", None),
+        whole=True,
+        bias="logit_bias",
+    ),
+    Joint("ChineseCLIPModel", _PROJECTED, Side("text_model", "first", "text_projection")),
+    Joint("AltCLIPModel", _PROJECTED, Side("text_model", "first", "text_projection")),
+    Joint(
+        "AlignModel",
+        Side("vision_model", "pooler_output", None),
+        Side("text_model", "first", "text_projection"),
+        scale="temperature",
+        fixed=False,
+    ),
+    Joint(
+        "BlipForImageTextRetrieval",
+        Side("vision_model", "first", "vision_proj"),
+        Side("text_encoder", "first", "text_proj"),
+        scale=None,
+    ),
+)
+JOINT: Final[Mapping[str, Joint]] = {rule.name: rule for rule in _JOINT}
+#: by the `model_type` of their settings
+IMAGES: Final[Mapping[str, Images]] = {
+    "dinov2": Images("Dinov2Model", _CLS, fixed=False),
+    "dinov2_with_registers": Images("Dinov2WithRegistersModel", _CLS, fixed=False),
+    "dinov3_vit": Images("DINOv3ViTModel", _CLS, fixed=False),
+    "vit": Images("ViTModel", "its pooler's output", "pooler.", _MASKED),
+    "deit": Images(
+        "DeiTModel",
+        "its pooler's output",
+        "pooler.",
+        (*_MASKED, "cls_classifier.", "distillation_classifier."),
+    ),
+    "beit": Images(
+        "BeitModel",
+        "its pooler's output",
+        "pooler.",
+        ("classifier.", "lm_head.", "layernorm.", "embeddings.mask_token"),
+    ),
+    "swin": Images("SwinModel", f"{_MEAN} after the last layer norm", heads=_MASKED, fixed=False),
+    "swinv2": Images("Swinv2Model", f"{_MEAN} after the last layer norm", heads=_MASKED, fixed=False),
+    "convnext": Images("ConvNextModel", f"{_MEAN}, then a layer norm", fixed=False),
+    "convnextv2": Images("ConvNextV2Model", f"{_MEAN}, then a layer norm", fixed=False),
+    "resnet": Images("ResNetModel", _MEAN, fixed=False),
+    "clip_vision_model": Images("CLIPVisionModel", _CLS, heads=("visual_projection.",)),
+    "siglip_vision_model": Images("SiglipVisionModel", "its attention pooling's output", heads=()),
+}
+#: the class of settings that do not name one
+_OF_TYPES: Final = {
+    "clip": "CLIPModel",
+    "siglip": "SiglipModel",
+    "chinese_clip": "ChineseCLIPModel",
+    "altclip": "AltCLIPModel",
+    "align": "AlignModel",
+}
+#: why a class that could be thought of is none here → what to take
+_REFUSED: Final = {
+    "siglip2": "its images keep their shape and come in many sizes (NaFlex), where a tower here sees squares of one "
+    "size; SigLIP 2 of one size, such as google/siglip2-base-patch16-224, is a SiglipModel",
+}
+
+
+def architecture_of(settings: Mapping[str, Any], name: str) -> Architecture:
+    """The class of a model by its `config.json`; `name` is the model's, for messages.
+
+    Raises:
+        CardError: it is none of those known.
+    """
+    kind, stated = str(settings.get("model_type")), settings.get("architectures") or []
+    if why := _REFUSED.get(kind):
+        raise CardError(f"{name}: model_type {kind}: {why}")
+    own = str(stated[0]) if isinstance(stated, list) and stated else _OF_TYPES.get(kind, "")
+    if own in JOINT:
+        return JOINT[own]
+    if kind in IMAGES:
+        return IMAGES[kind]
+    towers = ", ".join(sorted(IMAGES))
+    raise CardError(
+        f"{name}: its class {own or kind} is not known; known are {', '.join(JOINT)}, and for images alone the model "
+        f"types {towers}",
+        hint="choose a model of one of these, or write a model family (docs/architecture.md, Adding something)",
+    )
