@@ -36,7 +36,7 @@ SURFACE = {
     "clipbench.evaluation": "Options Result evaluate evaluator limited",
     "clipbench.api": "Model load_model",
     "clipbench.models.adapter": "Adapter Family ModelEntry",
-    "clipbench.models.families": "Fetched config_model detected families family fetch load named",
+    "clipbench.models.families": "Fetched config_model detected families family fetch load named saved",
     "clipbench.protocols.base": "Elsewhere HeatInputs Inputs MetricSpec Needs Outcome Params Protocol",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts",
     "clipbench.metrics.concepts": "concept_direction remove_concept",
