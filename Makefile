@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint house check torture fuzz parity coverage mutants matrix clean
+.PHONY: all setup demo test lint house check torture fuzz parity mteb coverage mutants matrix clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -55,6 +55,10 @@ matrix:
 
 parity: setup
 	PYTHONPATH=tests $(BIN)/python -m parity
+
+# `clipbench.as_mteb` under mteb's image tasks, in an environment of its own over this one; a minute
+mteb: setup
+	PYTHONPATH=tests $(BIN)/python -m parity.with_mteb
 
 # 50,000 changed files of each kind that is read; on two cores about an hour
 fuzz: setup

@@ -6,11 +6,13 @@ TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
     from clipbench.api import Model, load_model
     from clipbench.metrics.concepts import concept_direction, remove_concept
+    from clipbench.mteb import as_mteb
     from clipbench.report.dataframe import results
 
-__all__ = ["Model", "__version__", "concept_direction", "load_model", "remove_concept", "results"]
+__all__ = ["Model", "__version__", "as_mteb", "concept_direction", "load_model", "remove_concept", "results"]
 _HOMES = {
     "Model": "api",
+    "as_mteb": "mteb",
     "concept_direction": "metrics.concepts",
     "load_model": "api",
     "remove_concept": "metrics.concepts",

@@ -52,20 +52,21 @@ def load_model(
             "hf:<owner>/<repo>",
         )
     loaded = Catalog(cards).model(str(name))
-    return Model(families.load(loaded), Runtime.choose(device, precision))
+    return Model(families.load(loaded), Runtime.choose(device, precision), loaded.id)
 
 
 class Model:
     """A CLIP-like model: images and texts in, comparable features out (float32, on the CPU).
 
     Attributes:
+        id: what records call it.
         card: its model card.
         logit_scale: factor on similarities before a softmax.
         compared: `joint` (one unit row a sample), or `tokens` (FILIP: unit tokens, compared by late interaction).
     """
 
-    def __init__(self, adapter: Adapter, runtime: Runtime) -> None:
-        self.adapter, self.runtime = adapter, runtime
+    def __init__(self, adapter: Adapter, runtime: Runtime, id_: str) -> None:
+        self.adapter, self.runtime, self.id = adapter, runtime, id_
         self.card: ModelCard = adapter.card
         self.logit_scale = adapter.logit_scale
         self.compared = adapter.compared
@@ -87,7 +88,11 @@ class Model:
         return normalise(torch.from_numpy(found.copy())[None], self.card.preprocess)[0]
 
     def encode_images(
-        self, images: ImageLike | Iterable[ImageLike] | torch.Tensor, space: str | None = None
+        self,
+        images: ImageLike | Iterable[ImageLike] | torch.Tensor,
+        space: str | None = None,
+        *,
+        normalised: bool = True,
     ) -> torch.Tensor:
         """Features of images: float32 [n, D], unit rows; in `tokens` [n, T, d], unit tokens; in `backbone` as they are.
 
@@ -95,6 +100,7 @@ class Model:
             images: opened images, paths or arrays, or one of them; or a batch that `preprocess` made: float [n,
                 channels, side, side].
             space: `joint`, `tokens` or `backbone`; None: the one in which this model compares images with texts.
+            normalised: whether rows (or tokens) have unit length; else they are as the tower gives them.
 
         Raises:
             DataError: an image that cannot be decoded, or something else than images.
@@ -121,12 +127,14 @@ class Model:
         else:
             batches = (torch.stack([self.preprocess(image) for image in part]) for part in _parts(several))
         features = [tower(batch.to(self.runtime.device)).cpu() for batch in batches]
-        return self._shaped(features, space)
+        return self._shaped(features, space, normalised)
 
-    def encode_texts(self, texts: str | Iterable[str], space: str | None = None) -> torch.Tensor:
+    def encode_texts(
+        self, texts: str | Iterable[str], space: str | None = None, *, normalised: bool = True
+    ) -> torch.Tensor:
         """Features of texts, comparable with those of images: float32 [n, D], unit rows; in `tokens` [n, T, d].
 
-        One text gives one row.
+        One text gives one row. `space` and `normalised` are as for images.
 
         Raises:
             DataError: something else than texts.
@@ -139,7 +147,7 @@ class Model:
         for part in _parts([texts] if isinstance(texts, str) else _texts(texts)):
             ids, lengths = self.adapter.tokenize(part)
             features.append(tower(ids[:, : int(lengths.max())].to(self.runtime.device)).cpu())
-        return self._shaped(features, space)
+        return self._shaped(features, space, normalised)
 
     def similarity(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """Similarity of every image with every text, without the logit scale: float32 [n, m].
@@ -150,13 +158,25 @@ class Model:
 
         return torch.from_numpy(similarity(images.numpy(), texts.numpy()))
 
+    def parameters(self, space: str) -> list[torch.Tensor]:
+        """The parameters of the towers that give features in `space`, each once.
+
+        Raises:
+            NotApplicable: images have no such space.
+        """
+        adapter = self.adapter
+        adapter.require_space(space)
+        towers = [adapter.image_tower(space)]
+        towers += [adapter.text_tower(space)] if space in adapter.text_spaces else []
+        return list({id(one): one for tower in towers for one in tower.parameters()}.values())
+
     def _tower(self, kind: str, space: str) -> Tower:
         if (kind, space) not in self._towers:
             make = self.adapter.image_tower if kind == "image" else self.adapter.text_tower
             self._towers[kind, space] = Tower(make(space).to(self.runtime.device), self.runtime)
         return self._towers[kind, space]
 
-    def _shaped(self, features: list[torch.Tensor], space: str) -> torch.Tensor:
+    def _shaped(self, features: list[torch.Tensor], space: str, normalised: bool) -> torch.Tensor:
         import torch
 
         if not features:
@@ -165,8 +185,9 @@ class Model:
         if space == "backbone":
             return rows
         width = self.adapter.token_width if space == "tokens" else 0
-        normalised = unit(rows, width)
-        return normalised.view(len(rows), -1, width) if width else normalised
+        if normalised:
+            rows = unit(rows, width)
+        return rows.view(len(rows), -1, width) if width else rows
 
 
 def _opened(image: object) -> Image.Image:

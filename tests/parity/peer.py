@@ -124,31 +124,45 @@ class Peer:
 
 
 def prepare_peer(folder: Path) -> Peer:
-    """The peer's environment at `folder`, made where it is missing or was made of something else.
-
-    A `.pth` file adds clipbench's own site-packages behind the environment's, so torch, torchvision and open_clip
-    are shared, not fetched again, and the peer's own NumPy comes first.
+    """The peer's environment at `folder`.
 
     Raises:
         PeerUnavailable: no package index can be reached.
         ParityError: the environment cannot be made, or the peer does not start in it.
     """
-    over = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    recipe = {"requirements": [PEER, *LIBRARIES, *MENDS], "over": over, "python": sys.version}
-    made_of = folder / "made_of.json"
-    with locked(folder.with_name(f"{folder.name}.lock")):
-        if not made_of.is_file() or json.loads(made_of.read_text()) != recipe:
-            say(f"installing {PEER} …")
-            _python(sys.executable, "-m", "venv", "--clear", str(folder))
-            write_atomic(_site_packages(folder) / "zz_clipbench.pth", "\n".join([*over, ""]).encode())
-            _pip_install(folder, "--no-deps", PEER, *LIBRARIES)
-            _pip_install(folder, *MENDS)
-            write_atomic(made_of, json.dumps(recipe, indent=1).encode())
-    python = str(folder / "bin" / "python")
+    python = prepare(folder, [("--no-deps", PEER, *LIBRARIES), MENDS])
     versions: dict[str, str] = json.loads(_python(python, "-c", _VERSIONS, *_PACKAGES))
     # Also brings what both programs import into the file cache, so that neither is timed with a cold disk.
     _python(python, "-c", "import clip_benchmark.cli")
     return Peer(folder, versions)
+
+
+def prepare(folder: Path, installs: Sequence[Sequence[str]]) -> str:
+    """The Python of an environment over this one at `folder`, made where it is missing or was made of something else.
+
+    A `.pth` file adds clipbench's own site-packages behind the environment's, so torch, torchvision and open_clip
+    are shared, not fetched again, and a NumPy of its own comes first.
+
+    Args:
+        installs: what pip is told, call by call; what comes first that is no option, gives errors their name.
+
+    Raises:
+        PeerUnavailable: no package index can be reached.
+        ParityError: the environment cannot be made.
+    """
+    over = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    wanted = [one for call in installs for one in call if not one.startswith("-")]
+    recipe = {"requirements": wanted, "over": over, "python": sys.version}
+    made_of = folder / "made_of.json"
+    with locked(folder.with_name(f"{folder.name}.lock")):
+        if not made_of.is_file() or json.loads(made_of.read_text()) != recipe:
+            say(f"installing {wanted[0]} …")
+            _python(sys.executable, "-m", "venv", "--clear", str(folder))
+            write_atomic(_site_packages(folder) / "zz_clipbench.pth", "\n".join([*over, ""]).encode())
+            for call in installs:
+                _pip_install(folder, *call, what=wanted[0])
+            write_atomic(made_of, json.dumps(recipe, indent=1).encode())
+    return str(folder / "bin" / "python")
 
 
 def _site_packages(environment: Path) -> Path:
@@ -156,7 +170,7 @@ def _site_packages(environment: Path) -> Path:
     return Path(sysconfig.get_path("purelib", "venv", base))
 
 
-def _pip_install(environment: Path, *arguments: str) -> None:
+def _pip_install(environment: Path, *arguments: str, what: str) -> None:
     python = str(environment / "bin" / "python")
     try:
         _python(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments)
@@ -164,7 +178,7 @@ def _pip_install(environment: Path, *arguments: str) -> None:
         if "from versions: none" not in error.message:
             raise
         raise PeerUnavailable(
-            f"{PEER} cannot be installed: no package index answers",
+            f"{what} cannot be installed: no package index answers",
             hint="run this where pip can reach one; what is installed once is used again",
         ) from None
 
