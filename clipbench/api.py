@@ -52,7 +52,13 @@ def load_model(
             "hf:<owner>/<repo>",
         )
     loaded = Catalog(cards).model(str(name))
-    return Model(families.load(loaded), Runtime.choose(device, precision), loaded.id)
+    adapter = families.load(loaded)
+    if adapter.given is not None:
+        raise CardError(
+            f"{name} is a folder of embeddings, which encodes nothing",
+            hint="name the model that they come from; clipbench eval scores the folder",
+        )
+    return Model(adapter, Runtime.choose(device, precision), loaded.id)
 
 
 class Model:

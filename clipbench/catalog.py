@@ -162,8 +162,8 @@ class Catalog:
 
     def model(self, name: str) -> ModelEntry:
         """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
-        `open_clip:<arch>@<tag-or-path>`, `hf-hub:<owner>/<repo>`, `hf:<owner>/<repo>[@revision]`, or a folder that
-        `save_pretrained` of transformers wrote.
+        `open_clip:<arch>@<tag-or-path>`, `hf-hub:<owner>/<repo>`, `hf:<owner>/<repo>[@revision]`, a folder that
+        `save_pretrained` of transformers wrote, or `embeddings:<folder>` of arrays.
 
         Raises:
             CardError: nothing has this name, or its card is wrong.

@@ -28,7 +28,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import DataError, NotApplicable
 from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
-from clipbench.protocols.base import Needs
+from clipbench.protocols.base import Needs, Outcome
 from clipbench.records.exposure import Exposure, exposure
 from clipbench.records.record import (
     Json,
@@ -230,7 +230,7 @@ def _plan(encoder: ModelEncoder, task: Task) -> _Plan:
     before, protocol = replace(encoder.counts), task.protocol
     needs, reason = protocol.needs(task.params, encoder.compared), None
     try:
-        if protocol.text:
+        if protocol.texts is not None:
             encoder.adapter.require_text(encoder.compared)
         for _, space in needs.images:
             encoder.require(space)
@@ -274,7 +274,7 @@ def _outcome(
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
     repeats = _repeats(plan.encoded, splits, protocol.split)
     skipped = {i: reason for found in plan.encoded.values() for i, reason in found.bad.items()}
-    env, spent = environment(), taken()
+    how, env, spent = _how(plan), environment(), taken()
     record = Record(
         model=encoder.model.id,
         task=task.id,
@@ -294,17 +294,22 @@ def _outcome(
                 *(without_samples(split) if set(task.protocol.kinds) & {*LABELLED} else ()),
                 *(_unknown(known) if role == protocol.split else ()),
                 *_remarks(plan.encoded, role),
+                *dict.fromkeys(
+                    n for (own, _), found in plan.encoded.items() if own == role for n in found.notes
+                ),
+                *(_assumed(plan, outcome) if role == protocol.split else ()),
                 *repeats.get(role, ()),
             )
         ),
         seen=known.seen,
-        precision=runtime.precision,
+        precision=encoder.precision,
         device=runtime.device_name,
         env=env,
         fingerprints={
             "model_card": fingerprint(encoder.model.card.canonical()),
             "task_card": fingerprint(card.canonical()),
-            "weights": encoder.adapter.weights_sha256,
+            # of arrays that were given, plans have the sha256
+            "weights": encoder.adapter.weights_sha256 or fingerprint(how["plans"]),
             **{f"split:{role}": split.fingerprint for role, split in splits.items()},
         },
         timing=Timing(
@@ -318,7 +323,7 @@ def _outcome(
             texts_encoded=counts.texts_encoded - before.texts_encoded,
             stages=spent,
         ),
-        encoder=_how(plan),
+        encoder=how,
         evidence=outcome.evidence,
         cards=ResolvedCards(model=encoder.model.card.canonical(), task=card.canonical()),
         created=utc_now(),
@@ -330,6 +335,15 @@ def _unknown(known: Exposure) -> list[Note]:
     """That the model's card names training data of which there is no card, so that what they share is not known."""
     text = "sets of training data have no card here, so whether they hold images of this split is not known"
     return [Note.of("unknown-training-data", text, known.unknown)] if known.unknown else []
+
+
+def _assumed(plan: _Plan, outcome: Outcome) -> list[Note]:
+    """That the factor on cosines was not given, where a number hangs on it."""
+    given, texts = plan.encoder.adapter.given, plan.task.protocol.texts
+    if given is None or given.about.logit_scale or texts is None or "ece" not in outcome.scores:
+        return []
+    text = f"logit scale is not given: {plan.encoder.logit_scale:g} was assumed, on which ece and confidences hang"
+    return [Note("logit-scale-assumed", text, 1)]
 
 
 def _how(plan: _Plan) -> Json:

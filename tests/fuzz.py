@@ -410,6 +410,37 @@ def feature_folders(root: Path) -> Target:
     return Target([name.encode() + b"\0" + content for name, content in names.items()], read)
 
 
+def embeddings(root: Path) -> Target:
+    """Arrays of embeddings as .npy and parquet, and the lists of ids beside them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from clipbench.data.embeddings import Rows
+    from clipbench.data.named_rows import IMAGES, named_rows
+
+    rows = np.arange(1, 13, dtype=np.float32).reshape(4, 3)
+    np.save(root / "test.npy", rows)
+    pq.write_table(pa.table({"id": list("abcd"), "embedding": rows.tolist()}), root / "test.parquet")
+    files = {path.name: path.read_bytes() for path in root.iterdir()}
+    files |= {"test.ids.txt": b"a\nb\nc\nd\n", "test.ids.json": b'["a", "b", "c", "d"]'}
+
+    def read(data: bytes) -> None:
+        name, _, content = data.partition(b"\0")
+        for path in root.iterdir():
+            path.unlink()
+        if b".ids." in name:
+            (root / "test.npy").write_bytes(files["test.npy"])
+        elif b".npy" in name:
+            (root / "test.ids.txt").write_bytes(files["test.ids.txt"])
+        if name.decode("latin-1") in files:
+            (root / name.decode()).write_bytes(content)
+        table = named_rows(root, "test", IMAGES, root)
+        if table is not None:
+            Rows(table, np.arange(len(table))).check()
+
+    return Target([name.encode() + b"\0" + content for name, content in files.items()], read)
+
+
 def run_folders(root: Path) -> Target:
     """What a resumed run reads: checkpoint, metrics, recipe; and the card of a run that has finished."""
     import torch
@@ -460,6 +491,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "captions": caption_tables,
     "clip_benchmark": clip_benchmark,
     "features": feature_folders,
+    "embeddings": embeddings,
     "runs": run_folders,
 }
 

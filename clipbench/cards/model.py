@@ -170,7 +170,7 @@ class ModelCard(Strict):
     of them is marked, and kept off the leaderboard (`clipbench.records.exposure`). `training_data` says it in words.
     """
 
-    later: ClassVar = ("trained_on",)
+    later: ClassVar[tuple[str, ...]] = ("trained_on",)
 
     title: str
     family: str

@@ -58,9 +58,10 @@ COMMANDS: Final[Mapping[str, Command | Group]] = {
         },
     ),
     "data": Group(
-        "Check copies of data sets, and convert annotations.",
+        "Check copies of data sets, list what tasks ask for, convert.",
         {
             "check": Command("data", "Check copies of data sets against their cards."),
+            "inputs": Command("data", "Write the ids and texts that tasks ask a model for."),
             "convert-coco-gender": Command("data", "Copy COCO-gender's pickled annotations to JSON."),
         },
     ),

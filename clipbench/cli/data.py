@@ -1,4 +1,4 @@
-"""`clipbench data`: check and convert."""
+"""`clipbench data`: check, list and convert."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Annotated
 
 import typer
 
-from clipbench.cli.inputs import data_paths, open_catalog
-from clipbench.cli.options import Cards, Data, Json, Plugins, argument, option
+from clipbench.cli.inputs import data_paths, names, open_catalog
+from clipbench.cli.options import Cards, Data, Force, Json, Plugins, argument, option
+from clipbench.cli.output import note
 from clipbench.data.layouts.coco_gender import convert
+from clipbench.errors import ClipbenchError
 from clipbench.report.data_check import survey, text
+from clipbench.report.task_inputs import asked
 from clipbench.utils.escape import json_text, visible
+from clipbench.utils.outputs import write_own
 
 
 def check_command(
@@ -39,6 +43,35 @@ def check_command(
         sys.stdout.write(visible(text(found), lines=True))
     if not found.well:
         raise typer.Exit(2)
+
+
+def inputs_command(
+    task: Annotated[list[str], argument("Task or suite ids.", "TASK")],
+    out: Annotated[Path, option("--out -o", "Folder to write the lists into.", "DIR")],
+    data: Data = None,
+    force: Force = False,
+    cards: Cards = None,
+    plugins: Plugins = None,
+) -> None:
+    """Write the ids and texts that tasks ask a model for.
+
+    DIR becomes a folder for --model embeddings:DIR that lacks only the rows: <data set>/<split>.ids.json says whose
+    rows <split>.npy must hold, and texts.json those of texts.npy. Texts are the finished prompts and captions.
+    """
+    catalog = open_catalog(cards, plugins)
+    found = asked(catalog.tasks(names("TASK", task)), data_paths(data, catalog))
+    for name in found.heat:
+        note(f"{name} is left out: heat maps need the model itself")
+    if not found.ids:
+        raise ClipbenchError(
+            "none of the tasks can be measured on embeddings", hint="see clipbench list tasks"
+        )
+    for name, content in found.files().items():
+        write_own(out / name, content, None, force=force)
+    for name, ids in found.ids.items():
+        print(f"{visible(str(out / name))}.ids.json: {len(ids):,} ids")
+    if found.texts:
+        print(f"{visible(str(out / 'texts.json'))}: {len(found.texts):,} texts")
 
 
 def convert_coco_gender_command(

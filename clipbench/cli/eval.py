@@ -48,7 +48,7 @@ def eval_command(
             "--model -m",
             "Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, "
             "hf-hub:<owner>/<repo> (open_clip's form), hf:<owner>/<repo>[@revision] or a folder (transformers' "
-            "form); repeatable, or separated by commas.",
+            "form), or embeddings:<folder> of arrays that you have; repeatable, or separated by commas.",
             "MODEL",
         ),
     ],
@@ -169,7 +169,7 @@ def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bo
         path = store.write(record, result.samples, results, force=force, last=_timed)
     if scores:
         timing = record.timing
-        rate = f"{timing.images_per_s:,.0f} images/s" if timing.images_per_s else "features from the cache"
+        rate = f"{timing.images_per_s:,.0f} images/s" if timing.images_per_s else "nothing encoded"
         show(view)
         show(Text(f"{path}  ({timing.total_s:.1f} s, {rate}, {record.precision})", style="dim"))
     if result.pictures:

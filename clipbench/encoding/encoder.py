@@ -21,6 +21,7 @@ from clipbench.data.decode import Crops
 from clipbench.data.split import Split
 from clipbench.encoding.batches import not_finite, unit
 from clipbench.encoding.feature_store import FeatureFile, Features
+from clipbench.encoding.given import keep
 from clipbench.encoding.images import encode, encode_shards
 from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Tower
@@ -62,9 +63,13 @@ class ModelEncoder(ModelFeatures):
         """
         self.adapter.require_text(space)
         unique = list(dict.fromkeys(texts))
-        key = self.key(f"text:{space}", fingerprint(unique))
+        given = None if self.adapter.given is None else self.adapter.given.texts(unique)
+        name, content = f"text:{space}", fingerprint(unique)
+        key = self.key(name, content) if given is None else self.given_key(given, name, content)
         file = FeatureFile(key, len(unique), self.root)
-        if not file.complete():
+        if given is not None:
+            keep(file, given, unit=True)
+        elif not file.complete():
             with file.lock():
                 if not file.complete():
                     self._encode_texts(file, unique, space)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from clipbench.cards.model import Preprocess
 from clipbench.data.decode import cannot, normalise
 from clipbench.data.decode_stream import Bad, decode_stream
-from clipbench.data.split import Sample, Split, Subset
+from clipbench.data.split import Note, Sample, Split, Subset
 from clipbench.encoding.batches import batch_rows, not_finite, rows_of, unit
 from clipbench.encoding.feature_store import FeatureFile, Features
+from clipbench.encoding.given import keep
 from clipbench.encoding.image_digests import DIGEST_BYTES, digest
 from clipbench.encoding.model_features import ModelFeatures, prepared
 from clipbench.errors import DataError
@@ -36,6 +37,7 @@ class Encoded:
         digests: what tells the bytes of one image from those of all others, 16 bytes [n]; None where nobody noted it.
         plan: how the tower ran.
         devices: where it ran.
+        notes: what else a reader of numbers from them must know.
     """
 
     features: Features
@@ -44,6 +46,7 @@ class Encoded:
     digests: NDArray[np.void] | None
     plan: str
     devices: list[str]
+    notes: tuple[Note, ...] = ()
 
 
 def encode(models: Sequence[ModelFeatures], split: Split, space: str) -> list[Encoded]:
@@ -67,7 +70,8 @@ def encode(models: Sequence[ModelFeatures], split: Split, space: str) -> list[En
     for model, whole in zip(models, wholes, strict=True):
         file = whole or model.file(split, space)
         _refuse(model, file.bad(), split.ids)
-        found.append(_read(file, split, whole is not None))
+        encoded, given = _read(file, split, whole is not None), model.given(split, space)
+        found.append(encoded if given is None else replace(encoded, notes=given.notes))
     return found
 
 
@@ -121,6 +125,7 @@ def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -
         StorageError: no room for the features; finished shards are kept.
     """
     encoders = [encoder for encoder in encoders if not encoder.file(split, space).complete()]
+    encoders = [encoder for encoder in encoders if not _given(encoder, split, space)]
     encoders = [encoder for encoder in encoders if not _through_head(encoder, split, space)]
     if not encoders:
         return
@@ -138,6 +143,14 @@ def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -
             encode_shards(encoding, files, todo, shards, split, space, encoding[0].preprocess(space))
     for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
+
+
+def _given(encoder: ModelFeatures, split: Split, space: str) -> bool:
+    """Copy the features where they are there already; whether they are."""
+    rows = encoder.given(split, space)
+    if rows is not None:
+        keep(encoder.file(split, space), rows, unit=encoder.unit_length(space) is not None)
+    return rows is not None
 
 
 def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from clipbench.cards.model import Preprocess
 from clipbench.data.decode import MAX_PIXELS, max_pixels
 from clipbench.data.decode_stream import OnBadImage
+from clipbench.data.embeddings import Rows
 from clipbench.data.split import Split
 from clipbench.encoding.batches import batch_rows, noise
 from clipbench.encoding.feature_store import FOLDER, FeatureFile
@@ -84,10 +85,17 @@ class ModelFeatures:
     def token_width(self) -> int | None:
         return self.adapter.token_width
 
+    @property
+    def precision(self) -> str:
+        """Of what it encodes; nobody knows that of features that were given."""
+        return self.runtime.precision if self.adapter.given is None else "as given"
+
     def require(self, space: str) -> None:
         """Raise NotApplicable unless images have `space`, at the size that it may name."""
         base, changes = prepared(space)
         self.adapter.require_space(base)
+        if self.adapter.given is not None:
+            return
         own, size = self.adapter.preprocess, changes.get("size")
         if size is not None and (own.resize != "shortest" or own.side > size):
             raise NotApplicable(
@@ -103,8 +111,28 @@ class ModelFeatures:
 
     def file(self, split: Split, space: str) -> FeatureFile:
         """Where the image features of `split` are kept."""
-        file = FeatureFile(self.key(space, split.fingerprint), len(split), self.root)
+        rows = self.given(split, space)
+        key = (
+            self.key(space, split.fingerprint)
+            if rows is None
+            else self.given_key(rows, space, split.fingerprint)
+        )
+        file = FeatureFile(key, len(split), self.root)
         return self._files.setdefault(file.folder, file)  # that which has been checked
+
+    def given(self, split: Split, space: str) -> Rows | None:
+        """The features of `split` that are there already; None where they must be encoded.
+
+        Raises:
+            DataError: some are missing, or they are no features.
+        """
+        return None if self.adapter.given is None else self.adapter.given.images(split, space)
+
+    def given_key(self, rows: Rows, space: str, content: str) -> dict[str, Any]:
+        """As `key`, of features that were given."""
+        family = self.adapter.card.family
+        named = {"family": family, "version": families.family(family).version, "given": rows.described}
+        return named | {"space": prepared(space)[0], "content": content}
 
     def tower(self, space: str, rows: int, file: FeatureFile | None = None) -> Tower:
         """The image tower, laid out for `rows` images; or under the plan of `file`, which it fixes if it is new."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from clipbench.data.embeddings import Embeddings
     from clipbench.models.saliency import SaliencyMethod
 
 Compared = Literal["joint", "tokens"]
@@ -52,6 +53,7 @@ class Adapter(ABC):
         left_out: what its file holds that it does not use, as `load_strict` says it.
         files: the files that all of it comes from beside the card, and folders all of whose files do; None where that
             is not known. Of a model whose files are known, it is remembered what it is (`clipbench.models.remembered`).
+        given: features that are there already, instead of towers; None of models that encode.
     """
 
     card: ModelCard
@@ -64,6 +66,7 @@ class Adapter(ABC):
     token_width: int | None = None
     left_out: tuple[str, ...] = ()
     files: tuple[Path, ...] | None = None
+    given: Embeddings | None = None
 
     @property
     def preprocess(self) -> Preprocess:
@@ -159,6 +162,7 @@ class Family:
             card states enough; None where it does not.
         backbone_is: says of a card what its model's `backbone` features are, in a few words; None where it cannot.
         named: prefix → what makes the card of a model whose name begins with it (`--model <prefix>…`).
+        given: whether its features are there already: nothing is encoded then, and no torch is needed.
     """
 
     version: int
@@ -169,3 +173,4 @@ class Family:
     stated_weights: Callable[[ModelEntry, str], str | None] = lambda model, sha256: sha256
     backbone_is: Callable[[ModelCard], str | None] = lambda card: None
     named: Mapping[str, Callable[[str], ModelCard]] = field(default_factory=dict)
+    given: bool = False

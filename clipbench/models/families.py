@@ -64,10 +64,12 @@ def load(model: ModelEntry) -> Adapter:
     Raises:
         WeightsError: the checkpoint is missing, corrupt, or does not fit.
     """
-    with stage("import"):
-        import torch  # noqa: F401 - which every family needs
+    found = family(model.card.family)
+    if not found.given:
+        with stage("import"):
+            import torch  # noqa: F401 - which every other family needs
     with stage("load"):
-        return family(model.card.family).load(model)
+        return found.load(model)
 
 
 def named(name: str) -> ModelEntry | None:

@@ -64,10 +64,13 @@ def load(model: ModelEntry) -> Adapter:
     Raises:
         ClipbenchError: as `clipbench.models.families.load`.
     """
+    family = families.family(model.card.family)
+    if family.given:  # whose arrays are looked at each time
+        return families.load(model)
     decisive = {
         "card": model.card.canonical(),
         "folder": str(model.folder),
-        "version": families.family(model.card.family).version,
+        "version": family.version,
         "packages": {name: version_of(name) for name in _BUILDERS},
     }
     place = cache_root() / _FOLDER / f"{fingerprint(decisive)}.json"

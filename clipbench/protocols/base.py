@@ -90,7 +90,7 @@ class Protocol(Generic[P]):
         check: what is wrong with parameters for a card whose splits are those that it needs, or None.
         needs: what it reads of a model, whose images and texts are compared in the space that is given.
         run: measures: (card, splits by role, inputs, params, seed).
-        text: whether it reads features of texts.
+        texts: the texts whose features it reads, in any order: (card, splits by role, params); None: it reads none.
         variants: name → what it changes in `params`; on every card that allows it.
         pictures: file name → PNG of as many samples as are asked for, where there is something to see.
         elsewhere: program → what it is called there.
@@ -104,7 +104,7 @@ class Protocol(Generic[P]):
     check: Callable[[TaskCard, P], str | None]
     needs: Callable[[P, Compared], Needs]
     run: Callable[[TaskCard, dict[str, Split], Any, P, int], Outcome]
-    text: bool = False
+    texts: Callable[[TaskCard, dict[str, Split], P], list[str]] | None = None
     variants: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pictures: Callable[[TaskCard, dict[str, Split], Any, P, int, int], dict[str, bytes]] | None = None
     elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)

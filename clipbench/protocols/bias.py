@@ -26,7 +26,7 @@ from clipbench.metrics.similarity import similarity
 from clipbench.protocols._samples import decoded
 from clipbench.protocols.base import Elsewhere, Inputs, MetricSpec, Needs, Outcome, Protocol
 from clipbench.protocols.base import Params as ParamsBase
-from clipbench.protocols.zero_shot import classifier
+from clipbench.protocols.zero_shot import classifier, prompts
 
 Pair = Annotated[tuple[str, str], Field(strict=False)]
 Stage = Literal["before", "after"]
@@ -95,6 +95,21 @@ def needs(params: Params, compared: str) -> Needs:
     return Needs(((params.split, "joint"),))
 
 
+def texts(card: TaskCard, splits: dict[str, Split], params: Params) -> list[str]:
+    """Words of the pairs, queries, and prompts of the objects, each once."""
+    of_objects = [text for group in prompts(_of_objects(card, params), params.templates) for text in group]
+    return list(dict.fromkeys((*_words(params), *params.queries, *of_objects)))
+
+
+def _words(params: Params) -> list[str]:
+    return [word for pair in params.pairs for word in pair]
+
+
+def _of_objects(card: TaskCard, params: Params) -> TaskCard:
+    """The card with the objects for classes."""
+    return card.model_copy(update={"classes": params.objects})
+
+
 def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """Compare the groups with each query, remove the concept from the images, and compare again.
 
@@ -116,7 +131,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     rows = decoded(split, found)
     groups = split.labels[rows].astype(np.int64)
     _enough(split, groups, params)
-    pairs = np.asarray(encoder.texts([word for pair in params.pairs for word in pair], "joint"))
+    pairs = np.asarray(encoder.texts(_words(params), "joint"))
     direction = concept_direction(np.stack([pairs[::2], pairs[1::2]], axis=1))
     before = np.asarray(found[rows])
     removed = remove_concept(before, direction)
@@ -200,7 +215,7 @@ def _cost(
     some = np.flatnonzero(present.any(axis=1))
     if not len(some):
         return {}, {}
-    weights = classifier(card.model_copy(update={"classes": params.objects}), params.templates, encoder)
+    weights = classifier(_of_objects(card, params), params.templates, encoder)
     scores: dict[str, Score] = {}
     hits: dict[Stage, NDArray[np.bool_]] = {}
     for stage in _STAGES:
@@ -289,6 +304,6 @@ PROTOCOL: Final = Protocol(
     check=check,
     needs=needs,
     run=run,
-    text=True,
+    texts=texts,
     elsewhere={"huggingface": Elsewhere("bias-evaluation")},
 )

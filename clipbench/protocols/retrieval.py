@@ -68,6 +68,13 @@ def needs(params: Params, compared: str) -> Needs:
     return Needs(((params.split, compared),))
 
 
+def texts(card: TaskCard, splits: dict[str, Split], params: Params) -> list[str]:
+    """Every caption, once."""
+    captions = splits[params.split].captions
+    assert captions is not None  # cards of this kind open as such
+    return list(dict.fromkeys(captions.texts))
+
+
 def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
     """Rank all captions for every image, and all images for every caption.
 
@@ -303,7 +310,7 @@ PROTOCOL: Final = Protocol(
     check=check,
     needs=needs,
     run=run,
-    text=True,
+    texts=texts,
     elsewhere={
         "CLIP_benchmark": Elsewhere("zeroshot_retrieval"),
         "huggingface": Elsewhere("image-text-retrieval"),

@@ -92,6 +92,15 @@ def prompts(card: TaskCard, templates: str) -> list[list[str]]:
     return [[t.replace("{c}", c) for t in found] for c in card.classes]
 
 
+def texts(card: TaskCard, splits: dict[str, Split], params: Params) -> list[str]:
+    """Every finished prompt, once."""
+    return _unique(prompts(card, params.templates))
+
+
+def _unique(groups: list[list[str]]) -> list[str]:
+    return list(dict.fromkeys(text for group in groups for text in group))
+
+
 def same_prompts(card: TaskCard, templates: str) -> list[list[int]]:
     """Groups of classes that no model can tell apart, since all of their prompts are the same: class indices."""
     groups: dict[tuple[str, ...], list[int]] = {}
@@ -107,7 +116,7 @@ def classifier(card: TaskCard, templates: str, encoder: Inputs) -> NDArray[np.fl
     Frobenius norm of the class's block, as FILIP's evaluation in the DeCLIP repository does.
     """
     groups = prompts(card, templates)
-    unique = list(dict.fromkeys(text for group in groups for text in group))
+    unique = _unique(groups)
     number = {text: i for i, text in enumerate(unique)}
     rows = encoder.texts(unique, encoder.compared)
     means = np.stack([rows[[number[text] for text in group]].mean(axis=0) for group in groups])
@@ -135,7 +144,7 @@ PROTOCOL: Final = Protocol(
     check=check,
     needs=needs,
     run=run,
-    text=True,
+    texts=texts,
     elsewhere={
         "CLIP_benchmark": Elsewhere("zeroshot_classification"),
         "huggingface": Elsewhere("zero-shot-image-classification"),

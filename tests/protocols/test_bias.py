@@ -23,7 +23,7 @@ from clipbench.encoding.runtime import Runtime
 from clipbench.errors import CardError, DataError
 from clipbench.evaluation import Options, Result, evaluate
 from clipbench.protocols.base import Needs
-from clipbench.protocols.bias import Params, needs, run
+from clipbench.protocols.bias import Params, needs, run, texts
 from clipbench.records import store
 
 one_thread = small.one_thread
@@ -224,6 +224,14 @@ def test_a_group_of_which_nothing_could_be_decoded_is_named(world: World) -> Non
     broken[world.groups == 1] = np.nan
     with pytest.raises(DataError, match="0 images of woman, fewer than the 5"):
         run(card(), {"test": world.split()}, FakeEncoder(broken, world.texts), params(), seed=0)
+
+
+def test_the_texts_that_it_lists_are_those_that_it_reads(world: World) -> None:
+    encoder = world.encoder()
+    run(card(), {"test": world.split()}, encoder, params(), seed=0)
+    listed = texts(card(), {"test": world.split()}, params())
+    assert set(listed) == set(encoder.asked)
+    assert len(listed) == len(set(listed))
 
 
 def test_without_objects_there_is_no_cost(world: World) -> None:

@@ -123,6 +123,8 @@ def test_worked_out_by_hand() -> None:
     split = Given([0, 0, 2], [[2, 3, 3, 4], [5, 4, 10, 8], [0, 0, 2, 2]])
     outcome = run(CARD, {"test": split}, Maps(maps), Params(), seed=0)
     columns = {name: list(column) for name, column in outcome.samples.items()}
+    assert PROTOCOL.texts is not None
+    assert PROTOCOL.texts(CARD, {"test": split}, Params()) == list(dict.fromkeys(columns["expression"]))
     assert columns == {
         "id": ["e0", "e1", "e2"],
         "image": ["0.jpg", "0.jpg", "2.jpg"],

@@ -25,7 +25,7 @@ import numpy as np
 
 from clipbench.metrics.intervals import accuracy_score
 from clipbench.protocols.base import MetricSpec, Needs, Outcome, Params, Protocol
-from clipbench.protocols.zero_shot import classifier
+from clipbench.protocols.zero_shot import classifier, prompts
 
 
 class Settings(Params):
@@ -37,6 +37,10 @@ class Settings(Params):
 
 def needs(params, compared):
     return Needs(((params.split, compared),))
+
+
+def texts(card, splits, params):
+    return [text for group in prompts(card, "default") for text in group]
 
 
 def run(card, splits, inputs, params, seed):
@@ -58,7 +62,7 @@ PROTOCOL = Protocol(
     check=lambda card, params: None,
     needs=needs,
     run=run,
-    text=True,
+    texts=texts,
 )
 '''
 
