@@ -64,6 +64,7 @@ SURFACE = {
     ),
     "clipbench.records.comparison": "Comparison adjusted compare matched means of p_value with_verdicts",
     "clipbench.report.leaderboard": "check leaderboard",
+    "clipbench.report.mteb_results": "Found Same Tasks read rows",
     "clipbench.report.sections": "Mean Section ranks_of sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
@@ -104,6 +105,7 @@ LIGHT = (
     "clipbench.evaluation",
     "clipbench.encoding.runtime",
     "clipbench.report.export",
+    "clipbench.report.mteb_results",
     "clipbench.encoding.encoder",
     "clipbench.records.gate",
     "clipbench.metrics.group_ranking",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 from clipbench.cli.inputs import open_catalog
@@ -31,7 +32,7 @@ def report_command(
         list[Path] | None,
         option(
             "--beside",
-            "Also show scores that CLIP_benchmark wrote: its .json or .csv, or a folder of them; repeatable.",
+            "Also show scores that CLIP_benchmark or mteb wrote: a .json or .csv, or a folder of them; repeatable.",
             "PATH",
         ),
     ] = None,
@@ -53,8 +54,10 @@ def report_command(
     if suite is not None:
         catalog.suite(suite)
     rows = dataframe.read(results, catalog, primary=format_ in table.SECTION_FORMATS or write or check)
-    for path in beside or ():
-        rows += export.rows(export.read(path), catalog)
+    theirs, notes = export.beside(beside or (), catalog)
+    rows += theirs
+    for text in notes:
+        note("\n".join(wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)))
     if write:
         text = leaderboard.leaderboard(rows, catalog)
         write_own(results / leaderboard.LEADERBOARD, text.encode(), leaderboard.MARK, force=force)

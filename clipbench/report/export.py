@@ -1,4 +1,4 @@
-"""Records in other programs' formats: CLIP_benchmark's JSON and CSV, and Hugging Face's `model-index`.
+"""Records in other programs' formats, and theirs beside ours: CLIP_benchmark, `model-index`, and to read, mteb.
 
 CLIP_benchmark's files (LAION-AI/CLIP_benchmark 1.6.2) hold values alone: no interval, number of samples or version.
 What is read of them stands in tables under a mark, and never on the leaderboard.
@@ -18,6 +18,7 @@ from clipbench.errors import DataError
 from clipbench.protocols import registry
 from clipbench.protocols.base import Elsewhere
 from clipbench.records.record import Record
+from clipbench.report import mteb_results
 from clipbench.report.dataframe import Row, metrics_of
 from clipbench.utils.escape import csv_row, json_text
 from clipbench.utils.parsing import MOST_JSON, Unreadable, file_bytes, json_value
@@ -129,10 +130,7 @@ def read(path: Path) -> list[Foreign]:
         DataError: there is none, or a file is something else.
     """
     if path.is_dir():
-        files = sorted([*path.glob("*.json"), *path.glob("*.csv")])
-        if not files:
-            raise DataError(f"{path} has no .json or .csv", hint="name the files that clip_benchmark wrote")
-        return [one for file in files for one in read(file)]
+        return [one for file in files(path) for one in read(file)]
     try:
         text = file_bytes(path, MOST_JSON).decode("utf-8")
     except (Unreadable, UnicodeDecodeError) as error:
@@ -151,6 +149,42 @@ def read(path: Path) -> list[Foreign]:
     return [_parsed(value, str(path))]
 
 
+def files(path: Path) -> list[Path]:
+    """Other programs' results at `path`: it itself; or every JSON and CSV in a folder, or JSON below it where none is.
+
+    Raises:
+        DataError: a folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted([*path.glob("*.json"), *path.glob("*.csv")]) or sorted(path.rglob("*.json"))
+    kept = [file for file in found if file.name != mteb_results.META]
+    if not kept:
+        raise DataError(
+            f"{path} has no .json or .csv", hint="name the files that clip_benchmark or mteb wrote"
+        )
+    return kept
+
+
+def beside(paths: Iterable[Path], catalog: Catalog) -> tuple[list[Row], list[str]]:
+    """Rows of other programs' results in files or folders, for tables beside ours, and what to say of them.
+
+    Raises:
+        DataError: a file is neither CLIP_benchmark's nor mteb's, or a folder has none.
+    """
+    of_mteb, others = [], []
+    for file in (file for path in paths for file in files(path)):
+        found = mteb_results.read(file) if file.suffix == ".json" else None
+        if found is None:
+            others += read(file)
+        else:
+            of_mteb.append(found)
+    if not of_mteb:
+        return rows(others, catalog), []
+    theirs, notes = mteb_results.rows(of_mteb, catalog)
+    return rows(others, catalog) + theirs, notes
+
+
 def _row(row: dict[str, str], path: Path, line: int) -> Foreign:
     aside = {*_KEYS, "model_fullname", ""}
     try:
@@ -167,7 +201,7 @@ def _parsed(value: Any, where: str) -> Foreign:
     if missing:
         raise DataError(
             f"{where} is no result of CLIP_benchmark: it has no {', '.join(missing)}",
-            hint="its files have dataset, model, pretrained, task and metrics",
+            hint="its files have dataset, model, pretrained, task and metrics; those of mteb task_name and scores",
         )
     given = value["metrics"].items()  # an int may be beyond all floats
     metrics = {k: float(v) for k, v in given if isinstance(v, int | float) and abs(v) <= sys.float_info.max}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clipbench.report import mteb_results
 from parity import with_mteb
 
 needs_mteb = pytest.mark.skipif(
@@ -39,6 +40,16 @@ def test_a_declip_has_the_same_numbers_there(shared_data: Path, tmp_path: Path) 
 @pytest.mark.filterwarnings("ignore")
 def test_rows_are_those_of_its_own_wrapper(tmp_path: Path) -> None:
     assert with_mteb.wrapper_difference(tmp_path) < 1e-6
+
+
+@needs_mteb
+@pytest.mark.filterwarnings("ignore")
+def test_every_task_of_the_table_is_one_of_its_own() -> None:
+    import mteb
+
+    table = mteb_results.tasks()
+    names = {task.metadata.name for task in mteb.get_tasks(tasks=[*table.same, *table.other])}
+    assert names == {*table.same, *table.other}
 
 
 def test_recalls_may_differ_by_rounding_and_accuracies_not_at_all() -> None:
