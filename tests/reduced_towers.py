@@ -38,7 +38,7 @@ REDUCED: dict[str, tuple[int, dict[str, Any]]] = {
     "MobileCLIP-B": (64, {"num_heads": 12, "depth": 1}),
     "MobileCLIP2-L-14": (56, _VIT | {"depth": 2}),
     "MobileCLIP-S1": (64, _MCI),
-    "MobileCLIP2-S3": (64, {"layers": (1, 1, 1, 1, 1), "embed_dims": (8, 16, 16, 32, 64)}),
+    "MobileCLIP2-S3": (128, {"layers": (1, 1, 1, 1, 1), "embed_dims": (8, 16, 16, 32, 64)}),
     "convnext_base": (64, _CONVNEXT),
     "convnext_large_d": (64, _CONVNEXT),
     "ViTamin-S": (64, {"depth": 1}),

@@ -3,10 +3,12 @@
 The score is the cosine of an image's joint feature with a text's, as the adapter gives them (FILIP: late
 interaction). Three kinds of map, by what a tower offers:
 
-    GradCam        towers that end in a convolutional map A: ReLU(sum over c of mean_xy(ds/dA_c) · A_c)
+    GradCam        towers that average a map A, of a convolution or of patch tokens:
+                   ReLU(sum over c of mean_xy(ds/dA_c) · A_c)
                    (Selvaraju et al. 2017, arXiv 1610.02391, section 3)
     Attention      ViTs: mean over heads of attention(class token → patches) · ReLU(ds/dattention) in one block
-                   (ALBEF's "itc" map: Li et al. 2021, arXiv 2107.07651; salesforce/ALBEF, `Grounding.py`)
+                   (ALBEF's "itc" map: Li et al. 2021, arXiv 2107.07651; salesforce/ALBEF, `Grounding.py`); where an
+                   attention pool stands for the class token (SigLIP, CoCa), of the pool's query
     TokenCosine    models with a token space: each patch's own term of FILIP's score, ReLU of its best cosine with
                    any text token (Yao et al. 2021, arXiv 2111.07783, section 3.1)
 
@@ -22,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,11 +35,20 @@ from torch.nn import functional as F
 from clipbench.cards.model import Preprocess
 from clipbench.errors import NotApplicable
 from clipbench.metrics import boxes as places
+from clipbench.models.towers import attention
 
 #: the block of ALBEF's twelve whose attention is looked at, counted from 0
 _ALBEF_BLOCK, _ALBEF_DEPTH = 8, 12
-#: transformer blocks of open_clip, torchvision and timm: class name → name of its attention
-_BLOCKS = {"ResidualAttentionBlock": "attn", "EncoderBlock": "self_attention", "Block": "attn"}
+#: classes of open_clip, torchvision and timm whose tokens are those of one grid, and what stands before them
+_VITS = (
+    "VisionTransformer",
+    "VisionTransformerDistilled",
+    "VisionTransformerRelPos",
+    "PoolingVisionTransformer",
+    "Eva",
+)
+#: how a map or tokens lie in what a module gives: [B, D, h, w], [B, h, w, D], or prefix tokens and a grid's, [B, L, D]
+Layout = Literal["NCHW", "NHWC", "NLC"]
 
 
 @dataclass(frozen=True)
@@ -118,13 +129,16 @@ class SaliencyMethod(ABC):
 
 @dataclass
 class GradCam(SaliencyMethod):
-    """Grad-CAM on the output of the module `stage` of `tower`."""
+    """Grad-CAM on the output of the module `stage` of `tower`; of tokens (NLC) `prefix` come before the grid's."""
 
     tower: nn.Module
     stage: str
+    layout: Layout = "NCHW"
+    prefix: int = 0
 
     def __post_init__(self) -> None:
-        self.described = f"Grad-CAM on {self.stage}"
+        tokens = "the tokens of " if self.layout == "NLC" else ""
+        self.described = f"Grad-CAM on {tokens}{self.stage}"
 
     def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
@@ -136,41 +150,53 @@ class GradCam(SaliencyMethod):
 
         with _hooked(self.tower.get_submodule(self.stage).register_forward_hook(expose)):
             scores, gradients = _differentiated(self.tower, images, texts, pairs, found)
-        weights = gradients.mean(dim=(2, 3), keepdim=True)
-        return F.relu((weights * found[0].detach()[pairs]).sum(dim=1)), scores
+        weights = self._map(gradients).mean(dim=(2, 3), keepdim=True)
+        return F.relu((weights * self._map(found[0].detach())[pairs]).sum(dim=1)), scores
+
+    def _map(self, states: Tensor) -> Tensor:
+        """`states` of the stage as [B, D, h, w]."""
+        if self.layout == "NLC":
+            patches = states[:, self.prefix :].transpose(1, 2)
+            side = math.isqrt(patches.shape[2])
+            return patches.reshape(*patches.shape[:2], side, side)
+        return states.permute(0, 3, 1, 2) if self.layout == "NHWC" else states
 
 
 @dataclass
 class Attention(SaliencyMethod):
-    """Gradient × attention of the class token in the module `block` of `tower`, whose attention is `attention`.
+    """Gradient × attention of one query in the module `layer` of `tower`, whose name or whose block's is `place`.
 
-    `prefix` tokens come before those of the patches, the class token first.
+    `layer` is the attention of a block, whose query is the class token's, or an attention pool. `prefix` tokens come
+    before those of the patches.
     """
 
     tower: nn.Module
-    block: str
-    attention: nn.Module
+    place: str
+    layer: nn.Module
     prefix: int = 1
 
     def __post_init__(self) -> None:
-        self.described = f"attention × gradient in {self.block}"
+        self.described = f"attention × gradient in {self.place}"
 
     def __call__(self, images: Tensor, texts: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
-        batch_first = getattr(self.attention, "batch_first", True)
+        batch_first = getattr(self.layer, "batch_first", True)
 
-        def expose(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+        def expose(module: nn.Module, inputs: tuple[Tensor, ...], given: dict[str, Any], output: Any) -> Any:
             whole = output[0] if isinstance(output, tuple) else output
-            tokens, mixed = (x if batch_first else x.transpose(0, 1) for x in (inputs[0], whole))
-            weights, values, project = _class_attention(self.attention, tokens)
-            found.append(weights.detach().requires_grad_())
+            tokens = inputs[0] if batch_first else inputs[0].transpose(0, 1)
+            explicit = attention.written_out(self.layer, tokens, given)
+            found.append(explicit.weights.detach().requires_grad_())
             torch.set_grad_enabled(True)
-            own = project(torch.einsum("bhl,bhld->bhd", found[0], values).flatten(1))
+            own = explicit.output(found[0])
+            if whole.ndim == 2:  # a pool's one query
+                return own
+            mixed = whole if batch_first else whole.transpose(0, 1)
             replaced = torch.cat([own.unsqueeze(1), mixed[:, 1:]], dim=1)
             replaced = replaced if batch_first else replaced.transpose(0, 1)
             return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
 
-        with _hooked(self.attention.register_forward_hook(expose)):
+        with _hooked(self.layer.register_forward_hook(expose, with_kwargs=True)):
             scores, gradients = _differentiated(self.tower, images, texts, pairs, found)
         patches = (found[0].detach()[pairs] * F.relu(gradients)).mean(dim=1)[:, self.prefix :]
         return _square(patches), scores
@@ -197,41 +223,103 @@ class TokenCosine(SaliencyMethod):
 def of_tower(
     tower: nn.Module, preprocess: Preprocess, title: str, block: int | None = None
 ) -> SaliencyMethod:
-    """The maps that `tower` (images to joint features) offers: `Attention` for a ViT, else `GradCam`.
+    """The maps that `tower` (images to joint features) offers: `Attention` for a ViT with a class token or an
+    attention pool, `GradCam` for what is averaged.
 
     Args:
-        block: of a ViT, counted from 0. None: at two thirds of the depth, as ALBEF's 8 of 12.
+        block: of a ViT with a class token, counted from 0. None: at two thirds of the depth, as ALBEF's 8 of 12.
 
     Raises:
-        NotApplicable: there is no such block, or neither a known ViT nor a map at the end.
+        NotApplicable: there is no such block; or what the tower pools is no map, or not known.
     """
-    blocks = _attention_blocks(tower)
-    if blocks:
-        place = len(blocks) * _ALBEF_BLOCK // _ALBEF_DEPTH if block is None else block
-        if place >= len(blocks):
-            raise NotApplicable(f"{title}: no block {place} (the image tower has {len(blocks)}, from 0)")
-        return Attention(tower, *blocks[place])
+    found = _of_tokens(tower, title, block)
+    if found is not None:
+        return found
     stage = last_map(tower, preprocess)
     if stage is None:
         raise NotApplicable(
-            f"{title}: no heat maps, since its image tower neither ends in a convolutional map nor is a plain ViT "
-            "of open_clip, torchvision or timm with a class token"
+            f"{title}: no heat maps, since its image tower neither averages a map or patch tokens nor is a ViT "
+            "of open_clip, torchvision or timm with a class token or an attention pool"
         )
-    return GradCam(tower, stage)
+    return GradCam(tower, *stage)
 
 
-def last_map(tower: nn.Module, preprocess: Preprocess) -> str | None:
-    """Name of the module that gives the last map [B, C, h, h], h > 1, before pooling; None where tokens come after it.
+def _of_tokens(tower: nn.Module, title: str, block: int | None) -> SaliencyMethod | None:
+    """The maps of a ViT; None of other towers. Raises as `of_tower`."""
+    vits = [(name, part) for name, part in tower.named_modules() if type(part).__name__ in _VITS]
+    if not vits:
+        return None
+    name, vit = vits[0]
+    at = f"{name}." if name else ""
+    prefix = int(getattr(vit, "num_prefix_tokens", 1))
+    pooling = getattr(
+        vit, "global_pool", getattr(vit, "pool_type", "token")
+    )  # timm's, open_clip's; torchvision
+    if getattr(vit, "attn_pool", None) is not None:
+        if block is not None:
+            raise NotApplicable(
+                f"{title}: no map of a block, since its image tower has no class token: it pools by attention"
+            )
+        return Attention(tower, *_pool(vit, at, title), prefix)
+    if pooling == "avg":
+        stage = "norm" if hasattr(vit, "global_pool") else "ln_post"
+        if getattr(vit, "final_ln_after_pool", False):
+            stage = "transformer"
+        return GradCam(tower, f"{at}{stage}", "NLC", prefix)
+    if pooling not in ("tok", "token"):
+        raise NotApplicable(
+            f"{title}: no heat maps, since its image tower pools tokens by {pooling or 'nothing'!r} (known: a class "
+            "token, the mean, an attention pool)"
+        )
+    blocks = _attention_blocks(vit)
+    if not blocks:
+        raise NotApplicable(
+            f"{title}: no heat maps, since its image tower's blocks have no attention that is known"
+        )
+    place = len(blocks) * _ALBEF_BLOCK // _ALBEF_DEPTH if block is None else block
+    if place >= len(blocks):
+        raise NotApplicable(f"{title}: no block {place} (the image tower has {len(blocks)}, from 0)")
+    return Attention(tower, at + blocks[place][0], blocks[place][1], prefix)
+
+
+def _pool(vit: Any, at: str, title: str) -> tuple[str, nn.Module]:
+    """Name and module of the attention pool of `vit`.
+
+    Raises:
+        NotApplicable: the feature is not one query's look at the patches.
+    """
+    name, own = "attn_pool", vit.attn_pool
+    if (contrastive := getattr(vit, "attn_pool_contrastive", None)) is not None:
+        name, own = "attn_pool_contrastive", contrastive
+        if vit.attn_pool_type == "cascade":
+            raise NotApplicable(
+                f"{title}: no heat maps, since its attention pool looks at what another pool gives, not at patches"
+            )
+    elif getattr(vit, "pool_type", "tok") != "tok":
+        raise NotApplicable(
+            f"{title}: no heat maps, since its attention pool has several queries, which are averaged"
+        )
+    if not attention.is_known_pool(own):
+        raise NotApplicable(
+            f"{title}: no heat maps, since its attention pool has several queries, or is not known"
+        )
+    return f"{at}{name}", own
+
+
+def last_map(tower: nn.Module, preprocess: Preprocess) -> tuple[str, Layout] | None:
+    """Name of the module that gives the last map, h × h, h > 1, before pooling; None where tokens come after it.
 
     For images so small that the last stage has one position left, it is an earlier one.
     """
     found: list[tuple[str, bool]] = []  # (name, whether it is a map), in the order in which they end
+    last = any(getattr(part, "output_fmt", "") == "NHWC" for part in tower.modules())  # timm's, of channels
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim > 2 and max(output.shape[2:]) > 1:
-                square = output.ndim == 4 and output.shape[2] == output.shape[3]
-                found.append((name, square))
+            if isinstance(output, Tensor) and output.ndim > 2:
+                sides = output.shape[1:-1] if last else output.shape[2:]
+                if max(sides) > 1:
+                    found.append((name, output.ndim == 4 and sides[0] == sides[1]))
 
         return hook
 
@@ -240,7 +328,7 @@ def last_map(tower: nn.Module, preprocess: Preprocess) -> str | None:
     device = next(tower.parameters()).device
     with _hooked(*hooks):
         tower(torch.zeros(1, preprocess.channels, side, side, device=device))
-    return found[-1][0] if found and found[-1][1] else None
+    return (found[-1][0], "NHWC" if last else "NCHW") if found and found[-1][1] else None
 
 
 @contextmanager
@@ -285,50 +373,14 @@ def _turns(pairs: Tensor) -> list[Tensor]:
     return [torch.tensor(turn, device=pairs.device) for turn in turns]
 
 
-def _class_attention(layer: Any, tokens: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
-    """What the first of tokens [B, L, D] attends to, [B, heads, L]; values [B, heads, L, d]; what follows them."""
-    if isinstance(layer, nn.MultiheadAttention):
-        assert layer.in_proj_weight is not None
-        projected, after = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias), layer.out_proj
-    else:
-        projected, after = layer.qkv(tokens), layer.proj
-    shape = (*tokens.shape[:2], 3, layer.num_heads, -1)
-    queries, keys, values = projected.view(shape).permute(2, 0, 3, 1, 4)
-    if not isinstance(layer, nn.MultiheadAttention):
-        queries, keys = layer.q_norm(queries), layer.k_norm(keys)
-    logits = queries[:, :, :1] @ keys.transpose(2, 3) / math.sqrt(queries.shape[3])
-    return logits.softmax(dim=3)[:, :, 0], values, after
-
-
-def _attention_blocks(tower: nn.Module) -> list[tuple[str, nn.Module, int]]:
-    """Name, attention and prefix tokens of each block of a ViT that pools its class token; empty for other towers."""
-    prefix = 1
-    for module in tower.modules():
-        pools = (
-            getattr(module, "pool_type", "tok"),  # open_clip's
-            getattr(module, "global_pool", "token"),  # timm's; a module in its convolutional networks
-        )
-        if any(isinstance(pool, str) and pool not in ("tok", "token") for pool in pools):
-            return []
-        if getattr(module, "attn_pool", None) is not None:
-            return []
-        prefix = int(getattr(module, "num_prefix_tokens", prefix))
+def _attention_blocks(vit: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Name and attention of each block of `vit` whose attention can be written out."""
     blocks = []
-    for name, module in tower.named_modules():
-        attention = getattr(module, _BLOCKS.get(type(module).__name__, ""), None)
-        if attention is not None and _plain(attention):
-            blocks.append((name, attention, prefix))
+    for name, module in vit.named_modules():
+        layer = getattr(module, attention.BLOCKS.get(type(module).__name__, ""), None)
+        if layer is not None and attention.is_known(layer):
+            blocks.append((name, layer))
     return blocks
-
-
-def _plain(attention: nn.Module) -> bool:
-    """Whether it is softmax(q kᵀ / √d) v and a linear layer, as `_class_attention` computes it."""
-    from timm.layers.attention import Attention as Timms  # here, since timm takes a second
-
-    if isinstance(attention, nn.MultiheadAttention):
-        return attention.in_proj_weight is not None and attention.bias_k is None
-    norm, gate = getattr(attention, "norm", None), getattr(attention, "gate", None)
-    return type(attention) is Timms and gate is None and isinstance(norm, nn.Identity | None)
 
 
 def _square(patches: Tensor) -> Tensor:

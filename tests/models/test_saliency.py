@@ -10,6 +10,7 @@ from typing import Any
 import declip_files
 import numpy as np
 import pytest
+import reduced_towers
 import small
 import timm
 import torch
@@ -192,9 +193,25 @@ def timms_vit(**more: Any) -> nn.Module:
     return nn.Sequential(made, nn.Linear(32, 16))
 
 
+def open_clips(**more: Any) -> Any:
+    return VisionTransformer(64, 16, 32, 2, 4, 2.0, **{"output_dim": 16} | more)
+
+
+class Squeezed(nn.Module):
+    """open_clip's contrastive pool keeps its one query as an axis."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        feature: Tensor = self.tower(images)
+        return feature.flatten(1)
+
+
 @pytest.mark.parametrize(
     "make",
-    [torchvisions_vit, timms_vit, lambda: timms_vit(reg_tokens=4, qk_norm=True)],
+    [torchvisions_vit, timms_vit, lambda: timms_vit(reg_tokens=4, qk_norm=True, scale_attn_norm=True)],
     ids=["torchvision", "timm", "timm-registers"],
 )
 def test_attention_of_other_vits_has_the_score_of_their_features(make: Callable[[], nn.Module]) -> None:
@@ -208,6 +225,149 @@ def test_attention_of_other_vits_has_the_score_of_their_features(make: Callable[
     assert found.amax() > 0
     with torch.no_grad():
         torch.testing.assert_close(scores, F.cosine_similarity(net(images)[pairs], texts), rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------- towers of every kind
+
+
+def score_of(tower: nn.Module, feature: Any, text: Tensor) -> Tensor:
+    """The cosine with `text` of one image's joint feature."""
+    pooled = feature[0] if isinstance(feature, tuple) else feature
+    return F.cosine_similarity(pooled, text[None])
+
+
+def backward(score: Tensor, state: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(score, state)
+    return gradient
+
+
+def timms_own(tower: Any, image: Tensor, text: Tensor, block: int) -> Tensor:
+    """What timm's own slow path shows of a block, every weight of all queries differentiated."""
+    layer, shown = tower.trunk.blocks[block].attn, []
+    layer.fused_attn = False
+    hook = layer.attn_drop.register_forward_hook(lambda module, inputs, output: shown.append(output))
+    try:
+        score = score_of(tower, tower(image[None]), text)
+    finally:
+        hook.remove()
+        layer.fused_attn = True
+    gradient = backward(score, shown[0])
+    product = shown[0][0, :, 0, 1:] * gradient[0, :, 0, 1:].clamp_min(0)
+    return torch.as_tensor(product).mean(0).detach()
+
+
+def latent_pool(tower: Any, image: Tensor, text: Tensor) -> Tensor:
+    """timm's attention pool with its weights as a leaf, head by head."""
+    trunk = tower.trunk
+    pool, tokens = trunk.attn_pool, trunk.forward_features(image[None])[0]
+    query = pool.q(pool.latent[0, 0]).view(2, 16)
+    keys, values = pool.kv(tokens).chunk(2, dim=1)
+    logits = torch.stack([keys.view(-1, 2, 16)[:, h] @ query[h] / 4 for h in range(2)])
+    weights = logits.softmax(1).detach().requires_grad_()
+    mixed = torch.cat([weights[h] @ values.view(-1, 2, 16)[:, h] for h in range(2)])
+    mixed = pool.proj(mixed)
+    pooled = trunk.fc_norm(mixed + pool.mlp(pool.norm(mixed)))
+    gradient = backward(score_of(tower, tower.head(trunk.head(pooled[None])), text), weights)
+    return (weights * gradient.clamp_min(0)).mean(0)[trunk.num_prefix_tokens :].detach()
+
+
+def open_clips_pool(tower: Any, image: Tensor, text: Tensor, pool: Any, before: nn.Module) -> Tensor:
+    """open_clip's attentional pool: the weights that torch's layer shows, and values by hand."""
+    tokens = pool.ln_k(before(tower.transformer(tower._embeds(image[None]))))
+    query, attention = pool.ln_q(pool.query)[None], pool.attn
+    _, shown = attention(query, tokens, tokens, need_weights=True, average_attn_weights=False)
+    weights = shown[0, :, 0].detach().requires_grad_()
+    matrices = (
+        attention.v_proj_weight if attention.in_proj_weight is None else attention.in_proj_weight.chunk(3)[2]
+    )
+    values = (tokens[0] @ matrices.T + attention.in_proj_bias.chunk(3)[2]).unflatten(1, (2, -1))
+    mixed = torch.cat([weights[h] @ values[:, h] for h in range(2)])
+    pooled = attention.out_proj(mixed)[None]
+    feature = (tower.ln_post(pooled) if pool is tower.attn_pool else pooled) @ tower.proj
+    gradient = backward(score_of(tower, feature, text), weights)
+    return torch.as_tensor(weights * gradient.clamp_min(0)).mean(0)[1:].detach()
+
+
+def averaged(tower: Any, text: Tensor, states: Tensor, after: Callable[[Tensor], Tensor]) -> Tensor:
+    """Grad-CAM of states [S, D] that are averaged, in loops."""
+    leaf = states.detach().requires_grad_()
+    gradient, states = backward(score_of(tower, after(leaf.mean(0)[None]), text), leaf), states.detach()
+    found = [
+        sum(float(gradient[:, c].mean()) * float(states[place, c]) for c in range(states.shape[1]))
+        for place in range(len(states))
+    ]
+    return torch.tensor(found).clamp_min(0)
+
+
+def reference(arch: str, tower: Any, image: Tensor, text: Tensor) -> Tensor:
+    """One map by an independent way, [h × w]."""
+    if arch == "ViT-L-14-CLIPA":
+        states = tower.transformer(tower._embeds(image[None]))[0, 1:]
+        return averaged(tower, text, states, lambda pooled: tower.ln_post(pooled) @ tower.proj)
+    if arch == "coca_ViT-B-32":
+        return open_clips_pool(tower, image, text, tower.attn_pool, nn.Identity())
+    trunk = tower.trunk
+    if trunk.__class__.__name__ in ("VisionTransformer", "Eva", "VisionTransformerRelPos"):
+        if trunk.global_pool == "map":
+            return latent_pool(tower, image, text)
+        if trunk.global_pool == "token":
+            return timms_own(tower, image, text, len(trunk.blocks) * 8 // 12)
+        states = trunk.forward_features(image[None])[0, trunk.num_prefix_tokens :]
+        return averaged(tower, text, states, lambda pooled: tower.head(trunk.fc_norm(pooled)))
+    maps = trunk.forward_features(image[None])
+    if arch.startswith("swin"):
+        return averaged(tower, text, maps[0].flatten(0, 1), tower.head)
+    states = maps[0].flatten(1).T
+    if arch.startswith("convnext"):
+        norm = trunk.head.norm
+        return averaged(
+            tower, text, states, lambda pooled: tower.head(norm(pooled[:, :, None, None]).flatten(1))
+        )
+    return averaged(tower, text, states, lambda pooled: tower.head(trunk.head.fc(pooled)))
+
+
+ALREADY = ("RN50", "ViT-B-32", "ViT-M-16-alt", "coca_base")  # open_clip's plain towers, see above
+
+
+@pytest.mark.parametrize("arch", [arch for arch in reduced_towers.REDUCED if arch not in ALREADY])
+def test_maps_of_every_kind_of_open_clips_towers(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reduced_towers.know(monkeypatch)
+    tower, batch = reduced_towers.visual(arch), reduced_towers.images(arch, 2)
+    with torch.no_grad():
+        features = tower(batch)
+        features = features[0] if isinstance(features, tuple) else features
+    texts, pairs = unit(3, features.shape[1]), torch.tensor([0, 1, 1])
+    preprocess = SQUARE.model_copy(update={"size": batch.shape[3]})
+    found, scores = of_tower(tower, preprocess, "small")(batch, texts, pairs)
+    torch.testing.assert_close(scores, F.cosine_similarity(features[pairs], texts), rtol=1e-4, atol=1e-5)
+    for p, b in enumerate(pairs.tolist()):
+        wanted = reference(arch, tower, batch[b], texts[p]).reshape(found.shape[1:])
+        assert found.shape[1] == found.shape[2] > 1
+        torch.testing.assert_close(found[p], wanted, rtol=1e-3, atol=1e-4 * float(wanted.max()))
+    assert found.amax() > 0
+
+
+def test_the_mean_of_normed_tokens() -> None:
+    torch.manual_seed(0)
+    tower = reduced_towers.shaken(open_clips(pool_type="avg"))
+    batch, texts = torch.randn(1, 3, 64, 64), unit(1, 16)
+    maps = of_tower(tower, SQUARE, "small")
+    assert maps.described == "Grad-CAM on the tokens of ln_post"
+    found, _ = maps(batch, texts, torch.tensor([0]))
+    states = tower.ln_post(tower.transformer(tower._embeds(batch)))[0, 1:]
+    wanted = averaged(tower, texts[0], states, lambda pooled: pooled @ tower.proj)
+    torch.testing.assert_close(found[0], wanted.reshape(4, 4), rtol=1e-3, atol=1e-7)
+
+
+def test_the_map_of_a_contrastive_pool() -> None:
+    torch.manual_seed(0)
+    tower = reduced_towers.shaken(open_clips(attentional_pool="parallel", attn_pooler_heads=2, output_dim=32))
+    batch, texts, pairs = torch.randn(2, 3, 64, 64), unit(2, 32), torch.tensor([1, 0])
+    found, _ = of_tower(Squeezed(tower), SQUARE, "small")(batch, texts, pairs)
+    for p, b in enumerate(pairs.tolist()):
+        wanted = open_clips_pool(tower, batch[b], texts[p], tower.attn_pool_contrastive, tower.ln_post)
+        torch.testing.assert_close(found[p], wanted.reshape(4, 4), rtol=1e-3, atol=1e-8)
+    assert found.amax() > 0
 
 
 @pytest.mark.parametrize("arch", ["small-vit", "small-rn"])
@@ -334,14 +494,19 @@ def test_towers_of_libraries_end_in_a_map_or_have_none() -> None:
         maps = of_tower(tower.eval(), SQUARE, "small")
         assert isinstance(maps, GradCam)
         assert maps.stage == stage
-    for tokens in (timms_vit(global_pool="avg", class_token=False), timms_vit(scale_attn_norm=True)):
-        with pytest.raises(
-            NotApplicable, match="small: no heat maps, since its image tower neither ends in a"
-        ):
-            of_tower(tokens.eval(), SQUARE, "small")
-    attentional = VisionTransformer(64, 16, 32, 2, 4, 2.0, attentional_pool=True, attn_pooler_heads=4)
-    with pytest.raises(NotApplicable, match="no heat maps"):
-        of_tower(attentional.eval(), SQUARE, "small")
+    pooler: dict[str, Any] = {"attn_pooler_heads": 4, "attn_pooler_queries": 3}
+    for tower, reason in (
+        (timms_vit(global_pool="max"), "pools tokens by 'max'"),
+        (timms_vit(global_pool="prr"), "or is not known"),
+        (timms_vit(attn_layer="diff"), "blocks have no attention that is known"),
+        (open_clips(attentional_pool="cascade", **pooler), "looks at what another pool gives"),
+        (open_clips(attentional_pool=True, pool_type="avg", **pooler), "several queries, which are averaged"),
+        (open_clips(pool_type="none"), "pools tokens by 'none'"),
+    ):
+        with pytest.raises(NotApplicable, match=f"small: no heat maps, since its .*{reason}"):
+            of_tower(tower.eval(), SQUARE, "small")
+    with pytest.raises(NotApplicable, match=r"small: no map of a block, .* it pools by attention"):
+        of_tower(open_clips(attentional_pool=True, **pooler).eval(), SQUARE, "small", 1)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
     with pytest.raises(NotApplicable, match="no heat maps"):
         of_tower(flat, SQUARE, "small")
