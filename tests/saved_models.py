@@ -217,3 +217,58 @@ def changed(folder: Path, file: str, **settings: Any) -> Path:
     held = json.loads(path.read_text()) | settings
     path.write_text(json.dumps({k: v for k, v in held.items() if v is not None}))
     return folder
+
+
+# ----------------------------------------------------------------- images alone
+
+_WIDTHS: dict[str, Any] = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 2, 1], "image_size": SIDE}
+_SWIN: dict[str, Any] = {
+    "image_size": SIDE,
+    "patch_size": 4,
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [2, 2],
+}
+#: model type → the class of settings, them, and the processor with its settings
+IMAGES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
+    "dinov2": ("Dinov2Config", _VISION | {"image_size": 48}, "BitImageProcessor", _CROPPED),
+    "dinov2_with_registers": (
+        "Dinov2WithRegistersConfig",
+        _VISION | {"image_size": 48, "num_register_tokens": 2},
+        "BitImageProcessor",
+        _CROPPED,
+    ),
+    "vit": ("ViTConfig", _VISION, "ViTImageProcessor", _SQUARE),
+    "deit": (
+        "DeiTConfig",
+        _VISION,
+        "DeiTImageProcessor",
+        {"size": {"height": 37, "width": 37}, "crop_size": {"height": SIDE, "width": SIDE}},
+    ),
+    "beit": ("BeitConfig", _VISION | {"use_mean_pooling": True}, "BeitImageProcessor", _SQUARE),
+    "swin": ("SwinConfig", _SWIN | {"window_size": 4}, "ViTImageProcessor", _SQUARE),
+    "swinv2": ("Swinv2Config", _SWIN | {"window_size": 4}, "ViTImageProcessor", _SQUARE),
+    "convnext": ("ConvNextConfig", _WIDTHS, "ConvNextImageProcessor", {"size": {"shortest_edge": SIDE}}),
+    "convnextv2": ("ConvNextV2Config", _WIDTHS, "ConvNextImageProcessor", {"size": {"shortest_edge": SIDE}}),
+    "resnet": (
+        "ResNetConfig",
+        {"hidden_sizes": [8, 12], "depths": [1, 2], "embedding_size": 8},
+        "ConvNextImageProcessor",
+        {"size": {"shortest_edge": SIDE}},
+    ),
+    "clip_vision_model": ("CLIPVisionConfig", _VISION, "CLIPImageProcessor", _CROPPED),
+    "siglip_vision_model": ("SiglipVisionConfig", _VISION, "SiglipImageProcessor", _SQUARE),
+}
+
+
+def save_images(kind: str, folder: Path, name: str | None = None) -> Path:
+    """A model of images of the model type `kind`, tiny, in `folder`, which is returned; `name`: another class of it."""
+    settings, values, processor, how = IMAGES[kind]
+    config = getattr(transformers, settings)(**values)
+    torch.manual_seed(0)
+    model: Any = getattr(transformers, name) if name else transformers.AutoModel
+    model = (model._from_config if name else model.from_config)(config).eval()
+    _noise(model)
+    model.save_pretrained(folder)
+    getattr(transformers, processor + "Pil")(**how).save_pretrained(folder)
+    return folder

@@ -22,7 +22,7 @@ from clipbench.cards.model import ModelCard
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.weights.architectures import Images, Joint, architecture_of
+from clipbench.models.weights.architectures import Images, Joint, architecture_of, backbone_is
 from clipbench.models.weights.processors import IMAGE_PROCESSOR, PROCESSOR, preprocess_of
 from clipbench.models.weights.repository import SETTINGS, Repository, read_parts
 from clipbench.utils.parsing import exists, expanded
@@ -37,8 +37,10 @@ PREFIX: Final = "hf:"
 
 
 class Config(Strict):
-    """`config_sha256` is the sha256 of the model's config.json, which decides what its weights mean."""
+    """`architecture` is the class of transformers that encodes, and `config_sha256` the sha256 of the model's
+    config.json, which says so too, and what its weights mean."""
 
+    architecture: str = Field(description="the class of transformers, as CLIPModel")
     config_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="sha256 of the model's config.json")
 
 
@@ -61,14 +63,13 @@ def on_the_hub_or_here(spec: str) -> ModelCard:
     preprocess, processor = preprocess_of(repository, str(settings.get("model_type")))
     path = repository.find(SETTINGS)
     assert path is not None
-    backbone = f"; backbone: {architecture.said}" if isinstance(architecture, Images) else ""
     return ModelCard(
         title=Path(name).resolve().name if repository.folder else name,
         family="transformers",
-        config={"config_sha256": sha256_file(path)},
+        config={"architecture": architecture.name, "config_sha256": sha256_file(path)},
         preprocess=preprocess,
         weights=repository.source(repository.weights()),
-        notes=f"{architecture.name}; images as of its {processor} (on Pillow){backbone}",
+        notes=f"{architecture.name}; images as of its {processor} (on Pillow)",
     )
 
 
@@ -114,13 +115,18 @@ def load(model: ModelEntry) -> Adapter:
     settings, path = repository.settings(), repository.find(SETTINGS)
     if settings is None or path is None:
         raise WeightsError(f"{model.id}: there is no {SETTINGS} beside {paths[0]}")
-    stated, found = Config.model_validate(model.card.config).config_sha256, sha256_file(path)
-    if stated != found:
+    config, found = Config.model_validate(model.card.config), sha256_file(path)
+    if config.config_sha256 != found:
         raise WeightsError(
-            f"{path} is not the file that the card means: sha256 is {found}, the card says {stated}",
+            f"{path} is not the file that the card means: sha256 is {found}, the card says {config.config_sha256}",
             hint="bring the right file, or correct config.config_sha256 on the card",
         )
     architecture = architecture_of(settings, model.id)
+    if architecture.name != config.architecture:
+        raise CardError(
+            f"{model.id}: {path} is of a {architecture.name}, the card says {config.architecture}",
+            hint=f"write config.architecture: {architecture.name}",
+        )
     digest = repository.digest(paths, model.card.weights, model.id)
     net, left_out, pooled = build(architecture, settings, read_parts(paths), paths[0])
     if architecture.fixed:
@@ -245,5 +251,6 @@ FAMILY: Final = Family(
     config=Config,
     load=load,
     weights_file=weights_file,
+    backbone_is=lambda card: backbone_is(str(card.config.get("architecture"))),
     named={PREFIX: on_the_hub_or_here},
 )

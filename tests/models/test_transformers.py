@@ -21,6 +21,7 @@ from saved_models import changed
 
 import clipbench
 from clipbench.catalog import Catalog
+from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import families, remembered
 from clipbench.models.adapter import Adapter, ModelEntry
@@ -94,6 +95,106 @@ def test_features_are_those_of_the_class(name: str, saved: dict[str, Path]) -> N
     alone = torch.cat([model.encode_texts([text]) for text in TEXTS])
     torch.testing.assert_close(alone, unit(own["texts"]), atol=1e-5, rtol=0)
     assert len({tuple(row) for row in own["texts"].tolist()}) == len(TEXTS)
+
+
+IMAGES = [
+    *((kind, None) for kind in saved_models.IMAGES),
+    ("vit", "ViTForImageClassification"),
+    ("vit", "ViTForMaskedImageModeling"),
+    ("deit", "DeiTForImageClassificationWithTeacher"),
+    ("beit", "BeitForImageClassification"),
+    ("beit", "BeitForMaskedImageModeling"),
+    ("swin", "SwinForImageClassification"),
+    ("dinov2", "Dinov2ForImageClassification"),
+    ("convnext", "ConvNextForImageClassification"),
+    ("resnet", "ResNetForImageClassification"),
+    ("clip_vision_model", "CLIPVisionModelWithProjection"),
+]
+#: of these classes the file has no pooler, so that the class token is taken
+NO_POOLER = {
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "DeiTForImageClassificationWithTeacher",
+    "BeitForMaskedImageModeling",
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), IMAGES)
+def test_models_of_images_alone(
+    kind: str, name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trained pooled output, or the class token; heads are left out by name."""
+    folder = saved_models.save_images(kind, tmp_path / "model", name)
+    model = clipbench.load_model(folder, device="cpu")
+    net: Any = transformers.AutoModel.from_pretrained(folder).eval()
+    processor: Any = transformers.AutoImageProcessor
+    pixels = processor.from_pretrained(folder, backend="pil")(pictures(), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        own = net(pixels)
+    torch.testing.assert_close(
+        torch.stack([model.preprocess(image) for image in pictures()]), pixels, atol=2e-6, rtol=0
+    )
+    expected = own.last_hidden_state[:, 0] if name in NO_POOLER else own.pooler_output.flatten(1)
+    found = model.encode_images(pictures(), "backbone")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert model.adapter.image_spaces == ("backbone",)
+    assert (name is None) == (model.adapter.left_out == ())
+    assert ("no weights of a pooler" in capsys.readouterr().err) == (name in NO_POOLER)
+    with pytest.raises(NotApplicable, match="images only, no text tower"):
+        model.encode_texts("a dog")
+
+
+def test_images_are_strict_too(tmp_path: Path) -> None:
+    """Heads are the one thing that may be left over, and a pooler, as a whole, the one thing that may be missing."""
+    folder = saved_models.save_images("vit", tmp_path / "vit")
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    save_file(state | {"adapter.weight": torch.zeros(1)}, path)
+    with pytest.raises(WeightsError, match=r"unexpected 1: adapter\.weight"):
+        clipbench.load_model(folder)
+    for lost in ("pooler.dense.bias", "layernorm.bias"):
+        save_file({k: v for k, v in state.items() if k != lost}, path)
+        with pytest.raises(WeightsError, match=f"missing 1: {lost}"):
+            clipbench.load_model(folder)
+    siglip = saved_models.save_images("siglip_vision_model", tmp_path / "siglip")
+    changed(siglip, "config.json", vision_use_head=False)
+    with pytest.raises(CardError, match="no pooled output"):
+        clipbench.load_model(siglip)
+
+
+def test_a_card_with_pixels_of_ones_own_choice(tmp_path: Path) -> None:
+    """DINOv3's processor resizes floats, which no card can say: its card is written by hand."""
+    config = transformers.DINOv3ViTConfig(
+        hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4, patch_size=8
+    )
+    made: Any = transformers.DINOv3ViTModel
+    net = made(config).eval()
+    folder = tmp_path / "dinov3"
+    net.save_pretrained(folder)
+    transformers.DINOv3ViTImageProcessor().save_pretrained(folder)
+    with pytest.raises(CardError, match='unknown image processor "DINOv3ViTImageProcessor"'):
+        clipbench.load_model(folder)
+    preprocess = {"size": 32, "resize": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
+    card = {
+        "title": "DINOv3",
+        "family": "transformers",
+        "config": {
+            "architecture": "DINOv3ViTModel",
+            "config_sha256": sha256_file(folder / "config.json"),
+        },
+        "preprocess": preprocess,
+        "weights": {"file": "dinov3/model.safetensors"},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(card))
+    model = clipbench.load_model(tmp_path / "mine.yaml", device="cpu")
+    pixels = torch.stack([model.preprocess(image) for image in pictures()])
+    with torch.no_grad():
+        own = net(pixels).pooler_output
+    torch.testing.assert_close(model.encode_images(pictures(), "backbone"), own, atol=1e-5, rtol=0)
+    card["config"] = {"architecture": "ViTModel", "config_sha256": sha256_file(folder / "config.json")}
+    (tmp_path / "mine.yaml").write_text(json.dumps(card))
+    with pytest.raises(CardError, match="is of a DINOv3ViTModel, the card says ViTModel"):
+        clipbench.load_model(tmp_path / "mine.yaml")
 
 
 def test_scale_and_bias_are_those_of_the_class(saved: dict[str, Path]) -> None:
@@ -317,13 +418,29 @@ def test_zero_shot_from_the_command_line(
     shown = run("show", "hf:siglip")
     assert shown.code == 0
     assert "family" in shown.out
-    assert "transformers" in shown.out
+    assert "architecture: SiglipModel" in shown.out
+    assert "attention pooling's output, which is the joint feature" in " ".join(shown.out.split())
+
+
+def test_linear_probe_from_the_command_line(place: commandline.Place, run: commandline.Run) -> None:
+    """The record says which feature was probed."""
+    saved_models.save_images("dinov2", place.root / "dino")
+    shutil.copytree(place.root / "data" / "test", place.root / "data" / "train")
+    small.write_task(
+        place.cards, splits={"train": {"name": "train"}, "test": {"name": "test"}}, protocols={"lp": {}}
+    )
+    arguments = ["--model", "hf:dino", "--task", "animals-lp", "--cards", place.cards]
+    done = run("eval", *arguments, "--data", f"animals={place.root / 'data'}", "--results", place.results)
+    assert done.code == 0, done.said
+    found = json.dumps(place.record().model_dump(mode="json"))
+    assert "the class token after the last layer norm" in found
 
 
 FROM_HUB = """
 import sys
 import torch
 from clipbench.catalog import Catalog
+from clipbench.data.digests import sha256_file
 from clipbench.errors import ClipbenchError
 from clipbench.models import families
 for name in sys.argv[1:]:

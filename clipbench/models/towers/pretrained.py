@@ -106,9 +106,11 @@ def build(
             ) from None
     missing, extra = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
     pooler = architecture.pooler if isinstance(architecture, Images) else None
-    pooled = not any(pooler and key.startswith(pooler) for key in missing)
+    of_pooler = [key for key in model.state_dict() if pooler and key.startswith(pooler)]
+    pooled = not of_pooler or not missing or not set(of_pooler) <= set(missing)
     if not pooled:
-        missing = [key for key in missing if not key.startswith(str(pooler))]
+        say(f"{path}: it has no weights of a pooler; the class token's last state is taken")
+        missing = [key for key in missing if key not in of_pooler]
     heads = architecture.heads if isinstance(architecture, Images) else ()
     if heads:
         own = f"{kind.base_model_prefix}."

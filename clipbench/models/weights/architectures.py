@@ -30,6 +30,7 @@ class Joint:
 
     Attributes:
         name: the class.
+        backbone: what of its image tower is the `backbone`, in words.
         whole: whether texts are padded to the context length, and their padding seen: as SigLIP was trained.
         scale: the parameter of the factor on cosines: its logarithm, or, as `temperature`, one over it; None: none.
         bias: the parameter of what is added to them.
@@ -37,6 +38,7 @@ class Joint:
     """
 
     name: str
+    backbone: str
     image: Side
     text: Side
     whole: bool = False
@@ -51,7 +53,7 @@ class Images:
 
     Attributes:
         name: the class.
-        pooled: the pooled output, in words.
+        backbone: its pooled output, in words.
         pooler: how names of weights begin that only the pooled output needs; without them in a file, the state of the
             class token is taken.
         fixed: as of `Joint`.
@@ -59,40 +61,37 @@ class Images:
     """
 
     name: str
-    pooled: str
+    backbone: str
     pooler: str | None = None
     heads: tuple[str, ...] = ("classifier.",)
     fixed: bool = True
 
-    @property
-    def said(self) -> str:
-        """What the `backbone` is."""
-        return (
-            f"{self.pooled}, of a file without one the class token's last state"
-            if self.pooler
-            else self.pooled
-        )
-
 
 Architecture = Joint | Images
 
-_PROJECTED: Final = Side("vision_model", "pooler_output", "visual_projection")
-_MASKED: Final = ("classifier.", "decoder.", "embeddings.mask_token")
 _CLS: Final = "the class token after the last layer norm"
 _MEAN: Final = "the mean over all places"
+_POOLER: Final = "its pooler's output; of a file without a pooler, the last state of the class token"
+_ATTENTION: Final = "its attention pooling's output"
+_SAME: Final = ", which is the joint feature"
+_BEFORE: Final = f"{_CLS}, before the projection"
+_PROJECTED: Final = Side("vision_model", "pooler_output", "visual_projection")
+_MASKED: Final = ("classifier.", "decoder.", "embeddings.mask_token")
 _JOINT: Final = (
-    Joint("CLIPModel", _PROJECTED, Side("text_model", "pooler_output", "text_projection")),
+    Joint("CLIPModel", _BEFORE, _PROJECTED, Side("text_model", "pooler_output", "text_projection")),
     Joint(
         "SiglipModel",
+        _ATTENTION + _SAME,
         Side("vision_model", "pooler_output", None),
         Side("text_model", "pooler_output", None),
         whole=True,
         bias="logit_bias",
     ),
-    Joint("ChineseCLIPModel", _PROJECTED, Side("text_model", "first", "text_projection")),
-    Joint("AltCLIPModel", _PROJECTED, Side("text_model", "first", "text_projection")),
+    Joint("ChineseCLIPModel", _BEFORE, _PROJECTED, Side("text_model", "first", "text_projection")),
+    Joint("AltCLIPModel", _BEFORE, _PROJECTED, Side("text_model", "first", "text_projection")),
     Joint(
         "AlignModel",
+        _MEAN + _SAME,
         Side("vision_model", "pooler_output", None),
         Side("text_model", "first", "text_projection"),
         scale="temperature",
@@ -100,6 +99,7 @@ _JOINT: Final = (
     ),
     Joint(
         "BlipForImageTextRetrieval",
+        _BEFORE,
         Side("vision_model", "first", "vision_proj"),
         Side("text_encoder", "first", "text_proj"),
         scale=None,
@@ -111,16 +111,16 @@ IMAGES: Final[Mapping[str, Images]] = {
     "dinov2": Images("Dinov2Model", _CLS, fixed=False),
     "dinov2_with_registers": Images("Dinov2WithRegistersModel", _CLS, fixed=False),
     "dinov3_vit": Images("DINOv3ViTModel", _CLS, fixed=False),
-    "vit": Images("ViTModel", "its pooler's output", "pooler.", _MASKED),
+    "vit": Images("ViTModel", _POOLER, "pooler.", _MASKED),
     "deit": Images(
         "DeiTModel",
-        "its pooler's output",
+        _POOLER,
         "pooler.",
         (*_MASKED, "cls_classifier.", "distillation_classifier."),
     ),
     "beit": Images(
         "BeitModel",
-        "its pooler's output",
+        _POOLER,
         "pooler.",
         ("classifier.", "lm_head.", "layernorm.", "embeddings.mask_token"),
     ),
@@ -130,8 +130,9 @@ IMAGES: Final[Mapping[str, Images]] = {
     "convnextv2": Images("ConvNextV2Model", f"{_MEAN}, then a layer norm", fixed=False),
     "resnet": Images("ResNetModel", _MEAN, fixed=False),
     "clip_vision_model": Images("CLIPVisionModel", _CLS, heads=("visual_projection.",)),
-    "siglip_vision_model": Images("SiglipVisionModel", "its attention pooling's output", heads=()),
+    "siglip_vision_model": Images("SiglipVisionModel", _ATTENTION, heads=()),
 }
+_OF_NAMES: Final[Mapping[str, Architecture]] = {**JOINT, **{rule.name: rule for rule in IMAGES.values()}}
 #: the class of settings that do not name one
 _OF_TYPES: Final = {
     "clip": "CLIPModel",
@@ -147,6 +148,12 @@ _REFUSED: Final = {
 }
 
 
+def backbone_is(name: str) -> str | None:
+    """What the `backbone` of the class `name` is, in words; None of one that is not known."""
+    found = _OF_NAMES.get(name)
+    return None if found is None else found.backbone
+
+
 def architecture_of(settings: Mapping[str, Any], name: str) -> Architecture:
     """The class of a model by its `config.json`; `name` is the model's, for messages.
 
@@ -157,6 +164,12 @@ def architecture_of(settings: Mapping[str, Any], name: str) -> Architecture:
     if why := _REFUSED.get(kind):
         raise CardError(f"{name}: model_type {kind}: {why}")
     own = str(stated[0]) if isinstance(stated, list) and stated else _OF_TYPES.get(kind, "")
+    tower = settings.get("vision_config", settings)
+    if isinstance(tower, Mapping) and tower.get("vision_use_head") is False:
+        raise CardError(
+            f"{name}: its image tower has no pooled output (vision_use_head: false)",
+            hint="choose a checkpoint with its pooling head",
+        )
     if own in JOINT:
         return JOINT[own]
     if kind in IMAGES:

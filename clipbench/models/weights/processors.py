@@ -119,7 +119,6 @@ OF_TYPES: Final = {
     "convnextv2": "ConvNextImageProcessor",
     "resnet": "ConvNextImageProcessor",
     "dinov2": "BitImageProcessor",
-    "dinov2_with_registers": "BitImageProcessor",
 }
 _INTERPOLATIONS: Final[dict[int, Interpolation]] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _FILTERS: Final = {1: "lanczos", 4: "box", 5: "hamming"}
@@ -212,6 +211,9 @@ def translated(own: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
     )
     if strange:
         raise _refused(where, strange[0], own[strange[0]], "is not known")
+    for key in ("resample", "rescale_factor", "crop_pct"):
+        if key in value and (not isinstance(value[key], int | float) or isinstance(value[key], bool)):
+            raise _refused(where, key, value[key], "is no number")
     if value["do_pad"]:
         raise _refused(where, "do_pad", True, "pads images")
     if value["resample"] not in _INTERPOLATIONS:
@@ -241,7 +243,9 @@ def _sides(
     size = value["size"]
     if isinstance(size, int):
         size = {"height": size, "width": size} if value["to_square"] else {"shortest_edge": size}
-    if not isinstance(size, dict):
+    if not isinstance(size, dict) or not all(
+        length is None or isinstance(length, int) for length in size.values()
+    ):
         raise _refused(where, "size", size, "is no square and no shortest edge")
     size = {side: length for side, length in size.items() if length is not None}
     crop = value["crop_size"] if value["do_center_crop"] else None
@@ -250,6 +254,8 @@ def _sides(
         if set(crop) != {"height", "width"} or crop["height"] != crop["width"]:
             raise _refused(where, "crop_size", crop, "is no square")
         crop = crop["height"]
+    if crop is not None and not isinstance(crop, int):
+        raise _refused(where, "crop_size", crop, "is no square")
     if set(size) == {"shortest_edge"}:
         short = int(size["shortest_edge"])
         if kind == "convnext":
