@@ -4,16 +4,37 @@ from clipbench.utils.version import __version__
 
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
-    from clipbench.api import Model, load_model
+    from clipbench.api import EvaluationError, Model, evaluate, load_model
+    from clipbench.errors import ClipbenchError
     from clipbench.metrics.concepts import concept_direction, remove_concept
+    from clipbench.models.own import OwnModel
     from clipbench.mteb import as_mteb
+    from clipbench.records.record import Record
     from clipbench.report.dataframe import results
 
-__all__ = ["Model", "__version__", "as_mteb", "concept_direction", "load_model", "remove_concept", "results"]
+__all__ = [
+    "ClipbenchError",
+    "EvaluationError",
+    "Model",
+    "OwnModel",
+    "Record",
+    "__version__",
+    "as_mteb",
+    "concept_direction",
+    "evaluate",
+    "load_model",
+    "remove_concept",
+    "results",
+]
 _HOMES = {
+    "ClipbenchError": "errors",
+    "EvaluationError": "api",
     "Model": "api",
+    "OwnModel": "models.own",
+    "Record": "records.record",
     "as_mteb": "mteb",
     "concept_direction": "metrics.concepts",
+    "evaluate": "api",
     "load_model": "api",
     "remove_concept": "metrics.concepts",
     "results": "report.dataframe",
@@ -28,3 +49,8 @@ def __getattr__(name: str) -> object:
         found: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What `__all__` names, imported or not, and what Python adds."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

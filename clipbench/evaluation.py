@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import JsonValue
@@ -13,23 +17,24 @@ from pydantic import JsonValue
 from clipbench.cards.base import fingerprint
 from clipbench.cards.task import LABELLED
 from clipbench.catalog import Catalog, Task
-from clipbench.data.decode import MAX_PIXELS, REMARKS, max_pixels
+from clipbench.data.decode import MAX_PIXELS, max_pixels
 from clipbench.data.decode_stream import OnBadImage
 from clipbench.data.labels import without_samples
 from clipbench.data.open import open_split, refuse_lacking
 from clipbench.data.paths import DataPaths
-from clipbench.data.split import Note, Split, Subset
+from clipbench.data.split import Split, Subset
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features
-from clipbench.encoding.image_digests import among, repeated
 from clipbench.encoding.images import Encoded, encode
 from clipbench.encoding.model_features import Counts
 from clipbench.encoding.runtime import Runtime
-from clipbench.errors import DataError, NotApplicable
+from clipbench.errors import ClipbenchError, DataError, NotApplicable
 from clipbench.models import families
 from clipbench.models.adapter import Adapter, ModelEntry
-from clipbench.protocols.base import Needs, Outcome
-from clipbench.records.exposure import Exposure, exposure
+from clipbench.models.own import OwnAdapter
+from clipbench.protocols.base import Needs
+from clipbench.records import notes, store
+from clipbench.records.exposure import exposure
 from clipbench.records.record import (
     Json,
     Noted,
@@ -43,6 +48,7 @@ from clipbench.records.record import (
     utc_now,
 )
 from clipbench.records.store import Column
+from clipbench.utils.cache import cache_root, folder_for_now, make_folder
 from clipbench.utils.stages import rest, stage, taken
 
 
@@ -100,9 +106,23 @@ def evaluate(
 def _evaluated(
     model_cards: Sequence[ModelEntry], tasks: Sequence[Task], options: Options, catalog: Catalog
 ) -> Iterator[Result]:
-    encoders = [
-        ModelEncoder(model, options.runtime, options.on_bad_image, options.progress) for model in model_cards
-    ]
+    with contextlib.ExitStack() as until_the_end:
+        encoders = [_encoder(model, options, until_the_end) for model in model_cards]
+        yield from _by_task(encoders, tasks, options, catalog)
+
+
+def _encoder(model: ModelEntry, options: Options, until_the_end: contextlib.ExitStack) -> ModelEncoder:
+    """The model's encoder; nothing is kept of one that nobody says what its features follow from."""
+    encoder = ModelEncoder(model, options.runtime, options.on_bad_image, options.progress)
+    if isinstance(model.adapter, OwnAdapter) and model.adapter.identity is None:
+        encoder.root = folder_for_now(cache_root(), "own")
+        until_the_end.callback(shutil.rmtree, encoder.root, ignore_errors=True)
+    return encoder
+
+
+def _by_task(
+    encoders: Sequence[ModelEncoder], tasks: Sequence[Task], options: Options, catalog: Catalog
+) -> Iterator[Result]:
     opened: dict[tuple[str, str], Split] = {}
     for task in tasks:
         try:
@@ -126,6 +146,68 @@ def _evaluated(
                 yield Result(plan.encoder.model.id, task.id, None, {}, error=error)
             else:
                 yield Result(plan.encoder.model.id, task.id, record, samples, pictures=pictures)
+
+
+def refuse(
+    models: Sequence[ModelEntry],
+    tasks: Sequence[Task],
+    options: Options,
+    results: Path | None,
+    *,
+    force: bool = False,
+) -> None:
+    """Raise ClipbenchError for what could not be kept, or would not be there, before any work is done for it.
+
+    Args:
+        results: where records are to be written; it is made.
+        force: what is none of clipbench's may be replaced there.
+    """
+    count = Counter(model.id for model in models)
+    if twice := [name for name, times in count.items() if times > 1]:
+        raise ClipbenchError(
+            f'{count[twice[0]]} of the models are called "{twice[0]}"',
+            hint="give each object a name of its own",
+        )
+    if options.pictures and not any(task.protocol.pictures for task in tasks):
+        raise ClipbenchError(
+            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(task.id for task in tasks)})",
+            hint="tasks that end in -ground have some; leave the option out for others",
+        )
+    if results is None:
+        if options.pictures:
+            raise ClipbenchError(
+                "save_heatmaps: heat maps are written beside records", hint="say where: results=…"
+            )
+        return
+    make_folder(results)
+    for model in models:
+        for task in tasks:
+            store.refuse_foreign(model.id, task.id, results, force=force)
+
+
+class Kept(NamedTuple):
+    """Where a result lies: its record, and the folder of its pictures, if there are any."""
+
+    record: Path
+    pictures: Path | None
+
+
+def keep(result: Result, results: Path, *, force: bool = False) -> Kept:
+    """Write the record, the per-sample outcomes and the pictures of a result that has a record.
+
+    Raises:
+        StorageError: as `records.store.write`.
+    """
+    assert result.record is not None
+    with stage("write"):
+        path = store.write(result.record, result.samples, results, force=force, last=_timed)
+    pictures = store.write_pictures(result.pictures, path, force=force) if result.pictures else None
+    return Kept(path, pictures)
+
+
+def _timed(record: Record) -> Record:
+    """The record, with the time that went by until its samples were written."""
+    return record.model_copy(update={"timing": record.timing.and_since(taken())})
 
 
 def evaluator(catalog: Catalog, options: Options) -> Callable[[Adapter, Sequence[str]], list[Record]]:
@@ -266,13 +348,13 @@ def _outcome(
     counts = encoder.counts
     images_s, texts_s = counts.images_s - before.images_s, counts.texts_s - before.texts_s
     encoded = counts.images_encoded - before.images_encoded
-    card, runtime = task.dataset.card, options.runtime
+    card = task.dataset.card
     protocol = ProtocolUsed(
         name=task.protocol.id, version=task.protocol.version, params=task.params.canonical()
     )
     measured, trained_on = splits[protocol.split], encoder.model.card.trained_on
     known = exposure(trained_on, task.dataset, protocol.split, catalog, measured.ids)
-    repeats = _repeats(plan.encoded, splits, protocol.split)
+    repeats = notes.repeats(plan.encoded, splits, protocol.split)
     skipped = {i: reason for found in plan.encoded.values() for i, reason in found.bad.items()}
     how, env, spent = _how(plan), environment(), taken()
     record = Record(
@@ -292,18 +374,18 @@ def _outcome(
                 *split.notes,
                 *split.beside_notes(),
                 *(without_samples(split) if set(task.protocol.kinds) & {*LABELLED} else ()),
-                *(_unknown(known) if role == protocol.split else ()),
-                *_remarks(plan.encoded, role),
+                *(notes.unknown_data(known) if role == protocol.split else ()),
+                *notes.remarks(plan.encoded, role),
                 *dict.fromkeys(
                     n for (own, _), found in plan.encoded.items() if own == role for n in found.notes
                 ),
-                *(_assumed(plan, outcome) if role == protocol.split else ()),
+                *(notes.assumed(encoder, outcome.scores) if role == protocol.split else ()),
                 *repeats.get(role, ()),
             )
         ),
         seen=known.seen,
         precision=encoder.precision,
-        device=runtime.device_name,
+        device=encoder.device_name,
         env=env,
         fingerprints={
             "model_card": fingerprint(encoder.model.card.canonical()),
@@ -331,21 +413,6 @@ def _outcome(
     return record, outcome.samples
 
 
-def _unknown(known: Exposure) -> list[Note]:
-    """That the model's card names training data of which there is no card, so that what they share is not known."""
-    text = "sets of training data have no card here, so whether they hold images of this split is not known"
-    return [Note.of("unknown-training-data", text, known.unknown)] if known.unknown else []
-
-
-def _assumed(plan: _Plan, outcome: Outcome) -> list[Note]:
-    """That the factor on cosines was not given, where a number hangs on it."""
-    given, texts = plan.encoder.adapter.given, plan.task.protocol.texts
-    if given is None or given.about.logit_scale or texts is None or "ece" not in outcome.scores:
-        return []
-    text = f"logit scale is not given: {plan.encoder.logit_scale:g} was assumed, on which ece and confidences hang"
-    return [Note("logit-scale-assumed", text, 1)]
-
-
 def _how(plan: _Plan) -> Json:
     """How the towers were run whose features were read, for the record."""
     encoder = plan.encoder
@@ -357,9 +424,18 @@ def _how(plan: _Plan) -> Json:
     }
     devices = {device for found in plan.encoded.values() for device in found.devices}
     found: Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
-    told = families.family(encoder.model.card.family).backbone_is(encoder.model.card)
-    if told is not None and any(space.partition("@")[0] == "backbone" for _, space in plan.encoded):
-        found["backbone"] = told
+    if encoder.own is not None:
+        found["own"] = {
+            "code": encoder.own.code,
+            "identity": encoder.own.identity,
+            "images": "RGB, as stored",
+            "batch": encoder.batch_rows,
+            "kept": encoder.own.identity is not None,
+        }
+    else:
+        told = families.family(encoder.model.card.family).backbone_is(encoder.model.card)
+        if told is not None and any(space.partition("@")[0] == "backbone" for _, space in plan.encoded):
+            found["backbone"] = told
     if encoder.adapter.left_out:
         found["left_out"] = list[JsonValue](encoder.adapter.left_out)
     if max_pixels() != MAX_PIXELS:
@@ -367,39 +443,6 @@ def _how(plan: _Plan) -> Json:
     if encoder.runtime.deterministic:
         found |= {"deterministic": True, "fixed": dict[str, JsonValue](encoder.runtime.fixed)}
     return found
-
-
-def _remarks(encoded: dict[tuple[str, str], Encoded], role: str) -> list[Note]:
-    """What must be said of how images of a split were decoded."""
-    of_kind: dict[str, dict[str, None]] = {}
-    for (own, _), found in encoded.items():
-        if own == role:
-            for name, kind in found.remarks:
-                of_kind.setdefault(kind, {})[name] = None
-    return [Note.of(kind, REMARKS.get(kind, kind), list(names)) for kind, names in of_kind.items()]
-
-
-def _repeats(
-    encoded: dict[tuple[str, str], Encoded], splits: dict[str, Split], scored: str
-) -> dict[str, list[Note]]:
-    """Split → notes on images of the split `scored` that are there twice, byte for byte, or also in training."""
-    seen = {}
-    for (role, _), found in encoded.items():
-        if found.digests is not None:
-            good = [i for i, name in enumerate(splits[role].ids) if name not in found.bad]
-            seen[role] = np.array(good, dtype=np.int64), found.digests[good]
-    if scored not in seen:
-        return {}
-    rows, digests = seen.pop(scored)
-    names = np.array(splits[scored].ids, dtype=object)[rows]
-    notes = []
-    if seen and (again := among(digests, np.concatenate([others for _, others in seen.values()]))).any():
-        text = f"images are also in {', '.join(seen)}, byte for byte: the probe is scored on what it was fitted on"
-        notes.append(Note.of("test-in-training", text, names[again].tolist()))
-    if (again := repeated(digests)).any():
-        text = "images are those of an earlier sample, byte for byte: they count more than once"
-        notes.append(Note.of("repeated-images", text, names[again].tolist()))
-    return {scored: notes}
 
 
 def _pictures(plan: _Plan, options: Options, splits: dict[str, Split]) -> dict[str, bytes]:

@@ -33,8 +33,8 @@ SURFACE = {
         "first_line nearest unknown"
     ),
     "clipbench.catalog": "Catalog Task",
-    "clipbench.evaluation": "Options Result evaluate evaluator limited",
-    "clipbench.api": "Model load_model",
+    "clipbench.evaluation": "Kept Options Result evaluate evaluator keep limited refuse",
+    "clipbench.api": "EvaluationError Failure Model evaluate load_model",
     "clipbench.mteb": "Encoder as_mteb",
     "clipbench.models.adapter": "Adapter Family ModelEntry",
     "clipbench.models.families": "Fetched config_model detected families family fetch load named saved",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -185,3 +185,19 @@ class ModelCard(Strict):
     links: Tuple[str] = ()
     notes: str | None = None
     reported: Tuple[Reported] = ()
+
+
+#: family of the models that are code of the user's own
+OWN_FAMILY: Final = "python"
+#: stands for the sha256 of weights where the user's code does not say which weights it has
+UNSTATED: Final = "none stated"
+
+
+class OwnCard(ModelCard):
+    """What is told of a model that is the user's own code: it prepares images itself, and has its weights from where
+    it likes. No file holds such a card, and none is read: code is run for those alone who name it.
+    """
+
+    family: str = OWN_FAMILY
+    preprocess: None = None  # type: ignore[assignment]
+    weights: None = None  # type: ignore[assignment]

@@ -7,11 +7,11 @@ from pathlib import Path
 import typer
 
 from clipbench.catalog import Catalog
-from clipbench.cli.inputs import add_plugins
 from clipbench.cli.options import Cards, Json, Plugins, Results
 from clipbench.cli.output import note, show
 from clipbench.records.check import check
 from clipbench.utils.escape import json_text
+from clipbench.utils.plugins import add_all
 
 
 def check_command(
@@ -21,7 +21,7 @@ def check_command(
 
     Every problem is named. The exit code is 2 if there is one.
     """
-    add_plugins(plugins)
+    add_all(plugins or ())
     found = check(Catalog(cards or ()), results)  # problems of cards are named among the others
     if as_json:
         print(json_text(found.counts | {"problems": found.problems}))

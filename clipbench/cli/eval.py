@@ -28,17 +28,14 @@ from clipbench.cli.options import (
     option,
 )
 from clipbench.cli.output import note, print_error, show
+from clipbench.data import decode_stream
 from clipbench.data.decode import allow_pixels
-from clipbench.errors import ClipbenchError, unknown
-from clipbench.evaluation import Options, Result, evaluate
+from clipbench.evaluation import Options, Result, evaluate, keep, refuse
 from clipbench.records import store
 from clipbench.records.eligibility import Eligibility
-from clipbench.records.record import Record
 from clipbench.report import dataframe, table
 from clipbench.report.sections import Section
-from clipbench.utils.cache import make_folder
 from clipbench.utils.escape import json_text
-from clipbench.utils.stages import stage, taken
 
 
 def eval_command(
@@ -109,24 +106,11 @@ def eval_command(
 ) -> None:
     """Measure models on tasks, and write one record for each pair."""
     allow_pixels(max_pixels)
-    if on_bad_image not in ("stop", "skip"):
-        raise ClipbenchError(unknown("choice for --on-bad-image", on_bad_image, ("stop", "skip")))
+    bad = decode_stream.on_bad_image(on_bad_image)
     catalog = open_catalog(cards, plugins)
     tasks = catalog.tasks(names("--task", task))
-    if save_heatmaps and not any(task.protocol.pictures for task in tasks):
-        raise ClipbenchError(
-            f"--save-heatmaps: none of the tasks has heat maps ({', '.join(task.id for task in tasks)})",
-            hint="tasks that end in -ground have some; leave the option out for others",
-        )
     paths = data_paths(data, catalog, verify=verify_data)
-    make_folder(results)
     models = [catalog.model(name) for name in names("--model", model)]
-    for made in models:
-        for wanted in tasks:
-            store.refuse_foreign(made.id, wanted.id, results, force=force)
-    for made in models:
-        if made.detected:
-            note(f"{made.id}: {made.card.notes}")
     options = Options(
         runtime=choose_runtime(
             device,
@@ -138,10 +122,14 @@ def eval_command(
         data=paths,
         limit=limit,
         seed=seed,
-        on_bad_image="skip" if on_bad_image == "skip" else "stop",
+        on_bad_image=bad,
         progress=not quiet,
         pictures=save_heatmaps,
     )
+    refuse(models, tasks, options, results, force=force)
+    for made in models:
+        if made.detected:
+            note(f"{made.id}: {made.card.notes}")
     done: list[Result] = []
     for result in evaluate(models, tasks, options, catalog):
         done.append(result)
@@ -165,22 +153,14 @@ def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bo
     record = result.record
     assert record is not None
     view = table.record_table(record) if scores else None
-    with stage("write"):
-        path = store.write(record, result.samples, results, force=force, last=_timed)
+    path, folder = keep(result, results, force=force)
     if scores:
         timing = record.timing
         rate = f"{timing.images_per_s:,.0f} images/s" if timing.images_per_s else "nothing encoded"
         show(view)
         show(Text(f"{path}  ({timing.total_s:.1f} s, {rate}, {record.precision})", style="dim"))
-    if result.pictures:
-        folder = store.write_pictures(result.pictures, path, force=force)
-        if not quiet:
-            note(f"{len(result.pictures)} pictures in {folder}")
-
-
-def _timed(record: Record) -> Record:
-    """The record, with the time that went by until its samples were written."""
-    return record.model_copy(update={"timing": record.timing.and_since(taken())})
+    if folder is not None and not quiet:
+        note(f"{len(result.pictures)} pictures in {folder}")
 
 
 def _print_table(done: list[Result], tasks: list[Task], catalog: Catalog, results: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,21 +9,13 @@ from clipbench.catalog import Catalog
 from clipbench.cli.output import catalogs
 from clipbench.data.paths import DataPaths
 from clipbench.encoding.runtime import Runtime, keep_freed_memory
-from clipbench.errors import ClipbenchError, unknown
+from clipbench.errors import ClipbenchError
 from clipbench.utils import plugins
-from clipbench.utils.parsing import expanded
-
-
-def add_plugins(folders: list[Path] | None) -> None:
-    """Look for models, protocols, layouts and objectives in these folders too, and in those of CLIPBENCH_PLUGINS."""
-    for folder in (*(folders or ()), *os.environ.get("CLIPBENCH_PLUGINS", "").split(os.pathsep)):
-        if folder:
-            plugins.add(expanded(folder))
 
 
 def open_catalog(cards: list[Path] | None, code: list[Path] | None) -> Catalog:
     """The cards, read with these plugins; those that had to be passed over are named when the command ends."""
-    add_plugins(code)
+    plugins.add_all(code or ())
     catalog = Catalog(cards or ())
     catalogs.append(catalog)
     return catalog
@@ -41,13 +32,8 @@ def names(option: str, given: list[str]) -> list[str]:
 def data_paths(
     given: list[str] | None, catalog: Catalog, more: Sequence[str] = (), *, verify: bool = False
 ) -> DataPaths:
-    """The values of --data; a misspelt data set would otherwise be fetched instead of read. `more`: other names."""
-    known = {*catalog.dataset_files, *more}
-    for text in given or ():
-        name, separator, _ = text.partition("=")
-        if separator and name not in known:
-            raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
-    return DataPaths.parse(given or (), verify=verify)
+    """The values of --data, of data sets of the catalog. `more`: other names that may be given."""
+    return DataPaths.parse(given or (), known={*catalog.dataset_files, *more}, verify=verify)
 
 
 def choose_runtime(

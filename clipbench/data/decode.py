@@ -6,10 +6,12 @@ a quarter of the traffic, and the same float32 values.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -108,6 +110,20 @@ def allow_pixels(most: int | None) -> None:
     """Let images have up to `most` pixels in this process and its decoding processes (None: as before)."""
     if most is not None:
         os.environ[_MAX_PIXELS_SET] = str(most)
+
+
+@contextlib.contextmanager
+def pixels_allowed(most: int | None) -> Iterator[None]:
+    """As `allow_pixels`, as long as it lasts."""
+    before = os.environ.get(_MAX_PIXELS_SET)
+    allow_pixels(most)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_MAX_PIXELS_SET, None)
+        else:
+            os.environ[_MAX_PIXELS_SET] = before
 
 
 def max_pixels() -> int:

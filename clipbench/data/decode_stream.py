@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,18 @@ from numpy.typing import NDArray
 from clipbench.cards.model import Preprocess
 from clipbench.data.decode import BAD_IMAGE, cannot, decode_and_remark, reason
 from clipbench.data.split import Sample
-from clipbench.errors import DataError, StorageError
+from clipbench.errors import ClipbenchError, DataError, StorageError, unknown
 
 OnBadImage = Literal["stop", "skip"]
+
+
+def on_bad_image(text: str) -> OnBadImage:
+    """What to do with an image that cannot be decoded, from the user's word for it."""
+    if text not in get_args(OnBadImage):
+        raise ClipbenchError(unknown("choice for --on-bad-image", text, get_args(OnBadImage)))
+    return "skip" if text == "skip" else "stop"
+
+
 _Item = TypeVar("_Item")
 #: of the images of one message, by their place in it: (index, reason) of those that failed, (index, kind) of remarks
 Told = tuple[list[tuple[int, str]], list[tuple[int, str]]]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipbench.cards.task import SplitSpec, TaskCard
-from clipbench.errors import DataError
+from clipbench.errors import ClipbenchError, DataError, unknown
 from clipbench.utils.parsing import expanded
 
 
@@ -25,12 +25,22 @@ class DataPaths:
     verify: bool = False
 
     @classmethod
-    def parse(cls, given: Sequence[str], *, verify: bool = False) -> DataPaths:
+    def parse(
+        cls, given: Sequence[str], *, known: Collection[str] | None = None, verify: bool = False
+    ) -> DataPaths:
         """From the values of `--data`, then CLIPBENCH_DATA (several, separated by the path separator).
 
+        Args:
+            known: the names that may be given: a misspelt data set would otherwise be fetched instead of read.
+
         Raises:
+            ClipbenchError: a name that is not known.
             DataError: a folder that does not exist.
         """
+        for text in given:
+            name, separator, _ = text.partition("=")
+            if separator and known is not None and name not in known:
+                raise ClipbenchError(f"--data {text}: {unknown('data set', name, known)}")
         named: dict[str, Path] = {}
         roots: list[Path] = []
         environment = [p for p in os.environ.get("CLIPBENCH_DATA", "").split(os.pathsep) if p]

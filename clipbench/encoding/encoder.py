@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +25,8 @@ from clipbench.encoding.given import keep
 from clipbench.encoding.images import encode, encode_shards
 from clipbench.encoding.model_features import ModelFeatures
 from clipbench.encoding.runtime import Tower
-from clipbench.errors import StorageError
+from clipbench.errors import NotApplicable, StorageError
+from clipbench.models.own import PLAN, OwnAdapter
 from clipbench.utils.cache import folder_for_now, read_checked, write_checked
 from clipbench.utils.progress import progress_bar
 from clipbench.utils.stages import stage
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from clipbench.encoding.saliency import Saliency
 
 _LIST: Final = "clipbench list of texts 1"
+#: texts and what is told of progress, to their features [n, D]
+_EncodeTexts = Callable[[list[str], Callable[[int], None]], NDArray[np.float32]]
 _TEXT_SHARDS = 8  # encoded at once, sorted by length; what is lost when a process is killed
 
 
@@ -84,6 +87,10 @@ class ModelEncoder(ModelFeatures):
 
         They lie below the cache like any features, and are not kept.
         """
+        if self.own:
+            raise NotApplicable(
+                f"{self.adapter.card.title}: code of the user's own prepares images itself, without new crops"
+            )
         how = Crops(**dict(self.adapter.preprocess), seed=seed, epoch=epoch)
         folder = folder_for_now(self.root, "crops")
         if self._end_of_crops is not None:
@@ -127,18 +134,18 @@ class ModelEncoder(ModelFeatures):
         todo = sum(map(len, new))
         with progress_bar("texts", len(texts), self.progress) as (bar, task):
             bar.advance(task, len(texts) - todo)
-            tower = self.text_tower(texts, space, file) if todo else None
+            encode = self._encoding_texts(texts, space, file) if todo else None
             for group, own, wanted in zip(groups, rows, new, strict=True):
                 made = dict(known)
-                if tower is not None and wanted:
+                if encode is not None and wanted:
                     those = [texts[row] for row in wanted]
-                    encoded = self._encode_sorted(tower, those, space, lambda n: bar.advance(task, n))
+                    encoded = encode(those, lambda n: bar.advance(task, n))
                     made |= zip(those, encoded, strict=True)
                 features = np.stack([made[texts[row]] for row in own.tolist()])
                 for shard in group:
                     part, features = np.split(features, [len(file.shard_rows(shard))])
                     if shard in missing:
-                        file.write(shard, part, device=self.runtime.device_name)
+                        file.write(shard, part, device=self.device_name)
         with contextlib.suppress(StorageError):  # a cache that is full: another set encodes them again
             write_checked(self._lists(space) / f"{file.folder.name}.json", json.dumps(texts).encode(), _LIST)
         self.counts.texts_encoded += todo
@@ -156,7 +163,7 @@ class ModelEncoder(ModelFeatures):
             if not common or other.folder == file.folder or not other.complete():
                 continue
             plan, place = other.plan(), {text: row for row, text in enumerate(others)}
-            if other.devices() == [self.runtime.device_name] and file.begin(str(plan)) == plan:
+            if other.devices() == [self.device_name] and file.begin(str(plan)) == plan:
                 found |= zip(common, other.read()[[place[text] for text in common]], strict=True)
         return found
 
@@ -164,8 +171,28 @@ class ModelEncoder(ModelFeatures):
         """Where it stands which sets of texts were encoded: `<folder of their features>.json`, each a list of texts."""
         return self.root / "texts-1" / fingerprint(self.key(f"text:{space}", ""))
 
+    def _encoding_texts(self, texts: list[str], space: str, file: FeatureFile) -> _EncodeTexts:
+        """What encodes these texts, some at a time, under the plan of `file`."""
+        if self.own is not None:
+            file.begin(PLAN)
+            return partial(self._encode_by_own, self.own, space)
+        return partial(self._encode_sorted, self.text_tower(texts, space, file), space)
+
+    def _encode_by_own(
+        self, own: OwnAdapter, space: str, texts: list[str], advance: Callable[[int], None]
+    ) -> NDArray[np.float32]:
+        import torch
+
+        found = []
+        for start in range(0, len(texts), self.batch_rows):
+            part = texts[start : start + self.batch_rows]
+            rows = torch.from_numpy(own.rows(f"text:{space}", part, part))
+            found.append(unit(rows, self.unit_length(space)).numpy())
+            advance(len(part))
+        return np.concatenate(found)
+
     def _encode_sorted(
-        self, tower: Tower, texts: list[str], space: str, advance: Callable[[int], None]
+        self, tower: Tower, space: str, texts: list[str], advance: Callable[[int], None]
     ) -> NDArray[np.float32]:
         """Encode in order of length, each batch cut at its longest text; exact for causal and masked towers."""
         import torch

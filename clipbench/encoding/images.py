@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 
 from clipbench.cards.model import Preprocess
 from clipbench.data.decode import cannot, normalise
-from clipbench.data.decode_stream import Bad, decode_stream
+from clipbench.data.decode_stream import Bad, Batch, decode_stream
 from clipbench.data.split import Note, Sample, Split, Subset
-from clipbench.encoding.batches import batch_rows, not_finite, rows_of, unit
+from clipbench.encoding.batches import not_finite, rows_of, unit
 from clipbench.encoding.feature_store import FeatureFile, Features
 from clipbench.encoding.given import keep
 from clipbench.encoding.image_digests import DIGEST_BYTES, digest
 from clipbench.encoding.model_features import ModelFeatures, prepared
+from clipbench.encoding.own import Pictures, pictures
+from clipbench.encoding.runtime import Tower
 from clipbench.errors import DataError
 from clipbench.models.adapter import ModelEntry
+from clipbench.models.own import PLAN
 from clipbench.utils.progress import progress_bar
 from clipbench.utils.stages import stage
 
@@ -140,7 +143,8 @@ def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -
         todo = {i: set(f.missing()) for i, f in enumerate(files)}
         shards = sorted(set().union(*todo.values()))
         if shards:
-            encode_shards(encoding, files, todo, shards, split, space, encoding[0].preprocess(space))
+            how = None if encoding[0].own else encoding[0].preprocess(space)
+            encode_shards(encoding, files, todo, shards, split, space, how)
     for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
 
@@ -205,28 +209,28 @@ def encode_shards(
     shards: Sequence[int],
     split: Split,
     space: str,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
 ) -> None:
+    """Encode `shards` of `split` for models that prepare images alike; `preprocess` None: they are the user's own code.
+
+    `todo`: number of a model → the shards that its file lacks.
+    """
     import torch
 
     first = encoders[0]
     runtime = first.runtime
     rows = np.concatenate([files[0].shard_rows(s) for s in shards])
-    size = batch_rows(runtime)
+    size = first.batch_rows
     sizes = [len(part) for s in shards for part in _pieces(files[0].shard_rows(s), size)]
-    towers = [
-        e.tower(space, len(rows), file) if todo[i] else None
-        for i, (e, file) in enumerate(zip(encoders, files, strict=True))
-    ]
+    wanting = [i for i, file in enumerate(files) if todo[i]]
     digests: deque[bytes] = deque()
-    stream = decode_stream(
-        _digested(split.samples(rows), digests),
-        preprocess,
-        sizes=sizes,
-        workers=first.decoders(len(rows)),
-        overlap=not runtime.on_cpu,
-        on_bad_image=first.on_bad_image,
-    )
+    towers: dict[int, Tower] = {}
+    for i in wanting:
+        if preprocess is None:
+            files[i].begin(PLAN)
+        else:
+            towers[i] = encoders[i].tower(space, len(rows), files[i])
+    stream = _stream(first, _digested(split.samples(rows), digests), sizes, preprocess)
     start = time.perf_counter()
     waited = wrote = 0.0
     label = f"{split.dataset} {split.role}" + (f" × {len(encoders)} models" if len(encoders) > 1 else "")
@@ -244,16 +248,21 @@ def encode_shards(
                 gone = np.flatnonzero(~batch.good) + count
                 bad |= zip(gone.tolist(), batch.bad, strict=True)
                 remarks += batch.remarks
-                count += len(batch.images)
-                images = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
-                for i, tower in enumerate(towers):
-                    if tower is not None and shard in todo[i]:
-                        features = rows_of(tower, images, encoders[i].unit_length(space))
+                count += len(batch.good)
+                if isinstance(batch, Batch) and preprocess is not None:
+                    images = normalise(torch.from_numpy(batch.images).to(runtime.device), preprocess)
+                for i in wanting:
+                    if shard not in todo[i]:
+                        continue
+                    if isinstance(batch, Pictures):
+                        features = _own_rows(encoders[i], batch, space)
+                    else:
+                        features = rows_of(towers[i], images, encoders[i].unit_length(space))
                         if not np.isfinite(features[batch.good]).all():
                             raise not_finite(encoders[i].model.id, runtime.precision)
                         features[~batch.good] = np.nan
-                        parts[i].append(features)
-                bar.advance(task, len(batch.images))
+                    parts[i].append(features)
+                bar.advance(task, len(batch.good))
             writing = time.perf_counter()
             seen = np.frombuffer(b"".join(digests.popleft() for _ in range(count)), f"V{DIGEST_BYTES}")
             for i, file in enumerate(files):
@@ -261,7 +270,7 @@ def encode_shards(
                     file.write(
                         shard,
                         np.concatenate(parts[i]),
-                        device=runtime.device_name,
+                        device=encoders[i].device_name,
                         bad=bad,
                         remarks=remarks,
                         digests=seen,
@@ -272,6 +281,30 @@ def encode_shards(
         encoder.counts.images_s += seconds
         encoder.counts.decode_wait_s += waited
         encoder.counts.write_s += wrote
+
+
+def _stream(
+    model: ModelFeatures, samples: Iterator[Sample], sizes: Sequence[int], preprocess: Preprocess | None
+) -> Generator[Batch | Pictures, None, None]:
+    """Batches of decoded images, as `preprocess` says; None: as code of the user's own is given them."""
+    workers, on_bad_image = model.decoders(sum(sizes)), model.on_bad_image
+    if preprocess is None:
+        return pictures(samples, sizes=sizes, workers=workers, on_bad_image=on_bad_image)
+    overlap = not model.runtime.on_cpu
+    return decode_stream(
+        samples, preprocess, sizes=sizes, workers=workers, overlap=overlap, on_bad_image=on_bad_image
+    )
+
+
+def _own_rows(encoder: ModelFeatures, batch: Pictures, space: str) -> NDArray[np.float32]:
+    """Features of one batch by the user's own code; rows of NaN where an image could not be decoded."""
+    import torch
+
+    assert encoder.own is not None
+    rows: NDArray[np.float32] = unit(
+        torch.from_numpy(batch.rows(encoder.own, space)), encoder.unit_length(space)
+    ).numpy()
+    return rows
 
 
 def _digested(samples: Iterator[Sample], found: deque[bytes]) -> Iterator[Sample]:

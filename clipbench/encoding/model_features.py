@@ -10,7 +10,7 @@ meets rows of another.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ from clipbench.data.split import Split
 from clipbench.encoding.batches import batch_rows, noise
 from clipbench.encoding.feature_store import FOLDER, FeatureFile
 from clipbench.encoding.plans import fastest
-from clipbench.encoding.runtime import Runtime, Tower, under
+from clipbench.encoding.runtime import Runtime, Tower, processor, under
 from clipbench.errors import NotApplicable
 from clipbench.models import families, remembered
 from clipbench.models.adapter import Adapter, Compared, ModelEntry
+from clipbench.models.own import BATCH, OwnAdapter
 from clipbench.utils.cache import cache_root
 from clipbench.utils.cpu import cores
 from clipbench.utils.stages import stage
@@ -67,7 +68,30 @@ class ModelFeatures:
     @cached_property
     def adapter(self) -> Adapter:
         with stage("load"):
-            return remembered.load(self.model)
+            adapter = remembered.load(self.model)
+            if isinstance(adapter, OwnAdapter):
+                adapter.try_out()
+            return adapter
+
+    @property
+    def own(self) -> OwnAdapter | None:
+        """The adapter, where the model is code of the user's own."""
+        return self.adapter if isinstance(self.adapter, OwnAdapter) else None
+
+    @property
+    def device_name(self) -> str:
+        """Where features are made, as the record says it; code of the user's own need not say."""
+        if self.own is None:
+            return self.runtime.device_name
+        place = self.own.place
+        if place.startswith("cuda"):
+            return replace(self.runtime, device=place).device_name
+        return processor()[0] if place == "cpu" else place or "not stated"
+
+    @property
+    def batch_rows(self) -> int:
+        """Images a batch."""
+        return batch_rows(self.runtime) if self.own is None else self.runtime.batch_size or BATCH
 
     @property
     def logit_scale(self) -> float:
@@ -87,7 +111,9 @@ class ModelFeatures:
 
     @property
     def precision(self) -> str:
-        """Of what it encodes; nobody knows that of features that were given."""
+        """Of what it encodes; nobody knows that of features that were given, or that code of the user's own made."""
+        if self.own is not None:
+            return "own"
         return self.runtime.precision if self.adapter.given is None else "as given"
 
     def require(self, space: str) -> None:
@@ -96,6 +122,11 @@ class ModelFeatures:
         self.adapter.require_space(base)
         if self.adapter.given is not None:
             return
+        if self.own and changes:
+            raise NotApplicable(
+                f"{self.adapter.card.title}: code of the user's own prepares images itself, so that they cannot be "
+                "scaled otherwise"
+            )
         own, size = self.adapter.preprocess, changes.get("size")
         if size is not None and (own.resize != "shortest" or own.side > size):
             raise NotApplicable(
@@ -199,9 +230,21 @@ class ModelFeatures:
 
     def key(self, space: str, content: str) -> dict[str, Any]:
         """Everything that can change a feature; in a deterministic run also by its last digits."""
-        card = self.adapter.card
         text = space.startswith("text:")
         key = {
+            **(self._of_family(space) if self.own is None else self._of_own(self.own, space)),
+            "space": prepared(space)[0],
+            "content": content,
+            # Images that one limit refuses are rows of NaN, which another limit must not meet.
+            **({} if text or max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
+        }
+        return key | {"deterministic": self.runtime.fixed} if self.runtime.deterministic else key
+
+    def _of_family(self, space: str) -> dict[str, Any]:
+        """What of a family's model can change a feature."""
+        card = self.adapter.card
+        text = space.startswith("text:")
+        return {
             "family": card.family,
             "version": families.family(card.family).version,
             "config": card.config,
@@ -209,12 +252,13 @@ class ModelFeatures:
             "preprocess": None if text else self.preprocess(space).canonical(),
             "tokenizer": self.adapter.text_fingerprint if text else None,
             "precision": self.runtime.precision,
-            "space": prepared(space)[0],
-            "content": content,
-            # Images that one limit refuses are rows of NaN, which another limit must not meet.
-            **({} if text or max_pixels() == MAX_PIXELS else {"max_pixels": max_pixels()}),
         }
-        return key | {"deterministic": self.runtime.fixed} if self.runtime.deterministic else key
+
+    def _of_own(self, own: OwnAdapter, space: str) -> dict[str, Any]:
+        """The same of code of the user's own: its identity, which is the user's word; without one `root` is a folder
+        of this run alone."""
+        width = None if prepared(space)[0] == "backbone" else own.width["text:joint"]
+        return {"identity": own.identity, "stated_by": "user", "version": 1, "dim": width}
 
 
 def prepared(space: str) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from clipbench.cards.base import Strict
 from clipbench.cards.model import ModelCard, Preprocess
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from clipbench.models.saliency import SaliencyMethod
 
 Compared = Literal["joint", "tokens"]
+#: the factor on cosines that is taken where a model does not say its own: what CLIP's models were trained up to
+ASSUMED_SCALE: Final = 100.0
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class ModelEntry:
     """A model as the catalog knows it: its id, its card, and the folder that the card's relative paths start from.
 
     `detected` says that the card was made here, for weights that do not say all of it; its notes say why so.
+    `adapter` is there where the model is loaded already.
     """
 
     id: str
     card: ModelCard
     folder: Path
     detected: bool = False
+    adapter: Adapter | None = field(default=None, compare=False, repr=False)
 
 
 class Adapter(ABC):
@@ -45,6 +49,7 @@ class Adapter(ABC):
         card: the model's card.
         weights_sha256: sha256 (hex) of the weights file's bytes (of every tensor where there is no file).
         logit_scale: the factor on cosines (exp of the learned temperature).
+        scale_stated: whether the model says it; where it does not, ASSUMED_SCALE was taken.
         context_length: longest token sequence, special tokens included.
         image_spaces, text_spaces: the feature spaces that this checkpoint has; no text spaces without a text tower.
         compared: the space in which images are compared with text: `joint` by the cosine, `tokens` by late
@@ -59,6 +64,7 @@ class Adapter(ABC):
     card: ModelCard
     weights_sha256: str
     logit_scale: float
+    scale_stated: bool = True
     context_length: int
     image_spaces: tuple[str, ...] = ("joint", "backbone")
     text_spaces: tuple[str, ...] = ("joint",)

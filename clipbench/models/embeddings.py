@@ -10,7 +10,7 @@ from clipbench.cards.base import Strict
 from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.data.embeddings import Embeddings
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models.adapter import Adapter, Family, ModelEntry
+from clipbench.models.adapter import ASSUMED_SCALE, Adapter, Family, ModelEntry
 from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from clipbench.models.saliency import SaliencyMethod
 
 PREFIX: Final = "embeddings:"
-#: CLIP's usual maximum, assumed where a folder does not say
-ASSUMED_SCALE: Final = 100.0
 _NOTE: Final = "Its features were given: no image is decoded, and nothing is encoded."
 
 
@@ -87,6 +85,7 @@ class EmbeddingsAdapter(Adapter):
 
     def __init__(self, card: ModelCard, folder: Embeddings) -> None:
         self.card, self.given = card, folder
+        self.scale_stated = folder.about.logit_scale is not None
         self.logit_scale = folder.about.logit_scale or ASSUMED_SCALE
         self.text_spaces = ("joint",) if folder.has_texts else ()
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from clipbench import models
 from clipbench.cards.base import Strict
-from clipbench.cards.model import Weights
+from clipbench.cards.model import OwnCard, Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.reading import read_state_dict
@@ -26,7 +26,7 @@ from clipbench.utils.stages import stage
 if TYPE_CHECKING:
     import torch
 
-_NO_FAMILIES: Final = ("adapter", "families", "remembered", "saliency")
+_NO_FAMILIES: Final = ("adapter", "factories", "families", "own", "remembered", "saliency")
 
 
 def families() -> list[str]:
@@ -59,11 +59,13 @@ def config_model(name: str) -> type[Strict]:
 
 
 def load(model: ModelEntry) -> Adapter:
-    """The adapter of `model`, weights loaded strictly.
+    """The adapter of `model`, weights loaded strictly, unless it is there already.
 
     Raises:
         WeightsError: the checkpoint is missing, corrupt, or does not fit.
     """
+    if model.adapter is not None:
+        return model.adapter
     found = family(model.card.family)
     if not found.given:
         with stage("import"):
@@ -147,6 +149,10 @@ def fetch(model: ModelEntry) -> list[Fetched]:
     """
     from clipbench.models.weights.fetch import source_name
 
+    if isinstance(model.card, OwnCard):
+        raise WeightsError(
+            f"{model.id} is code of your own, which gets its weights itself: none is fetched for it"
+        )
     own = family(model.card.family)
     config = own.config.model_validate(model.card.config)
     files = [(model.card.weights, *(own.weights_file or resolve)(model))]

@@ -64,6 +64,8 @@ def load(model: ModelEntry) -> Adapter:
     Raises:
         ClipbenchError: as `clipbench.models.families.load`.
     """
+    if model.adapter is not None:
+        return model.adapter
     family = families.family(model.card.family)
     if family.given:  # whose arrays are looked at each time
         return families.load(model)

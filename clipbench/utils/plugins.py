@@ -13,6 +13,7 @@ Names that begin with `_`, and folders, are helpers. Nothing is imported before 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -23,6 +24,7 @@ from types import MappingProxyType, ModuleType
 from typing import Final, NamedTuple
 
 from clipbench.errors import ClipbenchError
+from clipbench.utils.parsing import expanded
 
 GROUPS: Final = ("models", "protocols", "layouts", "objectives")
 
@@ -57,6 +59,13 @@ def add(folder: Path) -> None:
     if folder not in _folders:
         _folders.append(folder)
         importlib.invalidate_caches()
+
+
+def add_all(folders: Iterable[str | Path]) -> None:
+    """Look into these folders too, and into those that CLIPBENCH_PLUGINS names; raises as `add`."""
+    for folder in (*folders, *os.environ.get("CLIPBENCH_PLUGINS", "").split(os.pathsep)):
+        if folder:
+            add(expanded(folder))
 
 
 def modules(group: str, package: ModuleType, *, besides: Collection[str] = ("base",)) -> Mapping[str, Found]:
