@@ -29,6 +29,7 @@ from clipbench.errors import DataError, did_you_mean
 
 ABOUT: Final = "embeddings.yaml"
 BACKBONE: Final = "backbone"
+_ROWS: Final = (".npy", ".parquet")
 _UNIT: Final = 1e-6  # a length that differs from 1 by no more is rounding of float32
 _LIST: Final = "clipbench data inputs TASK --out DIR writes what a task asks for: ids of images, and texts"
 
@@ -128,6 +129,9 @@ class Embeddings:
             )
         self.path = path
         about = path / ABOUT
+        other = next(filter(os.path.lexists, (about.with_suffix(end) for end in (".yml", ".json"))), None)
+        if other is not None:
+            raise DataError(f"{other} is not read", hint=f"call it {ABOUT}, or take it out of the folder")
         self.about = parse(About, Document(about)) if os.path.lexists(about) else About.model_validate({})
         self._tables: dict[tuple[str, str], NamedRows | None] = {}
         self._found: dict[tuple[str, str, str, str], Rows] = {}
@@ -136,7 +140,7 @@ class Embeddings:
     @property
     def has_texts(self) -> bool:
         """Whether there are rows of texts, or what looks as if there should be."""
-        return any(os.path.lexists(self.path / f"texts{end}") for end in (".npy", ".parquet", *TEXTS.lists))
+        return any(os.path.lexists(self.path / f"texts{end}") for end in (*_ROWS, *TEXTS.lists))
 
     @property
     def has_backbone(self) -> bool:
@@ -258,19 +262,26 @@ class Embeddings:
         there = sorted(
             f"{path.parent.name}/{path.stem}"
             for path in root.glob("*/*")
-            if path.suffix in (".npy", ".parquet")
-            and not (root == self.path and path.parent.name == BACKBONE)
+            if path.suffix in _ROWS and not (root == self.path and path.parent.name == BACKBONE)
         )
-        loose = next(
-            (path for path in root.glob(f"{split.role}.*") if path.suffix in (".npy", ".parquet")), None
-        )
-        if loose is not None:
+        loose = next((one for one in _called(root, split.role) if one.suffix in _ROWS), None)
+        other = next(iter(_called(root / split.dataset, split.role)), None)
+        hint = f"embed its images; {_LIST}"
+        if loose is not None and root.resolve().name == split.dataset:
+            above = root.resolve().parent
+            hint = f"if {loose.name} is of this split, name the folder above: --model embeddings:{above}"
+        elif loose is not None:
             hint = f"if {loose.name} is of this split, move it and its ids into {root / split.dataset}"
-        else:
-            hint = f"embed its images; {_LIST}"
+        elif other is not None:
+            hint = f"{other.name} is not read: write its rows as {split.role}.npy or .parquet"
         some = ", ".join(there[:8]) + (", …" if len(there) > 8 else "")
         return DataError(
             f"no embeddings of {split.dataset} {split.role}: there is no {root / wanted}.npy or .parquet"
             + (f" (there: {some}{did_you_mean(wanted, there)})" if there else ""),
             hint=hint,
         )
+
+
+def _called(folder: Path, name: str) -> list[Path]:
+    """The files in a folder that are called so, whatever their kind."""
+    return sorted(path for path in folder.glob("*") if path.stem == name and path.is_file())

@@ -95,9 +95,9 @@ def _held(model: ModelFeatures, split: Split, space: str) -> FeatureFile | None:
     """The file of the whole of which `split` is a `--limit` sample, where the sample's rows can be taken from it.
 
     A whole that was there until some of it was found damaged is mended first: the sample's rows stay what they
-    were. In a deterministic run a sample has its own rows, whatever was encoded before.
+    were. In a deterministic run a sample has its own rows, whatever was encoded before; so it has of given rows.
     """
-    if not isinstance(split, Subset) or model.runtime.deterministic:
+    if not isinstance(split, Subset) or model.runtime.deterministic or model.adapter.given is not None:
         return None
     whole = model.file(split.whole, space)
     missing = set(whole.missing())

@@ -44,9 +44,13 @@ def card_of(name: str) -> ModelCard:
 
     Raises:
         DataError: there is no such folder.
-        CardError: its embeddings.yaml is wrong.
+        CardError: its embeddings.yaml is wrong, or no folder is named.
     """
     folder = name.removeprefix(PREFIX)
+    if not folder:
+        raise CardError(
+            f"{name} names no folder", hint="--model embeddings:<folder>, or embeddings:. for this one"
+        )
     path = expanded(folder)
     about = Embeddings(path).about
     said = about.model_dump(include={"licence", "training_data", "trained_on", "paper", "links"})

@@ -164,6 +164,23 @@ def test_a_split_without_rows(tmp_path: Path, made: str, message: str, hint: str
     assert hint in str(caught.value.hint)
 
 
+def test_files_that_would_be_passed_over_are_named(tmp_path: Path) -> None:
+    npy(tmp_path / "mine/fake/train.npy", ROWS)
+    (tmp_path / "mine/fake/test.npz").write_bytes(b"PK")
+    with pytest.raises(DataError) as caught:
+        Embeddings(tmp_path / "mine").images(split(), "joint")
+    assert caught.value.hint == "test.npz is not read: write its rows as test.npy or .parquet"
+    write(tmp_path / "mine")
+    with pytest.raises(DataError) as caught:
+        Embeddings(tmp_path / "mine/fake").images(split(), "joint")
+    assert str(caught.value.hint).endswith(f"name the folder above: --model embeddings:{tmp_path / 'mine'}")
+    for end in ("yml", "json"):
+        (tmp_path / f"embeddings.{end}").write_text("{}")
+        with pytest.raises(DataError, match=rf"embeddings\.{end} is not read"):
+            Embeddings(tmp_path)
+        (tmp_path / f"embeddings.{end}").unlink()
+
+
 def test_missing_ids_are_counted_and_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r'2 of the 6 images of fake test have no row \("test4", "test5"\)'):
         write(tmp_path, ROWS[:4], [*split().ids[:4]]).images(split(), "joint")

@@ -19,10 +19,12 @@ from measuring import measure, record_of
 
 from clipbench import api
 from clipbench.catalog import Catalog
+from clipbench.data.paths import DataPaths
 from clipbench.errors import CardError, WeightsError
 from clipbench.models import families
 from clipbench.models.adapter import ModelEntry
 from clipbench.records.record import Record
+from clipbench.report.task_inputs import asked
 
 run, one_thread = commandline.run, small.one_thread
 TASKS = (
@@ -160,6 +162,32 @@ def test_a_folder_is_no_model_for_programs(folder: Path) -> None:
     card = digits.card.model_copy(update={"family": "embeddings", "config": {"folder": str(folder)}})
     with pytest.raises(CardError, match="has no cards"):
         families.load(ModelEntry("mine", card, folder))
+
+
+def test_a_part_of_a_split_has_rows_of_its_own(tmp_path: Path) -> None:
+    cards = small.write_task(
+        tmp_path / "cards",
+        splits={"whole": {"name": "test"}, "test": {"name": "test", "part": {"seed": 1, "end": 0.5}}},
+    )
+    data = small.write_images(tmp_path / "data", 60)
+    paths = DataPaths({"animals": data}, ())
+    (task,) = Catalog([cards]).tasks(["animals-zs"])
+    ids = asked([task], paths).ids["animals/test"]
+    assert 0 < len(ids) < 60
+    texts = asked([task], paths).texts
+    rng = np.random.default_rng(0)
+    embedded.npy(tmp_path / "mine/animals/test.npy", rng.normal(size=(len(ids), 4)), ids)
+    embedded.parquet(tmp_path / "mine/texts.parquet", rng.normal(size=(len(texts), 4)), texts, "text")
+    for limit in (None, 10):
+        (result,) = measure(
+            [f"embeddings:{tmp_path / 'mine'}"], ["animals-zs"], cards=cards, data=data, limit=limit
+        )
+        assert record_of(result).scores["acc1"].n == (limit or len(ids))
+
+
+def test_a_folder_must_be_named() -> None:
+    with pytest.raises(CardError, match="embeddings: names no folder"):
+        Catalog().model("embeddings:")
 
 
 def test_what_a_folder_says_of_itself_is_on_its_card(copy: Path) -> None:
