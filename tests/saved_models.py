@@ -59,6 +59,7 @@ _EFFICIENTNET = {
 }
 JOINT = (
     "CLIPModel",
+    "MetaClip2Model",
     "SiglipModel",
     "ChineseCLIPModel",
     "AltCLIPModel",
@@ -100,9 +101,10 @@ def _config(name: str, vocabulary: int, tokenizer: Any) -> Any:
     text: dict[str, Any] = _TEXT | {"vocab_size": vocabulary}
     ids = {"pad_token_id": tokenizer.pad_token_id}
     both: dict[str, Any] = {"projection_dim": 16}
-    if name == "CLIPModel":
+    if name in ("CLIPModel", "MetaClip2Model"):
         text |= ids | {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        return transformers.CLIPConfig(text_config=text, vision_config=_VISION, **both)
+        kind = transformers.CLIPConfig if name == "CLIPModel" else transformers.MetaClip2Config
+        return kind(text_config=text, vision_config=_VISION, **both)
     if name == "SiglipModel":
         vision = _VISION | {"hidden_size": 24}
         return transformers.SiglipConfig(
@@ -181,6 +183,7 @@ def _unigram(start: bool) -> tuple[Any, int]:
 
 _TOKENIZERS = {
     "CLIPModel": _clip_tokenizer,
+    "MetaClip2Model": lambda: _unigram(start=True),
     "SiglipModel": lambda: _unigram(start=False),
     "ChineseCLIPModel": _wordpiece,
     "AltCLIPModel": lambda: _unigram(start=True),
@@ -191,6 +194,7 @@ _CROPPED: dict[str, Any] = {"size": {"shortest_edge": SIDE}, "crop_size": {"heig
 _SQUARE: dict[str, Any] = {"size": {"height": SIDE, "width": SIDE}}
 _PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "CLIPModel": ("CLIPImageProcessor", _CROPPED),
+    "MetaClip2Model": ("CLIPImageProcessor", _CROPPED),
     "SiglipModel": ("SiglipImageProcessor", _SQUARE),
     "ChineseCLIPModel": ("ChineseCLIPImageProcessor", _CROPPED),
     "AltCLIPModel": ("CLIPImageProcessor", _CROPPED),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,19 @@ def test_images_are_strict_too(tmp_path: Path) -> None:
     changed(siglip, "config.json", vision_use_head=False)
     with pytest.raises(CardError, match="no pooled output"):
         clipbench.load_model(siglip)
+
+
+@pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
+def test_vision_models_of_earlier_versions(kind: str, tmp_path: Path) -> None:
+    """Whose weights had a prefix, and a buffer more."""
+    folder = saved_models.save_images(kind, tmp_path / "model")
+    new = clipbench.load_model(folder, device="cpu").encode_images(pictures(), "backbone")
+    path = folder / "model.safetensors"
+    ids = {"vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    save_file({f"vision_model.{k}": v for k, v in load_file(path).items()} | ids, path)
+    old = clipbench.load_model(folder, device="cpu")
+    assert torch.equal(old.encode_images(pictures(), "backbone"), new)
+    assert old.adapter.left_out == ("position_ids (1)",)
 
 
 def test_a_card_with_pixels_of_ones_own_choice(tmp_path: Path) -> None:
@@ -354,6 +368,9 @@ def test_refused_tokenizers(clip: Path, saved: dict[str, Path]) -> None:
     assert "has no tokenizer: no tokenizer.json" in message()
     changed(clip, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Tokens", None]})
     assert "tokenizer_config.json names code of its own" in message()
+    changed(clip, "tokenizer_config.json", tokenizer_class="SiglipTokenizer")
+    if find_spec("sentencepiece") is None:
+        assert "its tokenizer needs the package sentencepiece" in message()
     (clip / "tokenizer.json").write_text("{}")
     assert "no tokenizer in " in message()
     changed(clip, "tokenizer_config.json", padding_side="left")
@@ -436,6 +453,19 @@ def test_linear_probe_from_the_command_line(place: commandline.Place, run: comma
     assert "the class token after the last layer norm" in found
 
 
+def test_a_cached_run_imports_no_library(place: commandline.Place, saved: dict[str, Path]) -> None:
+    shutil.copytree(saved["CLIPModel"], place.root / "clip")
+    unused = ("torch", "transformers", "safetensors", "tokenizers", "torchvision")
+    code = (
+        "import sys\nfrom clipbench.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('imported:', *(name for name in {unused} if name in sys.modules))\n"
+    )
+    arguments = place.eval("--model", "hf:clip")
+    assert "torch" in servers.run_python(code, *arguments).splitlines()[-1]
+    assert servers.run_python(code, *arguments).splitlines()[-1].strip() == "imported:"
+
+
 FROM_HUB = """
 import sys
 import torch
@@ -490,6 +520,6 @@ def test_model_of_a_hub_repository(
     )
     assert run("hf:org/clip") == [found]
     hub.stop()
-    assert run("hf:org/clip", f"hf:org/clip@{FIRST}", offline=True) == [found, found]
-    (error,) = run("hf:org/other", offline=True)
+    *same, error = run("hf:org/clip", f"hf:org/clip@{FIRST}", "hf:org/other", offline=True)
+    assert same == [found, found]
     assert error.startswith("WeightsError org/other: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,18 +82,19 @@ def _loaded(repository: Repository) -> Any:
             "sentencepiece model lies beside its weights",
             hint="save it there: tokenizer.save_pretrained(<folder>)",
         )
-    stated = (repository.settings("tokenizer_config.json") or {}).get("tokenizer_class")
+    repository.settings("tokenizer_config.json")  # which may name code of its own
     folder = files[0].parent
     try:
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except ImportError as error:
+        named = re.search(r"requires the (\w+) library", str(error))
+        package = named[1].lower() if named else "sentencepiece"
+        raise WeightsError(
+            f"{repository.name}: its tokenizer needs the package {package}, which is not installed",
+            hint=f"pip install {package}" + (" protobuf" if package == "sentencepiece" else ""),
+        ) from None
     except Exception as error:  # of many kinds, all meaning: no tokenizer here
         raise WeightsError(
             f"no tokenizer in {folder}: {first_line(error)}",
             hint="the folder needs the files that tokenizer.save_pretrained writes",
         ) from None
-    if stated == "SiglipTokenizer" and type(found).__name__ != stated:
-        raise WeightsError(
-            f"{repository.name}: its tokenizer is a SiglipTokenizer, which needs the package sentencepiece",
-            hint="pip install sentencepiece protobuf",
-        )
-    return found

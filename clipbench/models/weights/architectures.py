@@ -79,6 +79,7 @@ _PROJECTED: Final = Side("vision_model", "pooler_output", "visual_projection")
 _MASKED: Final = ("classifier.", "decoder.", "embeddings.mask_token")
 _JOINT: Final = (
     Joint("CLIPModel", _BEFORE, _PROJECTED, Side("text_model", "pooler_output", "text_projection")),
+    Joint("MetaClip2Model", _BEFORE, _PROJECTED, Side("text_model", "pooler_output", "text_projection")),
     Joint(
         "SiglipModel",
         _ATTENTION + _SAME,
@@ -136,6 +137,7 @@ _OF_NAMES: Final[Mapping[str, Architecture]] = {**JOINT, **{rule.name: rule for 
 #: the class of settings that do not name one
 _OF_TYPES: Final = {
     "clip": "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
     "siglip": "SiglipModel",
     "chinese_clip": "ChineseCLIPModel",
     "altclip": "AltCLIPModel",

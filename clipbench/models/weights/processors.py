@@ -104,6 +104,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 OF_TYPES: Final = {
     "clip": "CLIPImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
+    "metaclip_2": "CLIPImageProcessor",
     "chinese_clip": "ChineseCLIPImageProcessor",
     "altclip": "CLIPImageProcessor",
     "align": "EfficientNetImageProcessor",
