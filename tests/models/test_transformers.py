@@ -373,6 +373,10 @@ def test_refused_tokenizers(clip: Path, saved: dict[str, Path]) -> None:
         assert "its tokenizer needs the package sentencepiece" in message()
     (clip / "tokenizer.json").write_text("{}")
     assert "no tokenizer in " in message()
+    lengths: list[Any] = [-1, "long", []]
+    for length in lengths:
+        changed(clip, "tokenizer_config.json", model_max_length=length)
+        assert "which is no length" in message()
     changed(clip, "tokenizer_config.json", padding_side="left")
     assert "pads on the left" in message()
     held_by_tokenizer = json.loads((clip / "tokenizer.json").read_text())

@@ -25,10 +25,16 @@ class SavedTokenizer:
     """
 
     def __init__(self, repository: Repository, *, context_length: int, vocabulary: int, whole: bool) -> None:
-        self._whole = whole
+        self._whole, self._name = whole, repository.name
         self._loaded = _loaded(repository)
         self._context_length = context_length
-        self._longest = min(context_length, int(self._loaded.model_max_length))
+        longest = self._loaded.model_max_length
+        if not isinstance(longest, int | float) or isinstance(longest, bool) or not longest >= 1:
+            raise WeightsError(
+                f"{repository.name}: tokenizer_config.json has model_max_length {longest!r}, which is no length",
+                hint=f"correct it, or leave it out: the text tower has {context_length} positions",
+            )
+        self._longest = int(min(context_length, longest))
         self._masks = "attention_mask" in self._loaded.model_input_names
         size = len(self._loaded)
         if size > vocabulary:
@@ -54,7 +60,13 @@ class SavedTokenizer:
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64 [N, context_length]) and each row's count of those that count (int64 [N])."""
         given: dict[str, Any] = {"padding": "max_length"} if self._whole else {}
-        encoded = self._loaded(list(texts), truncation=True, max_length=self._longest, **given)
+        try:
+            encoded = self._loaded(list(texts), truncation=True, max_length=self._longest, **given)
+        except Exception as error:  # of many kinds, all meaning: the files do not go together
+            raise WeightsError(
+                f"{self._name}: its tokenizer cannot read a text: {first_line(error)}",
+                hint="put the tokenizer's own files beside the weights",
+            ) from None
         tokens = torch.full((len(texts), self._context_length), PADDING, dtype=torch.int64)
         lengths = torch.empty(len(texts), dtype=torch.int64)
         for row, ids in enumerate(encoded["input_ids"]):

@@ -220,6 +220,8 @@ def translated(own: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
     if value["resample"] not in _INTERPOLATIONS:
         raise _refused(where, "resample", value["resample"], _FILTERS.get(value["resample"], "is no filter"))
     size, crop, resize = _sides(value, kind, where)
+    if min(size, crop) <= 0:
+        raise _refused(where, "size", value["size"], "is no size")
     mean, std = _affine(value, where)
     converts = value["do_convert_rgb"]
     return Preprocess(

@@ -130,6 +130,8 @@ def test_processors_of_model_types_are_the_librarys_own() -> None:
         ("CLIPImageProcessor", {"crop_size": {"height": 32, "width": 24}}, "setting crop_size: "),
         ("CLIPImageProcessor", {"resample": 5}, r"setting resample: 5 \(hamming\)"),
         ("CLIPImageProcessor", {"resample": 9}, "setting resample: 9 "),
+        ("CLIPImageProcessor", {"size": 0}, "setting size: 0 "),
+        ("CLIPImageProcessor", {"size": {"shortest_edge": "x"}}, "setting size: "),
         ("CLIPImageProcessor", {"image_std": [0, 1, 1]}, "image_std is not above 0"),
         ("CLIPImageProcessor", {"image_mean": [0.5]}, "setting image_mean: "),
         ("CLIPImageProcessor", {"rescale_factor": "x"}, "setting rescale_factor: x"),
