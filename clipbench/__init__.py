@@ -4,8 +4,9 @@ from clipbench.utils.version import __version__
 
 TYPE_CHECKING = False  # as typing's, which this import shall not cost
 if TYPE_CHECKING:
-    from clipbench.api import EvaluationError, Model, evaluate, load_model
+    from clipbench.api import Model, load_model
     from clipbench.errors import ClipbenchError
+    from clipbench.library import EvaluationError, compare, evaluate, gate
     from clipbench.metrics.concepts import concept_direction, remove_concept
     from clipbench.models.own import OwnModel
     from clipbench.mteb import as_mteb
@@ -20,21 +21,25 @@ __all__ = [
     "Record",
     "__version__",
     "as_mteb",
+    "compare",
     "concept_direction",
     "evaluate",
+    "gate",
     "load_model",
     "remove_concept",
     "results",
 ]
 _HOMES = {
     "ClipbenchError": "errors",
-    "EvaluationError": "api",
+    "EvaluationError": "library",
     "Model": "api",
     "OwnModel": "models.own",
     "Record": "records.record",
     "as_mteb": "mteb",
     "concept_direction": "metrics.concepts",
-    "evaluate": "api",
+    "compare": "library",
+    "evaluate": "library",
+    "gate": "library",
     "load_model": "api",
     "remove_concept": "metrics.concepts",
     "results": "report.dataframe",

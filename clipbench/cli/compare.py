@@ -21,7 +21,7 @@ from clipbench.utils.outputs import write_own
 
 
 def compare_command(
-    first: Annotated[str, argument("A model that has records, or a folder of records.", "A")],
+    first: Annotated[str, argument("A model that has records, a record file, or a folder of records.", "A")],
     second: Annotated[str, argument("The one that is held against it.", "B")],
     results: Results = Path("results"),
     suite: Annotated[str | None, option("--suite", "Compare on this suite's tasks only.", "SUITE")] = None,

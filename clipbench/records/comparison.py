@@ -88,7 +88,7 @@ def compare(
     """Compare two models of `results`, or two folders model by model, on the tasks that both have.
 
     Args:
-        first, second: ids of models that have records below `results`, or folders of records.
+        first, second: ids of models that have records below `results`, files of records, or folders of them.
         tasks: these only; None: all.
         top: how many classes and samples to name.
         eligibility: knows what today's cards say that models have seen; None: what the records say.
@@ -246,10 +246,15 @@ def p_value(p: float) -> str:
 
 def _records(name: str, results: Path) -> Path | Mapping[str, Stored]:
     """A folder of records, or a model's records by task."""
+    if name.endswith(".json") and Path(name).is_file():
+        stored = store.read(Path(name))
+        return {stored.record.task: stored}
     own = results / store.file_name(name)
     if own.is_dir():
         return {s.record.task: s for s in store.read_all(results) if s.record.model == name}
     if Path(name).is_dir():
         return Path(name)
     models = {one.record.model for one in store.read_all(results)} if results.is_dir() else set()
-    raise DataError(f"{unknown('model', name, models)} (records of {results}); nor is it a folder of records")
+    raise DataError(
+        f"{unknown('model', name, models)} (records of {results}); nor is it a record or a folder of such"
+    )

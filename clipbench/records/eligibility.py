@@ -2,7 +2,8 @@
 
 A record stands when it is of the whole split, from a clean tree, as it was measured (its seal is whole), of images that
 the model was not trained on (`clipbench.records.exposure`), and current: the protocol's version and parameters, the
-weights, and all of its cards that can move a number are those of today. Words on a card (titles, notes, reported
+weights, and all of its cards that can move a number are those of today. Code of the user's own must have said what its
+features follow from, which is then his word. Words on a card (titles, notes, reported
 numbers) may change, and so may what it says of training data. A model or task without a card here, such as a
 checkpoint that was given by its path, is held against nothing.
 """
@@ -13,6 +14,7 @@ from functools import cache
 from typing import Final, Literal, NamedTuple
 
 from clipbench.cards.base import fingerprint
+from clipbench.cards.model import UNSTATED
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
 from clipbench.models.adapter import ModelEntry
@@ -21,7 +23,7 @@ from clipbench.records.exposure import exposure
 from clipbench.records.record import Json, Record, Seen
 from clipbench.records.store import Stored
 
-Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "seen", "stale"]
+Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "seen", "stale", "unstated"]
 #: what of a card can move a number; a task's `protocols` count as the parameters that they resolve to
 _OF_MODEL: Final = ("family", "config", "preprocess", "weights")
 _OF_TASK: Final = (
@@ -75,6 +77,9 @@ class Eligibility:
             reasons.append(Reason("dirty", "dirty: made with uncommitted changes to clipbench"))
         if seen := self.seen(record):
             reasons.append(Reason("seen", f"trained on {'; '.join(one.text for one in seen)}"))
+        if record.fingerprints.get("weights") == UNSTATED:
+            what = "code of the user's own, of which nothing says what weights it had (no identity)"
+            reasons.append(Reason("unstated", f"unstated: {what}"))
         changes = self.changes(record)
         if changes:
             reasons.append(Reason("stale", f"stale: {'; '.join(changes)}"))

@@ -61,6 +61,7 @@ _LEGEND: Final = {
     "U": "unsealed: without a digest nothing tells an edit from a measurement",
     "F": "foreign: read from another program's file, without interval or provenance",
     "O": "out of date: card, weights or protocol have changed since",
+    "W": "weights unstated: the user's own code, which states no identity",
 }
 
 
@@ -118,6 +119,7 @@ def _marks(row: Row) -> str:
         "U": "unsealed" in kept_off,
         "F": "foreign" in kept_off,
         "O": "stale" in kept_off,
+        "W": "unstated" in kept_off,
     }
     return "".join(mark for mark, holds in held.items() if holds)
 
