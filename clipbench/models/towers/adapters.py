@@ -155,6 +155,8 @@ def load(model: ModelEntry) -> Adapter:
     state = read_state_dict(path)
     with without_values():
         towers = DualTowers(config, model.card.preprocess, model.folder)
+    if isinstance(towers.image, LibraryTower) and "image" not in sources(config):
+        state = towers.image.fitted(state, path, "image.net.")
     for side, source in sources(config).items():
         module = getattr(towers, side)
         assert isinstance(module, LibraryTower)
@@ -174,7 +176,7 @@ def load_tower(tower: LibraryTower, source: Weights, owner: str, folder: Path) -
         WeightsError: the file is missing, corrupt, another one than the source says, or does not fit.
     """
     path, sha256 = resolve_source(source, owner=owner, folder=folder)
-    load_strict(tower.net, tower.published(read_state_dict(path)), path)
+    load_strict(tower.net, tower.fitted(tower.published(read_state_dict(path)), path), path)
     return path, sha256
 
 

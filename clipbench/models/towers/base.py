@@ -147,6 +147,14 @@ class LibraryTower(nn.Module, ABC):
 
     net: Any
 
+    def fitted(self, state: dict[str, Tensor], path: Path, prefix: str = "") -> dict[str, Tensor]:
+        """A state dict, read from `path`, whose tensors behind `prefix` fit `net` as far as the card asks for that.
+
+        Raises:
+            WeightsError: they can be made to fit, but that is not asked for; or they cannot.
+        """
+        return state
+
     @abstractmethod
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict as it is published, in `net`'s names and without what `net` does not have by intention."""

@@ -81,12 +81,19 @@ class TorchvisionConfig(Strict):
 class TimmConfig(Strict):
     """A model of timm without its classifier; `arch` as in `timm.list_models()`.
 
+    `img_size` builds it for images of another side than its own, in px, where it is made for one side as ViTs are.
     `weights` says where the tower's weights come from when not from the card's own file: a state dict in timm's
     names, or in those of EfficientNet-PyTorch.
     """
 
+    later: ClassVar = ("img_size", "resize_positions")
+
     kind: Literal["timm"]
     arch: str
+    img_size: int | None = Field(None, gt=0)
+    resize_positions: bool = Field(
+        False, description="interpolate absolute position embeddings of another grid, as timm does"
+    )
     weights: Weights | None = None
 
 

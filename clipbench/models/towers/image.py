@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipbench.cards.model import Preprocess
-from clipbench.errors import CardError, first_line, unknown
+from clipbench.errors import CardError, WeightsError, first_line, unknown
 from clipbench.models.towers.base import ImageTower, LibraryTower, PatchTower
 from clipbench.models.towers.configs import ConvNetConfig, TimmConfig, TorchvisionConfig
 from clipbench.models.weights import key_maps
+from clipbench.utils.cache import say
 
 
 class ConvNet(PatchTower):
@@ -118,11 +121,10 @@ class Timm(PatchTower, LibraryTower):
             raise CardError(unknown("timm architecture", config.arch, timm.list_models(), listing=listing))
         # On the CPU: many have buffers that no file holds, and the meta device would lose them.
         with torch.device("cpu"):
-            net: nn.Module = timm.create_model(
-                config.arch, pretrained=False, num_classes=0, in_chans=preprocess.channels
-            )
+            net = _timm_model(config, preprocess)
             self.features = _pooled_width(net, preprocess, config.arch)
         self.net = net
+        self._config = config
 
     def forward(self, images: Tensor) -> Tensor:
         """float [B, channels, side, side] to float [B, features]."""
@@ -145,6 +147,32 @@ class Timm(PatchTower, LibraryTower):
         last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         return states.flatten(1, 2) if last else super().tokens(states)
 
+    def fitted(self, state: dict[str, Tensor], path: Path, prefix: str = "") -> dict[str, Tensor]:
+        """See `LibraryTower`: absolute position embeddings of another square grid, by timm's own function."""
+        from timm.layers.pos_embed import resample_abs_pos_embed
+
+        name, wanted = f"{prefix}pos_embed", getattr(self.net, "pos_embed", None)
+        held = state.get(name)
+        grid: tuple[int, int] | None = getattr(getattr(self.net, "patch_embed", None), "grid_size", None)
+        if held is None or wanted is None or grid is None or held.ndim != 3 or held.shape == wanted.shape:
+            return state
+        first = wanted.shape[1] - grid[0] * grid[1]  # the class token's and its like
+        side = math.isqrt(max(held.shape[1] - first, 0))
+        if held.shape[2] != wanted.shape[2] or side * side != held.shape[1] - first or side == 0:
+            return state  # `load_strict` says what does not fit
+        told = f"{path}: {name} is of {side} × {side} patches, the model has {grid[0]} × {grid[1]}"
+        if not self._config.resize_positions:
+            raise WeightsError(
+                f"{told}; position embeddings are not resized unasked",
+                hint="set config.image.resize_positions: true, or give config.image.img_size and preprocess.size of "
+                "the file's own images",
+            )
+        say(f"{told}: it is resized, as the card asks")
+        resized = resample_abs_pos_embed(
+            held.float(), new_size=list(grid), old_size=[side, side], num_prefix_tokens=first
+        )
+        return state | {name: resized}
+
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `LibraryTower`: EfficientNet-PyTorch's names become timm's; without the classifier."""
         if key_maps.is_efficientnet_pytorch(state):
@@ -155,6 +183,45 @@ class Timm(PatchTower, LibraryTower):
         names = (found,) if isinstance(found, str) else found
         dropped = tuple(f"{name}." for name in names)
         return {name: tensor for name, tensor in state.items() if not name.startswith(dropped)}
+
+
+def _timm_model(config: TimmConfig, preprocess: Preprocess) -> nn.Module:
+    """timm's model, of the size of images that the card asks for.
+
+    Raises:
+        CardError: the images have another size, or the model cannot be built for it.
+    """
+    import timm
+
+    asked: dict[str, Any] = {}
+    if (side := config.img_size) is not None:
+        asked["img_size"] = side
+        if side != preprocess.side:
+            raise CardError(
+                f"config.image.img_size is {side} px, preprocess gives images of {preprocess.side} px",
+                hint=f"set preprocess.size (or its crop) to {side}, or img_size to {preprocess.side}",
+            )
+    try:
+        net: nn.Module = timm.create_model(
+            config.arch, pretrained=False, num_classes=0, in_chans=preprocess.channels, **asked
+        )
+    except (TypeError, RuntimeError, AssertionError, ValueError) as error:
+        if side is None:
+            raise
+        fixed = "img_size" not in str(error)
+        problem = f"cannot be built for it: {first_line(error)}" if fixed else "takes images of any size"
+        raise CardError(
+            f"config.image.img_size is {side} px, but timm's {config.arch} {problem}",
+            hint="choose another size" if fixed else "leave out config.image.img_size",
+        ) from None
+    embedding: Any = getattr(net, "patch_embed", None)
+    patch = int(embedding.feat_ratio()) if hasattr(embedding, "feat_ratio") else 1
+    if side is not None and side % patch:
+        raise CardError(
+            f"config.image.img_size is {side} px, which patches of {patch} px do not cover",
+            hint=f"choose a multiple of {patch}",
+        )
+    return net
 
 
 def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
@@ -168,7 +235,8 @@ def _pooled_width(net: nn.Module, preprocess: Preprocess, arch: str) -> int:
         raise CardError(
             f"{arch} cannot take images of {preprocess.channels} channels and {side} × {side} px: "
             f"{first_line(error)}",
-            hint="correct preprocess, or choose another architecture",
+            hint="correct preprocess, or choose another architecture"
+            + (f", or set config.image.img_size: {side}" if hasattr(net, "set_input_size") else ""),
         ) from None
     net.train()
     if not isinstance(features, Tensor) or features.ndim != 2:
