@@ -6,6 +6,7 @@ towers give them, not of unit length, and for a sample with an image and a text 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,9 +19,10 @@ from clipbench.records.store import file_name
 if TYPE_CHECKING:
     import torch
 
-#: its major version whose interface this is
-_MAJOR: Final = "2"
-_INSTALL: Final = f"pip install 'mteb>={_MAJOR},<{int(_MAJOR) + 1}'"
+#: its versions whose interface this is, major and minor: from the first one on, and before the second
+_FROM, _BEFORE = (2, 10), (3,)
+_ALLOWED: Final = "mteb>=2.10,<3"
+_INSTALL: Final = f"pip install '{_ALLOWED}'"
 #: of mteb's options of an encoder: those that change no row
 _WITHOUT_EFFECT: Final = ("batch_size", "show_progress_bar")
 
@@ -37,7 +39,7 @@ def as_mteb(model: Model | str | Path) -> Encoder:
         model: what `load_model` gave, or a name that it takes.
 
     Raises:
-        ClipbenchError: mteb is not installed, or is another version than 2.
+        ClipbenchError: mteb is not installed, or is another version than 2.10 or a later 2.
         NotApplicable: the model compares images with texts token by token alone: it has no row a sample.
         (else as `load_model`)
     """
@@ -46,8 +48,8 @@ def as_mteb(model: Model | str | Path) -> Encoder:
     except ImportError as error:
         raise ClipbenchError(f"as_mteb needs the package mteb ({error})", hint=_INSTALL) from None
     found = _installed()
-    if found.partition(".")[0] != _MAJOR:
-        raise ClipbenchError(f"mteb {found} is installed; as_mteb is for mteb {_MAJOR}", hint=_INSTALL)
+    if not _FROM <= tuple(map(int, re.findall(r"\d+", found)[:2])) < _BEFORE:
+        raise ClipbenchError(f"mteb {found} is installed; as_mteb is for {_ALLOWED}", hint=_INSTALL)
     return Encoder(model if isinstance(model, Model) else load_model(model), ModelMeta)
 
 

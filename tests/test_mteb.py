@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -137,14 +138,29 @@ def test_what_cannot_be_encoded_or_has_no_effect_is_named(tmp_path: Path) -> Non
         encoded(encoder, [{"image": [None]}])
 
 
-def test_mteb_must_be_there_in_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mteb, "version", lambda name: "1.39.7")
-    with pytest.raises(ClipbenchError, match=r"mteb 1\.39\.7 is installed; as_mteb is for mteb 2") as caught:
+@pytest.mark.parametrize("found", ["1.39.7", "2.9.1", "3.0.0", "3"])
+def test_another_version_of_mteb_is_refused(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mteb, "version", lambda name: found)
+    with pytest.raises(ClipbenchError) as caught:
         clipbench.as_mteb("digits-clip-lite")
-    assert caught.value.hint == "pip install 'mteb>=2,<3'"
+    assert caught.value.message == f"mteb {found} is installed; as_mteb is for mteb>=2.10,<3"
+    assert caught.value.hint == "pip install 'mteb>=2.10,<3'"
+
+
+def test_mteb_may_be_installed_as_mteb_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(name: str) -> str:
+        if name == "mteb":
+            raise PackageNotFoundError(name)
+        return "2.10.0"
+
+    monkeypatch.setattr(mteb, "version", installed)
+    assert clipbench.as_mteb("digits-clip-lite").space == "joint"
+
+
+def test_mteb_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mteb", None)
     monkeypatch.delitem(sys.modules, "mteb.models.model_meta")
     monkeypatch.delitem(sys.modules, "mteb.models")
     with pytest.raises(ClipbenchError, match="as_mteb needs the package mteb") as caught:
         clipbench.as_mteb("digits-clip-lite")
-    assert caught.value.hint == "pip install 'mteb>=2,<3'"
+    assert caught.value.hint == "pip install 'mteb>=2.10,<3'"

@@ -44,6 +44,15 @@ def test_rows_are_those_of_its_own_wrapper(tmp_path: Path) -> None:
 
 @needs_mteb
 @pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_its_image_tasks_runs(tmp_path: Path) -> None:
+    assert with_mteb.kinds_that_run(tmp_path) >= {
+        "Any2AnyRetrieval", "Compositionality", "ImageClassification", "ImageClustering", "MultilabelClassification",
+        "VisionCentricQA", "VisualSTS(eng)", "ZeroShotClassification",
+    }  # fmt: skip
+
+
+@needs_mteb
+@pytest.mark.filterwarnings("ignore")
 def test_every_task_of_the_table_is_one_of_its_own() -> None:
     import mteb
 

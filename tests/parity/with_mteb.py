@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import wrap
 from typing import Any, Final, NamedTuple
 
 import declip_files
@@ -97,9 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         found = compare(given.shared, given.images, given.out or folder / "mteb", folder)
-        furthest = wrapper_difference(folder)
+        furthest, kinds = wrapper_difference(folder), kinds_that_run(folder)
     print(shown(found))
     print(f"rows of mteb’s own wrapper of open_clip and of ours differ by {furthest:.1e} at most")
+    named = f"{len(kinds)} kinds of mteb’s tasks with images run: {', '.join(sorted(kinds))}"
+    print("\n".join(wrap(named, 80, break_on_hyphens=False)))
     return 0 if all(one.equal for one in found) and furthest < 1e-6 else 1
 
 
@@ -169,8 +172,9 @@ def _compared(
 def mteb_scores(model: clipbench.Model, task: Any, out: Path) -> dict[str, float]:
     """What mteb says of a model on a task whose data is there, from the file that it writes below `out`."""
     import mteb
+    from mteb.cache import ResultCache
 
-    cache = mteb.ResultCache(cache_path=out)
+    cache = ResultCache(cache_path=out)
     given: dict[str, Any] = {"cache": cache, "overwrite_strategy": "always", "show_progress_bar": False}
     found = mteb.evaluate(clipbench.as_mteb(model), task, **given)
     (result,) = found.task_results
@@ -289,6 +293,21 @@ def wrapper_difference(folder: Path) -> float:
             rows = [one.encode(batches, show_progress_bar=False, **about) for one in (theirs, ours)]
             furthest = max(furthest, float((rows[0].float() - rows[1]).abs().max()))
     return furthest
+
+
+def kinds_that_run(folder: Path) -> set[str]:
+    """Kinds of tasks with images, which all run with a small DeCLIP on the few images that mteb tests itself with."""
+    import mteb
+    from mteb.mocks import mock_tasks
+
+    with small_architectures():
+        encoder = clipbench.as_mteb(declip_checkpoint(folder))
+    made = [getattr(mock_tasks, name)() for name in dir(mock_tasks) if name.startswith("Mock")]
+    tasks = [one for one in made if {"image"} <= set(one.metadata.modalities) <= {"image", "text"}]
+    given: dict[str, Any] = {"cache": None, "show_progress_bar": False, "co2_tracker": False}
+    for one in tasks:
+        mteb.evaluate(encoder, one, **given)
+    return {one.metadata.type for one in tasks}
 
 
 def shown(found: Sequence[Compared]) -> str:
