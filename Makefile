@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint house check torture fuzz parity mteb coverage mutants matrix clean
+.PHONY: all setup demo test lint house check torture fuzz parity mteb coverage mutants matrix zoo clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -52,6 +52,12 @@ mutants: setup
 MATRIX ?=
 matrix:
 	$(PYTHON) tests/matrix.py $(MATRIX)
+
+# every architecture of open_clip, made small, through open_clip and through clipbench; writes docs/models.md; ten minutes.
+# ZOO="RN50 ViT-B-32" tries these alone
+ZOO ?=
+zoo: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m zoo $(ZOO)
 
 parity: setup
 	PYTHONPATH=tests $(BIN)/python -m parity

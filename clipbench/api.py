@@ -45,7 +45,7 @@ def load_model(
 
     Args:
         name: a model id, run folder, checkpoint file, `open_clip:<arch>@<tag or path>`,
-            `hf-hub:<owner>/<repo>`, or `hf:<owner>/<repo>` or a folder of transformers' form.
+            `hf-hub:<owner>/<repo>`, `local-dir:<folder>`, or `hf:<owner>/<repo>` or a folder of transformers' form.
         cards: folders of your own cards.
         device: auto, cpu, cuda or cuda:N.
         precision: of encoding: auto, fp32, bf16 or fp16. Features are float32 all the same.
@@ -78,6 +78,7 @@ class Model:
         id: what records call it.
         card: its model card.
         logit_scale: factor on similarities before a softmax.
+        logit_bias: what is added to scaled similarities before a sigmoid; None of models that were trained without.
         compared: `joint` (one unit row a sample), or `tokens` (FILIP: unit tokens, compared by late interaction).
     """
 
@@ -85,6 +86,7 @@ class Model:
         self.adapter, self.runtime, self.id = adapter, runtime, id_
         self.card: ModelCard = adapter.card
         self.logit_scale = adapter.logit_scale
+        self.logit_bias = adapter.logit_bias
         self.compared = adapter.compared
         self._towers: dict[tuple[str, str], Tower] = {}
 

@@ -162,8 +162,8 @@ class Catalog:
 
     def model(self, name: str) -> ModelEntry:
         """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
-        `open_clip:<arch>@<tag-or-path>`, `hf-hub:<owner>/<repo>`, `hf:<owner>/<repo>[@revision]`, a folder that
-        `save_pretrained` of transformers wrote, or `embeddings:<folder>` of arrays.
+        `open_clip:<arch>@<tag-or-path>`, `hf-hub:<owner>/<repo>`, `local-dir:<folder>`, `hf:<owner>/<repo>[@revision]`,
+        a folder that `save_pretrained` of transformers wrote, or `embeddings:<folder>` of arrays.
 
         Raises:
             CardError: nothing has this name, or its card is wrong.
@@ -190,7 +190,8 @@ class Catalog:
                 raise CardError(
                     f"{name} is no model: there is no {path}",
                     hint="give a model id (clipbench list models), a run folder of clipbench pretrain, a "
-                    "checkpoint file, open_clip:<arch>@<tag or path>, hf-hub:<owner>/<repo>, or hf:<owner>/<repo>",
+                    "checkpoint file, open_clip:<arch>@<tag or path>, hf-hub:<owner>/<repo>, local-dir:<folder>, or "
+                    "hf:<owner>/<repo>",
                 )
             known = {path.stem: path, **self.model_files}
         else:
@@ -203,6 +204,11 @@ class Catalog:
                 f"{path}:{document.line(('family',))}: {unknown('model family', card.family, families.families())}"
             )
         parse(families.config_model(card.family), document, card.config, prefix=("config",))
+        if card.text is not None and families.family(card.family).texts is None:
+            raise CardError(
+                f"{path}:{document.line(('text',))}: the family {card.family} reads no text: on a card: its texts are "
+                "prepared as its config says"
+            )
         return ModelEntry(name, card, path.parent)
 
     def recipe(self, name: str, *, quick: bool = False, assignments: Sequence[str] = ()) -> Entry[Recipe]:

@@ -436,6 +436,8 @@ def _how(plan: _Plan) -> Json:
         told = families.family(encoder.model.card.family).backbone_is(encoder.model.card)
         if told is not None and any(space.partition("@")[0] == "backbone" for _, space in plan.encoded):
             found["backbone"] = told
+    if encoder.adapter.logit_bias is not None:
+        found["logit_bias"] = encoder.adapter.logit_bias
     if encoder.adapter.left_out:
         found["left_out"] = list[JsonValue](encoder.adapter.left_out)
     if max_pixels() != MAX_PIXELS:

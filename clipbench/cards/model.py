@@ -17,6 +17,8 @@ class Preprocess(Strict):
     """How a PIL image becomes a tensor; part of every feature's key.
 
     `resize: shortest` scales the short side to `size` and keeps the ratio, then crops the centre;
+    `longest` scales the long side to `size`, so that the whole image is seen, and pads the other to it, each channel
+    with `fill` before colours are converted (of an image with a palette, its colour of that number);
     `squash` scales to the square `crop`, `squash-crop` to the square `size` and then crops the centre; `none` takes
     images that have that size already, `pad` also smaller ones, which it centres on black.
     `order` says whether the conversion to `channels` colours comes before or after resizing
@@ -30,11 +32,12 @@ class Preprocess(Strict):
     Pillow, and so open_clip, does not; but for TIFF, which Pillow always turns).
     """
 
-    later: ClassVar = ("orientation", "centre", "transparency")
+    later: ClassVar = ("orientation", "centre", "transparency", "fill")
 
     size: int = Field(224, gt=0)
     crop: int | None = Field(None, gt=0)
-    resize: Literal["shortest", "squash", "squash-crop", "none", "pad"] = "shortest"
+    resize: Literal["shortest", "longest", "squash", "squash-crop", "none", "pad"] = "shortest"
+    fill: int = Field(0, ge=0, le=255)
     interpolation: Interpolation = "bicubic"
     channels: Literal[1, 3] = 3
     order: Literal["convert-last", "convert-first"] = "convert-last"
@@ -59,6 +62,10 @@ class Preprocess(Strict):
             raise Misplaced("bilinear-no-antialias needs order: convert-first", "interpolation")
         if self.transparency == "on-white" and (self.order, self.channels) != ("convert-first", 3):
             raise Misplaced("on-white needs order: convert-first and 3 channels", "transparency")
+        if self.resize == "longest" and self.crop not in (None, self.size):
+            raise Misplaced("resize: longest pads to size, of which nothing is cropped", "crop")
+        if self.resize != "longest" and self.fill:
+            raise Misplaced("fill goes with resize: longest", "fill")
         return self
 
 
@@ -125,6 +132,20 @@ class Weights(Strict):
         return self
 
 
+class Texts(Strict):
+    """What is done to a text before the tower sees its tokens; what is not given is as the architecture has it.
+
+    `clean` is open_clip's: each way mends broken Unicode and HTML entities and brings white space to single spaces;
+    `lower` also lowers case, and `canonicalize` does that, makes `_` a space and deletes all other punctuation.
+    Tokens beyond `context_length` are cut off, those at the ends included. `strip_sep_token` makes the token that ends
+    a text padding.
+    """
+
+    clean: Literal["lower", "whitespace", "canonicalize"] | None = None
+    context_length: int | None = Field(None, ge=3)
+    strip_sep_token: bool | None = None
+
+
 Confidence = Literal["primary", "secondary", "from-memory-high", "from-memory-medium", "from-memory-low"]
 
 
@@ -170,12 +191,15 @@ class ModelCard(Strict):
     of them is marked, and kept off the leaderboard (`clipbench.records.exposure`). `training_data` says it in words.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("trained_on",)
+    later: ClassVar[tuple[str, ...]] = ("trained_on", "text")
 
     title: str
     family: str
     config: dict[str, Any] = Field({})
     preprocess: Preprocess
+    text: Texts | None = Field(
+        None, description="of families that read it; without it, as the architecture has it"
+    )
     weights: Weights
     licence: str | None = None
     training_data: str | None = None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipbench.cards.model import Interpolation, Preprocess
 from clipbench.data.images import standard
@@ -267,6 +267,13 @@ def _resized(image: Image.Image, preprocess: Preprocess) -> NDArray[np.uint8]:
             if (width, height) != (size, size):
                 image = _scaled(image, size, size, preprocess.interpolation)
             image = _centre(image, preprocess)
+        case "longest":
+            new = _longest(width, height, side)
+            if not all(new):
+                raise Oversized(
+                    f"it is {width}×{height}, of which nothing is left where its long side has {side}"
+                )
+            image = _padded(_scaled(image, *new, preprocess.interpolation), preprocess)
         case "squash":
             if (width, height) != (side, side):
                 image = _scaled(image, side, side, preprocess.interpolation)
@@ -291,6 +298,24 @@ def _start(length: int, preprocess: Preprocess) -> int:
     """Where the central `side` pixels of `length` begin; below 0 where they are more."""
     left = length - preprocess.side
     return left // 2 if preprocess.centre == "down" else round(left / 2)
+
+
+def _longest(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of an image whose long side is scaled to `side`, rounded as by open_clip's `ResizeKeepRatio`."""
+    ratio = max(width, height) / side
+    return round(width / ratio), round(height / ratio)
+
+
+def _padded(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """`image`, which is not larger, in the middle of a square; if it cannot be, a pixel nearer to the left or top."""
+    bands, side = len(image.getbands()), preprocess.side
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    border = (left, top, side - image.width - left, side - image.height - top)
+    fill = preprocess.fill if bands == 1 else (preprocess.fill,) * bands
+    whole = ImageOps.expand(image, border, fill)
+    if image.mode == "P":
+        whole.putpalette(image.getpalette() or [])
+    return whole
 
 
 def _scaled(
@@ -335,17 +360,23 @@ def seen(width: int, height: int, preprocess: Preprocess) -> tuple[int, int, int
     >>> both = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     >>> seen(640, 480, Preprocess(size=224, **both)), seen(640, 480, Preprocess(resize="squash", **both))
     ((79, 0, 561, 480), (0, 0, 640, 480))
+    >>> seen(640, 480, Preprocess(resize="longest", **both))
+    (0, -80, 640, 560)
     """
-    if preprocess.resize not in ("shortest", "squash-crop"):
-        return 0, 0, width, height
     short, side = min(width, height), preprocess.side
-    long = int(preprocess.size * max(width, height) / short)
-    new = (preprocess.size, long) if width <= height else (long, preprocess.size)
-    if preprocess.resize == "squash-crop":
-        new = (preprocess.size, preprocess.size)
+    match preprocess.resize:
+        case "shortest":
+            long = int(preprocess.size * max(width, height) / short)
+            new = (preprocess.size, long) if width <= height else (long, preprocess.size)
+        case "squash-crop":
+            new = (preprocess.size, preprocess.size)
+        case "longest":
+            new = _longest(width, height, side)
+        case _:
+            return 0, 0, width, height
     edges = []
     for old, resized in zip((width, height), new, strict=True):
-        start = _start(resized, preprocess)
+        start = -((side - resized) // 2) if preprocess.resize == "longest" else _start(resized, preprocess)
         edges.append((round(start * old / resized), round((start + side) * old / resized)))
     (left, right), (top, bottom) = edges
     return left, top, right, bottom

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from clipbench.cards.base import Strict
-from clipbench.cards.model import ModelCard, Preprocess
+from clipbench.cards.model import ModelCard, Preprocess, Texts
 from clipbench.errors import NotApplicable
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Adapter(ABC):
         weights_sha256: sha256 (hex) of the weights file's bytes (of every tensor where there is no file).
         logit_scale: the factor on cosines (exp of the learned temperature).
         scale_stated: whether the model says it; where it does not, ASSUMED_SCALE was taken.
+        logit_bias: what training added to scaled cosines (SigLIP's loss), the same for all pairs; None: nothing.
         context_length: longest token sequence, special tokens included.
         image_spaces, text_spaces: the feature spaces that this checkpoint has; no text spaces without a text tower.
         compared: the space in which images are compared with text: `joint` by the cosine, `tokens` by late
@@ -65,6 +66,7 @@ class Adapter(ABC):
     weights_sha256: str
     logit_scale: float
     scale_stated: bool = True
+    logit_bias: float | None = None
     context_length: int
     image_spaces: tuple[str, ...] = ("joint", "backbone")
     text_spaces: tuple[str, ...] = ("joint",)
@@ -167,6 +169,8 @@ class Family:
         stated_weights: makes `Adapter.weights_sha256` of a card from the sha256 of its own weights file, as far as the
             card states enough; None where it does not.
         backbone_is: says of a card what its model's `backbone` features are, in a few words; None where it cannot.
+        texts: says of a card what its architecture does to texts, where the card itself does not; None: cards of the
+            family have no `text`.
         named: prefix → what makes the card of a model whose name begins with it (`--model <prefix>…`).
         given: whether its features are there already: nothing is encoded then, and no torch is needed.
     """
@@ -178,5 +182,6 @@ class Family:
     detect: Callable[[Path, Mapping[str, torch.Tensor]], ModelCard | None] | None = None
     stated_weights: Callable[[ModelEntry, str], str | None] = lambda model, sha256: sha256
     backbone_is: Callable[[ModelCard], str | None] = lambda card: None
+    texts: Callable[[ModelCard], Texts | None] | None = None
     named: Mapping[str, Callable[[str], ModelCard]] = field(default_factory=dict)
     given: bool = False

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import Field
 
-from clipbench.cards.base import Strict
-from clipbench.cards.model import ModelCard, Preprocess, Weights
+from clipbench.cards.base import Strict, fingerprint
+from clipbench.cards.model import ModelCard, Preprocess, Texts, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, WeightsError, first_line
 from clipbench.models.adapter import Adapter, Family, ModelEntry
-from clipbench.models.towers.open_clip import backbone, build, described_backbone, text_tower
+from clipbench.models.towers.open_clip import backbone, bring, build, described_backbone, text_tower
 from clipbench.models.weights.key_maps import clip_text
 from clipbench.models.weights.library import architecture, library
 from clipbench.models.weights.open_clip import (
+    FOLDER_PREFIX,
     HUB_PREFIX,
+    SETTINGS,
     check_side,
     joint_sizes,
     known_arch,
@@ -27,10 +29,13 @@ from clipbench.models.weights.open_clip import (
     preprocess_of,
     published,
     tag_settings,
+    texts_of,
+    texts_of_settings,
 )
+from clipbench.models.weights.open_clip_settings import check_settings, in_folder, on_the_hub, small_files
 from clipbench.models.weights.reading import load_strict, read_state_dict
 from clipbench.models.weights.resolve import pin, resolve, verify
-from clipbench.utils.cache import remember, say
+from clipbench.utils.cache import say
 from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
@@ -38,24 +43,30 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "open_clip:"
+#: numbers from 0 upwards, which transformers kept beside the weights before version 4.31
+_COUNTED: Final = "text.transformer.embeddings.position_ids"
 #: what OpenAI's own archives hold beside the weights
 _NOT_WEIGHTS = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 class Config(Strict):
-    """`arch` is open_clip's name, or `hf-hub:owner/repo`; `quick_gelu`: QuickGELU in the towers instead of GELU.
+    """`arch` is open_clip's name, `hf-hub:owner/repo` or `local-dir:folder`; `quick_gelu`: QuickGELU in the towers
+    instead of GELU.
 
     OpenAI's checkpoints, and some of LAION's, were trained with QuickGELU: with GELU they load without a
     complaint and lose points. For a tag and for every file whose hash open_clip knows, a card that says
     otherwise is refused.
     """
 
-    later: ClassVar = ("resize_positions",)
+    later: ClassVar = ("resize_positions", "settings")
 
     arch: str
     quick_gelu: bool = Field(description="x·sigmoid(1.702x) as in OpenAI's code, instead of GELU")
     resize_positions: bool = Field(
         False, description="interpolate position embeddings of another size, as open_clip does"
+    )
+    settings: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="sha256 of a folder's open_clip_config.json"
     )
 
 
@@ -68,6 +79,8 @@ def load(model: ModelEntry) -> Adapter:
     """
     config = Config.model_validate(model.card.config)
     known_arch(config.arch)
+    if config.arch.startswith(FOLDER_PREFIX):
+        check_settings(model.id, config.arch, config.settings)
     tag = model.card.weights.open_clip
     if tag is not None:
         _agree(model.id, config, tag_settings(config.arch, tag), f"the tag {tag}")
@@ -87,10 +100,12 @@ def load(model: ModelEntry) -> Adapter:
     state = clip_text(state, custom="text.token_embedding.weight" in wanted)
     if config.resize_positions:
         _resize_positions(state, module, path)
-    # of training with SigLIP's loss: the same for all texts, so no order and no softmax hangs on it
-    left_out = load_strict(module, state, path, dropped=() if "logit_bias" in wanted else ("logit_bias",))
+    # of training with SigLIP's loss, by which any architecture can be trained
+    bias = state["logit_bias"] if "logit_bias" in wanted else state.pop("logit_bias", None)
+    left_out = load_strict(module, state, path, dropped=() if _COUNTED in wanted else (_COUNTED,))
     adapter = ClipAdapter(model.card, module, config.arch, digest)
-    adapter.files, adapter.left_out = (path,), left_out
+    adapter.logit_bias = None if bias is None else float(bias.reshape(()))
+    adapter.files, adapter.left_out = (path, *small_files(config.arch)), left_out
     return adapter
 
 
@@ -162,6 +177,7 @@ def ad_hoc(spec: str) -> ModelCard:
         family="clip",
         config={"arch": arch, "quick_gelu": bool(described.get("quick_gelu", False))},
         preprocess=preprocess_of(arch, described),
+        text=texts_of(arch),
         weights=Weights(open_clip=source),
     )
 
@@ -192,6 +208,7 @@ def of_file(arch: str, path: Path, described: dict[str, Any] | None = None) -> M
         family="clip",
         config={"arch": arch, "quick_gelu": quick_gelu},
         preprocess=preprocess,
+        text=texts_of(arch),
         weights=Weights(file=str(file)),
         notes=f"images: {_prepared(preprocess)}: {why}{_activation(arch, quick_gelu)}",
     )
@@ -227,7 +244,7 @@ def _agreed(arch: str, file: Path, quick_gelu: bool) -> tuple[Preprocess, str]:
 
 def _prepared(preprocess: Preprocess) -> str:
     """What tags say about images, as on a card."""
-    names = ("size", "resize", "interpolation", "mean", "std")
+    names = ("size", "resize", "fill", "interpolation", "mean", "std")
     values = {name: value for name, value in preprocess.canonical().items() if name in names}
     return (
         "{" + ", ".join(f"{name}: {json.dumps(value).strip(chr(34))}" for name, value in values.items()) + "}"
@@ -262,21 +279,24 @@ class ClipAdapter(Adapter):
     """An open_clip model. `backbone` is the feature before the joint projection; see `backbone_is`."""
 
     def __init__(self, card: ModelCard, module: Any, arch: str, weights_sha256: str) -> None:
-        open_clip = library()
-
         self.card = card
         self.module = module
+        self._arch = arch
         self.weights_sha256 = weights_sha256
         scale = getattr(module, "logit_scale", None)
         self.logit_scale = 1.0 if scale is None else float(scale.exp().reshape(()))  # an image tower alone
-        try:
-            self._tokenizer = open_clip.get_tokenizer(arch)
-        except (OSError, ValueError, RuntimeError) as error:  # of transformers' own kinds
-            raise WeightsError(
-                f"the tokenizer of {arch} cannot be had ({first_line(error)})",
-                hint="with network, run this again: it is fetched once, and the hub client's cache keeps it",
-            ) from None
-        self.context_length = int(self._tokenizer.context_length)
+        own, stated = texts_of(arch), card.text or Texts()
+        asked = {name: value for name, value in stated if value is not None and value != getattr(own, name)}
+        if "strip_sep_token" in asked and own.strip_sep_token is None:
+            raise CardError(f"{card.title}: text.strip_sep_token: the tokenizer of {arch} has no such token")
+        self.context_length = int(own.context_length or 0)
+        if asked.get("context_length", 0) > self.context_length:
+            raise CardError(
+                f"{card.title}: text.context_length: {asked['context_length']} tokens are more than the "
+                f"{self.context_length} of {arch}"
+            )
+        self._asked = asked
+        self._tokenizer = _tokenizer(arch, asked)
 
     def image_tower(self, space: str) -> nn.Module:
         self.require_space(space)
@@ -292,10 +312,19 @@ class ClipAdapter(Adapter):
         import torch
 
         ids = self._tokenizer(list(texts))
+        if (beyond := self.context_length - ids.shape[1]) > 0:
+            padding = getattr(getattr(self._tokenizer, "tokenizer", None), "pad_token_id", 0)
+            ids = torch.nn.functional.pad(ids, (0, beyond), value=padding)
         if isinstance(self._tokenizer, open_clip.SimpleTokenizer):
             # Padding has the id of "!", so the end token (the highest id) tells where a text ends.
             return ids, ids.argmax(dim=1) + 1
         return ids, torch.full((len(ids),), ids.shape[1])
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Of what the card has done to texts in another way than its architecture, and of a folder's tokenizer."""
+        files = {path.name: sha256_file(path) for path in small_files(self._arch)}
+        return fingerprint({"text": self._asked, "files": files}) if self._asked or files else ""
 
 
 def backbone_is(card: ModelCard) -> str | None:
@@ -304,61 +333,38 @@ def backbone_is(card: ModelCard) -> str | None:
     return None if settings is None else described_backbone(settings["vision_cfg"])
 
 
-def on_the_hub(spec: str) -> ModelCard:
-    """The card of `hf-hub:<owner>/<repo>`: a model in open_clip's own form on the hub.
+def _tokenizer(arch: str, asked: dict[str, Any]) -> Any:
+    """open_clip's tokenizer of `arch`, with what is asked of it otherwise.
 
     Raises:
-        CardError: not such a name, or the repository has no open_clip_config.json.
-        WeightsError: the hub cannot be reached and the cache has nothing.
+        WeightsError: it cannot be had.
     """
-    open_clip = library()
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    repo = spec.removeprefix(HUB_PREFIX)
-    if len(repo.split("/")) != 2:
-        raise CardError(f'"{spec}" names no repository', hint=f"write {HUB_PREFIX}<owner>/<repo>")
+    named = (library().get_model_config(arch)["text_cfg"]).get("hf_tokenizer_name")
     try:
-        path = Path(hf_hub_download(repo, "open_clip_config.json"))
-        weights = _hub_weights(repo)
-    except LocalEntryNotFoundError as error:
+        return library().get_tokenizer(arch, **asked)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        LookupError,
+        ImportError,
+    ) as error:  # of transformers
+        source, hint = (
+            named,
+            bring(str(named), "--include '*token*' '*vocab*' '*.model' '*.txt' 'config.json'"),
+        )
+        if arch.startswith(FOLDER_PREFIX):
+            source, hint = "the folder", f"put the tokenizer's files beside {SETTINGS}: tokenizer.json, …"
         raise WeightsError(
-            f"{spec} is not in the local cache and cannot be fetched ({first_line(error)})",
-            hint=f"with network, run this again; or bring the file and use --model {PREFIX}<arch>@PATH",
+            f"the tokenizer of {arch}, {source}, cannot be had ({first_line(error)})", hint=hint
         ) from None
-    except (EntryNotFoundError, RepositoryNotFoundError) as error:
-        raise CardError(
-            f"{spec}: {first_line(error)}",
-            hint="a repository with open_clip_config.json is needed: open_clip's own form",
-        ) from None
-    remember("weights", f"{spec}/{path.name}", sha256_file(path), what="sha256 of the settings")
-    settings = open_clip.get_model_config(spec)
-    described = dict(json.loads(path.read_text(encoding="utf-8")).get("preprocess_cfg", {}))
-    unsaid = [name for name in ("mean", "std", "interpolation", "resize_mode") if name not in described]
-    return ModelCard(
-        title=repo,
-        family="clip",
-        config={"arch": spec, "quick_gelu": bool(settings.get("quick_gelu", False))},
-        preprocess=preprocess_of(spec, described),
-        weights=Weights(hf=f"{repo}/{weights}"),
-        notes=f"its settings do not say {', '.join(unsaid)}: open_clip's defaults were taken"
-        if unsaid
-        else None,
-    )
 
 
-def _hub_weights(repo: str) -> str:
-    """Name of the repository's weights file, the safe one first; downloaded, or in the cache already."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
-
-    try:
-        hf_hub_download(repo, HF_SAFE_WEIGHTS_NAME)
-    except EntryNotFoundError:  # not there, or (offline) not in the cache
-        hf_hub_download(repo, HF_WEIGHTS_NAME)
-        return str(HF_WEIGHTS_NAME)
-    return str(HF_SAFE_WEIGHTS_NAME)
+def texts(card: ModelCard) -> Texts | None:
+    """See `Family`; of open_clip's architecture that the card names, with what the card says otherwise."""
+    settings = architecture(Config.model_validate(card.config).arch)
+    return None if settings is None else texts_of_settings(settings, card.text)
 
 
 def _identified(
@@ -454,5 +460,6 @@ FAMILY: Final = Family(
     weights_file=weights_file,
     detect=detect,
     backbone_is=backbone_is,
-    named={PREFIX: ad_hoc, HUB_PREFIX: on_the_hub},
+    texts=texts,
+    named={PREFIX: ad_hoc, HUB_PREFIX: on_the_hub, FOLDER_PREFIX: in_folder},
 )

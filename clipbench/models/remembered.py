@@ -42,6 +42,7 @@ class _Facts:
 
     weights_sha256: str
     logit_scale: float
+    logit_bias: float | None
     context_length: int
     image_spaces: tuple[str, ...]
     text_spaces: tuple[str, ...]
@@ -158,6 +159,8 @@ def _recalled(place: Path) -> _Facts | None:
     except DataError:  # one is gone
         return None
     facts: dict[str, Any] = held["facts"]
+    if not facts.keys() >= set(_ASKED):  # of an older version, which asked for less
+        return None
     tuples = {name: tuple(facts.get(name, ())) for name in ("image_spaces", "text_spaces", "left_out")}
     return _Facts(**facts | tuples)
 

@@ -194,6 +194,9 @@ def _card(name: str, value: dict[str, Any], path: Path | None) -> RenderableType
 
 def _model(name: str, card: ModelCard, path: Path | None) -> RenderableType:
     value = card.canonical()
+    texts = family(card.family).texts
+    if texts is not None and (rules := texts(card)) is not None:
+        value["text"] = rules.canonical()
     value.pop("reported")
     notes = value.pop("notes")
     parts: list[RenderableType] = [_card(name, value, path)]

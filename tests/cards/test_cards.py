@@ -160,7 +160,8 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             "  size: 32",
             "  sise: 32",
             'unknown key "preprocess.sise"; did you mean "size"? '
-            "(allowed: size, crop, resize, interpolation, channels, order, orientation, mean, std)",
+            "(allowed: size, crop, resize, fill, interpolation, channels, order, orientation, centre, transparency, "
+            "mean, std)",
         ),
         (
             ModelCard,

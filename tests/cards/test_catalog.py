@@ -472,7 +472,8 @@ def test_an_open_clip_spec_that_is_wrong(spec: str, expected: str) -> None:
         (
             "arch: RN50",
             "arhc: RN50",
-            '3: unknown key "config.arhc"; did you mean "arch"? (allowed: arch, quick_gelu, resize_positions)',
+            '3: unknown key "config.arhc"; did you mean "arch"? '
+            "(allowed: arch, quick_gelu, resize_positions, settings)",
         ),
         ("quick_gelu: true", "quick_gelu: maybe", "3: config.quick_gelu: input should be a valid boolean"),
     ],

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipbench.cards.model import Preprocess
-from clipbench.data.decode import IMAGE_FORMATS, IMAGE_SUFFIXES, Crops, _scaled, decode, normalise
+from clipbench.data.decode import IMAGE_FORMATS, IMAGE_SUFFIXES, Crops, _scaled, decode, normalise, seen
 from clipbench.data.decode_stream import Bad, OnBadImage, decode_stream
 from clipbench.data.split import Sample
 from clipbench.errors import DataError, StorageError
@@ -96,6 +96,38 @@ def theirs(data: bytes, size: int, interpolation: str, resize: str = "shortest")
     )
     tensor: torch.Tensor = transform(Image.open(io.BytesIO(data)))
     return tensor
+
+
+@pytest.mark.parametrize("fill", [0, 7, 200])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", MODES)
+def test_longest_equals_open_clip(mode: str, interpolation: Interpolation, fill: int) -> None:
+    size = 65 if fill else 64
+    transform = open_clip.image_transform(
+        size, False, MEAN, STD, resize_mode="longest", interpolation=interpolation, fill_color=fill
+    )
+    preprocess = Preprocess(
+        size=size, resize="longest", interpolation=interpolation, fill=fill, mean=MEAN, std=STD
+    )
+    for shape in (*SHAPES.values(), (3, 2), (1, 1), (size, size), (size, 7), (500, 5)):
+        data = picture(mode, *shape)
+        assert torch.equal(ours(data, preprocess), transform(Image.open(io.BytesIO(data)))), shape
+
+
+def test_longest_of_an_image_that_vanishes() -> None:
+    """Where open_clip ends with `height and width must be > 0`."""
+    preprocess = Preprocess(size=16, resize="longest", mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match="it is 1×400, of which nothing is left where its long side has 16"):
+        decode(picture("RGB", 1, 400), preprocess)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (100, 333), (50, 50)])
+def test_longest_sees_the_whole_image_in_the_middle(width: int, height: int) -> None:
+    left, top, right, bottom = seen(width, height, Preprocess(size=64, resize="longest", mean=MEAN, std=STD))
+    assert right - left == pytest.approx(max(width, height), abs=8)
+    assert bottom - top == pytest.approx(max(width, height), abs=8)
+    assert (left + right) / 2 == pytest.approx(width / 2, abs=8)
+    assert (top + bottom) / 2 == pytest.approx(height / 2, abs=8)
 
 
 Resize = Literal["shortest", "squash"]

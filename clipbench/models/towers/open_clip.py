@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.errors import NotApplicable, WeightsError
+from clipbench.errors import NotApplicable, WeightsError, first_line
 from clipbench.models.weights.library import complete_library, library
 from clipbench.models.weights.reading import without_values
 
@@ -26,38 +26,70 @@ _POOLS: Final = {
 
 
 def build(arch: str, *, quick_gelu: bool) -> Any:
-    """The architecture with uninitialised weights where that is possible: they are all about to be loaded."""
+    """The architecture with uninitialised weights where that is possible: they are all about to be loaded.
+
+    Its towers give joint features alone, also where open_clip's give tokens beside them (CoCa).
+
+    Raises:
+        WeightsError: its text tower is one of transformers whose settings cannot be had, or its own settings are wrong.
+    """
     open_clip = library()
     import torch
 
     settings = open_clip.get_model_config(arch)
-    settings.pop("custom_text", None)
+    custom = settings.pop("custom_text", False)
     settings["quick_gelu"] = quick_gelu
+    language = settings["text_cfg"].get("hf_model_name")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = not any(
-            k.startswith(("hf_", "timm_")) for part in ("vision_cfg", "text_cfg") for k in settings[part]
-        )
-        if plain and open_clip.get_model_config(arch).get("custom_text") is None:
-            with without_values():
-                module = open_clip.CLIP(**settings)
-            # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
-            module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
-            return module
         try:
-            return random_model(arch, quick_gelu=quick_gelu)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise WeightsError(f"{arch} cannot be built: {error}") from error
+            if not (custom or language or settings["vision_cfg"].get("timm_model_name")):
+                with without_values():
+                    module = open_clip.CLIP(**settings)
+                if module.attn_mask is not None:
+                    # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
+                    module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
+                return module
+            module = random_model(arch, quick_gelu=quick_gelu)
+        except OSError as error:
+            raise WeightsError(
+                f"{arch} cannot be built: the settings of its text tower, {language}, cannot be had "
+                f"({first_line(error)})",
+                hint=bring(str(language), "config.json"),
+            ) from None
+        except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ImportError) as error:
+            raise WeightsError(
+                f"{arch} cannot be built: {first_line(error)}",
+                hint="open_clip refuses its settings, or one of the libraries that it builds towers with",
+            ) from error
+    for tower in (module.visual, getattr(module, "text", module)):
+        if hasattr(tower, "output_tokens"):
+            tower.output_tokens = False
+    return module
+
+
+def bring(repository: str, *files: str) -> str:
+    """What to type for the small files of a language model or its tokenizer that are not on this machine."""
+    cached = f"models--{repository.replace('/', '--')}"
+    return (
+        "with network, run this again: it is fetched once, and the hub client's cache keeps it; or fetch it elsewhere, "
+        f"hf download {repository} {' '.join(files)}, and bring {cached} of the cache there"
+    )
 
 
 def random_model(arch: str, *, quick_gelu: bool = False) -> Any:
-    """open_clip's model `arch` with random weights from torch's generator, without its warnings about that."""
+    """open_clip's model `arch` with random weights from torch's generator, without its warnings about that.
+
+    Nothing is fetched but the settings of a text tower of transformers.
+    """
     open_clip = complete_library()
 
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        return open_clip.create_model(arch, pretrained=None, load_weights=False, force_quick_gelu=quick_gelu)
+        return open_clip.create_model(
+            arch, pretrained=None, load_weights=False, pretrained_text=False, force_quick_gelu=quick_gelu
+        )
     finally:
         logging.disable(level)
 
@@ -124,14 +156,17 @@ def described_backbone(vision: Mapping[str, Any]) -> str:
 
 
 def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None) -> nn.Module:
-    """Token ids → joint features, exact for ids cut at the longest real token where the tower is causal.
+    """Token ids → joint features, exact for ids cut at the longest real token.
+
+    A tower that is not causal, or that reads what stands at the end (CoCa), gets them padded with 0 again.
 
     With `tokens`, a projection of single tokens: all `context_length` positions, padding included, flattened.
     """
     import torch
     from open_clip.transformer import TextTransformer, text_global_pool
 
-    tower = getattr(model, "text", model)
+    own = hasattr(model, "text")
+    tower = model.text if own else model
     causal = (
         isinstance(tower, TextTransformer | type(model))
         and hasattr(tower, "transformer")
@@ -179,11 +214,11 @@ def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None)
     class FullText(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.model = tower
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            padding = context_length - ids.shape[1]
-            features: torch.Tensor = self.model.encode_text(torch.nn.functional.pad(ids, (0, padding)))
+            whole = torch.nn.functional.pad(ids, (0, context_length - ids.shape[1]))
+            features: torch.Tensor = self.model(whole) if own else self.model.encode_text(whole)
             return features
 
     if tokens is not None:
