@@ -26,6 +26,8 @@ from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import families, remembered
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.weights.architectures import IMAGES as RULES
+from clipbench.models.weights.architectures import JOINT
 
 run, place, hub = commandline.run, commandline.place, servers.model_hub
 TEXTS = ["a photo of a dog", "the big red cat on grass " * 12, "x", ""]
@@ -209,6 +211,11 @@ def test_a_card_with_pixels_of_ones_own_choice(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(json.dumps(card))
     with pytest.raises(CardError, match="is of a DINOv3ViTModel, the card says ViTModel"):
         clipbench.load_model(tmp_path / "mine.yaml")
+
+
+def test_the_documentation_names_every_class() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "transformers.md").read_text()
+    assert [name for name in (*JOINT, *(rule.name for rule in RULES.values())) if name not in text] == []
 
 
 def test_scale_and_bias_are_those_of_the_class(saved: dict[str, Path]) -> None:
