@@ -251,7 +251,7 @@ def _of_tokens(tower: nn.Module, title: str, block: int | None) -> SaliencyMetho
         return None
     name, vit = vits[0]
     at = f"{name}." if name else ""
-    prefix = int(getattr(vit, "num_prefix_tokens", 1))
+    prefix = int(getattr(vit, "num_prefix_tokens", getattr(vit, "num_tokens", 1)))  # the latter of timm's PiT
     pooling = getattr(
         vit, "global_pool", getattr(vit, "pool_type", "token")
     )  # timm's, open_clip's; torchvision
@@ -261,6 +261,10 @@ def _of_tokens(tower: nn.Module, title: str, block: int | None) -> SaliencyMetho
                 f"{title}: no map of a block, since its image tower has no class token: it pools by attention"
             )
         return Attention(tower, *_pool(vit, at, title), prefix)
+    if getattr(vit, "head_dist", None) is not None:
+        raise NotApplicable(
+            f"{title}: no heat maps, since its image tower averages its class token with a distillation token"
+        )
     if pooling == "avg":
         stage = "norm" if hasattr(vit, "global_pool") else "ln_post"
         if getattr(vit, "final_ln_after_pool", False):

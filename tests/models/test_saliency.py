@@ -193,6 +193,21 @@ def timms_vit(**more: Any) -> nn.Module:
     return nn.Sequential(made, nn.Linear(32, 16))
 
 
+def timms_pit() -> nn.Module:
+    """Its patches are pooled between its blocks."""
+    made: nn.Module = timm.create_model(
+        "pit_ti_224", img_size=64, base_dims=(8, 8, 8), depth=(1, 1, 1), heads=(2, 4, 8), num_classes=16
+    )
+    return made
+
+
+def distilled() -> nn.Module:
+    made: nn.Module = timm.create_model(
+        "deit_tiny_distilled_patch16_224", img_size=64, embed_dim=32, depth=2, num_heads=2, num_classes=16
+    )
+    return made
+
+
 def open_clips(**more: Any) -> Any:
     return VisionTransformer(64, 16, 32, 2, 4, 2.0, **{"output_dim": 16} | more)
 
@@ -210,18 +225,25 @@ class Squeezed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make",
-    [torchvisions_vit, timms_vit, lambda: timms_vit(reg_tokens=4, qk_norm=True, scale_attn_norm=True)],
-    ids=["torchvision", "timm", "timm-registers"],
+    ("make", "side"),
+    [
+        (torchvisions_vit, 4),
+        (timms_vit, 4),
+        (lambda: timms_vit(reg_tokens=4, qk_norm=True, scale_attn_norm=True), 4),
+        (timms_pit, 2),
+    ],
+    ids=["torchvision", "timm", "timm-registers", "timm-pit"],
 )
-def test_attention_of_other_vits_has_the_score_of_their_features(make: Callable[[], nn.Module]) -> None:
+def test_attention_of_other_vits_has_the_score_of_their_features(
+    make: Callable[[], nn.Module], side: int
+) -> None:
     torch.manual_seed(0)
     net = make().eval()
     images, texts, pairs = torch.randn(2, 3, 64, 64), unit(3, 16), torch.tensor([0, 1, 1])
     maps = of_tower(net, SQUARE, "small")
     assert isinstance(maps, Attention)
     found, scores = maps(images, texts, pairs)
-    assert found.shape == (3, 4, 4)
+    assert found.shape == (3, side, side)
     assert found.amax() > 0
     with torch.no_grad():
         torch.testing.assert_close(scores, F.cosine_similarity(net(images)[pairs], texts), rtol=0, atol=1e-5)
@@ -498,6 +520,7 @@ def test_towers_of_libraries_end_in_a_map_or_have_none() -> None:
     for tower, reason in (
         (timms_vit(global_pool="max"), "pools tokens by 'max'"),
         (timms_vit(global_pool="prr"), "or is not known"),
+        (distilled(), "averages its class token with a distillation token"),
         (timms_vit(attn_layer="diff"), "blocks have no attention that is known"),
         (open_clips(attentional_pool="cascade", **pooler), "looks at what another pool gives"),
         (open_clips(attentional_pool=True, pool_type="avg", **pooler), "several queries, which are averaged"),
