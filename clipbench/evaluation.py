@@ -129,7 +129,7 @@ def _by_task(
             plans = [_plan(encoder, task) for encoder in encoders]
             able = [plan for plan in plans if plan.reason is None]
             splits = _splits(able, task, options, opened)
-            _encode(able, splits)
+            _encode([plan for plan in able if plan.encoder.adapter.given is None], splits)
         except DataError as error:
             yield from (Result(e.model.id, task.id, None, {}, error=error) for e in encoders)
             continue
@@ -138,6 +138,8 @@ def _by_task(
                 yield Result(plan.encoder.model.id, task.id, None, {}, plan.reason)
                 continue
             try:
+                if plan.encoder.adapter.given is not None:  # what is wrong there is nobody else's
+                    _encode([plan], splits)
                 record, samples = _outcome(plan, options, catalog, splits)
                 pictures = _pictures(plan, options, splits)
             except NotApplicable as lack:

@@ -119,7 +119,7 @@ class Embeddings:
         """Look at the folder; arrays are opened when they are asked for.
 
         Raises:
-            DataError: there is no such folder.
+            DataError: there is no such folder, or no rows of images where they belong.
             CardError: its embeddings.yaml is wrong.
         """
         if not path.is_dir():
@@ -128,6 +128,8 @@ class Embeddings:
                 hint="name the folder that holds <data set>/<split>.npy or .parquet: --model embeddings:<folder>",
             )
         self.path = path
+        if not _splits_in(path) and not _splits_in(path / BACKBONE):
+            raise _without_images(path)
         about = path / ABOUT
         other = next(filter(os.path.lexists, (about.with_suffix(end) for end in (".yml", ".json"))), None)
         if other is not None:
@@ -259,18 +261,11 @@ class Embeddings:
         """That a split has no rows."""
         root = self.path / BACKBONE if backbone else self.path
         wanted = f"{split.dataset}/{split.role}"
-        there = sorted(
-            f"{path.parent.name}/{path.stem}"
-            for path in root.glob("*/*")
-            if path.suffix in _ROWS and not (root == self.path and path.parent.name == BACKBONE)
-        )
+        there = _splits_in(root)
         loose = next((one for one in _called(root, split.role) if one.suffix in _ROWS), None)
         other = next(iter(_called(root / split.dataset, split.role)), None)
         hint = f"embed its images; {_LIST}"
-        if loose is not None and root.resolve().name == split.dataset:
-            above = root.resolve().parent
-            hint = f"if {loose.name} is of this split, name the folder above: --model embeddings:{above}"
-        elif loose is not None:
+        if loose is not None:
             hint = f"if {loose.name} is of this split, move it and its ids into {root / split.dataset}"
         elif other is not None:
             hint = f"{other.name} is not read: write its rows as {split.role}.npy or .parquet"
@@ -280,6 +275,29 @@ class Embeddings:
             + (f" (there: {some}{did_you_mean(wanted, there)})" if there else ""),
             hint=hint,
         )
+
+
+def _splits_in(folder: Path) -> list[str]:
+    """`<data set>/<split>` of the rows of images in a folder, those for probes left out."""
+    rows = (path for path in folder.glob("*/*") if path.suffix in _ROWS and path.parent.name != BACKBONE)
+    return sorted(f"{path.parent.name}/{path.stem}" for path in rows)
+
+
+def _without_images(folder: Path) -> DataError:
+    """That a folder has no rows of images where they belong."""
+    loose = next(
+        (one for one in sorted(folder.glob("*")) if one.suffix in _ROWS and one.stem != "texts"), None
+    )
+    hint = f"embed the images; {_LIST}"
+    if loose is not None:
+        above = folder.resolve().parent
+        hint = (
+            f"move {loose.name} and its ids into a folder that is called like its data set; or, if this one is, name "
+            f"the one above: --model embeddings:{above}"
+        )
+    return DataError(
+        f"{folder} holds no rows of images: there is no <data set>/<split>.npy or .parquet in it", hint=hint
+    )
 
 
 def _called(folder: Path, name: str) -> list[Path]:

@@ -154,13 +154,15 @@ def test_widths_must_agree(tmp_path: Path) -> None:
             r"no embeddings of fake test: there is no \S+fake/test\.npy .*did you mean",
             "embed its images",
         ),
-        ("fakes/test", "there: fakes/test", "embed its images"),
+        ("fakes/test", "there: fakes/test, other/train; did you mean", "embed its images"),
         ("test", "no embeddings of fake test", "move it and its ids into"),
     ],
 )
 def test_a_split_without_rows(tmp_path: Path, made: str, message: str, hint: str) -> None:
+    npy(tmp_path / "other/train.npy", ROWS)
+    folder = write(tmp_path, where=made)
     with pytest.raises(DataError, match=message) as caught:
-        write(tmp_path, where=made).images(split(), "joint")
+        folder.images(split(), "joint")
     assert hint in str(caught.value.hint)
 
 
@@ -170,10 +172,14 @@ def test_files_that_would_be_passed_over_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         Embeddings(tmp_path / "mine").images(split(), "joint")
     assert caught.value.hint == "test.npz is not read: write its rows as test.npy or .parquet"
-    write(tmp_path / "mine")
-    with pytest.raises(DataError) as caught:
-        Embeddings(tmp_path / "mine/fake").images(split(), "joint")
-    assert str(caught.value.hint).endswith(f"name the folder above: --model embeddings:{tmp_path / 'mine'}")
+    with pytest.raises(DataError, match="holds no rows of images: there is no <data set>/<split>") as caught:
+        Embeddings(tmp_path / "mine/fake")
+    assert str(caught.value.hint).endswith(f"name the one above: --model embeddings:{tmp_path / 'mine'}")
+    npy(tmp_path / "texts.npy", ROWS)
+    with pytest.raises(DataError, match="holds no rows of images") as caught:
+        Embeddings(tmp_path)
+    assert "embed the images" in str(caught.value.hint)
+    write(tmp_path)
     for end in ("yml", "json"):
         (tmp_path / f"embeddings.{end}").write_text("{}")
         with pytest.raises(DataError, match=rf"embeddings\.{end} is not read"):
@@ -202,6 +208,7 @@ def test_missing_ids_are_counted_and_named(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path)
     (tmp_path / "embeddings.yaml").write_text(text)
     with pytest.raises(CardError) as caught:
         Embeddings(tmp_path)

@@ -145,10 +145,11 @@ def test_what_embeddings_cannot_do_is_not_applicable(folder: Path, copy: Path, t
     assert "new crops of images need the model itself" in str(crops.reason)
 
 
-def test_one_broken_folder_is_an_error_of_its_task_alone(copy: Path) -> None:
+def test_what_is_wrong_is_an_error_of_that_task_and_that_folder_alone(copy: Path) -> None:
     (copy / "digits/test.ids.txt").write_text("\n".join(map(str, range(360))))
-    results = measure([f"embeddings:{copy}"], ["digits-zs", "digits-scenes-zs"])
-    assert [r.error is not None for r in results] == [True, False]
+    results = measure([f"embeddings:{copy}", embedded.MODEL], ["digits-zs", "digits-scenes-zs"])
+    assert [r.error is not None for r in results] == [True, False, False, False]
+    assert all(r.record is not None for r in results[1:])
     assert "360 of the 360 images of digits test have no row" in str(results[0].error)
 
 
@@ -226,7 +227,7 @@ def test_the_commands(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytes
     lacking = ("eval", "--model", "embeddings:d", "--task", "digits-zs", "--results", tmp_path / "r")
     done = run(*lacking)
     assert done.code == 2
-    assert "no embeddings of digits test" in done.err
+    assert "d holds no rows of images" in done.err
     assert "clipbench data inputs TASK --out DIR" in done.err
 
     asked = ("--task", "digits-zs", "--results", tmp_path / "r")
