@@ -88,8 +88,9 @@ class Rows:
         odd: dict[str, list[str]] = {"NaN": [], "infinite in float32": [], "all 0": []}
         for own in self._blocks():
             found = self.table.read(own)
-            nan = np.isnan(found).any(axis=1)
-            kinds = (nan, ~nan & np.isinf(found).any(axis=1), ~found.any(axis=1))
+            with np.errstate(invalid="ignore"):  # of NaN that signal
+                nan = np.isnan(found).any(axis=1)
+                kinds = (nan, ~nan & np.isinf(found).any(axis=1), ~found.any(axis=1))
             for names, rows in zip(odd.values(), kinds, strict=True):
                 names += map(self.table.name, own[rows].tolist())
         wrong = [

@@ -86,7 +86,7 @@ class NamedRows:
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """A copy of the rows at `rows`, in any order: float32 [n, D]; numbers too large for that are infinite."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             found: NDArray[np.float32] = self._rows[rows].astype(np.float32)
         return found
 
@@ -113,6 +113,8 @@ class NamedRows:
                 )
             rows[start : start + len(block)] = block
             start += len(block)
+        if start != len(self):
+            raise _damaged(self.path)
         return rows
 
     def _refuse_twice(self, where: Path, kind: Kind) -> None:
@@ -241,10 +243,17 @@ def _columns(path: Path, kind: Kind) -> tuple[list[str], int, str]:
             if batch.column(0).null_count:
                 raise DataError(f"{path}: the column {kind.column!r} has cells without a value")
             names += batch.column(0).to_pylist()
-        width = of.list_size if types.is_fixed_size_list(of) else next(_blocks(path, 1)).shape[1]
+        first = next(_blocks(path, 1), None)
+        if first is None or len(names) != file.metadata.num_rows:
+            raise _damaged(path)
+        width = first.shape[1]
         if width < 1:
             raise DataError(f"{path}: its rows hold no numbers", hint=_AGAIN)
         return names, width, np.dtype(of.value_type.to_pandas_dtype()).name
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path} has not the rows that it says it has: the file is damaged", hint=_AGAIN)
 
 
 def _blocks(path: Path, rows: int) -> Iterator[NDArray[Any]]:

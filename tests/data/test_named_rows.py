@@ -245,3 +245,22 @@ def test_a_link_to_rows_is_read(tmp_path: Path) -> None:
     path = npy(tmp_path / "elsewhere" / "a.npy", ROWS)
     (tmp_path / "test.npy").symlink_to(path)
     assert np.array_equal(found(tmp_path).read(np.arange(250)), ROWS)
+
+
+@pytest.mark.parametrize("lacking", [3, 1])
+def test_a_parquet_file_that_has_fewer_rows_than_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """As pyarrow reads one whose pages are damaged, without a complaint."""
+    parquet(tmp_path / "test.parquet", ROWS[:3], NAMES[:3])
+    there = [ROWS[:1]] * (3 - lacking)
+    monkeypatch.setattr("clipbench.data.named_rows._blocks", lambda path, rows: iter(there))
+    with pytest.raises(DataError, match=r"test\.parquet has not the rows that it says it has"):
+        found(tmp_path).read(np.arange(1))
+
+
+def test_numbers_that_signal_are_nan(tmp_path: Path) -> None:
+    rows = ROWS[:2].astype(np.float64)
+    rows.view(np.uint64)[0, 0] = 0x7FF0_0000_0000_0001  # a NaN that signals
+    npy(tmp_path / "test.npy", rows)
+    assert np.isnan(found(tmp_path).read(np.arange(2))[0, 0])
