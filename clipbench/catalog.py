@@ -20,7 +20,7 @@ from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.cards.strict_yaml import Document, parse
 from clipbench.cards.task import DIFFICULT_MARKS, Suite, Suites, TaskCard
 from clipbench.errors import CardError, unknown
-from clipbench.models import families
+from clipbench.models import families, remembered
 from clipbench.models.adapter import ModelEntry
 from clipbench.protocols.base import Params, Protocol
 from clipbench.protocols.registry import protocol as find
@@ -174,15 +174,15 @@ class Catalog:
                 f"the model {visible(name)} has {sign} in its name, which no id may have",
                 hint="rename the file, or give it by a link with a plain name",
             )
-        if (entry := families.named(name)) is not None:
+        if (entry := remembered.named(name)) is not None:
             return entry
         path = self.model_files.get(name)
         self._passed_over(name)
         file = name.endswith(CHECKPOINTS) or exists(expanded(name))
         if path is None and file and not name.endswith((".yaml", ".yml")):
-            return families.detected(name)
+            return remembered.detected(name)
         if path is None and _saved(expanded(name)):
-            return families.saved(name)
+            return remembered.saved(name)
         if path is None and ("/" in name or name.endswith(".yaml") or exists(Path(name), folder=True)):
             path = expanded(name)
             path = path / "card.yaml" if exists(path, folder=True) else path

@@ -38,7 +38,7 @@ SURFACE = {
     "clipbench.library": "EvaluationError Failure compare evaluate gate",
     "clipbench.mteb": "Encoder as_mteb",
     "clipbench.models.adapter": "Adapter Family ModelEntry",
-    "clipbench.models.families": "Fetched config_model detected families family fetch load named saved",
+    "clipbench.models.families": "Fetched config_model detected families family fetch load module naming",
     "clipbench.protocols.base": "Elsewhere HeatInputs Inputs MetricSpec Needs Outcome Params Protocol",
     "clipbench.protocols.zero_shot": "Params check classifier needs prompts run same_prompts texts",
     "clipbench.metrics.concepts": "concept_direction remove_concept",

@@ -172,6 +172,9 @@ class Family:
         texts: says of a card what its architecture does to texts, where the card itself does not; None: cards of the
             family have no `text`.
         named: prefix → what makes the card of a model whose name begins with it (`--model <prefix>…`).
+        named_files: finds the files that the card of such a name is made from beside installed packages, and imports
+            nothing that towers are built with for it; None: they are not known, or not here yet. A card whose files
+            are known is remembered (`clipbench.models.remembered`).
         given: whether its features are there already: nothing is encoded then, and no torch is needed.
     """
 
@@ -184,4 +187,5 @@ class Family:
     backbone_is: Callable[[ModelCard], str | None] = lambda card: None
     texts: Callable[[ModelCard], Texts | None] | None = None
     named: Mapping[str, Callable[[str], ModelCard]] = field(default_factory=dict)
+    named_files: Callable[[str], Sequence[Path] | None] = lambda name: None
     given: bool = False

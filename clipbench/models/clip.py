@@ -16,11 +16,8 @@ from clipbench.errors import CardError, ClipbenchError, WeightsError, first_line
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.towers.open_clip import backbone, bring, build, described_backbone, text_tower
 from clipbench.models.weights.key_maps import clip_text
-from clipbench.models.weights.library import architecture, library
+from clipbench.models.weights.library import FOLDER_PREFIX, HUB_PREFIX, SETTINGS, architecture, library
 from clipbench.models.weights.open_clip import (
-    FOLDER_PREFIX,
-    HUB_PREFIX,
-    SETTINGS,
     check_side,
     joint_sizes,
     known_arch,
@@ -32,11 +29,18 @@ from clipbench.models.weights.open_clip import (
     texts_of,
     texts_of_settings,
 )
-from clipbench.models.weights.open_clip_settings import check_settings, in_folder, on_the_hub, small_files
+from clipbench.models.weights.open_clip_settings import (
+    check_settings,
+    files_of,
+    in_folder,
+    on_the_hub,
+    pin_settings,
+    small_files,
+)
 from clipbench.models.weights.reading import load_strict, read_state_dict
 from clipbench.models.weights.resolve import pin, resolve, verify
 from clipbench.utils.cache import say
-from clipbench.utils.parsing import expanded
+from clipbench.utils.parsing import exists, expanded
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +85,8 @@ def load(model: ModelEntry) -> Adapter:
     known_arch(config.arch)
     if config.arch.startswith(FOLDER_PREFIX):
         check_settings(model.id, config.arch, config.settings)
+    if config.arch.startswith(HUB_PREFIX):
+        pin_settings(config.arch)
     tag = model.card.weights.open_clip
     if tag is not None:
         _agree(model.id, config, tag_settings(config.arch, tag), f"the tag {tag}")
@@ -180,6 +186,14 @@ def ad_hoc(spec: str) -> ModelCard:
         text=texts_of(arch),
         weights=Weights(open_clip=source),
     )
+
+
+def named_files(spec: str) -> Sequence[Path] | None:
+    """See `Family`."""
+    if not spec.startswith(PREFIX):
+        return files_of(spec)
+    source = expanded(spec.partition("@")[2])
+    return (source,) if exists(source) else ()
 
 
 def of_file(arch: str, path: Path, described: dict[str, Any] | None = None) -> ModelCard:
@@ -462,4 +476,5 @@ FAMILY: Final = Family(
     backbone_is=backbone_is,
     texts=texts,
     named={PREFIX: ad_hoc, HUB_PREFIX: on_the_hub, FOLDER_PREFIX: in_folder},
+    named_files=named_files,
 )

@@ -5,16 +5,16 @@ A family is one module, `clipbench/models/NAME.py` or a plugin's (see `clipbench
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pydantic import BaseModel
 
 from clipbench import models
 from clipbench.cards.base import Strict
-from clipbench.cards.model import OwnCard, Weights
+from clipbench.cards.model import ModelCard, OwnCard, Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.reading import read_state_dict
@@ -41,16 +41,25 @@ def family(name: str) -> Family:
         CardError: no such family.
         ClipbenchError: its module says nothing.
     """
-    known = plugins.modules("models", models, besides=_NO_FAMILIES)
-    if name not in known:
-        raise CardError(unknown("model family", name, known))
-    found = getattr(known[name].load(), "FAMILY", None)
+    found = getattr(module(name), "FAMILY", None)
     if not isinstance(found, Family):
         raise ClipbenchError(
-            f"{known[name].where} is no model family: it has no FAMILY",
+            f"{module(name).__file__} is no model family: it has no FAMILY",
             hint="write FAMILY = Family(version=1, config=Config, load=load), of clipbench.models.adapter",
         )
     return found
+
+
+def module(name: str) -> ModuleType:
+    """The module of the family `name`, imported.
+
+    Raises:
+        CardError: no such family.
+    """
+    known = plugins.modules("models", models, besides=_NO_FAMILIES)
+    if name not in known:
+        raise CardError(unknown("model family", name, known))
+    return known[name].load()
 
 
 def config_model(name: str) -> type[Strict]:
@@ -74,23 +83,15 @@ def load(model: ModelEntry) -> Adapter:
         return found.load(model)
 
 
-def named(name: str) -> ModelEntry | None:
-    """The model of a name that begins as one family's names do (`open_clip:RN50@openai`); None for other names."""
+def naming(name: str) -> tuple[Family, Callable[[str], ModelCard]] | None:
+    """The family whose names begin as `name` does (`open_clip:RN50@openai`), and what makes the card; None: no one."""
     if ":" not in name:
         return None
     for each in map(family, families()):
         for prefix, make in each.named.items():
             if name.startswith(prefix):
-                card = make(name)
-                return ModelEntry(name, card, Path.cwd(), detected=card.notes is not None)
+                return each, make
     return None
-
-
-def saved(name: str) -> ModelEntry:
-    """The model of `--model <folder>` that holds a model as transformers saves it. Raises as its family."""
-    entry = named(f"hf:{name}")
-    assert entry is not None
-    return replace(entry, id=name)
 
 
 def detected(name: str) -> ModelEntry:
@@ -102,6 +103,13 @@ def detected(name: str) -> ModelEntry:
     path = expanded(name).resolve()
     if not path.is_file():
         raise WeightsError(f"{name} is no model: there is no file {path}")
+    with stage("import"):
+        import torch  # noqa: F401 - which every checkpoint needs
+    with stage("load"):
+        return _detected(name, path)
+
+
+def _detected(name: str, path: Path) -> ModelEntry:
     state = read_state_dict(path)
     asked = {each: detect for each in families() if (detect := family(each).detect) is not None}
     found = [card for detect in asked.values() if (card := detect(path, state)) is not None]

@@ -1,10 +1,15 @@
 """What a model is, remembered from when it was loaded: where all its features are cached, no tower is needed again.
 
     models-1/<key>.json    what the adapter says of itself, and the files that it was made from, with their sha256
+    models-1/<key>.json    the card that was made of a name (`open_clip:…`, `hf-hub:…`, a checkpoint file), and what
+                           was said meanwhile, which is said again
 
 A key is the hash of the card, of the folder that it lies in, of the family's version and of the libraries that build
 towers. What is remembered holds while the files are what they were, which is told by their times, as for data
 (`clipbench.data.digests`). Towers are loaded when an image or a text must be encoded, and compared with it then.
+
+A made card's key is the hash of the name, of the files that it is made from, of those libraries, and of the code that
+makes cards.
 """
 
 from __future__ import annotations
@@ -12,18 +17,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from clipbench import cards, models
 from clipbench.cards.base import fingerprint
+from clipbench.cards.model import ModelCard
 from clipbench.data.digests import digests
 from clipbench.errors import ClipbenchError, DataError, StorageError
 from clipbench.models import families
 from clipbench.models.adapter import Adapter, Compared, ModelEntry
-from clipbench.utils.cache import cache_root, read_checked, write_checked
+from clipbench.utils.cache import cache_root, overheard, read_checked, say, write_checked
 from clipbench.utils.package import version_of
+from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = "models-1"
 _KIND: Final = "clipbench model 1"
+_CARD: Final = "clipbench made card 1"
 _BUILDERS: Final = ("open_clip_torch", "timm", "tokenizers", "torch", "torchvision", "transformers")
 
 
@@ -74,7 +83,7 @@ def load(model: ModelEntry) -> Adapter:
         "card": model.card.canonical(),
         "folder": str(model.folder),
         "version": family.version,
-        "packages": {name: version_of(name) for name in _BUILDERS},
+        "packages": _packages(),
     }
     place = cache_root() / _FOLDER / f"{fingerprint(decisive)}.json"
     facts = _recalled(place)
@@ -86,6 +95,88 @@ def load(model: ModelEntry) -> Adapter:
     found = _Remembered(model, place, _Facts.of(adapter), adapter)
     found.keep()
     return found
+
+
+def named(name: str) -> ModelEntry | None:
+    """The model of a name that begins as one family's names do (`open_clip:RN50@openai`); None for other names.
+
+    Raises:
+        ClipbenchError: as the family's `named`.
+    """
+    found = families.naming(name)
+    if found is None:
+        return None
+    family, make = found
+
+    def made() -> ModelEntry:
+        card = make(name)
+        return ModelEntry(name, card, Path.cwd(), detected=card.notes is not None)
+
+    return _entry(name, lambda: family.named_files(name), made)
+
+
+def saved(name: str) -> ModelEntry:
+    """The model of `--model <folder>` that holds a model as transformers saves it. Raises as its family."""
+    entry = named(f"hf:{name}")
+    assert entry is not None
+    return dataclasses.replace(entry, id=name)
+
+
+def detected(name: str) -> ModelEntry:
+    """The model of `--model <checkpoint file>`. Raises as `clipbench.models.families.detected`."""
+    return _entry(name, lambda: (expanded(name),), lambda: families.detected(name))
+
+
+def _entry(
+    name: str, files: Callable[[], Sequence[Path] | None], make: Callable[[], ModelEntry]
+) -> ModelEntry:
+    """What `make` makes, or made before of the same `files`."""
+    before = _place_of_card(name, files())
+    data = None if before is None else read_checked(before, _CARD)
+    if data is not None:
+        held: dict[str, Any] = json.loads(data)
+        for text in held["said"]:
+            say(text)
+        card = ModelCard.model_validate(held["card"])
+        return ModelEntry(name, card, Path(held["folder"]), detected=held["detected"])
+    with overheard() as said:
+        entry = make()
+    place = _place_of_card(name, files())  # which may have come from the network, or changed, meanwhile
+    if place is not None and before in (None, place):
+        held = {"card": entry.card.canonical(), "folder": str(entry.folder)}
+        held |= {"detected": entry.detected, "said": said}
+        with contextlib.suppress(StorageError):
+            write_checked(place, json.dumps(held).encode(), _CARD)
+    return entry
+
+
+def _place_of_card(name: str, files: Sequence[Path] | None) -> Path | None:
+    """Where the card of `name` is kept that is made from `files`; None where these are not known, or cannot be read."""
+    if files is None:
+        return None
+    try:
+        decisive = {
+            "name": name,
+            "folder": str(Path.cwd()),
+            "files": _hashed([*(path.resolve() for path in files), *_code()]),
+            "packages": _packages(),
+        }
+    except (OSError, DataError, StorageError):
+        return None
+    return cache_root() / _FOLDER / f"{fingerprint(decisive)}.json"
+
+
+def _code() -> Iterator[Path]:
+    """The modules that make cards: families, also those of plugins, what they read checkpoints with, and cards."""
+    for folder in (*cards.__path__, *models.__path__):
+        yield from sorted(Path(folder).rglob("*.py"))
+    for name in families.families():
+        if (file := families.module(name).__file__) is not None:
+            yield Path(file)
+
+
+def _packages() -> dict[str, str | None]:
+    return {name: version_of(name) for name in _BUILDERS}
 
 
 class _Remembered(Adapter):

@@ -286,9 +286,25 @@ def _compare(path: Path, seal: bytes, digest: hashlib._Hash) -> None:
     raise Damaged(f"{path} is damaged, cut off or of an earlier version: it does not end in a checksum")
 
 
+_overhearing: list[list[str]] = []
+
+
 def say(text: str) -> None:
     """One line on stderr."""
     print(f"clipbench: {text}", file=sys.stderr, flush=True)
+    for heard in _overhearing:
+        heard.append(text)
+
+
+@contextlib.contextmanager
+def overheard() -> Iterator[list[str]]:
+    """What is said meanwhile, for whoever must say it again."""
+    heard: list[str] = []
+    _overhearing.append(heard)
+    try:
+        yield heard
+    finally:
+        _overhearing.pop()
 
 
 @contextlib.contextmanager

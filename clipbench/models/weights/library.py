@@ -12,15 +12,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from clipbench.utils.stages import stage
+
 #: module of open_clip → what it does without where it cannot be imported
 _OPTIONAL: Final = {"hf_model": "transformers", "timm_model": "timm"}
+#: what an architecture's name begins with that a repository of the model hub describes, or a folder
+HUB_PREFIX: Final = "hf-hub:"
+FOLDER_PREFIX: Final = "local-dir:"
+#: the file that describes it
+SETTINGS: Final = "open_clip_config.json"
 _COMPILER: Final = "torch._dynamo"
 
 
 def library() -> Any:
     """open_clip; timm, transformers and torch's compiler are not imported with it."""
     if "open_clip" not in sys.modules:
-        with _without(_OPTIONAL.values()), _compiler_deferred():
+        with stage("import"), _without(_OPTIONAL.values()), _compiler_deferred():
             importlib.import_module("open_clip")
     return sys.modules["open_clip"]
 
@@ -31,16 +38,39 @@ def architecture(arch: str) -> dict[str, Any] | None:
     Those of a repository of the model hub (`hf-hub:…`) are asked for there, or in the hub client's cache.
     """
     found: dict[str, Any] | None = None
-    if "open_clip" in sys.modules or ":" in arch:
-        with contextlib.suppress(OSError, ValueError):  # the hub client's
+    with contextlib.suppress(OSError, ValueError):  # the hub client's
+        if "open_clip" in sys.modules:
             found = library().get_model_config(arch)
-        return found
-    spec = importlib.util.find_spec("open_clip")
-    for folder in (spec and spec.submodule_search_locations) or ():
-        path = Path(folder) / "model_configs" / f"{arch}.json"
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
+        elif (path := settings_here(arch)) is not None:
+            found = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        elif ":" in arch:
+            found = library().get_model_config(arch)
+        else:
+            spec = importlib.util.find_spec("open_clip")
+            for folder in (spec and spec.submodule_search_locations) or ():
+                path = Path(folder) / "model_configs" / f"{arch}.json"
+                if path.is_file():
+                    found = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def settings_here(arch: str) -> Path | None:
+    """The file that describes a repository of the hub or a folder, where it is on this machine; else None."""
+    if arch.startswith(FOLDER_PREFIX):
+        path = Path(arch.removeprefix(FOLDER_PREFIX)) / SETTINGS
+        return path if path.is_file() else None
+    return hub_cached(arch, SETTINGS)
+
+
+def hub_cached(arch: str, name: str) -> Path | None:
+    """A file of the repository that `arch` names, in the hub client's cache; None where it is not there."""
+    repo = arch.removeprefix(HUB_PREFIX)
+    if repo == arch or len(repo.split("/")) != 2:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repo, name)
+    return Path(path) if isinstance(path, str) else None
 
 
 def complete_library() -> Any:

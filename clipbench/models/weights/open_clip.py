@@ -15,26 +15,19 @@ from pydantic import ValidationError
 
 from clipbench.cards.model import Preprocess, Texts
 from clipbench.errors import CardError, WeightsError, first_line, unknown
-from clipbench.models.weights.library import library
+from clipbench.models.weights.library import FOLDER_PREFIX, HUB_PREFIX, SETTINGS, library
 from clipbench.models.weights.reading import count_numbered
-from clipbench.utils.stages import stage
 
 if TYPE_CHECKING:
     import torch
 
-#: what an architecture's name begins with that a repository of the model hub describes, or a folder
-HUB_PREFIX: Final = "hf-hub:"
-FOLDER_PREFIX: Final = "local-dir:"
-#: the file that describes it
-SETTINGS: Final = "open_clip_config.json"
 _RESIZES: Final = ("shortest", "longest", "squash")
 _INTERPOLATIONS: Final = ("bicubic", "bilinear", "random")
 
 
 def known_arch(arch: str) -> None:
     """Raise CardError unless open_clip has this architecture, or it is described in its form (see `settings_of`)."""
-    with stage("import"):
-        open_clip = library()
+    open_clip = library()
 
     if arch.startswith((HUB_PREFIX, FOLDER_PREFIX)):
         settings_of(arch)

@@ -14,10 +14,8 @@ from typing import Any, Final
 from clipbench.cards.model import ModelCard, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, WeightsError
+from clipbench.models.weights.library import FOLDER_PREFIX, HUB_PREFIX, SETTINGS, hub_cached
 from clipbench.models.weights.open_clip import (
-    FOLDER_PREFIX,
-    HUB_PREFIX,
-    SETTINGS,
     from_hub,
     preprocess_of,
     settings_file,
@@ -38,6 +36,8 @@ _WEIGHTS: Final = (
     "pytorch_model.pth",
     "model.pth",
 )
+#: those of a repository, the safe ones first
+_HUB_WEIGHTS: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _WEIGHTS_END: Final = (".safetensors", ".bin", ".pth")
 _SMALL_END: Final = (".json", ".jinja", ".model", ".txt")
 
@@ -53,10 +53,30 @@ def on_the_hub(spec: str) -> ModelCard:
     if len(repo.split("/")) != 2:
         raise CardError(f'"{spec}" names no repository', hint=f"write {HUB_PREFIX}<owner>/<repo>")
     settings = settings_of(spec)
-    path = settings_file(spec)
     weights = _hub_weights(spec, repo)
-    remember("weights", f"{spec}/{path.name}", sha256_file(path), what="sha256 of the settings")
+    pin_settings(spec)
     return _card(spec, repo, settings, {}, Weights(hf=f"{repo}/{weights}"))
+
+
+def pin_settings(spec: str) -> None:
+    """Raise ClipbenchError where a repository's settings are not those of their first use."""
+    path = settings_file(spec)
+    remember("weights", f"{spec}/{path.name}", sha256_file(path), what="sha256 of the settings")
+
+
+def files_of(spec: str) -> list[Path] | None:
+    """The files that the card of a repository or folder is made from, as far as they are here; None: not all are.
+
+    Of a repository those in the hub client's cache: the hub is not asked whether they are the newest.
+    """
+    if spec.startswith(FOLDER_PREFIX):
+        folder = expanded(spec.removeprefix(FOLDER_PREFIX))
+        if not folder.is_dir():
+            return None
+        ends = (*_WEIGHTS_END, *_SMALL_END)
+        return sorted(path for path in folder.iterdir() if path.name.endswith(ends) and path.is_file())
+    settings, *weights = (hub_cached(spec, name) for name in (SETTINGS, *_HUB_WEIGHTS))
+    return next(([settings, path] for path in weights if settings and path), None)
 
 
 def in_folder(spec: str) -> ModelCard:
@@ -127,15 +147,15 @@ def _hub_weights(spec: str, repo: str) -> str:
     """Name of the repository's weights file, the safe one first; downloaded, or in the cache already."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 
+    safe, other = _HUB_WEIGHTS
     with from_hub(spec):
         try:
-            hf_hub_download(repo, HF_SAFE_WEIGHTS_NAME)
+            hf_hub_download(repo, safe)
         except EntryNotFoundError:  # not there, or (offline) not in the cache
-            hf_hub_download(repo, HF_WEIGHTS_NAME)
-            return str(HF_WEIGHTS_NAME)
-    return str(HF_SAFE_WEIGHTS_NAME)
+            hf_hub_download(repo, other)
+            return other
+    return safe
 
 
 def small_files(arch: str) -> list[Path]:
