@@ -63,13 +63,15 @@ def on_the_hub_or_here(spec: str) -> ModelCard:
     preprocess, processor = preprocess_of(repository, str(settings.get("model_type")))
     path = repository.find(SETTINGS)
     assert path is not None
+    scaled = isinstance(architecture, Images) or architecture.scale is not None
+    unscaled = "" if scaled else "; no factor on cosines is in its file: 1 is taken"
     return ModelCard(
         title=Path(name).resolve().name if repository.folder else name,
         family="transformers",
         config={"architecture": architecture.name, "config_sha256": sha256_file(path)},
         preprocess=preprocess,
         weights=repository.source(repository.weights()),
-        notes=f"{architecture.name}; images as of its {processor} (on Pillow)",
+        notes=f"{architecture.name}; images are prepared as by its {processor} on Pillow{unscaled}",
     )
 
 
@@ -188,8 +190,6 @@ class ImagesAdapter(_TransformersAdapter):
 
 class JointAdapter(_TransformersAdapter):
     """A model of images and texts: `joint` as its class's own features, `backbone` before the projection."""
-
-    logit_bias: float | None
 
     def __init__(
         self, card: ModelCard, architecture: Joint, net: Any, repository: Repository, weights_sha256: str
