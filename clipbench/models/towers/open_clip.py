@@ -152,7 +152,8 @@ def described_backbone(vision: Mapping[str, Any]) -> str:
     if vision.get("attentional_pool"):
         return "first output of the attentional pool, before the projection"
     pooled = "mean of the patch tokens" if vision.get("pool_type") == "avg" else "class token"
-    return f"{pooled} after the last LayerNorm, before the projection"
+    norm = ", then the last LayerNorm" if vision.get("final_ln_after_pool") else " after the last LayerNorm"
+    return f"{pooled}{norm}, before the projection"
 
 
 def text_tower(model: Any, context_length: int, tokens: nn.Module | None = None) -> nn.Module:

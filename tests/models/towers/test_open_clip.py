@@ -137,7 +137,9 @@ def test_every_architecture_says_what_it_is() -> None:
     own = {arch for arch, told in said.items() if told.endswith("the joint feature itself")}
     assert own == {arch for arch in archs if "siglip" in arch.lower() or arch.startswith("RN")}
     assert "class token" in said["ViT-B-32"]
-    assert "mean of the patch tokens" in said["ViT-L-14-CLIPA"]
+    assert (
+        said["ViT-L-14-CLIPA"] == "mean of the patch tokens, then the last LayerNorm, before the projection"
+    )
 
 
 def test_towers_of_other_kinds_have_none() -> None:
