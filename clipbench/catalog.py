@@ -8,7 +8,7 @@ kind side by side; they come first, so a user's card may replace a shipped one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +20,16 @@ from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.cards.strict_yaml import Document, parse
 from clipbench.cards.task import DIFFICULT_MARKS, Suite, Suites, TaskCard
 from clipbench.errors import CardError, unknown
-from clipbench.models import families, remembered
+from clipbench.models import factories, families, remembered
 from clipbench.models.adapter import ModelEntry
 from clipbench.protocols.base import Params, Protocol
 from clipbench.protocols.registry import protocol as find
 from clipbench.protocols.registry import protocol_ids
+from clipbench.utils import plugins
 from clipbench.utils.escape import hidden, visible
 from clipbench.utils.package import PACKAGE
 from clipbench.utils.parsing import exists, expanded
+from clipbench.utils.plugins import Factory
 
 if TYPE_CHECKING:
     from clipbench.cards.recipe import Recipe
@@ -79,6 +81,25 @@ class Catalog:
     @cached_property
     def model_files(self) -> dict[str, Path]:
         return self._files("model_cards")
+
+    @property
+    def own_models(self) -> Mapping[str, Factory]:
+        """Models of installed packages, which are code; none is imported."""
+        return plugins.factories()
+
+    def own_model(self, name: str) -> Factory:
+        """What makes a model of an installed package.
+
+        Raises:
+            CardError: a card has the same name.
+        """
+        one = self.own_models[name]
+        if name in self.model_files:
+            raise CardError(
+                f'two models are named "{name}": that of {one.where}, and that of {self.model_files[name]}',
+                hint="rename the card, or leave the package out",
+            )
+        return one
 
     @cached_property
     def recipe_files(self) -> dict[str, Path]:
@@ -163,17 +184,24 @@ class Catalog:
     def model(self, name: str) -> ModelEntry:
         """The model card `name`: an id, a run folder, a card file, a checkpoint file (its family is detected), or
         `open_clip:<arch>@<tag-or-path>`, `hf-hub:<owner>/<repo>`, `local-dir:<folder>`, `hf:<owner>/<repo>[@revision]`,
-        a folder that `save_pretrained` of transformers wrote, or `embeddings:<folder>` of arrays.
+        a folder that `save_pretrained` of transformers wrote, `embeddings:<folder>` of arrays,
+        `python:<module>:<factory>`, or the name that an installed package gave to a model of its own.
 
         Raises:
             CardError: nothing has this name, or its card is wrong.
             WeightsError: a checkpoint file that no family, or more than one, can be told from.
+            ClipbenchError: code of the user's own that is not there, or makes no model.
         """
         if (sign := hidden(name)) is not None:
             raise CardError(
                 f"the model {visible(name)} has {sign} in its name, which no id may have",
                 hint="rename the file, or give it by a link with a plain name",
             )
+        if name.startswith(factories.PREFIX):
+            return factories.entry(name, name.removeprefix(factories.PREFIX))
+        if name in self.own_models:
+            one = self.own_model(name)
+            return factories.entry(name, one.value, one.where)
         if (entry := remembered.named(name)) is not None:
             return entry
         path = self.model_files.get(name)
@@ -196,7 +224,9 @@ class Catalog:
             known = {path.stem: path, **self.model_files}
         else:
             known = self.model_files
-            path = self._known("model", name, known, "clipbench list models")
+            if name not in known:
+                raise self._unknown("model", name, [*known, *self.own_models], "clipbench list models")
+            path = known[name]
         card = self._parse(ModelCard, path, known)
         document = Document(path)
         if card.family not in families.families():

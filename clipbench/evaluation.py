@@ -434,10 +434,9 @@ def _how(plan: _Plan) -> Json:
             "batch": encoder.batch_rows,
             "kept": encoder.own.identity is not None,
         }
-    else:
-        told = families.family(encoder.model.card.family).backbone_is(encoder.model.card)
-        if told is not None and any(space.partition("@")[0] == "backbone" for _, space in plan.encoded):
-            found["backbone"] = told
+    told = families.family(encoder.model.card.family).backbone_is(encoder.model.card)
+    if told is not None and any(space.partition("@")[0] == "backbone" for _, space in plan.encoded):
+        found["backbone"] = told
     if encoder.adapter.logit_bias is not None:
         found["logit_bias"] = encoder.adapter.logit_bias
     if encoder.adapter.left_out:

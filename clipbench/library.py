@@ -180,9 +180,9 @@ def _entries(given: Sequence[AnyModel], catalog: Catalog) -> list[ModelEntry]:
             found.append(ModelEntry(one.id, one.card, Path.cwd(), adapter=one.adapter))
         else:
             made = own.entry(one)
-            if made.id in catalog.model_files:
+            if made.id in catalog.model_files or made.id in catalog.own_models:
                 raise CardError(
-                    f'your own object is called "{made.id}" as the model of {catalog.model_files[made.id]} is',
+                    f'your own object is called "{made.id}" as a model of clipbench list models is',
                     hint="give it another name: its attribute name",
                 )
             found.append(made)

@@ -290,7 +290,7 @@ def test_names_of_objects_are_not_those_of_others(animals: Animals) -> None:
         animals.evaluate([Colours(), Colours()])
     mine = Colours()
     mine.name = "digits-clip-lite"  # type: ignore[attr-defined]
-    with pytest.raises(CardError, match='called "digits-clip-lite" as the model of'):
+    with pytest.raises(CardError, match='called "digits-clip-lite" as a model of'):
         animals.evaluate(mine)
 
 

@@ -45,7 +45,8 @@ def eval_command(
             "--model -m",
             "Model id, run folder, checkpoint file, open_clip:<arch>@<tag or path>, "
             "hf-hub:<owner>/<repo> or local-dir:<folder> (open_clip's form), hf:<owner>/<repo>[@revision] or a folder "
-            "(transformers' form), or embeddings:<folder> of arrays that you have; repeatable, or separated by commas.",
+            "(transformers' form), embeddings:<folder> of arrays that you have, or python:<module>:<factory> of your "
+            "own code, which is run; repeatable, or separated by commas.",
             "MODEL",
         ),
     ],

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from clipbench import models
 from clipbench.cards.base import Strict
-from clipbench.cards.model import ModelCard, OwnCard, Weights
+from clipbench.cards.model import ModelCard, Weights
 from clipbench.errors import CardError, ClipbenchError, WeightsError, unknown
 from clipbench.models.adapter import Adapter, Family, ModelEntry
 from clipbench.models.weights.reading import read_state_dict
@@ -157,10 +157,6 @@ def fetch(model: ModelEntry) -> list[Fetched]:
     """
     from clipbench.models.weights.fetch import source_name
 
-    if isinstance(model.card, OwnCard):
-        raise WeightsError(
-            f"{model.id} is code of your own, which gets its weights itself: none is fetched for it"
-        )
     own = family(model.card.family)
     config = own.config.model_validate(model.card.config)
     files = [(model.card.weights, *(own.weights_file or resolve)(model))]

@@ -11,6 +11,7 @@ from clipbench.cards.model import Images
 from clipbench.cards.pairs import Pairs
 from clipbench.catalog import Catalog
 from clipbench.errors import CardError, ClipbenchError, DataError, unknown
+from clipbench.models import factories
 from clipbench.models.weights.resolve import resolve
 from clipbench.protocols.registry import protocol_ids
 from clipbench.records import store
@@ -59,6 +60,8 @@ def check(catalog: Catalog, results: Path) -> Found:
             report.attempt("suites", lambda s=suite: catalog.tasks([s]))  # type: ignore[misc]
     for model in catalog.model_files:
         report.attempt("models", lambda m=model: _model(catalog, m))  # type: ignore[misc]
+    for name in catalog.own_models:
+        report.attempt("models", lambda n=name: _own_model(catalog, n))  # type: ignore[misc]
     for recipe in catalog.recipe_files:
         report.attempt("recipes", lambda r=recipe: _recipe(catalog, r))  # type: ignore[misc]
     if results.is_dir():
@@ -98,6 +101,12 @@ def _beside(stored: Stored) -> list[str]:
         return []
     name = store.samples_path(stored.path).name
     return [f"{record.primary} is {told:.6g}, but {name} gives {value:.6g}"]
+
+
+def _own_model(catalog: Catalog, name: str) -> None:
+    """Find what makes a model of an installed package, without having it make one."""
+    one = catalog.own_model(name)
+    factories.find(name, one.value, one.where)
 
 
 def _model(catalog: Catalog, name: str) -> None:

@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from clipbench.cards.model import ModelCard, Reported
+from clipbench.cards.model import OWN_FAMILY, ModelCard, Reported
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
 from clipbench.errors import CardError, unknown
@@ -28,12 +28,15 @@ _LONG_LIST = 8
 
 
 def models(catalog: Catalog) -> list[dict[str, Any]]:
-    """One row a model card."""
+    """One row a model card, and one a model of an installed package."""
     rows = []
     for name in catalog.readable(catalog.model_files, catalog.model):
         card = catalog.model(name).card
         pairs = card.training_pairs_m
         rows.append({"id": name, "family": card.family, "pairs (M)": pairs, "title": card.title})
+    for name, one in catalog.own_models.items():
+        title = f"{one.value}, of {one.where}"
+        rows.append({"id": name, "family": OWN_FAMILY, "pairs (M)": None, "title": title})
     return rows
 
 
@@ -170,11 +173,17 @@ def show(name: str, catalog: Catalog) -> tuple[Any, RenderableType]:
             "dataset": _resolved(task.dataset.card),
         }
         return value, _card(name, value, task.dataset.path)
-    if name in catalog.model_files or "/" in name or ":" in name or name.endswith(CHECKPOINTS):
+    if (
+        name in catalog.model_files
+        or name in catalog.own_models
+        or "/" in name
+        or ":" in name
+        or name.endswith(CHECKPOINTS)
+    ):
         model = catalog.model(name)
         return model.card.canonical(), _model(name, model.card, catalog.model_files.get(name))
     known = [*catalog.model_files, *catalog.dataset_files, *catalog.task_ids()]
-    known += [*catalog.suites, *catalog.recipe_files]
+    known += [*catalog.suites, *catalog.recipe_files, *catalog.own_models]
     raise CardError(unknown("id", name, known, listing="clipbench list models|tasks|suites|recipes"))
 
 

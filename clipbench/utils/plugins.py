@@ -7,7 +7,9 @@ A model family, protocol, layout or objective is a module whose name is its own.
     NAME = "their_package.module"      an installed package
     DIR/<group>/NAME.py                a plugin folder, once `add(DIR)` has named it
 
-Names that begin with `_`, and folders, are helpers. Nothing is imported before `Found.load`.
+An entry point of clipbench.models that names something in a module, `NAME = "their_package.module:make"`, is no family
+but a model, which that makes (`factories`). Names that begin with `_`, and folders, are helpers. Nothing is imported
+before `Found.load`.
 """
 
 from __future__ import annotations
@@ -115,6 +117,8 @@ def _installed(group: str, path: tuple[str, ...]) -> list[tuple[str, Found]]:
     found = []
     for point in _entry_points(path)(group=f"clipbench.{group}"):
         where = f"the package {point.dist.name}" if point.dist else point.value
+        if point.attr and group == "models":
+            continue  # a model, not a family: see `factories`
         if point.attr:
             raise ClipbenchError(
                 f'{where} has an entry point of clipbench.{group} that is no module: {point.name} = "{point.value}"',
@@ -122,6 +126,38 @@ def _installed(group: str, path: tuple[str, ...]) -> list[tuple[str, Found]]:
             )
         found.append((point.name, Found(where, point.module)))
     return found
+
+
+class Factory(NamedTuple):
+    """What makes a model of an installed package, which has not been imported: `value` is `<module>:<name>`."""
+
+    where: str
+    value: str
+
+
+def factories() -> Mapping[str, Factory]:
+    """The models that installed packages bring, by name, in alphabetical order.
+
+    Raises:
+        ClipbenchError: two packages claim one name.
+    """
+    return _factories(tuple(sys.path))
+
+
+@cache
+def _factories(path: tuple[str, ...]) -> Mapping[str, Factory]:
+    found: dict[str, Factory] = {}
+    for point in _entry_points(path)(group="clipbench.models"):
+        if not point.attr:
+            continue
+        value = f"{point.module}:{point.attr}"
+        one = Factory(f"the package {point.dist.name} {point.dist.version}" if point.dist else value, value)
+        if found.setdefault(point.name, one) != one:
+            raise ClipbenchError(
+                f'two models are named "{point.name}": {found[point.name].where} and {one.where} bring one',
+                hint="leave one of the packages out",
+            )
+    return MappingProxyType(dict(sorted(found.items())))
 
 
 @cache

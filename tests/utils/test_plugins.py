@@ -74,10 +74,10 @@ def test_an_entry_point_must_name_a_module(
     package: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(
-        str(plugged.installed(tmp_path / "site", "models", THEIRS, "gamma = their_parts:NAME"))
+        str(plugged.installed(tmp_path / "site", "layouts", THEIRS, "gamma = their_parts:NAME"))
     )
     with pytest.raises(ClipbenchError, match='a module is wanted: gamma = "their_parts"'):
-        plugins.modules("models", package)
+        plugins.modules("layouts", package)
 
 
 def test_a_folder_without_plugins_is_refused(package: ModuleType, tmp_path: Path) -> None:
