@@ -25,7 +25,7 @@ from clipbench.records.store import Stored
 
 Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "seen", "stale", "unstated"]
 #: what of a card can move a number; a task's `protocols` count as the parameters that they resolve to
-_OF_MODEL: Final = ("family", "config", "preprocess", "weights")
+_OF_MODEL: Final = ("family", "config", "preprocess", "text", "weights")
 _OF_TASK: Final = (
     *("source", "columns", "splits", "kind", "also", "boxes"),
     *("classes", "label_names", "other_labels", "templates"),

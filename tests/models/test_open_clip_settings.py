@@ -260,6 +260,28 @@ def _written(model: ModelEntry, folder: Path) -> str:
     return str(folder / "mine.yaml")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_towers_that_give_tokens_too_give_features_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of architectures that are no CoCa, of which open_clip itself makes nothing of the pair."""
+    arch = "ViT-S-32-alt"
+    with reduced.shrunk(arch, tmp_path), torch.no_grad():
+        settings = open_clip.get_model_config(arch)
+        for part in ("vision_cfg", "text_cfg"):
+            settings[part]["output_tokens"] = True
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tokens-too", settings)
+        image, ids = torch.randn(2, 3, 224, 224), torch.randint(1, 99, (2, 77))
+        for custom in (False, True):
+            settings["custom_text"] = custom
+            model = reduced.random("tokens-too")
+            torch.save(model.state_dict(), tmp_path / "weights.pt")
+            ours = families.load(entry("tokens-too", tmp_path / "weights.pt"))
+            torch.testing.assert_close(ours.image_tower("joint")(image), model.visual(image)[0])
+            if custom:
+                torch.testing.assert_close(ours.text_tower()(ids), model.text(ids)[0])
+
+
 # ------------------------------------------------------------------------- folders
 
 

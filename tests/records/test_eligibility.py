@@ -146,6 +146,15 @@ def test_a_score_changed_by_hand_and_a_record_without_a_seal_are_named(cards: Pa
             "model card changed: preprocess.resize shortest → squash",
         ),
         (
+            lambda f: _change(
+                f / "model_cards/own.yaml",
+                family="clip",
+                config={"arch": "RN50", "quick_gelu": False},
+                text={"clean": "canonicalize"},
+            ),
+            ", text",
+        ),
+        (
             lambda f: (f / "model_cards/own.safetensors").write_bytes(b"new"),
             "the weights changed: sha256 "
             + " → ".join(sha256(data).hexdigest()[:8] for data in (b"weights", b"new")),

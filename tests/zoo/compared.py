@@ -31,6 +31,8 @@ TEXTS: Final = (
     "",
     "a cat in the photo of the dog, " * 20,
 )
+#: how many of them are short, so that a batch of them alone is cut
+SHORT: Final = 5
 
 
 def pictures() -> list[Image.Image]:
@@ -57,13 +59,15 @@ def pictures() -> list[Image.Image]:
 class Compared:
     """What was found of one architecture; differences are the largest of any value.
 
-    `apart` is the least of what unit rows of different images, or of different texts, differ: 0 would prove nothing.
+    `texts` are all of them together, `alone` the short ones, also as they are `encoded` in an evaluation. `apart` is
+    the least of what unit rows of different images, or of different texts, differ: 0 would prove nothing.
     """
 
     apart: float
     pixels: float
     images: float
     texts: float
+    alone: float
     encoded: float
     tokens_equal: bool
     scale: tuple[float, float]
@@ -73,11 +77,11 @@ class Compared:
     @property
     def largest(self) -> float:
         """The largest difference of features and of preprocessed images."""
-        return max(self.pixels, self.images, self.texts, self.encoded)
+        return max(self.pixels, self.images, self.texts, self.alone, self.encoded)
 
     def problem(self) -> str | None:
         """What is not open_clip's; None: nothing."""
-        for name in ("pixels", "images", "texts", "encoded"):
+        for name in ("pixels", "images", "texts", "alone", "encoded"):
             if not getattr(self, name) < CLOSE:
                 return f"{name} differ by {getattr(self, name):.2g}"
         if not self.tokens_equal:
@@ -138,7 +142,8 @@ def compare(arch: str, folder: Path) -> Compared:
             pixels=difference(torch.stack([ours.preprocess(image) for image in images]), theirs),
             images=difference(ours.encode_images(images), rows),
             texts=difference(ours.encode_texts(TEXTS), texts),
-            encoded=difference(_by_the_encoder(name, folder), texts),
+            alone=difference(ours.encode_texts(TEXTS[:SHORT]), texts[:SHORT]),
+            encoded=difference(_by_the_encoder(name, folder), texts[:SHORT]),
             tokens_equal=torch.equal(ours.adapter.tokenize(TEXTS)[0], ids),
             scale=(ours.logit_scale, float(model.logit_scale.exp())),
             bias=(ours.logit_bias, None if model.logit_bias is None else float(model.logit_bias)),
@@ -147,10 +152,10 @@ def compare(arch: str, folder: Path) -> Compared:
 
 
 def _by_the_encoder(name: str, folder: Path) -> Any:
-    """The texts' features as an evaluation has them: sorted by length, each batch cut at its longest text."""
+    """Short texts' features as an evaluation has them: sorted by length, each batch cut at its longest text."""
     runtime = Runtime.choose("cpu", "fp32")
     encoder = ModelEncoder(Catalog().model(name), runtime, progress=False, root=folder / "features")
-    return encoder.texts(list(TEXTS))
+    return encoder.texts(list(TEXTS[:SHORT]))
 
 
 def heat_maps(model: Model) -> str:

@@ -43,12 +43,13 @@ def test_features_tokens_and_images_are_open_clips(arch: str, tmp_path: Path) ->
 
 
 def test_a_difference_is_a_problem() -> None:
-    same = compared.Compared(0.1, 0.0, 1e-8, 0.0, 0.0, True, (1.0, 1.0), (None, None), "")
+    same = compared.Compared(0.1, 0.0, 1e-8, 0.0, 0.0, 0.0, True, (1.0, 1.0), (None, None), "")
     assert same.problem() is None
     for change in (
         {"pixels": 0.004},
         {"texts": 2e-5},
         {"images": float("nan")},
+        {"alone": 1e-3},
         {"encoded": 1e-3},
         {"tokens_equal": False},
         {"bias": (None, -10.0)},

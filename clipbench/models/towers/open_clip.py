@@ -49,8 +49,8 @@ def build(arch: str, *, quick_gelu: bool) -> Any:
                 if module.attn_mask is not None:
                     # The one buffer that no checkpoint holds: the causal mask, built again off the meta device.
                     module.attn_mask = torch.full((module.context_length,) * 2, float("-inf")).triu_(1)
-                return module
-            module = random_model(arch, quick_gelu=quick_gelu)
+            else:
+                module = random_model(arch, quick_gelu=quick_gelu)
         except OSError as error:
             raise WeightsError(
                 f"{arch} cannot be built: the settings of its text tower, {language}, cannot be had "
