@@ -65,12 +65,14 @@ def on_the_hub_or_here(spec: str) -> ModelCard:
     assert path is not None
     scaled = isinstance(architecture, Images) or architecture.scale is not None
     unscaled = "" if scaled else "; no factor on cosines is in its file: 1 is taken"
+    weights = repository.source(repository.weights())
+    repository.say_unasked()
     return ModelCard(
         title=Path(name).resolve().name if repository.folder else name,
         family="transformers",
         config={"architecture": architecture.name, "config_sha256": sha256_file(path)},
         preprocess=preprocess,
-        weights=repository.source(repository.weights()),
+        weights=weights,
         notes=f"{architecture.name}; images are prepared as by its {processor} on Pillow{unscaled}",
     )
 
@@ -100,7 +102,7 @@ def weights_file(model: ModelEntry) -> tuple[Path, str]:
 
 def _files(model: ModelEntry) -> tuple[Repository, list[Path]]:
     weights = model.card.weights
-    repository = Repository.of(weights, model.folder, model.id)
+    repository = Repository.of(weights, model.folder, model.id).pinned()
     return repository, repository.parts(str(weights.source[1]).rpartition("/")[2])
 
 
@@ -142,6 +144,7 @@ def load(model: ModelEntry) -> Adapter:
     tokenizer = repository.tokenizer if isinstance(architecture, Joint) else ()
     adapter.files = (path.parent, path, *paths, *(file for file in named if file), *tokenizer)
     adapter.left_out = left_out
+    repository.say_unasked()
     return adapter
 
 

@@ -468,6 +468,15 @@ def test_linear_probe_from_the_command_line(place: commandline.Place, run: comma
     assert "the class token after the last layer norm" in found
 
 
+def test_settings_name_no_way_to_run(clip: Path, saved: dict[str, Path]) -> None:
+    """A kernel of the hub, which transformers would fetch and run."""
+    settings = json.loads((clip / "config.json").read_text())
+    how = {"attn_implementation": "org/kernel", "_attn_implementation": "org/kernel"}
+    changed(clip, "config.json", **how, vision_config=settings["vision_config"] | how)
+    own = clipbench.load_model(saved["CLIPModel"], device="cpu").encode_images(pictures())
+    assert torch.equal(clipbench.load_model(clip, device="cpu").encode_images(pictures()), own)
+
+
 def test_a_cached_run_imports_no_library(place: commandline.Place, saved: dict[str, Path]) -> None:
     shutil.copytree(saved["CLIPModel"], place.root / "clip")
     unused = ("torch", "transformers", "safetensors", "tokenizers", "torchvision")
@@ -508,6 +517,15 @@ def test_model_of_a_hub_repository(
     with torch.no_grad():
         feature = model.adapter.text_tower()(model.adapter.tokenize(["a cat"])[0])
     expected = f"{model.adapter.weights_sha256[:8]} {feature.norm().item():.4f}"
+    mine = {
+        "title": "Mine",
+        "family": "transformers",
+        "config": model.card.config,
+        "preprocess": model.card.preprocess.canonical(),
+        "weights": {"hf": "org/clip/model.safetensors"},
+    }
+    card = tmp_path / "mine.yaml"
+    card.write_text(json.dumps(mine))
     code = changed(
         Path(shutil.copytree(clip, tmp_path / "code")), "config.json", auto_map={"AutoModel": "a.B"}
     )
@@ -535,6 +553,11 @@ def test_model_of_a_hub_repository(
     )
     assert run("hf:org/clip") == [found]
     hub.stop()
-    *same, error = run("hf:org/clip", f"hf:org/clip@{FIRST}", "hf:org/other", offline=True)
+    for marker in list((tmp_path / "home").rglob(".no_exist")):  # which other programs do not leave
+        shutil.rmtree(marker)
+    *same, by_card, error = run(
+        "hf:org/clip", f"hf:org/clip@{FIRST}", str(card), "hf:org/other", offline=True
+    )
     assert same == [found, found]
-    assert error.startswith("WeightsError org/other: ")
+    assert by_card == f"org/clip/model.safetensors {expected}"
+    assert " org/other: the weights are not in the local cache" in error

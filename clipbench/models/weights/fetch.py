@@ -73,7 +73,12 @@ def find(weights: Weights, owner: str) -> Path:
 
 
 def find_if_there(weights: Weights, owner: str) -> Path | None:
-    """As `find`, of an `hf` source; None where its repository has no such file. Raises as `find`."""
+    """As `find`, of an `hf` source; None where its repository has no such file.
+
+    Raises:
+        Unasked: the hub cannot be asked, and the cache has none.
+        WeightsError, StorageError: as `find`.
+    """
     target = place(weights)
     if target.is_file():
         return target
@@ -90,6 +95,10 @@ def _link(weights: Weights) -> str:
 
 class _NotThere(WeightsError):
     """A repository of the hub that has no such file."""
+
+
+class Unasked(WeightsError):
+    """The hub cannot be asked for a file that the cache does not have."""
 
 
 def _unavailable(
@@ -151,7 +160,8 @@ def _from_hub(weights: Weights, target: Path, owner: str) -> Path:
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
         why = " ".join(str(error).split()) or type(error).__name__
         lacking = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        kind = _NotThere if lacking else WeightsError
+        unasked = isinstance(error, LocalEntryNotFoundError)
+        kind = _NotThere if lacking else Unasked if unasked else WeightsError
         raise _unavailable(weights, target, owner, why[:240], kind) from None
     if not stated:
         remember("commits", source_name(weights), path.parents[file.count("/")].name, what="the commit")

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.cards.model import Weights
 from clipbench.errors import CardError, WeightsError
-from clipbench.models.weights.fetch import find_if_there
+from clipbench.models.weights.fetch import Unasked, find_if_there
 from clipbench.models.weights.reading import read_state_dict
 from clipbench.models.weights.resolve import pin, verify
-from clipbench.utils.cache import recall, remember
+from clipbench.utils.cache import recall, remember, say
 from clipbench.utils.parsing import Unreadable, expanded, file_bytes, json_value
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Repository:
     name: str
     folder: Path | None = None
     hub: str | None = None
+    _unasked: dict[str, None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, weights: Weights, folder: Path, name: str) -> Repository:
@@ -108,11 +109,19 @@ class Repository:
     def find(self, file: str) -> Path | None:
         """`file`, downloaded where it is missing; None where there is none.
 
+        Without the hub, a pinned repository is what the cache has of it (see `say_unasked`).
+
         Raises:
             WeightsError: the hub cannot be reached, or has no such repository.
         """
         if self.hub:
-            return find_if_there(self.source(file), self.name)
+            try:
+                return find_if_there(self.source(file), self.name)
+            except Unasked:
+                if not _COMMIT.fullmatch(self.hub.partition("@")[2]):
+                    raise
+                self._unasked[file] = None
+                return None
         path = self._folder / file
         return path if path.is_file() else None
 
@@ -141,6 +150,12 @@ class Repository:
                 "(docs/architecture.md, Adding something)",
             )
         return found
+
+    def say_unasked(self) -> None:
+        """Say on stderr for which files the hub could not be asked, which are taken for not being there."""
+        if self._unasked:
+            say(f"{self.name}: without the hub, taken for not being there: {', '.join(self._unasked)}")
+            self._unasked.clear()
 
     # -- weights
 
