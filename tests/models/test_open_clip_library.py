@@ -79,3 +79,26 @@ def test_settings_of_architectures_are_read_without_open_clip(monkeypatch: pytes
     assert {arch: architecture(arch) for arch in wanted} == wanted
     assert architecture("none") is None
     assert "open_clip" not in sys.modules
+
+
+@pytest.mark.parametrize("imported", [True, False])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"model_cfg": {"embed_dim": 1}}',
+        '{"model_cfg": {"embed_dim": 1, "vision_cfg": 3, "text_cfg": {}}}',
+        '{"model_cfg": []}',
+        None,
+    ],
+)
+def test_settings_of_a_folder_that_are_in_no_form_of_open_clips(
+    written: str | None, imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if written is not None:
+        (tmp_path / "open_clip_config.json").write_text(written)
+    if not imported:
+        monkeypatch.delitem(sys.modules, "open_clip")
+    assert architecture(f"local-dir:{tmp_path}") is None

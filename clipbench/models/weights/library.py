@@ -33,12 +33,15 @@ def library() -> Any:
 
 
 def architecture(arch: str) -> dict[str, Any] | None:
-    """The settings of one of open_clip's architectures, for which it is not imported; None: there are none here.
+    """The settings of one of open_clip's architectures, for which it is not imported; None: there are none here, or
+    they are not in open_clip's form.
 
     Those of a repository of the model hub (`hf-hub:…`) are asked for there, or in the hub client's cache.
     """
-    found: dict[str, Any] | None = None
-    with contextlib.suppress(OSError, ValueError):  # the hub client's
+    found: Any = None
+    with contextlib.suppress(
+        OSError, ValueError, LookupError, TypeError, AttributeError
+    ):  # of files, and the hub client's
         if "open_clip" in sys.modules:
             found = library().get_model_config(arch)
         elif (path := settings_here(arch)) is not None:
@@ -51,7 +54,8 @@ def architecture(arch: str) -> dict[str, Any] | None:
                 path = Path(folder) / "model_configs" / f"{arch}.json"
                 if path.is_file():
                     found = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    of_towers = isinstance(found, dict) and (found.get("vision_cfg"), found.get("text_cfg"))
+    return found if of_towers and all(isinstance(part, dict) for part in of_towers) else None
 
 
 def settings_here(arch: str) -> Path | None:
