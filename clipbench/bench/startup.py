@@ -37,7 +37,12 @@ _PEER = "clip_benchmark"
 
 
 def measure(
-    arch: str, sizes: Sequence[int], runtime: Runtime, rounds: int, peer: str | None = None
+    arch: str,
+    sizes: Sequence[int],
+    runtime: Runtime,
+    rounds: int,
+    peer: str | None = None,
+    model: str | None = None,
 ) -> dict[str, Any]:
     """Zero-shot classification of random images in CIFAR-10's classes, by whole processes, with random weights.
 
@@ -47,21 +52,23 @@ def measure(
 
     Args:
         sizes: how many images.
+        model: whatever `clipbench eval --model` takes, instead of `arch`; the peer is left out then.
         peer: the Python that has the peer; None: this one, if it has it.
 
     Raises:
         CardError: open_clip has no such architecture.
         ClipbenchError: a program fails, or `peer` does not have the peer.
     """
-    python = peer or (sys.executable if find_spec(_PEER) else None)
+    python = None if model else peer or (sys.executable if find_spec(_PEER) else None)
     found = []
     with tempfile.TemporaryDirectory(prefix="clipbench-bench-") as name:
         folder = Path(name)
-        card = random_clip(arch, folder).card.model_dump(mode="json", exclude_none=True)
-        write_atomic(folder / "random.yaml", yaml.safe_dump(card).encode())
+        if model is None:
+            card = random_clip(arch, folder).card.model_dump(mode="json", exclude_none=True)
+            write_atomic(folder / "random.yaml", yaml.safe_dump(card).encode())
         for size in sizes:
             _write_images(folder / f"data-{size}", size)
-            task = _Task(arch, folder, folder / f"data-{size}", runtime)
+            task = _Task(arch, model or str(folder / "random.yaml"), folder, folder / f"data-{size}", runtime)
             turns: dict[str, list[dict[str, float]]] = {}
             for turn in range(rounds):
                 place = make_folder(folder / f"{size}-{turn}")
@@ -78,7 +85,7 @@ def measure(
                 ]
                 found[-1] |= {"ratio": round(median(ratios), 3), "ratios": [round(r, 3) for r in ratios]}
     return {
-        "arch": arch,
+        "arch": model or arch,
         "precision": runtime.precision,
         "device": runtime.device_name,
         "rounds": rounds,
@@ -89,13 +96,13 @@ def measure(
 
 def view(found: dict[str, Any]) -> RenderableType:
     sizes = found["sizes"]
-    stages = list(dict.fromkeys(stage for size in sizes for stage in size["cold"]))
-    rows, notes = [], []
+    runs = [(size, kind) for size in sizes for kind in ("cold", "warm", "peer") if kind in size]
+    stages = dict.fromkeys(stage for size, kind in runs for stage in size[kind])
+    notes, rows = [], []
+    for stage in sorted(stages, key="end".__eq__):
+        own = (size[kind].get(stage) for size, kind in runs)
+        rows.append([stage, *("" if seconds is None else f"{seconds:.2f}" for seconds in own)])
     for size in sizes:
-        for kind in ("cold", "warm", "peer"):
-            if kind in size:
-                cells = [f"{size[kind][stage]:.2f}" if stage in size[kind] else "" for stage in stages]
-                rows.append([f"{size['images']:,}" if kind == "cold" else "", kind, *cells])
         if "ratio" in size:
             low, high = min(size["ratios"]), max(size["ratios"])
             notes.append(
@@ -105,14 +112,16 @@ def view(found: dict[str, Any]) -> RenderableType:
         f"{found['arch']}, {found['precision']}, {found['device']}; seconds, medians of {found['rounds']}; "
         f"load average {found['load_average']}"
     )
-    return Group(head, "", views.table(("images", "", *stages), rows), "", *notes)
+    columns = [f"{size['images']:,} {kind}" for size, kind in runs]
+    return Group(head, "", views.table(("images", *columns), rows), "", *notes)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What both programs are given; `model` is the folder of the checkpoint and its card."""
+    """What both programs are given; `name` is what ours calls the model, `model` the folder of random weights."""
 
     arch: str
+    name: str
     model: Path
     data: Path
     runtime: Runtime
@@ -122,7 +131,7 @@ class _Task:
         results = place / kind
         command = [
             sys.executable, "-m", "clipbench", "eval", "--quiet",
-            "--model", str(self.model / "random.yaml"), "--task", f"{_DATASET}-zs",
+            "--model", self.name, "--task", f"{_DATASET}-zs",
             "--data", f"{_DATASET}={self.data}", "--device", self.runtime.device,
             "--precision", self.runtime.precision, "--results", str(results),
         ]  # fmt: skip

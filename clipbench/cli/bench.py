@@ -102,6 +102,10 @@ def startup_command(
     arch: Annotated[
         str, option("--arch", "Architecture of open_clip, with random weights.", "ARCH")
     ] = "ViT-B-32",
+    model: Annotated[
+        str | None,
+        option("--model -m", "A model instead, as clipbench eval takes it; without the peer.", "MODEL"),
+    ] = None,
     images: Annotated[
         list[int] | None,
         number("--images", "How many random images; repeatable. [default: 100, 1000]", min=1),
@@ -119,7 +123,7 @@ def startup_command(
     Beside CLIP_benchmark, where it is installed.
     """
     runtime = choose_runtime(device, precision)
-    _print(startup.measure(arch, images or [100, 1000], runtime, rounds, peer), startup.view, as_json)
+    _print(startup.measure(arch, images or [100, 1000], runtime, rounds, peer, model), startup.view, as_json)
 
 
 def cached_command(

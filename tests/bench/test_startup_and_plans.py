@@ -109,6 +109,19 @@ def test_fixed_costs_cold_warm_and_of_the_peer(run: Run, tmp_path: Path) -> None
     assert f"1 images: cold {size['ratio']:.2f} of the peer" in text
 
 
+def test_fixed_costs_of_a_model_by_its_name_stage_by_stage(run: Run) -> None:  # noqa: F811
+    command = "bench startup --model digits-clip-lite --images 1 --rounds 1 --precision fp32 --device cpu"
+    done = run(*command.split())
+    assert done.code == 0, done.err
+    assert "digits-clip-lite, fp32" in done.out
+    [head] = [line for line in done.out.splitlines() if "cold" in line]
+    assert head.split() == ["images", "1", "cold", "1", "warm"]
+    times = {line[:14].strip(): line[14:].split() for line in done.out.splitlines()}
+    assert len(times["wall"]) == len(times["end"]) == 2
+    assert len(times["import"]) == 1  # cold alone
+    assert "…" not in done.out
+
+
 def test_a_peer_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"exit status 1: .*clip_benchmark"):
         startup._run([sys.executable, "-c", "from clip_benchmark_that_is_not_here import main"], {})

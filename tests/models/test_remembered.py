@@ -213,9 +213,13 @@ def test_a_run_whose_features_are_cached_imports_nothing_that_encodes(tasks: str
     assert (
         took / 2 < sum(totals) < took + 0.05
     )  # all but what is printed at last, and the end of the interpreter
-    again = imported(*arguments)
+    began = time.monotonic()
+    again = imported(*arguments, "--results", str(tmp_path / "again"))
+    took = time.monotonic() - began
     assert again.names == []
     assert again.modules < MOST_MODULES
+    totals = [stored.record.timing.total_s for stored in store.read_all(tmp_path / "again")]
+    assert 0.8 * took < sum(totals) < took + 0.05  # 0.95 of a run of 0.7 s, whose interpreter ends after that
 
 
 # --------------------------------------------------------------- cards that are made
