@@ -213,6 +213,27 @@ def test_without_an_identity_no_features_are_kept_with_one_they_are(
     assert other.images != []
 
 
+class Flipped(Colours):
+    """Other features of texts, and no identity either."""
+
+    def encode_texts(self, texts: list[str]) -> Any:
+        return super().encode_texts(texts)[:, ::-1]
+
+
+def test_objects_without_an_identity_have_no_features_of_each_other(
+    animals: Animals, isolated_cache: Path
+) -> None:
+    kept = Colours()
+    kept.identity = "colours 1"  # type: ignore[attr-defined]
+    animals.evaluate(kept)
+    before = small.digest(isolated_cache / FOLDER)
+    together = animals.evaluate([Colours(), Flipped()])
+    alone = [animals.evaluate(one)[0] for one in (Colours(), Flipped())]
+    assert all(same(one, other) for one, other in zip(together, alone, strict=True))
+    assert together[0].scores["acc1"].value != together[1].scores["acc1"].value
+    assert small.digest(isolated_cache / FOLDER) == before
+
+
 class Wider(Colours):
     """The same identity, of which other features follow."""
 
