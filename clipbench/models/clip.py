@@ -364,10 +364,7 @@ def _tokenizer(arch: str, asked: dict[str, Any]) -> Any:
         LookupError,
         ImportError,
     ) as error:  # of transformers
-        source, hint = (
-            named,
-            bring(str(named), "--include '*token*' '*vocab*' '*.model' '*.txt' 'config.json'"),
-        )
+        source, hint = named, bring(str(named))
         if arch.startswith(FOLDER_PREFIX):
             source, hint = "the folder", f"put the tokenizer's files beside {SETTINGS}: tokenizer.json, …"
         raise WeightsError(

@@ -213,7 +213,7 @@ def test_what_the_hub_has_and_this_machine_lacks_is_named(small: Any, tmp_path: 
         WeightsError, match="settings of its text tower, roberta-base, cannot be had"
     ) as caught:
         build("roberta-ViT-B-32", quick_gelu=True)
-    assert "hf download roberta-base config.json" in str(caught.value)
+    assert "hf download roberta-base --include '*.json'" in str(caught.value)
 
 
 # -------------------------------------------------------------------- checkpoints

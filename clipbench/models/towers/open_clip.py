@@ -55,7 +55,7 @@ def build(arch: str, *, quick_gelu: bool) -> Any:
             raise WeightsError(
                 f"{arch} cannot be built: the settings of its text tower, {language}, cannot be had "
                 f"({first_line(error)})",
-                hint=bring(str(language), "config.json"),
+                hint=bring(str(language)),
             ) from None
         except (RuntimeError, ValueError, TypeError, AssertionError, LookupError, ImportError) as error:
             raise WeightsError(
@@ -68,12 +68,13 @@ def build(arch: str, *, quick_gelu: bool) -> Any:
     return module
 
 
-def bring(repository: str, *files: str) -> str:
+def bring(repository: str) -> str:
     """What to type for the small files of a language model or its tokenizer that are not on this machine."""
     cached = f"models--{repository.replace('/', '--')}"
     return (
         "with network, run this again: it is fetched once, and the hub client's cache keeps it; or fetch it elsewhere, "
-        f"hf download {repository} {' '.join(files)}, and bring {cached} of the cache there"
+        f"hf download {repository} --include '*.json' --include '*.model' --include '*.txt', and bring {cached} of "
+        "the cache there"
     )
 
 
