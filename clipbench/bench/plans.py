@@ -102,6 +102,9 @@ def _row(
     arch: str, tower: str, adapter: Adapter, runtime: Runtime, rounds: int, *, compiled: bool
 ) -> dict[str, Any]:
     """One row of the table."""
+    import torch
+
+    torch._dynamo.reset()  # which compiles the same code for no more than a few towers
     if tower == "texts":
         ids, lengths = adapter.tokenize([_PROMPT])
         module, one = adapter.text_tower(), ids[:, : int(lengths[0])].to(runtime.device)
