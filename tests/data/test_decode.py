@@ -404,6 +404,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts pr
 def nothing_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No process, open file or buffer may outlive the test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gc.collect()  # what tests before have left
     before = children(), descriptors()
     yield
     gc.collect()  # an error that was raised refers to frames, and these to a mapped buffer
