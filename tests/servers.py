@@ -292,6 +292,29 @@ def model_hub() -> Iterator[ModelHub]:
     served.stop()
 
 
+def loading(shown: str) -> str:
+    """Code for `run_python` that loads models by the names that it is given.
+
+    Of each it prints `shown`, expressions of `model` and `adapter`, and the norm of a text's feature; or its error.
+    """
+    return f"""
+import sys
+import torch
+from clipbench.catalog import Catalog
+from clipbench.errors import ClipbenchError
+from clipbench.models import families
+for name in sys.argv[1:]:
+    try:
+        model = Catalog().model(name)
+        adapter = families.load(model)
+        with torch.no_grad():
+            feature = adapter.text_tower()(adapter.tokenize(["a cat"])[0])
+        print({shown}, f"{{feature.norm().item():.4f}}")
+    except ClipbenchError as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+"""
+
+
 def run_python(code: str, *arguments: object, **environment: str) -> str:
     """What `code` prints, run in a process of its own.
 

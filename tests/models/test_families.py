@@ -14,7 +14,7 @@ import servers
 import small
 import torch
 from safetensors.torch import save_file
-from servers import FIRST, ModelHub, run_python
+from servers import FIRST, ModelHub, loading, run_python
 from torch import Tensor
 
 from clipbench.catalog import Catalog
@@ -206,22 +206,10 @@ def test_page_saved_as_a_checkpoint(tmp_path: Path) -> None:
         Catalog().model(str(tmp_path / "ckpt.pth.tar"))
 
 
-FROM_HUB = """
-import sys, torch
-from clipbench.models import families
-from clipbench.catalog import Catalog
-from clipbench.errors import ClipbenchError
-for name in sys.argv[1:]:
-    try:
-        model = Catalog().model(name)
-        adapter = families.load(model)
-        with torch.no_grad():
-            feature = adapter.text_tower()(adapter.tokenize(["a cat"])[0])
-        print(model.card.config["quick_gelu"], model.card.preprocess.side, model.card.preprocess.interpolation,
-              model.card.weights.hf, f"{feature.norm().item():.4f}")
-    except ClipbenchError as error:
-        print(type(error).__name__, str(error).replace(chr(10), " "))
-"""
+FROM_HUB = loading(
+    'model.card.config["quick_gelu"], model.card.preprocess.side, model.card.preprocess.interpolation, '
+    "model.card.weights.hf"
+)
 
 
 def test_model_of_a_hub_repository(hub: ModelHub, tmp_path: Path, isolated_cache: Path) -> None:

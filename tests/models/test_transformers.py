@@ -490,23 +490,7 @@ def test_a_cached_run_imports_no_library(place: commandline.Place, saved: dict[s
     assert servers.run_python(code, *arguments).splitlines()[-1].strip() == "imported:"
 
 
-FROM_HUB = """
-import sys
-import torch
-from clipbench.catalog import Catalog
-from clipbench.data.digests import sha256_file
-from clipbench.errors import ClipbenchError
-from clipbench.models import families
-for name in sys.argv[1:]:
-    try:
-        model = Catalog().model(name)
-        adapter = families.load(model)
-        with torch.no_grad():
-            feature = adapter.text_tower()(adapter.tokenize(["a cat"])[0])
-        print(model.card.weights.hf, adapter.weights_sha256[:8], f"{feature.norm().item():.4f}")
-    except ClipbenchError as error:
-        print(type(error).__name__, str(error).replace(chr(10), " "))
-"""
+FROM_HUB = servers.loading("model.card.weights.hf, adapter.weights_sha256[:8]")
 
 
 def test_model_of_a_hub_repository(
