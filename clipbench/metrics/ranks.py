@@ -91,3 +91,33 @@ def expected_average_precision(own: Floats, scores: Floats, more: Ints) -> NDArr
     gain = among / size * (ahead + 1) / (place + 1)
     mean: NDArray[np.float64] = (gain * (place < wanted[:, None])).sum(axis=1) / wanted
     return mean
+
+
+def expected_ndcg(own: Floats, scores: Floats, more: Ints, k: int) -> NDArray[np.float64]:
+    """Normalised discounted cumulative gain over the first k keys, a target's gain being 1 (nDCG@k is its mean).
+
+    float64 [Q], expected when equal scores are put in random order (McSherry & Najork 2008).
+
+    Σ over ranks p ≤ k that hold a target of 1 / log2(p + 1), over what the best order would give (Järvelin & Kekäläinen
+    2002, ACM TOIS 20:422).
+
+    Args: as `expected_average_precision`; K is at least k, or all keys.
+
+    >>> own = np.array([[0.9, 0.5], [0.5, np.nan]])
+    >>> scores = np.array([[0.9, 0.7, 0.5, 0.4], [0.5, 0.5, 0.5, 0.5]])
+    >>> expected_ndcg(own, scores, np.array([0, 0]), k=3).round(4).tolist()
+    [0.9197, 0.5327]
+    """
+    wanted = (~np.isnan(own)).sum(axis=1)
+    width = scores.shape[1]
+    place = np.arange(width)
+    first, end = ties(scores)
+    size = end - first + np.where(end == width, more[:, None], 0)
+    among = np.zeros(scores.shape)
+    for target in own.T:
+        among += target[:, None] == scores
+    discount = 1 / np.log2(place + 2)
+    best = np.cumsum(1 / np.log2(np.arange(k) + 2))
+    gain = (among / size * discount)[:, :k].sum(axis=1)
+    found: NDArray[np.float64] = gain / best[np.minimum(wanted, k) - 1]
+    return found

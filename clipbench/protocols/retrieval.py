@@ -15,7 +15,7 @@ from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import clustered, intervals
 from clipbench.metrics.intervals import Score
-from clipbench.metrics.ranks import expected_average_precision, expected_hit, expected_rank
+from clipbench.metrics.ranks import expected_average_precision, expected_hit, expected_ndcg, expected_rank
 from clipbench.protocols._outcomes import column_of
 from clipbench.protocols._samples import clusters_of, decoded
 from clipbench.protocols.base import (
@@ -35,6 +35,8 @@ from clipbench.solvers.ranking import Ranks
 #: captions are what is retrieved for an image: CLIP_benchmark's names of the two directions
 _OF_IMAGES: Final = "text_retrieval"
 _OF_TEXTS: Final = "image_retrieval"
+#: the depth of nDCG, whatever those of the recalls are: mteb's main metric
+_NDCG: Final = 10
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,7 +47,7 @@ class Params(ParamsBase):
 
     Attributes:
         primary: the metric that stands for the task.
-        ks: the depths of recall@k; their mean over both directions is `mean_recall`.
+        ks: the depths of recall@k; their mean over both directions is `mean_recall`, that of one depth `mean_recall@k`.
         split: which of the card's splits.
     """
 
@@ -59,7 +61,13 @@ def check(card: TaskCard, params: Params) -> str | None:
     if not params.ks or params.ks[0] < 1 or any(a >= b for a, b in pairwise(params.ks)):
         return "ks must ascend from 1 or more, and there must be one at least"
     recalls = [f"{way}_recall@{k}" for way in (_OF_IMAGES, _OF_TEXTS) for k in params.ks]
-    allowed = ["mean_recall", *recalls, f"{_OF_IMAGES}_map@R"]
+    means = ["mean_recall", *(f"mean_recall@{k}" for k in params.ks)]
+    allowed = [
+        *means,
+        *recalls,
+        f"{_OF_IMAGES}_map@R",
+        *(f"{way}_ndcg@{_NDCG}" for way in (_OF_IMAGES, _OF_TEXTS)),
+    ]
     return None if params.primary in allowed else unknown("primary metric", params.primary, allowed)
 
 
@@ -107,7 +115,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
             images,
             texts,
             captions.image,
-            top=max(params.ks[-1], int(np.bincount(captions.image).max())),
+            top=max(params.ks[-1], _NDCG, int(np.bincount(captions.image).max())),
             token_width=width,
             device=encoder.device,
             advance=advance,
@@ -139,10 +147,11 @@ def scores(
     """All metrics of both directions.
 
     `text_retrieval_recall@k`: images with one of their captions among the k best; `image_retrieval_recall@k`:
-    captions whose image is; `mean_recall`: the mean of all of these; mean and median rank, from 1 on, of the best
-    caption and of the image; `text_retrieval_map@R`: see `metrics.expected_average_precision` (of a caption, which
-    has one image, it would be recall@1). Chance is what equal scores for everything get. Intervals are about the
-    images: Wilson's for recalls, the captions of an image being taken together; a bootstrap over images for the rest.
+    captions whose image is; `mean_recall`: the mean of all of these, `mean_recall@k`: of the two at one depth; mean and
+    median rank, from 1 on, of the best caption and of the image; `text_retrieval_map@R`: see
+    `metrics.expected_average_precision` (of a caption, which has one image, it would be recall@1); `…_ndcg@10`: see
+    `metrics.expected_ndcg`. Chance is what equal scores for everything get. Intervals are about the images: Wilson's
+    for recalls, the captions of an image being taken together; a bootstrap over images for the rest.
 
     Args:
         of_images: of N images among M texts.
@@ -173,6 +182,11 @@ def scores(
         seed,
         cluster,
     )
+    for depth, k in enumerate(ks):
+        pair = [found[f"{way}_recall@{k}"].chance or 0.0 for way in ways]
+        found[f"mean_recall@{k}"] = _mean_recall(
+            hits[_OF_IMAGES][depth], hits[_OF_TEXTS][depth], owner, float(np.mean(pair)), seed, cluster
+        )
     for way, (ranks, guess, group) in ways.items():
         of, chance_of = _rank(ranks), _rank(guess)
         found[f"{way}_mean_rank"] = (
@@ -189,6 +203,11 @@ def scores(
         if cluster is None
         else clustered.mean_score(precision, cluster, float(by_chance.mean()))
     )
+    for way, (ranks, guess, group) in ways.items():
+        gain, chance = _ndcg(ranks), float(_ndcg(guess).mean())
+        found[f"{way}_ndcg@{_NDCG}"] = (
+            _mean(gain, group, chance, seed) if cluster is None else clustered.mean_score(gain, group, chance)
+        )
     return found
 
 
@@ -208,6 +227,10 @@ def _guess(ranks: Ranks, keys: int) -> Ranks:
 
 def _hit(ranks: Ranks, k: int) -> Doubles:
     return expected_hit(ranks.better, ranks.tied, ranks.best, k)
+
+
+def _ndcg(ranks: Ranks) -> Doubles:
+    return expected_ndcg(ranks.own, ranks.scores, ranks.more, _NDCG)
 
 
 def _rank(ranks: Ranks) -> Doubles:
@@ -256,8 +279,8 @@ def _mean_recall(
 def _samples(
     ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: Ints, top: int
 ) -> dict[str, Any]:
-    """One row an image: the rank of its best caption, and whose captions are its best; for each of its captions the
-    rank of the image, and the best image. The texts themselves stay in the data."""
+    """One row an image: the rank of its best caption, whose captions are its best, and its nDCG; for each of its
+    captions the rank of the image, and the best image. The texts themselves stay in the data."""
     ends = np.cumsum(np.bincount(owner))[:-1]
     return {
         "id": ids,
@@ -265,6 +288,8 @@ def _samples(
         "top_texts_of": list(ids[owner[of_images.top[:, :top]]]),
         "image_rank": np.split(_rank(of_texts), ends),
         "top_image": np.split(ids[of_texts.top[:, 0]], ends),
+        "text_ndcg": _ndcg(of_images),
+        "image_ndcg": np.split(_ndcg(of_texts), ends),
     }
 
 
@@ -273,6 +298,8 @@ def _recalls(metric: str, table: Columns, params: Recorded) -> Doubles | None:
     if "text_rank" not in table:
         return None
     kind, _, k = metric.partition("@")
+    if kind.endswith("_ndcg"):
+        return _gains(kind, table)
     ks = [int(k)] if k else params["ks"]
     of_texts = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
     hits = [[sum(rank <= k for k in ks) / len(ks) for rank in ranks] for ranks in table["image_rank"]]
@@ -283,8 +310,24 @@ def _recalls(metric: str, table: Columns, params: Recorded) -> Doubles | None:
     return of_texts if kind == f"{_OF_IMAGES}_recall" else of_images
 
 
+def _gains(kind: str, table: Columns) -> Doubles | None:
+    """What each image and its captions add to a mean nDCG."""
+    if "text_ndcg" not in table:  # an older file
+        return None
+    if kind == f"{_OF_IMAGES}_ndcg":
+        return np.array(table["text_ndcg"], np.float64)
+    captions = sum(map(len, table["image_ndcg"]))
+    return np.array([sum(own) for own in table["image_ndcg"]]) * len(table["image_ndcg"]) / captions
+
+
 _METRICS: Final = (
     MetricSpec("mean_recall", "mean of the recalls' chances", shares=_recalls),
+    MetricSpec(
+        "mean_recall@*",
+        "mean of both recalls' chances",
+        shares=_recalls,
+        elsewhere={"DataComp": "mean_recall@*"},
+    ),
     *(
         MetricSpec(
             f"{way}_recall@*",
@@ -300,6 +343,10 @@ _METRICS: Final = (
         for kind in ("mean", "median")
     ),
     MetricSpec(f"{_OF_IMAGES}_map@R", "that of equal scores"),
+    *(
+        MetricSpec(f"{way}_ndcg@*", "that of equal scores", shares=_recalls, elsewhere={"mteb": "ndcg_at_*"})
+        for way in (_OF_IMAGES, _OF_TEXTS)
+    ),
 )
 PROTOCOL: Final = Protocol(
     id="ret",

@@ -74,6 +74,14 @@ def brute(scores: Floats, owner: NDArray[np.int64], ks: tuple[int, ...] = (1, 5,
         found |= {f"{name}_recall@{k}": float((rank < k).mean()) for k in ks}
         found |= {f"{name}_mean_rank": rank.mean() + 1, f"{name}_median_rank": float(np.median(rank)) + 1}
     found["mean_recall"] = float(np.mean([v for k, v in found.items() if "recall" in k]))
+    for k in ks:
+        found[f"mean_recall@{k}"] = (
+            found[f"text_retrieval_recall@{k}"] + found[f"image_retrieval_recall@{k}"]
+        ) / 2
+    discount = 1 / np.log2(np.arange(len(owner)) + 2)
+    found["image_retrieval_ndcg@10"] = float(((of_texts < 10) * discount[of_texts]).mean())
+    best = np.cumsum(discount)[np.minimum(np.bincount(owner), 10) - 1]
+    found["text_retrieval_ndcg@10"] = float(((mine * discount)[:, :10].sum(axis=1) / best).mean())
     wanted = np.bincount(owner)
     precision = np.cumsum(mine, axis=1) / np.arange(1, len(owner) + 1)
     inside = mine & (np.arange(len(owner)) < wanted[:, None])
@@ -105,10 +113,39 @@ def test_what_images_add_to_a_recall_is_its_mean() -> None:
     sides = ranking.rank(images, texts, owner, top=10)
     table = retrieval._samples(np.arange(30).astype(object), *sides, owner, 10)
     for name, score in retrieval.scores(*sides, owner, (1, 5, 10), seed=0).items():
-        if "recall" in name:
+        if "recall" in name or "ndcg" in name:
             shares = retrieval._recalls(name, table, {"ks": [1, 5, 10]})
             assert shares is not None
             assert (shares.size, shares.mean()) == (30, pytest.approx(score.value)), name
+
+
+@pytest.mark.parametrize(
+    "step", [None, 0.5]
+)  # scores of few values have many ties, some of them at the tenth place
+def test_ndcg_is_scikit_learns(step: float | None) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    owner = np.repeat(np.arange(25), rng.integers(1, 14, 25))
+    images, texts = (rng.standard_normal((n, 4)).astype(np.float32) for n in (25, len(owner)))
+    if step:
+        images, texts = (
+            np.round(rows / step).astype(np.float32) * np.float32(step) for rows in (images, texts)
+        )
+    scores, mine = images @ texts.T, owner == np.arange(25)[:, None]
+    sides = ranking.rank(images, texts, owner, top=13)
+    found = retrieval.scores(*sides, owner, (1, 5, 10), seed=0)
+    for way, relevant, by in (("text", mine, scores), ("image", mine.T, scores.T)):
+        theirs = metrics.ndcg_score(relevant, by, k=10)  # ties count as their mean
+        assert found[f"{way}_retrieval_ndcg@10"].value == pytest.approx(theirs, rel=1e-12)
+
+
+def test_fewer_keys_than_the_depth_of_ndcg() -> None:
+    owner = np.arange(4)
+    found = retrieval.scores(
+        *ranking.rank(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), owner), owner, (1,), 0
+    )
+    assert found["text_retrieval_ndcg@10"].value == 1
+    assert found["text_retrieval_ndcg@10"].chance == pytest.approx(np.mean(1 / np.log2(np.arange(4) + 2)))
 
 
 def test_a_constant_model_scores_chance_in_every_metric() -> None:
@@ -158,7 +195,7 @@ def test_from_card_to_record(tmp_path: Path) -> None:
     assert record is not None
     assert (record.primary, record.protocol.version) == ("mean_recall", 1)
     assert record.evidence == {"images": 24, "captions": 48, "captions_left_out": 0}
-    columns = {"id", "text_rank", "top_texts_of", "image_rank", "top_image"}
+    columns = {"id", "text_rank", "top_texts_of", "image_rank", "top_image", "text_ndcg", "image_ndcg"}
     assert set(result.samples) == columns
     path = store.write(record, result.samples, tmp_path / "results")
     rows: list[dict[str, Any]] = pq.read_table(store.samples_path(path)).to_pylist()
@@ -216,7 +253,8 @@ def test_other_depths_of_recall(tmp_path: Path) -> None:
     result = run(tmp_path, data, limit=4)
     assert result.record is not None
     recalls = {name for name in result.record.scores if "recall@" in name}
-    assert recalls == {f"{way}_retrieval_recall@{k}" for way in ("text", "image") for k in (2, 3)}
+    ways = ("text_retrieval", "image_retrieval", "mean")
+    assert recalls == {f"{way}_recall@{k}" for way in ways for k in (2, 3)}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +309,7 @@ def test_tokens_are_compared_by_late_interaction(tmp_path: Path) -> None:
     by_image = brute(products.max(axis=3).mean(axis=2), owner)
     by_text = brute(products.max(axis=2).mean(axis=2), owner)
     for name, score in outcome.scores.items():
-        if name != "mean_recall":
+        if not name.startswith("mean_recall"):
             assert score.value == pytest.approx((by_image if name.startswith("text") else by_text)[name]), (
                 name
             )
