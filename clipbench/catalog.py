@@ -14,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipbench.cards.base import Strict
 from clipbench.cards.entry import Card, Entry
 from clipbench.cards.model import ModelCard
 from clipbench.cards.overrides import changed, parse_assignments
+from clipbench.cards.prompts import Prompts, spelled_out
 from clipbench.cards.strict_yaml import Document, parse
-from clipbench.cards.task import DIFFICULT_MARKS, Suite, Suites, TaskCard
+from clipbench.cards.task import ALL_CLASSES, DIFFICULT_MARKS, Suite, Suites, TaskCard
 from clipbench.errors import CardError, unknown
 from clipbench.models import factories, families, remembered
 from clipbench.models.adapter import ModelEntry
@@ -104,6 +106,12 @@ class Catalog:
     @cached_property
     def recipe_files(self) -> dict[str, Path]:
         return self._files("recipes")
+
+    @cached_property
+    def prompt_files(self) -> dict[str, Path]:
+        """Shared prompts, by name: `prompts/` in each folder of task cards, the user's first."""
+        folders = reversed(self._folders("tasks"))
+        return {path.stem: path for folder in folders for path in sorted((folder / "prompts").glob("*.yaml"))}
 
     @cached_property
     def suites(self) -> dict[str, Suite]:
@@ -356,13 +364,13 @@ class Catalog:
         kind = _kind_by_keys(document)
         if kind or not isinstance(document.value, dict) or "base" not in document.value:
             return kind
-        base = f"{document.value['base']}.yaml"  # which has what this card leaves out
+        base = f"{_base_named(document)[0]}.yaml"  # which has what this card leaves out
         for kind in _MARKS:
             for folder in self._folders(kind):
                 file = folder / base
                 if file.is_file() and (folder.name == kind or _kind_by_keys(self._document(file)) == kind):
                     return kind
-        raise CardError(f'{path}:{document.line(("base",))}: unknown base card "{document.value["base"]}"')
+        raise CardError(f'{path}:{document.line(("base",))}: unknown base card "{_base_named(document)[0]}"')
 
     def _known(self, what: str, name: str, known: dict[str, Path], listing: str) -> Path:
         self._passed_over(name)
@@ -388,8 +396,10 @@ class Catalog:
         """
         document = self._document(path)
         value = document.value
+        if model is TaskCard and isinstance(value, dict):
+            value = self._spelled_out(document)
         if isinstance(value, dict) and "base" in value:
-            base = str(value["base"])
+            base, classes = _base_named(document)
             where = f"{path}:{document.line(('base',))}"
             if base not in known:
                 raise CardError(f"{where}: {unknown('base card', base, known)}")
@@ -398,13 +408,42 @@ class Catalog:
                 raise CardError(f"{where}: the base card {known[base]} is no mapping of keys to values")
             if "base" in inherited:
                 raise CardError(f"{where}: the base card {base} has a base of its own; name that one")
-            inherited = {k: v for k, v in inherited.items() if k != "images_of"}  # other data, other images
+            other = ("images_of", "class_sets")  # other data, other images, and perhaps other classes
+            inherited = {k: v for k, v in inherited.items() if k not in other}
+            if model is TaskCard:
+                chosen = self._classes_of(base, classes, where)
+                inherited = {k: v for k, v in inherited.items() if k not in chosen} | {
+                    k: v for k, v in chosen.items() if v
+                }
             own = {k: v for k, v in value.items() if k != "base"}
             config, same = own.get("config"), own.get("family") in (None, inherited.get("family"))
             if isinstance(config, dict) and isinstance(inherited.get("config"), dict) and same:
                 own["config"] = inherited["config"] | config
             value = inherited | own
         return parse(model, document, value)
+
+    def _spelled_out(self, document: Document) -> dict[str, Any]:
+        """A task card's keys and values, the lists of shared prompts in the place of their names."""
+
+        def named(name: str, what: str, place: tuple[str, ...]) -> list[str]:
+            where = f"{document.path}:{document.line(place)}: {'.'.join(place)}"
+            if name not in self.prompt_files:
+                raise CardError(f"{where}: {unknown('file of shared prompts', name, self.prompt_files)}")
+            shared = parse(Prompts, self._document(self.prompt_files[name]))
+            found: tuple[str, ...] | None = getattr(shared, what)
+            if not found:
+                raise CardError(f"{where}: {self.prompt_files[name]} has no {what}")
+            return list(found)
+
+        return spelled_out(document.value, named)
+
+    def _classes_of(self, base: str, classes: str | None, where: str) -> dict[str, Any]:
+        """What a card has of its base card's classes and prompts, of one class set or all; empty: it has none."""
+        card = self.dataset(base).card
+        if classes is not None and classes not in card.class_sets:
+            raise CardError(f"{where}: {unknown(f'class set of {base}', classes, card.class_sets)}")
+        chosen = card.of_classes(classes or ALL_CLASSES)
+        return chosen.model_dump(mode="json", include={"classes", "label_names", "templates"})
 
     def _document(self, path: Path) -> Document:
         if path not in self._documents:
@@ -469,6 +508,13 @@ def _saved(folder: Path) -> bool:
     )
 
 
+class _Base(Strict):
+    """`base:` of a card that takes one class set of another's."""
+
+    card: str
+    classes: str | None = None
+
+
 #: keys that only cards of this kind have
 _MARKS = {
     "tasks": {"classes", "protocols", "splits", "source", "templates"},
@@ -481,6 +527,15 @@ def _kind_by_keys(document: Document) -> str | None:
     value = document.value
     keys = set(value) if isinstance(value, dict) else set()
     return next((kind for kind, marks in _MARKS.items() if keys & marks), None)
+
+
+def _base_named(document: Document) -> tuple[str, str | None]:
+    """The card that `base:` names, and the class set of it, if it says one."""
+    base = document.value["base"]
+    if not isinstance(base, dict):
+        return str(base), None
+    given = parse(_Base, document, base, prefix=("base",))
+    return given.card, given.classes
 
 
 def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, Any]) -> None:

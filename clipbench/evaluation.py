@@ -365,7 +365,9 @@ def _outcome(
         protocol=protocol,
         primary=task.params.primary,
         scores=outcome.scores,
-        per_class={m: by_class(card.classes, values) for m, values in outcome.per_class.items()},
+        per_class={
+            m: by_class(outcome.classes or card.classes, values) for m, values in outcome.per_class.items()
+        },
         seed=options.seed,
         limit=options.limit if any(isinstance(s, Subset) and s.limited for s in splits.values()) else None,
         skipped=tuple(Skipped(id=i, reason=r) for i, r in skipped.items()),

@@ -30,4 +30,5 @@ def fingerprints(kind: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["models", "datasets", "params"])
 def test_fingerprints_of_shipped_cards_stay(kind: str) -> None:
-    assert fingerprints(kind) == PINNED[kind]
+    now = fingerprints(kind)  # cards that came later are not pinned
+    assert {name: now.get(name) for name in PINNED[kind]} == PINNED[kind]

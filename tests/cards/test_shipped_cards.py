@@ -62,12 +62,8 @@ SIMPLE = ("a photo of a {c}.",)
 
 @functools.cache
 def task_card(stem: str) -> TaskCard:
-    """The task card `stem`, with the keys it leaves to its base."""
-    document = Document(ROOT / "tasks" / f"{stem}.yaml")
-    own: dict[str, Any] = dict(document.value)
-    base = own.pop("base", None)
-    inherited = Document(ROOT / "tasks" / f"{base}.yaml").value if base else {}
-    return parse(TaskCard, document, inherited | own)
+    """The task card `stem`, with what it takes of its base and of shared prompts."""
+    return Catalog().dataset(stem).card
 
 
 @functools.cache
@@ -168,7 +164,9 @@ def test_imagenet_sample_inherits_everything_but_its_data() -> None:
     sample, imagenet = task_card("imagenet-1k-sample"), task_card("imagenet")
     assert sample.classes == imagenet.classes
     assert sample.templates == imagenet.templates
-    assert sample.protocols == {"zs": imagenet.protocols["zs"]}  # it has no training split to probe with
+    own = sample.protocols["zs"]["variants"]  # it has no training split to probe with, and no class sets
+    assert own.items() <= imagenet.protocols["zs"]["variants"].items()
+    assert sample.protocols == {"zs": {**imagenet.protocols["zs"], "variants": own}}
     assert sample.source.local is True
     assert "never" in (sample.notes or "")
 

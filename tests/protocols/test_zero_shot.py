@@ -311,3 +311,48 @@ def test_what_a_multi_label_card_needs(tmp_path: Path) -> None:
 def test_the_split_that_params_name_is_the_one_read() -> None:
     assert needs(Params(split="val"), "joint") == Needs((("val", "joint"),))
     assert needs(Params(), "tokens") == Needs((("test", "tokens"),))
+
+
+# ---------------------------------------------------------------------- class sets
+
+
+def test_a_class_set_is_scored_as_if_the_other_images_and_classes_were_not_there(tmp_path: Path) -> None:
+    images, weights = features(200, 6, 0), features(6, 6, 1)
+    labels = np.random.default_rng(2).integers(0, 6, 200)
+    names = tuple(f"c{i}" for i in range(6))
+    of_all = card(tmp_path, 6, class_sets={"few": {"indices": [4, 1, 2]}})
+    encoder = fake(images, weights)
+    outcome = run(of_all, {"test": FakeSplit(labels, names)}, encoder, Params(classes="few"), seed=0)
+    kept = np.isin(labels, [4, 1, 2])
+    right = np.array([4, 1, 2])[(images[kept] @ weights[[4, 1, 2]].T).argmax(axis=1)] == labels[kept]
+    assert outcome.scores["acc1"].value == pytest.approx(right.mean())
+    assert outcome.scores["acc1"].n == kept.sum()
+    assert outcome.scores["acc1"].chance == pytest.approx(1 / 3)
+    assert outcome.evidence["of_other_classes"] == (~kept).sum()
+    assert outcome.classes == ("c4", "c1", "c2")
+    np.testing.assert_array_equal(np.array([4, 1, 2])[outcome.samples["target"]], labels[kept])
+
+
+def test_folded_classes_count_as_one(tmp_path: Path) -> None:
+    images, weights = features(200, 6, 0), features(2, 6, 1)
+    labels = np.random.default_rng(2).integers(0, 4, 200)
+    names = tuple(f"c{i}" for i in range(4))
+    sets = {"two": {"indices": [[0, 3], 2], "classes": ["c0", "c1"]}}
+    of_all = card(tmp_path, 4, class_sets=sets)
+    outcome = run(
+        of_all, {"test": FakeSplit(labels, names)}, fake(images, weights), Params(classes="two"), seed=0
+    )
+    kept = labels != 1
+    target = np.where(np.isin(labels[kept], [0, 3]), 0, 1)
+    assert outcome.scores["acc1"].value == pytest.approx(
+        ((images[kept] @ weights.T).argmax(axis=1) == target).mean()
+    )
+
+
+def test_a_copy_without_any_class_of_the_class_set_is_an_error(tmp_path: Path) -> None:
+    of_all = card(tmp_path, 4, class_sets={"few": {"indices": [0, 1]}})
+    split = FakeSplit(np.array([2, 3, 2]), tuple(f"c{i}" for i in range(4)))
+    with pytest.raises(DataError, match="no test image is of a class of the class set few"):
+        run(
+            of_all, {"test": split}, fake(features(3, 3, 0), features(4, 3, 1)), Params(classes="few"), seed=0
+        )
