@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,11 +13,17 @@ from clipbench.data.split import Captions, Note, notes_of
 from clipbench.data.text import lines
 from clipbench.errors import DataError
 
+_WHITE: Final = re.compile(r"[\t-\r\x1c-\x1f ]+")
+_OTHER_WHITE: Final = re.compile(r"[^\S\t-\r\x1c-\x1f ]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
 
 def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Captions, tuple[Note, ...]]:
-    """The captions of a split, checked: every image has one, and none is empty. White space becomes single spaces.
+    """The captions of a split, checked: every image has one, and none is empty.
 
-    A caption that an image has twice is counted in a note.
+    They stay as they are written, code point for code point, but for ASCII's white space, which becomes single spaces
+    within a caption and nothing at its ends; captions that this changes are counted in a note, and so are those that
+    an image has twice.
 
     Args:
         raw: what each image has: a text; a text of several lines, one caption each, where blank ones are none; or a
@@ -29,6 +36,7 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Ca
     image: list[int] = []
     bare: list[str] = []
     twice: list[str] = []
+    spaced: list[str] = []
     for row, (name, value) in enumerate(zip(ids, raw, strict=True)):
         several = lines(value) if isinstance(value, str) else [value] if isinstance(value, Mapping) else value
         if not isinstance(several, list):
@@ -41,8 +49,16 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Ca
                     f"{dataset}: caption {number} of image {name} in {where} is {str(caption)[:60]!r}, expected a "
                     'text, or a mapping with a text "raw"'
                 )
-            plain = " ".join(text.split())
-            if plain:
+            plain = plain_caption(text)
+            if not plain.isprintable() and _SURROGATE.search(plain):
+                raise DataError(
+                    f"{dataset}: caption {number} of image {name} in {where} holds half of a character (a lone "
+                    f"surrogate): {plain[:60]!a}",
+                    hint="write the file again as UTF-8",
+                )
+            if plain != text:
+                spaced.append(name)
+            if plain.strip():
                 captions.append(plain)
             elif not isinstance(value, str):
                 raise DataError(
@@ -59,6 +75,24 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Ca
             f"{dataset}: image {bare[0]} in {where} has no caption; {len(bare):,} of {len(ids):,} images have none",
             hint="take such images out of the data: they could never be found by a caption, nor find one",
         )
-    text = "captions repeat another one of their image, and count as it does"
     gathered = Captions(tuple(texts), np.array(image, dtype=np.int64))
-    return gathered, notes_of("repeated-captions", text, twice)
+    return gathered, (
+        *notes_of(
+            "repeated-captions", "captions repeat another one of their image, and count as it does", twice
+        ),
+        *notes_of("white-space", "captions had white space that was made single spaces", spaced),
+    )
+
+
+def plain_caption(text: str) -> str:
+    """`text` with single spaces for ASCII's white space, and none at its ends; all else stays, also other spaces.
+
+    >>> plain_caption(" two  lines\r\nof\u3000text\u00a0\n")
+    'two lines of\u3000text\xa0'
+    """
+    return _WHITE.sub(" ", text).strip(" ")
+
+
+def keeps_spaces(texts: Iterable[str]) -> bool:
+    """Whether one of `texts` has white space beyond ASCII's, which once was made spaces as well."""
+    return any(not text.isascii() and _OTHER_WHITE.search(text) for text in texts)

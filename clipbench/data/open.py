@@ -179,6 +179,8 @@ class TableSplit(Split):
         notes: tuple[Note, ...] = ()
         if dataset.card.kind == "captions":
             self.captions, notes = captions.gather(dataset.id, self.ids, raw, source.where)
+            if captions.keeps_spaces(self.captions.texts):
+                self.fingerprint = fingerprint({"content": content, "white space": "kept"})
         elif dataset.card.kind == "expressions":
             self.expressions = expressions.of(dataset, source, self.ids, raw)
         if dataset.card.kind in LABELLED:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from clipbench.cards.task import Columns
+from clipbench.data.captions import plain_caption
 from clipbench.data.decode import IMAGE_SUFFIXES
 from clipbench.data.labels import fold
 from clipbench.data.split import Note, notes_of
@@ -36,7 +37,9 @@ HEADINGS: Final[dict[str, frozenset[str]]] = {
 }  # fmt: skip
 _DELIMITERS: Final = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 #: a line of Flickr30k's results.csv; one of its lines lacks the second bar
-_BARS: Final = re.compile(r"(?P<image>[^|]+?)\s*\|\s*(?P<number>\d+)\s*(?P<bar>\|?)\s*(?P<caption>.*)")
+_BARS: Final = re.compile(
+    r"(?P<image>[^|]+?)\s*\|\s*(?P<number>\d+)\s*(?P<bar>\|?)\s*(?P<caption>.*)", re.ASCII
+)
 _NUMBER: Final = re.compile(r"#\d+$")  # of a caption, behind the image's name
 
 
@@ -247,7 +250,7 @@ def _fields(
     """As many fields as the heading has. What is put together again goes to `joined`, a bar that lacks to `mended`."""
     width = form.width
     if form.bars:
-        found = _BARS.fullmatch(raw.strip())
+        found = _BARS.fullmatch(plain_caption(raw))
         if found is None:
             raise DataError(f"{file}:{number}: expected image| number| caption, found {raw.strip()[:60]!r}")
         if not found["bar"]:

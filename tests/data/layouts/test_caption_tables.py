@@ -72,7 +72,7 @@ TABLES: dict[str, tuple[str | bytes, str, list[str]]] = {
     "tabs": (joined("image\tcaption", *(f"{i}\t{quoted(t)}" for i, t in PAIRS)), "captions.txt", []),
     "semicolons": (joined("image;caption", *(f"{i};{quoted(t)}" for i, t in PAIRS)), "captions.csv", []),
     "unquoted": (joined("image,caption", *(f"{i},{t}" for i, t in PAIRS)), "captions.txt", ["unquoted-captions"]),
-    "line break": (joined("image,caption", *CSV).replace("dog, ", "dog,\n"), "captions.txt", []),
+    "line break": (joined("image,caption", *CSV).replace("dog, ", "dog,\n"), "captions.txt", ["white-space"]),
     "flickr8k": (joined(*(f"{i}#{n}\t{t}" for n, (i, t) in enumerate(PAIRS))), "Flickr8k.token.txt", ["no-heading"]),
     "bars": (
         joined("image_name| comment_number| comment", *(f"{i}| {n}| {t}" for n, (i, t) in enumerate(PAIRS)))
@@ -80,7 +80,7 @@ TABLES: dict[str, tuple[str | bytes, str, list[str]]] = {
         "results.csv",
         ["unread-columns", "missing-bars"],
     ),
-    "line separators": (joined("image,caption", *CSV).replace("A cat", "A\u2028cat\x85\x0c"), "captions.txt", []),
+    "form feed": (joined("image,caption", *CSV).replace("A cat", "A\x0ccat \x1c"), "captions.txt", ["white-space"]),
     "blank lines": (joined("", "image,caption", "", *CSV, "", " "), "captions.txt", []),
 }  # fmt: skip
 
@@ -164,6 +164,7 @@ def test_what_a_table_leaves_out_is_counted(tmp_path: Path) -> None:
     assert [(note.kind, note.count, note.examples) for note in split.notes] == [
         ("images-without-captions", 2, ("a.png", "c.png")),
         ("repeated-captions", 1, ("b.png",)),
+        ("white-space", 1, ("b.png",)),
     ]
 
 
@@ -202,7 +203,7 @@ def test_coco_files_of_other_forms(change: Change, notes: list[Any], tmp_path: P
     assert other.captions is not None
     assert other.captions.texts == plain.captions.texts
     assert [s.image for s in other.samples(np.arange(3))] == [s.image for s in plain.samples(np.arange(3))]
-    assert [(note.kind, note.count) for note in other.notes] == notes
+    assert [(note.kind, note.count) for note in other.notes] == [*notes, ("white-space", 2)]
 
 
 def test_addresses_that_end_alike_are_refused(tmp_path: Path) -> None:
@@ -223,7 +224,10 @@ def test_images_of_other_splits_are_not_said_to_lack_captions(tmp_path: Path) ->
     for name in ("x.png", "new.png", ".hidden.png"):
         write(tmp_path / "val2014" / name, small.picture(0))
     split = open_test(tmp_path)
-    assert [(note.kind, note.examples) for note in split.notes] == [("images-without-captions", ("new.png",))]
+    assert [(note.kind, note.examples) for note in split.notes] == [
+        ("images-without-captions", ("new.png",)),
+        ("white-space", ("val2014/a.png", "val2014/c.png")),
+    ]
 
 
 # ------------------------------------------------------------------------ text

@@ -357,7 +357,7 @@ def test_rows_of_one_image_are_one_sample(column: str, tmp_path: Path) -> None:
 def test_rows_are_parted_at_line_ends_alone(tmp_path: Path) -> None:
     said = ["one\u2028still one", *SAID[1:]]
     split = opened(write(tmp_path, ROWS | {"caption": said, "image_id": SHOWN}), "captions")
-    assert captions(split)[0] == ["one still one", "a cat"]
+    assert captions(split)[0] == ["one\u2028still one", "a cat"]
 
 
 def test_the_path_of_an_image_says_which_it_is(tmp_path: Path) -> None:
