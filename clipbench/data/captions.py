@@ -85,7 +85,7 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Ca
 
 
 def plain_caption(text: str) -> str:
-    """`text` with single spaces for ASCII's white space, and none at its ends; all else stays, also other spaces.
+    r"""`text` with single spaces for ASCII's white space, and none at its ends; all else stays, also other spaces.
 
     >>> plain_caption(" two  lines\r\nof\u3000text\u00a0\n")
     'two lines of\u3000text\xa0'
