@@ -357,6 +357,36 @@ def caption_tables(root: Path) -> Target:
     return Target([name.encode() + b"\0" + text for name, text in good.items()], read)
 
 
+def choices(root: Path) -> Target:
+    """The authors' files of sets of items to choose among, in every form."""
+    from choice_copies import FORMS, open_copy
+
+    good: dict[bytes, tuple[str, Path]] = {}
+    for form, of in FORMS.items():
+        for file in sorted(of.write(root / form).rglob("*")):
+            if file.suffix in (".json", ".csv", ".npy") and "unrefined" not in str(file):
+                good[f"{form}/{file.relative_to(root / form)}".encode()] = (form, file)
+    # Of forms that have many files alike, the first of a kind.
+    kept = {
+        (form, file.suffix, file.parent.parent): (name, file) for name, (form, file) in reversed(good.items())
+    }
+    content = {name: file.read_bytes() for name, file in kept.values()}
+
+    def read(data: bytes) -> None:
+        name, _, changed = data.partition(b"\0")
+        if name in content:
+            form, file = good[name]
+            try:
+                file.write_bytes(changed)
+                split = open_copy(form, root / form)
+                for sample in split.samples(np.arange(len(split))):
+                    assert isinstance(sample.image, bytes)
+            finally:
+                file.write_bytes(content[name])
+
+    return Target([name + b"\0" + whole for name, whole in content.items()], read)
+
+
 def clip_benchmark(root: Path) -> Target:
     """Results of CLIP_benchmark."""
     from clipbench.catalog import Catalog
@@ -489,6 +519,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "tars": tars,
     "parquet": parquet_metadata,
     "captions": caption_tables,
+    "choices": choices,
     "clip_benchmark": clip_benchmark,
     "features": feature_folders,
     "embeddings": embeddings,

@@ -118,7 +118,7 @@ class Part(Strict):
 
 
 class SplitSpec(Strict):
-    """One split: its name in the source, and how many samples it has (checked when complete).
+    """One split: its name in the source, and how many samples it has, or items to choose among (checked when complete).
 
     With `part`, it is that part of the split that has the same name and no `part`.
     """
@@ -205,9 +205,9 @@ class TaskCard(Strict):
     protocol's parameters, validated by that protocol. `images_of` maps a split's role to other splits whose images it
     shows too, all or some of them: a model that was trained on those has seen them.
 
-    `kind` is what goes with an image: one label, several, captions, or referring expressions with boxes; the last
-    two have no classes and no templates. `also` is what else goes with it, where a set has more than one; `objects`
-    are what an image shows beside what its label says.
+    `kind` is what goes with an image: one label, several, captions, referring expressions with boxes, or texts of items
+    to choose among (`choices`); the last three have no classes and no templates. `also` is what else goes with it,
+    where a set has more than one; `objects` are what an image shows beside what its label says.
 
     `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
     `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
@@ -234,7 +234,7 @@ class TaskCard(Strict):
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
     images_of: dict[str, Tuple[Images]] = Field({})
-    kind: Literal["single-label", "multi-label", "captions", "expressions"] = "single-label"
+    kind: Literal["single-label", "multi-label", "captions", "expressions", "choices"] = "single-label"
     also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     boxes: Literal["as-stored", "exif"] | None = None
     expressions: Literal["classes"] | None = None

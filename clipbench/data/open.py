@@ -43,13 +43,14 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
         raise CardError(unknown(f"split of {dataset.id}", role, dataset.card.splits))
     split = _opened(dataset, role, paths, pairs)
     rows = dataset.card.splits[role].rows
-    if rows is not None and len(split) < rows and isinstance(split, TableSplit) and split.in_part:
-        text = f"samples of the split are not in this copy: it has {len(split):,}, the card says {rows:,}"
-        split.notes += (Note("missing-samples", text, rows - len(split)),)
-    elif rows is not None and len(split) != rows:
+    counted, what = (len(split), "samples") if split.choices is None else (len(split.choices), "items")
+    if rows is not None and counted < rows and isinstance(split, TableSplit) and split.in_part:
+        text = f"{what} of the split are not in this copy: it has {counted:,}, the card says {rows:,}"
+        split.notes += (Note("missing-samples", text, rows - counted),)
+    elif rows is not None and counted != rows:
         where = split.where if isinstance(split, TableSplit) else f"{dataset.id}, {role}"
         raise DataError(
-            f"{where} has {len(split):,} samples, the card says {rows:,}",
+            f"{where} has {counted:,} {what}, the card says {rows:,}",
             hint=f"the data set has changed, or splits.{role}.rows in {dataset.path} is wrong",
         )
     return split
@@ -194,6 +195,7 @@ class TableSplit(Split):
         }
         self.clusters, self.groups = beside.get("cluster"), beside.get("group")
         self.objects = source.objects
+        self.choices = getattr(source, "choices", None)
         self.scattered = source.scattered
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:

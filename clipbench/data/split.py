@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipbench.cards.base import fingerprint
+from clipbench.data.choices import Choice, kept
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Split(ABC):
         classes: the names that go with the labels.
         clusters: text [n], which samples belong together, where the card names a column that says it.
         groups: text [n], the group of each sample, where the card names a column that says it.
-        captions, expressions, objects: what a set of that kind has, else None.
+        captions, expressions, objects, choices: what a set of that kind has, else None.
         scattered: whether samples at scattered rows are read as quickly as those in order.
         notes: what a reader of its numbers must know of it; they stand in the record.
     """
@@ -159,6 +160,7 @@ class Split(ABC):
     captions: Captions | None = None
     expressions: Expressions | None = None
     objects: Objects | None = None
+    choices: tuple[Choice, ...] | None = None
     scattered: bool = False
     notes: tuple[Note, ...] = ()
 
@@ -206,6 +208,7 @@ class Subset(Split):
         self.captions = None if whole.captions is None else whole.captions.part(rows)
         self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
         self.objects = None if whole.objects is None else whole.objects.part(rows)
+        self.choices = None if whole.choices is None else kept(whole.choices, rows)
         self.notes = whole.notes
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,24 @@ def lines(text: str) -> list[str]:
     return found if found[-1] else found[:-1]
 
 
-def json_of(file: Path, keys: Collection[str] | None = None) -> Any:
+def json_of(file: Path, keys: Collection[str] | None = None, *, once: bool = False) -> Any:
     """The content of a JSON file; with `keys`, of its objects these only, the rest dropped while it is parsed.
+
+    With `once`, a key that an object has twice is an error, where JSON's readers keep the last of them.
 
     Raises:
         DataError: it cannot be read.
     """
+
+    def single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"the key {key[:60]!r} is there twice")
+        return found
+
     keep = None if keys is None else (lambda entry: {k: v for k, v in entry.items() if k in keys})
     try:
-        return json.loads(file.read_bytes(), object_hook=keep)
+        return json.loads(file.read_bytes(), object_hook=keep, object_pairs_hook=single if once else None)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}", hint="fetch the file again") from None

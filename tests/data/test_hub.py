@@ -625,4 +625,7 @@ def test_layouts_keep_their_names_in_fingerprints() -> None:
         "_Listed": "_Listed",
         "_ClassFiles": "_ClassFiles",
         "_Boxes": "_Boxes",
+        "ChoiceFiles": "ChoiceFiles",
+        "_Frames": "ChoiceFiles",
+        "_Clipped": "ChoiceFiles",
     }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
+from clipbench.data.choices import Choice
 from clipbench.data.split import Note, Objects
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
@@ -43,6 +44,8 @@ class Layout(ABC):
     names: list[str] | None = None
     #: what the images show beside what their labels say, where the data has it
     objects: Objects | None = None
+    #: the items of a set of kind choices, whose images are rows of the split
+    choices: tuple[Choice, ...] | None = None
     #: what a reader of the split's numbers must know; complete when the index has been read
     notes: tuple[Note, ...] = ()
     #: whether images at scattered rows are read as quickly as those in order
