@@ -101,7 +101,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     named = [[f"{card.classes[c]} ({c})" for c in group] for group in same]
     told: dict[str, Any] = {"same_prompts": named} if named else {}
     if params.classes != ALL_CLASSES:
-        told |= {"of_other_classes": others}
+        told |= {"left_out": others}
         outcome = replace(outcome, classes=card.classes)
     return replace(outcome, evidence=outcome.evidence | told)
 

@@ -213,4 +213,6 @@ def lacking(record: Record) -> int | None:
     rows = spec.get("rows") if isinstance(spec, dict) else None
     if record.limit is not None or not isinstance(rows, int):
         return None
-    return rows if record.scores[record.primary].n + len(record.skipped) < rows else None
+    told = record.evidence.get("left_out")  # what the task's own parameters leave out
+    left_out = told if isinstance(told, int) else 0
+    return rows if record.scores[record.primary].n + left_out + len(record.skipped) < rows else None

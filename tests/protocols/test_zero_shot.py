@@ -328,7 +328,7 @@ def test_a_class_set_is_scored_as_if_the_other_images_and_classes_were_not_there
     assert outcome.scores["acc1"].value == pytest.approx(right.mean())
     assert outcome.scores["acc1"].n == kept.sum()
     assert outcome.scores["acc1"].chance == pytest.approx(1 / 3)
-    assert outcome.evidence["of_other_classes"] == (~kept).sum()
+    assert outcome.evidence["left_out"] == (~kept).sum()
     assert outcome.classes == ("c4", "c1", "c2")
     np.testing.assert_array_equal(np.array([4, 1, 2])[outcome.samples["target"]], labels[kept])
 
