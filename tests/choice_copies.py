@@ -514,11 +514,8 @@ def write_sdci(root: Path) -> Path:
 def sdci_items() -> list[Expected]:
     crop = "photos/sa_1.png#4,-36,316,276"  # 36 px more on each side, to be cut where the image ends
     return [
-        (f"sa_1/{key}/{kind}", [image], [right, wrong], FIRST, f"{kind}-{seen}")
-        for key, image, right, seen in (
-            ("base", "photos/sa_1.png", "all of it", "whole"),
-            ("m-0-sc", crop, "a crop", "crops"),
-        )
+        (f"sa_1/{key}/{kind}", [image], [right, wrong], FIRST, kind)
+        for key, image, right in (("base", "photos/sa_1.png", "all of it"), ("m-0-sc", crop, "a crop"))
         for kind, wrong in (("swaps", "swapped"), ("hardest", "swapped again"))
     ]
 

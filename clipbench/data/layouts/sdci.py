@@ -23,7 +23,7 @@ from clipbench.data.split import notes_of
 from clipbench.data.text import json_of
 from clipbench.errors import DataError, unknown
 
-PARTS: Final = ("swaps-whole", "swaps-crops", "hardest-whole", "hardest-crops")
+PARTS: Final = ("swaps", "hardest")
 _FOLDER: Final = "densely_captioned_images"
 _SPLITS: Final = "splits.json"
 _LEAST: Final = 224  # px
@@ -126,9 +126,7 @@ def _pair(entry: Fields, name: str, key: str, shown: Shown) -> tuple[Item, Item]
     # Of equal scores the last counts, as with the authors, who sort and take the end.
     hardest = max(texts, key=lambda each: (scores.number(each), list(texts).index(each)))
     chosen = {"swaps": texts["swaps_0"], "hardest": texts[hardest]}
-    seen = "whole" if key == "base" else "crops"
     first, second = (
-        one_image(f"{name}/{key}/{kind}", shown, summary, [text], f"{kind}-{seen}")
-        for kind, text in chosen.items()
+        one_image(f"{name}/{key}/{kind}", shown, summary, [text], kind) for kind, text in chosen.items()
     )
     return first, second
