@@ -443,7 +443,7 @@ class Catalog:
         if classes is not None and classes not in card.class_sets:
             raise CardError(f"{where}: {unknown(f'class set of {base}', classes, card.class_sets)}")
         chosen = card.of_classes(classes or ALL_CLASSES)
-        return chosen.model_dump(mode="json", include={"classes", "label_names", "templates"})
+        return chosen.model_dump(mode="json", include={"classes", "label_names", "templates", "objectives"})
 
     def _document(self, path: Path) -> Document:
         if path not in self._documents:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from clipbench.metrics import classification, clustered, intervals, paired_tests, worst_group
+from clipbench.metrics import classification, clustered, f1, intervals, paired_tests, worst_group
 from clipbench.metrics.average_precision import APKind, per_class_average_precision
 from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
 from clipbench.metrics.joint import Contributions, summed
@@ -352,6 +352,12 @@ GROUPS: Final[dict[str, tuple[Groups, ...]]] = {
         ("20 tied groups of 200", (0.3,) * 20, (200,) * 20),
         ("5 groups, all right", (1.0,) * 5, (40,) * 5),
         ("5 groups, one always wrong", (0.0, *[0.7] * 4), (40,) * 5),
+        ("4 incomes, by the best five answers", (0.54, 0.72, 0.8, 0.85), (875,) * 4),
+        (
+            "6 regions, one of 4, by the best five answers",
+            (0.9, 0.93, 0.95, 0.95, 0.96, 0.97),
+            (4, *[200] * 5),
+        ),
     )
 }
 
@@ -416,6 +422,79 @@ def lowest_accuracies_of_two(first: Groups, second: Groups, trials: int, seed: i
     return covered / trials, told / trials
 
 
+@dataclass(frozen=True)
+class Confused:
+    """Test sets of `n` samples whose classes are as frequent as 1 / rank ^ `power`, and right about as often as `right`
+    says (give or take `spread`); what is wrong goes to a few classes."""
+
+    classes: int
+    n: int
+    power: float
+    right: float
+    spread: float = 0.2
+
+    def joint(self, seed: int) -> NDArray[np.float64]:
+        """How likely each class (row) is, with each answer (column)."""
+        rng = np.random.default_rng(seed)
+        share = 1 / np.arange(1, self.classes + 1) ** self.power
+        right = np.clip(rng.normal(self.right, self.spread, self.classes), 0.002, 0.995)
+        wrong = rng.dirichlet(np.full(self.classes, 0.3), size=self.classes)
+        np.fill_diagonal(wrong, 0)
+        found = wrong / wrong.sum(axis=1, keepdims=True) * (1 - right)[:, None]
+        np.fill_diagonal(found, right)
+        joint: NDArray[np.float64] = found * (share / share.sum())[:, None]
+        return joint
+
+
+CONFUSED: Final[dict[str, Confused]] = {
+    "10 classes alike": Confused(10, 200, 0, 0.7),
+    "20 classes, some rare": Confused(20, 400, 1, 0.6),
+    "50 classes, most rare": Confused(50, 500, 1, 0.5),
+    "50 classes, most rare, easy": Confused(50, 500, 1, 0.95, 0.03),
+    "180 classes, most very rare": Confused(180, 5_000, 1.5, 0.4),
+    "180 classes, nearly all wrong": Confused(180, 5_000, 1.5, 0.05, 0.05),
+    "2 classes of 20": Confused(2, 40, 0, 0.8),
+    "5 classes of 60, easy": Confused(5, 60, 0.5, 0.93, 0.05),
+    "26 classes of 60, at chance": Confused(26, 60, 0.3, 0.03, 0.0),
+}
+
+
+def macro_f1(sets: Confused, trials: int, seed: int) -> float:
+    """Of the macro F1 of the classes that a set has a sample of."""
+    joint = sets.joint(seed)
+    truth = 2 * np.diag(joint) / (joint.sum(axis=0) + joint.sum(axis=1))
+    rng, upto, covered = np.random.default_rng(seed), joint.ravel().cumsum(), 0
+    for _ in range(trials):
+        cell = np.searchsorted(upto, rng.random(sets.n) * upto[-1])
+        target, prediction = np.divmod(cell, sets.classes)
+        low, high = f1.f1_score(target, prediction, sets.classes).ci95
+        covered += low <= truth[np.unique(target)].mean() <= high
+    return covered / trials
+
+
+def clustered_macro_f1(
+    clusters: Clusters, sets: Confused, trials: int, seed: int, *, samples_alone: bool = False
+) -> float:
+    """As `macro_f1`, over clusters, in which samples are of few classes and right together; answers are all classes
+    alike."""
+    rng, share = np.random.default_rng(seed), 1 / np.arange(1, sets.classes + 1) ** sets.power
+    share = share / share.sum()
+    hit = share * sets.right
+    truth = 2 * hit / (share + hit + (1 - sets.right) / (sets.classes - 1) * (1 - share))
+    covered = 0
+    for _ in range(trials):
+        cluster = clusters.drawn(rng)
+        shared, own = (rng.choice(sets.classes, n, p=share) for n in (clusters.count, cluster.size))
+        target = np.where(rng.random(cluster.size) < 0.5, shared[cluster], own)
+        right = clusters.right(rng, cluster, sets.right)
+        other = (target + rng.integers(1, sets.classes, cluster.size)) % sets.classes
+        prediction = np.where(right, target, other)
+        of = None if samples_alone else cluster
+        low, high = f1.f1_score(target, prediction, sets.classes, of).ci95
+        covered += low <= truth[np.unique(target)].mean() <= high
+    return covered / trials
+
+
 def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
     """Name, simulation, and how many trials of 1,000 it gets (large sets are slow)."""
     kinds: tuple[APKind, ...] = ("area", "11pt", "envelope")
@@ -444,6 +523,11 @@ def _all() -> Iterator[tuple[str, Callable[[int, int], float], int]]:
             precision = partial(clustered_precision, clusters, globals()[name])
             yield f"map_area, {name.lower()}, {count} clusters", precision, 500
     yield "difference of two map_area, few_classes", _difference, 1_000
+    for name, answers in CONFUSED.items():
+        yield f"macro F1, {name}", partial(macro_f1, answers), 2_000
+    confused = Confused(6, 0, 1.0, 0.6)
+    for count in (20, 50):
+        yield f"macro F1, {count} clusters", partial(clustered_macro_f1, Clusters(count), confused), 2_000
     for name, kinds_of in GROUPS.items():
         for groups in kinds_of:
             yield f"worst group, {name}, clusters: {groups.clusters}", partial(lowest_accuracy, groups), 1_000

@@ -48,11 +48,12 @@ def spelled_out(value: Mapping[str, Any], named: Named) -> dict[str, Any]:
         made["classes"] = lists("classes", made["classes"], "classes")
     if isinstance(sets := made.get("templates"), dict):
         made["templates"] = {k: lists("templates", v, "templates", str(k)) for k, v in sets.items()}
-    if isinstance(sets := made.get("class_sets"), dict):
-        made["class_sets"] = {
-            k: {what: lists(what, v, "class_sets", str(k), what) for what, v in one.items()}
-            if isinstance(one, dict)
-            else one
-            for k, one in sets.items()
-        }
+    for key in ("class_sets", "objectives"):
+        if isinstance(sets := made.get(key), dict):
+            made[key] = {
+                k: {what: lists(what, v, key, str(k), what) for what, v in one.items()}
+                if isinstance(one, dict)
+                else one
+                for k, one in sets.items()
+            }
     return made

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from clipbench.cards.base import Misplaced, Strict, Tuple
+from clipbench.cards.columns import Columns as Columns
+from clipbench.cards.columns import Objective, check_label
 from clipbench.cards.model import Images
 from clipbench.errors import did_you_mean
 
@@ -62,32 +64,6 @@ class Source(Strict):
         if self.lacks and self.hub is None:
             raise ValueError("lacks goes with hub: it says what the copy there does not have")
         return self
-
-
-class Columns(Strict):
-    """Column names of a tabular source (parquet, hub). Image folders have none.
-
-    `image_id` says which image a row of a set of captions shows, where an image has several rows. `cluster` says which
-    samples belong together (the slide, the patient, the camera's sequence that each is from): intervals and tests are
-    then over clusters, and no validation data cuts one. `group` says of which group each sample of a single-label set
-    is (the region, the income): classification then also reports the accuracy on the worst one. In WebDataset tars
-    both are fields of each sample's `.json`.
-    """
-
-    later: ClassVar = ("caption", "image_id", "cluster", "group")
-
-    image: str = "image"
-    label: str = "label"
-    caption: str = "caption"
-    image_id: str | None = None
-    cluster: str | None = None
-    group: str | None = None
-
-    @property
-    def beside(self) -> dict[str, str]:
-        """What is read of each sample beside its image and label: key → name of the column."""
-        named = {"cluster": self.cluster, "group": self.group}
-        return {key: name for key, name in named.items() if name is not None}
 
 
 class Part(Strict):
@@ -205,9 +181,10 @@ class TaskCard(Strict):
     protocol's parameters, validated by that protocol. `images_of` maps a split's role to other splits whose images it
     shows too, all or some of them: a model that was trained on those has seen them.
 
-    `kind` is what goes with an image: one label, several, captions, referring expressions with boxes, or texts of items
-    to choose among (`choices`); the last three have no classes and no templates. `also` is what else goes with it,
-    where a set has more than one; `objects` are what an image shows beside what its label says.
+    `kind` is what goes with an image: one label, several, captions, referring expressions with boxes, texts of items
+    to choose among (`choices`), or `attributes`; the last four have no classes and no templates. Attributes are the
+    columns of groups, and `objectives` are what is asked of each image. `also` is what else goes with it, where a set
+    has more than one; `objects` are what an image shows beside what its label says.
 
     `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
     `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
@@ -223,7 +200,15 @@ class TaskCard(Strict):
     `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
     """
 
-    later: ClassVar = ("other_labels", "boxes", "expressions", "also", "images_of", "class_sets")
+    later: ClassVar = (
+        "other_labels",
+        "boxes",
+        "expressions",
+        "also",
+        "images_of",
+        "class_sets",
+        "objectives",
+    )
 
     title: str
     description: str | None = None
@@ -234,7 +219,9 @@ class TaskCard(Strict):
     columns: Columns = Columns()
     splits: dict[str, SplitSpec]
     images_of: dict[str, Tuple[Images]] = Field({})
-    kind: Literal["single-label", "multi-label", "captions", "expressions", "choices"] = "single-label"
+    kind: Literal["single-label", "multi-label", "captions", "expressions", "choices", "attributes"] = (
+        "single-label"
+    )
     also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     boxes: Literal["as-stored", "exif"] | None = None
     expressions: Literal["classes"] | None = None
@@ -244,6 +231,7 @@ class TaskCard(Strict):
     other_labels: Literal["error", "ignore"] = "error"
     templates: dict[str, Templates] = Field({})
     prompts_source: str | None = None
+    objectives: dict[str, Objective] = Field({})
     protocols: dict[str, dict[str, Any]]
     notes: str | None = None
 
@@ -329,11 +317,16 @@ class TaskCard(Strict):
     @model_validator(mode="after")
     def _of_its_kind(self) -> TaskCard:
         """Classes and prompts where the kind has labels, and nowhere else."""
-        for key in ("classes", "templates", "prompts_source"):
-            if self.kind in LABELLED and key not in self.model_fields_set:
+        asked = self.kind == "attributes"
+        for key in ("classes", "templates", "prompts_source", "objectives"):
+            wanted = asked if key == "objectives" else self.kind in LABELLED
+            if wanted and not getattr(self, key):
                 raise ValueError(f'missing key "{key}", which a {self.kind} set needs')
-            if self.kind not in LABELLED and key in self.model_fields_set:
+            if not wanted and key in self.model_fields_set and not (asked and key == "prompts_source"):
                 raise Misplaced(f"a set of {self.kind} has no {key}", key)
+        for name, objective in self.objectives.items():
+            if objective.label is not None:
+                check_label(name, objective, self.columns.groups)
         return self
 
     @model_validator(mode="after")
@@ -366,8 +359,8 @@ class TaskCard(Strict):
                 _check_templates(f'templates "{name}"', templates, "templates", name)
         if self.columns.image_id is not None and self.kind != "captions":
             raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
-        if self.columns.group is not None and self.kind != "single-label":
-            raise Misplaced("group goes with kind: single-label", "columns", "group")
+        if self.columns.group is not None and self.kind not in ("single-label", "attributes"):
+            raise Misplaced("group goes with kind: single-label or attributes", "columns", "group")
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self

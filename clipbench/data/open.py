@@ -20,7 +20,7 @@ from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data import captions, expressions, labels, layouts, repeats
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.digests import digests
-from clipbench.data.layouts.base import Layout, LayoutSpec, no_columns
+from clipbench.data.layouts.base import Layout, LayoutSpec, called, no_columns
 from clipbench.data.paths import DataPaths, listing, printable
 from clipbench.data.split import Note, Sample, Split, Subset
 from clipbench.errors import CardError, ClipbenchError, DataError, first_line, unknown
@@ -189,11 +189,16 @@ class TableSplit(Split):
         else:
             self.labels = np.zeros(len(self.ids), np.int64)
         self.notes = source.notes + notes
-        beside = {
-            key: np.array(source.beside(key, name), dtype=object)
-            for key, name in dataset.card.columns.beside.items()
+        beside = {key: source.beside(key, name) for key, name in dataset.card.columns.beside.items()}
+        clusters = beside.pop("cluster", None)
+        self.clusters = None if clusters is None else np.array(clusters, dtype=object)
+        self.groupings = {
+            name: np.array(called(self.ids, codes, spec.by_code, self.where, key), dtype=object)
+            for (name, spec), (key, codes) in zip(
+                dataset.card.columns.groups.items(), beside.items(), strict=True
+            )
         }
-        self.clusters, self.groups = beside.get("cluster"), beside.get("group")
+        self.groups = next(iter(self.groupings.values()), None)
         self.objects = source.objects
         self.choices = getattr(source, "choices", None)
         self.scattered = source.scattered

@@ -7,8 +7,9 @@ so a split of any size costs no memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,6 +145,7 @@ class Split(ABC):
         classes: the names that go with the labels.
         clusters: text [n], which samples belong together, where the card names a column that says it.
         groups: text [n], the group of each sample, where the card names a column that says it.
+        groupings: column → text [n], the same by every column of groups that the card names; `groups` is the first.
         captions, expressions, objects, choices: what a set of that kind has, else None.
         scattered: whether samples at scattered rows are read as quickly as those in order.
         notes: what a reader of its numbers must know of it; they stand in the record.
@@ -157,6 +159,7 @@ class Split(ABC):
     classes: tuple[str, ...]
     clusters: NDArray[np.object_] | None = None
     groups: NDArray[np.object_] | None = None
+    groupings: Mapping[str, NDArray[np.object_]] = MappingProxyType({})
     captions: Captions | None = None
     expressions: Expressions | None = None
     objects: Objects | None = None
@@ -173,6 +176,8 @@ class Split(ABC):
         if self.groups is not None:
             names, sizes = np.unique(self.groups, return_counts=True)
             text = f"groups of samples, the smallest of {sizes.min():,}"
+            if names.size == 1:
+                text = f"group alone, of all {sizes[0]:,} samples: the worst one is the whole"
             notes = (Note.of("groups", text, names[np.argsort(sizes, kind="stable")].tolist()),)
         if self.clusters is None:
             return notes
@@ -205,6 +210,7 @@ class Subset(Split):
         self.labels = whole.labels[rows]
         self.clusters = None if whole.clusters is None else whole.clusters[rows]
         self.groups = None if whole.groups is None else whole.groups[rows]
+        self.groupings = {name: groups[rows] for name, groups in whole.groupings.items()}
         self.captions = None if whole.captions is None else whole.captions.part(rows)
         self.expressions = None if whole.expressions is None else whole.expressions.part(rows)
         self.objects = None if whole.objects is None else whole.objects.part(rows)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipbench.metrics import clustered, intervals
 from clipbench.metrics.arrays import Ints
@@ -22,6 +23,15 @@ from clipbench.metrics.intervals import Interval, Score
 from clipbench.metrics.paired_tests import Difference
 
 _TAIL: Final = 0.025
+
+
+def codes(names: Sequence[str] | NDArray[np.object_]) -> Ints:
+    """The group of each sample as a number from 0 on, in the order of the names: int64 [n].
+
+    >>> codes(["b", "a", "b"]).tolist()
+    [1, 0, 1]
+    """
+    return np.unique(np.asarray(names, dtype=object), return_inverse=True)[1].astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def _mean(hits: Sequence[NDArray[np.bool_]]) -> Doubles:
 def _hits(metric: str, table: Columns, params: Recorded) -> Doubles | None:
     """Which samples are right by their best class, or by one of their best five."""
     ranks = _drawn(table)
-    return _mean([rank < (5 if metric == "acc5" else 1) for rank in ranks]) if ranks else None
+    return _mean([rank < (5 if metric.endswith("acc5") else 1) for rank in ranks]) if ranks else None
 
 
 def _recalled(metric: str, table: Columns, params: Recorded) -> Doubles | None:
@@ -44,6 +44,7 @@ def _recalled(metric: str, table: Columns, params: Recorded) -> Doubles | None:
 
 
 _THEIRS: Final = "CLIP_benchmark"
+_DATACOMP: Final = "DataComp"
 #: what `single_label` reports
 SINGLE_LABEL: Final = (
     MetricSpec("acc1", "1 / classes", shares=_hits, elsewhere={_THEIRS: "acc1", "huggingface": "accuracy"}),
@@ -52,7 +53,13 @@ SINGLE_LABEL: Final = (
         "mean_per_class_recall", "1 / classes", shares=_recalled, elsewhere={_THEIRS: "mean_per_class_recall"}
     ),
     MetricSpec("ece", "none", less_is_better=True),
-    MetricSpec("worst_group_acc1", "1 / classes", shares=_hits, lowest_of="group"),
+    MetricSpec(
+        "worst_group_acc1", "1 / classes", shares=_hits, lowest_of="group", elsewhere={_DATACOMP: "acc_wg"}
+    ),
+)
+#: what of groups only the protocol of that name reports
+TOP5_OF_GROUPS: Final = MetricSpec(
+    "worst_group_acc5", "5 / classes", shares=_hits, lowest_of="group", elsewhere={_DATACOMP: "acc_top5_wg"}
 )
 #: what `multi_label` may report
 MULTI_LABEL: Final = (
@@ -114,9 +121,9 @@ def single_label(
 
 
 def by_group(
-    hits: Doubles, groups: Names | None, clusters: Names | None, chance: float | None
+    hits: Doubles, groups: Names | None, clusters: Names | None, chance: float | None, metric: str = "acc1"
 ) -> tuple[dict[str, intervals.Score], dict[str, Any]]:
-    """acc1 on the worst group, and as evidence each group's, the worst first; nothing where there are no groups.
+    """`metric` on the worst group, and as evidence each group's, the worst first; nothing where there are no groups.
 
     Args:
         hits: float64 [R, n], which samples each draw of shots has right.
@@ -125,13 +132,13 @@ def by_group(
     if groups is None:
         return {}, {}
     of = None if clusters is None else clustered.codes(clusters)
-    worst, every = worst_group.worst_group(hits, clustered.codes(groups), of, chance)
+    worst, every = worst_group.worst_group(hits, worst_group.codes(groups), of, chance)
     named = zip(np.unique(groups).tolist(), every, strict=True)
     told = [
-        {"group": name, "acc1": score.value, "ci95": list(score.ci95), "n": score.n}
+        {"group": name, metric: score.value, "ci95": list(score.ci95), "n": score.n}
         for name, score in sorted(named, key=lambda pair: pair[1].value)
     ]
-    return {"worst_group_acc1": worst}, {"groups": told}
+    return {f"worst_group_{metric}": worst}, {"groups": told}
 
 
 def column_of(names: Names | None, column: str = "cluster") -> SampleColumns:

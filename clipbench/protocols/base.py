@@ -56,7 +56,8 @@ class MetricSpec:
             where the file has not what it needs. None: the metric is no such mean.
         precision: of a mean of average precisions over classes, their kind; it is paired from scores and labels.
         lowest_of: the column of the per-sample file that says the group of each sample, where the metric is the lowest
-            mean of `shares` over a group (see `clipbench.metrics.worst_group`).
+            mean of `shares` over a group (see `clipbench.metrics.worst_group`). Samples of no group do not count.
+        highest: whether it is the highest such mean instead.
         elsewhere: program → its name of the metric.
     """
 
@@ -67,6 +68,7 @@ class MetricSpec:
     shares: Callable[[str, Columns, Recorded], NDArray[np.float64] | None] | None = None
     precision: APKind | None = None
     lowest_of: str | None = None
+    highest: bool = False
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -88,17 +88,16 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     clusters = clusters_of(split, rows)
     if card.kind == "multi-label":
         difficult = require_difficult(split, params.difficult)
-        scores = np.concatenate([part for _, part in _scored(images, rows, weights, images.shape[1])])
+        scores = np.concatenate([part for _, part in scored(images, rows, weights, images.shape[1])])
         labels = labels.astype(np.uint8)
         outcome = outcomes.multi_label(scores, labels, ids, difficult, seed, clusters=clusters)
     else:
         scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
-        logits = _scored(images, rows, weights * scale, wider)
+        logits = scored(images, rows, weights * scale, wider)
         outcome = outcomes.single_label(
             logits, labels.astype(np.int64), ids, len(weights), seed, clusters, groups_of(split, rows)
         )
-    same = same_prompts(card, params.templates)
-    named = [[f"{card.classes[c]} ({c})" for c in group] for group in same]
+    named = named_alike(card, params.templates)
     told: dict[str, Any] = {"same_prompts": named} if named else {}
     if params.classes != ALL_CLASSES:
         told |= {"left_out": others}
@@ -131,6 +130,11 @@ def same_prompts(card: TaskCard, templates: str) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def named_alike(card: TaskCard, templates: str) -> list[list[str]]:
+    """The classes of `same_prompts`, each with its name and number, for the record."""
+    return [[f"{card.classes[c]} ({c})" for c in group] for group in same_prompts(card, templates)]
+
+
 def classifier(card: TaskCard, templates: str, encoder: Inputs) -> NDArray[np.float32]:
     """Class weights: float32 [C, D], unit rows; or [C, T, d], where the model compares tokens.
 
@@ -147,7 +151,7 @@ def classifier(card: TaskCard, templates: str, encoder: Inputs) -> NDArray[np.fl
     return unit if encoder.compared == "joint" else unit.reshape(len(unit), -1, encoder.token_width or 0)
 
 
-def _scored(
+def scored(
     images: Features, rows: NDArray[np.int64], weights: NDArray[np.float32], width: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Places among `rows` and their similarity with the class weights, so many that `width` numbers a row fit."""

@@ -103,10 +103,14 @@ def pair(first: Stored, second: Stored) -> Pair:
     drawn = [_draws(metric, table, params) for table in (a, b)]
     same = first.record.seed == second.record.seed and len(drawn[0]) == len(drawn[1])
     gains = shares[1] - shares[0]
-    group = registry.metric(metric).lowest_of
-    if group is not None:
+    spec = registry.metric(metric)
+    if spec.lowest_of is not None:
         one, two = np.stack(drawn[0] or [shares[0]]), np.stack(drawn[1] or [shares[1]])
-        found = worst_group.difference(one, two, clustered.codes(a[group]), clusters, same=same)
+        if spec.highest:  # the lowest of what is lacking to 1, the other way round
+            one, two = 1 - two, 1 - one
+        counted, of = _of_groups(a[spec.lowest_of])
+        clusters = None if "cluster" not in a else clustered.codes(np.array(a["cluster"], object)[counted])
+        found = worst_group.difference(one[:, counted], two[:, counted], of, clusters, same=same)
         return Pair(found, ids, gains, classes, left_out)
     if len(drawn[0]) > 1 or len(drawn[1]) > 1:
         if clusters is None:
@@ -229,9 +233,16 @@ def recomputed(stored: Stored) -> float | None:
     shares = _shares(metric, table, params)
     if shares is None or not shares.size:
         return None
-    column = registry.metric(metric).lowest_of
-    group = np.zeros(shares.size, np.int64) if column is None else clustered.codes(table[column])
-    return float((clustered.sums(group, shares) / np.bincount(group)).min())
+    spec = registry.metric(metric)
+    counted, of = _of_groups(["all"] * shares.size if spec.lowest_of is None else table[spec.lowest_of])
+    means = clustered.sums(of, shares[counted]) / np.bincount(of)
+    return float(means.max() if spec.highest else means.min())
+
+
+def _of_groups(names: Sequence[str | None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of samples that are of a group, and the group of each as a number."""
+    rows = np.flatnonzero([name is not None for name in names])
+    return rows, worst_group.codes(np.array(names, dtype=object)[rows])
 
 
 def _shares(metric: str, table: Columns, params: dict[str, Any]) -> Doubles | None:

@@ -20,6 +20,7 @@ from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
 from clipbench.models.adapter import ModelEntry
 from clipbench.models.families import family
+from clipbench.protocols import registry
 from clipbench.records.exposure import exposure
 from clipbench.records.record import Json, Record, Seen
 from clipbench.records.store import Stored
@@ -29,7 +30,7 @@ Kind = Literal["edited", "unsealed", "limited", "partial", "dirty", "seen", "sta
 _OF_MODEL: Final = ("family", "config", "preprocess", "text", "weights")
 _OF_TASK: Final = (
     *("source", "columns", "splits", "kind", "also", "boxes"),
-    *("classes", "label_names", "other_labels", "templates"),
+    *("classes", "label_names", "other_labels", "templates", "objectives"),
 )
 
 
@@ -72,7 +73,7 @@ class Eligibility:
         if record.limit is not None:
             reasons.append(Reason("limited", f"limited: --limit {record.limit:,}"))
         if (of := lacking(record)) is not None:
-            n = record.scores[record.primary].n
+            n = _measured(record)
             reasons.append(Reason("partial", f"partial: {n:,} of the split's {of:,} samples"))
         if record.env.dirty:
             reasons.append(Reason("dirty", "dirty: made with uncommitted changes to clipbench"))
@@ -213,6 +214,13 @@ def lacking(record: Record) -> int | None:
     rows = spec.get("rows") if isinstance(spec, dict) else None
     if record.limit is not None or not isinstance(rows, int):
         return None
+    return rows if _measured(record) + len(record.skipped) < rows else None
+
+
+def _measured(record: Record) -> int:
+    """How many samples of the split were looked at, those of other groups than the worst too."""
     told = record.evidence.get("left_out")  # what the task's own parameters leave out
     left_out = told if isinstance(told, int) else 0
-    return rows if record.scores[record.primary].n + left_out + len(record.skipped) < rows else None
+    if registry.metric(record.primary).lowest_of is not None:
+        return max(score.n for score in record.scores.values()) + left_out
+    return record.scores[record.primary].n + left_out

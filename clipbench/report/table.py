@@ -15,13 +15,13 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from clipbench.data.split import Note
 from clipbench.records.comparison import ALPHA, MEAN
-from clipbench.records.record import Noted, Record
+from clipbench.records.record import Record
 from clipbench.records.store import Stored
 from clipbench.report import dataframe, numbers
 from clipbench.report.dataframe import Row
 from clipbench.report.ranks import POWER, Ranks
+from clipbench.report.remarks import remarks
 from clipbench.report.sections import Mean, Section
 from clipbench.utils import escape
 from clipbench.utils.escape import visible
@@ -421,7 +421,7 @@ def record_table(record: Record) -> RenderableType:
             f"{score.n:,}",
         )
     title = Text(f"{record.model} on {record.task}", style="bold")
-    notes = [*(f"{mark} {_LEGEND[mark]}" for mark in _marks(shown_as)), *_remarks(record)]
+    notes = [*(f"{mark} {_LEGEND[mark]}" for mark in _marks(shown_as)), *remarks(record)]
     return Group(title, table, *(Text(line, style="dim") for line in (["", *notes] if notes else ())))
 
 
@@ -435,66 +435,3 @@ def stages_table(record: Record) -> RenderableType:
     for name, seconds in (*longest, ("total", timing.total_s)):
         table.add_row(name, f"{seconds:,.2f}", f"{100 * seconds / (timing.total_s or 1):.1f}")
     return table
-
-
-def _remarks(record: Record) -> list[str]:
-    """What a reader of the numbers must know: what the model has seen, notes on the data, how a probe was chosen."""
-    evidence: Any = record.evidence
-    said = [f"trained on {one.text}" for one in record.seen]
-    said += [_noted(note) for note in record.notes]
-    if same := evidence.get("same_prompts"):
-        named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
-        count = f"{sum(map(len, same)):,} classes have the same prompts as another"
-        said.append(f"{count}, so no model tells them apart: {named}")
-    if centre := dataframe.centre_baseline(record):
-        said.append(_beside_centre(*centre))
-    if "lambda" in evidence.get("chosen", {}):
-        chosen, validation = evidence["chosen"], evidence["validation"]
-        said.append(
-            f"λ = {chosen['lambda']:.4g} (C = {chosen['C']:.4g}), the best of {len(evidence['curve'])} by "
-            f"{validation['metric']} on {validation['n']:,} validation samples ({validation['source']})"
-        )
-        if chosen["edge"]:
-            said.append(f"careful: {chosen['edge']}")
-    if "std" in evidence:
-        spread = evidence["std"][record.primary]
-        draws = len(evidence["per_draw"][record.primary])
-        said.append(f"mean of {draws} draws" + (f", standard deviation {100 * spread:.2f}" if spread else ""))
-    if groups := evidence.get("groups"):
-        named = "; ".join(f"{one['group']} {100 * one['acc1']:.2f} (n {one['n']:,})" for one in groups[:3])
-        said.append(
-            f"acc1 of {len(groups):,} groups, the worst first: {named}{'; …' if len(groups) > 3 else ''}"
-        )
-    if fits := evidence.get("not_converged"):
-        said.append(f"not converged: {'; '.join(map(_fit, fits))}")
-    return said
-
-
-def _beside_centre(value: float, above: float, ci95: tuple[float, float] | None) -> str:
-    """What no model is: the baseline of grounding, and the pointing game beside it.
-
-    >>> _beside_centre(0.25, 0.125, (-0.01, 0.26))
-    "always pointing at the image's middle gets 25.00; the pointing game is +12.50 from that (95 % -1.00 … +26.00)"
-    """
-    interval = f"95 % {numbers.ends(*ci95, None, '+')}" if ci95 else "no interval: images do not differ"
-    return (
-        f"always pointing at the image's middle gets {numbers.number(value, None)}; the pointing game is "
-        f"{numbers.number(above, None, '+')} from that ({interval})"
-    )
-
-
-def _noted(note: Noted) -> str:
-    """A note on the data as a line.
-
-    >>> _noted(Noted(split="test", kind="ignored-files", text="files ignored", count=2, examples=("a.txt", "b.md")))
-    'test: 2 files ignored (a.txt, b.md)'
-    """
-    return f"{note.split}: {Note(note.kind, note.text, note.count, note.examples)}"
-
-
-def _fit(which: Any) -> str:
-    """A fit that did not converge: a probe's λ, or an SVM's class, cost and fold."""
-    if not isinstance(which, dict):
-        return f"λ = {which:.3g}"
-    fold = "all folds" if which["fold"] is None else f"fold {which['fold']}"
-    return f"{which['class']} at C = {which['C']:g}, {fold}"

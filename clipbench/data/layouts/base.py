@@ -5,12 +5,13 @@ A layout is one module, `clipbench/data/layouts/NAME.py` or a plugin's (see `cli
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from clipbench.data.choices import Choice
 from clipbench.data.split import Note, Objects
 from clipbench.errors import DataError
 from clipbench.utils.parsing import exists
+
+#: the code of a number that is none
+NOT_A_NUMBER: Final = "nan"
 
 
 class Layout(ABC):
@@ -150,12 +154,49 @@ def no_columns(where: str, key: str, name: str) -> DataError:
     """The error for a column that the card names, where samples have nothing but an image and a label."""
     return DataError(
         f"{where}: columns.{key} on the task card is {name!r}, but samples here have no columns",
-        hint="it is read from parquet tables (a column) and WebDataset tars (a field of each sample's .json): give "
-        f"such a copy with --data, or take columns.{key} off the card",
+        hint="it is read from parquet tables (a column) and WebDataset tars (a field of each sample's .json, or a "
+        f"value of its .npy): give such a copy with --data, or take columns.{key} off the card",
     )
 
 
-def plain_text(value: Any) -> str | None:
-    """A text that says something, or a whole number, as text; None for anything else."""
+def plain_text(value: Any, key: str = "") -> str | None:
+    """A text that says something, or a whole number, as text; None for anything else.
+
+    The number that is none is "nan" in a column of groups (`key`, of `columns` on the card), which may name it.
+
+    >>> [plain_text(value, "group") for value in ("a", 3, 3.0, float("nan"), 0.5, True)]
+    ['a', '3', '3', 'nan', None, None]
+    """
+    if isinstance(value, float):
+        if math.isnan(value):
+            return NOT_A_NUMBER if key.startswith("group") else None
+        return str(int(value)) if value.is_integer() else None
     whole = isinstance(value, int) and not isinstance(value, bool)
     return str(value) if whole or (isinstance(value, str) and value.strip()) else None
+
+
+def called(
+    ids: Sequence[str], codes: Sequence[str], names: Mapping[str, str] | None, where: str, key: str
+) -> list[str]:
+    """The groups of samples by their names: what `columns.<key>.names` of the card calls their codes.
+
+    Raises:
+        DataError: a code that has no name, or is no number.
+    """
+    known = {NOT_A_NUMBER: None} if names is None else dict.fromkeys({*codes} - names.keys())
+    lost = next((place for place, code in enumerate(codes) if code in known), None)
+    if lost is None:
+        return list(codes) if names is None else [names[code] for code in codes]
+    count = sum(code == codes[lost] for code in codes)
+    if codes[lost] == NOT_A_NUMBER:
+        raise DataError(
+            f"{where}: sample {ids[lost]} has no number (NaN) in the column of columns.{key}; {count:,} such samples",
+            hint=f'name it, for example columns.{key}: {{names: {{"nan": unknown}}}} on the task card; a group can be '
+            "skipped by its name",
+        )
+    told = ", ".join(f"{code} {name}" for code, name in list((names or {}).items())[:8])
+    raise DataError(
+        f"{where}: sample {ids[lost]} has the code {codes[lost]!r}, which columns.{key}.names does not name (it names "
+        f"{told}); {count:,} such samples",
+        hint="add the code and its name on the task card, or correct the data",
+    )

@@ -8,6 +8,7 @@ table, or from the folder of the data set, and leads nowhere else; see `Parquet.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -56,9 +57,11 @@ class Parquet(Layout):
                 file that is missing, or lies outside of `root`.
         """
         key = "caption" if card.kind == "captions" else "label"
+        self._labelled = card.kind != "attributes"
         self._label = getattr(card.columns, key)
         self._captioned = card.kind == "captions"
-        self._start(files, card, root, where, {"image": card.columns.image, key: self._label})
+        columns = {"image": card.columns.image} | ({key: self._label} if self._labelled else {})
+        self._start(files, card, root, where, columns)
         if card.kind in LABELLED:
             self._read_names()
 
@@ -131,11 +134,15 @@ class Parquet(Layout):
 
     def beside(self, key: str, name: str) -> list[str]:
         values = self._named(key, name)
-        texts = [plain_text(value) for value in values]
+        texts = [plain_text(value, key) for value in values]
         if None in texts:
+            row = texts.index(None)
+            said = (
+                "nothing" if values[row] is None else f"{str(values[row])[:60]!r}, no text or whole number,"
+            )
             raise DataError(
-                f"{self.where}: row {texts.index(None)} has nothing in the column {name!r}, which columns.{key} on the "
-                "task card names",
+                f"{self.where}: row {row} has {said} in the column {name!r}, which columns.{key} on the task card "
+                "names",
                 hint="fill it in every row, or name another column",
             )
         if self.groups is None:
@@ -153,18 +160,20 @@ class Parquet(Layout):
     def _named(self, key: str, column: str) -> list[Any]:
         """The values of a column that `columns.<key>` of the card names; DataError unless they are texts or numbers."""
         self._check({key: column})
-        if not self._plain(column):
+        if not self._plain(column, *(("fractions",) if key.startswith("group") else ())):
             kind = _said(_kind(self._schemas[self._files[0]].field(column).type))
             raise DataError(
                 f"{self.where}: the column {column!r} holds {kind}, expected texts or whole numbers",
                 hint=_set(key),
             )
-        return list(self._values(column))
+        if self._plain(column):
+            return list(self._values(column))
+        return [math.nan if value is None else float(value) for value in self._values(column)]
 
-    def _plain(self, column: str) -> bool:
-        """Whether every file has the column, of texts or whole numbers."""
+    def _plain(self, column: str, *more: str) -> bool:
+        """Whether every file has the column, of texts or whole numbers, or of `more`."""
         return all(
-            column in schema.names and _kind(schema.field(column).type) in ("texts", "whole numbers")
+            column in schema.names and _kind(schema.field(column).type) in ("texts", "whole numbers", *more)
             for schema in self._schemas.values()
         )
 
@@ -234,8 +243,13 @@ class Parquet(Layout):
         self._own = named
 
     def _labels(self) -> Iterator[Any]:
-        """What the label column holds, row by row; names where the files number their labels differently."""
+        """What the label column holds, row by row; names where the files number their labels differently; None of a set
+        that has none."""
         for path in self._files:
+            if not self._labelled:
+                with opened(path) as file:
+                    yield from [None] * file.metadata.num_rows
+                continue
             names = self._own.get(path)
             for place, label in enumerate(self._of(path, self._label)):
                 if names is None or label is None:
@@ -441,4 +455,4 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> Parquet | None:
     return Parquet(files, dataset.card, root) if files else None
 
 
-LAYOUT: Final = LayoutSpec((*LABELLED, "captions"), "{split}*.parquet", probe)
+LAYOUT: Final = LayoutSpec((*LABELLED, "captions", "attributes"), "{split}*.parquet", probe)

@@ -49,10 +49,12 @@ _NUMBER = "a class number or name"
 _LABELS = {".cls": _NUMBER, ".cls.txt": _NUMBER, ".label": _NUMBER, ".label.txt": _NUMBER}
 _ROW = {".npy": "0/1 a class"}
 _JSON = {".json": '"label" or "cls"'}
+_VALUES = {".npy": "the values that columns.values on the task card names"}
 _ENDS: Final[Mapping[str, dict[str, str]]] = {
     "single-label": _LABELS | _ROW | _JSON,
     "multi-label": _ROW | _JSON | _LABELS,
     "captions": {".txt": "captions, one a line"},
+    "attributes": {".npy": "the values that columns.values names", ".json": "a field for each column"},
 }
 _LONGEST = 1 << 26  # bytes of a label's file
 _KIND = "index of tars 1"
@@ -75,10 +77,13 @@ class WebDataset(Layout):
             DataError: two files of one name, or class names that cannot be read.
         """
         self.files, self.root, self.where, self._kind = files, root, str(where), card.kind
-        self._ends = _ENDS[card.kind]
-        self._fields = {name: key for key, name in card.columns.beside.items()}
-        self._read = self._ends | (_JSON if self._fields else {})
+        self._vector, self._lacking = card.columns.vector, sum(n.endswith("?") for n in card.columns.values)
+        apart = self._vector and card.kind != "attributes"  # a vector of values is no label
+        self._ends = {end: what for end, what in _ENDS[card.kind].items() if not (apart and end == ".npy")}
+        self._fields = {name: key for key, name in reversed(card.columns.beside.items())}
+        self._read = self._ends | (_JSON if self._fields else {}) | (_VALUES if self._vector else {})
         self._beside: dict[str, list[str]] = {}
+        self._other_y: list[str] = []
         stems = Counter(map(stem, files))
         twice = [file for file in files if stems[stem(file)] > 1]
         if twice:
@@ -92,7 +97,7 @@ class WebDataset(Layout):
 
     def index(self) -> Iterator[tuple[str, Any]]:
         places: list[tuple[int, int, int]] = []
-        self._beside = {name: [] for name in self._fields}
+        self._beside, self._other_y = {name: [] for name in self._fields}, []
         ignored: list[str] = []
         beside: list[str] = []
         empty: list[str] = []
@@ -117,8 +122,13 @@ class WebDataset(Layout):
                 label = self._label(path, group, files, texts)
                 assert group.image is not None
                 places.append((number, *files[group.image][1:]))
+                values = fields.get(group.texts.get(".json", -1))
+                values = values if isinstance(values, dict) else {}
+                values |= self._values(path, group, texts)
                 for name in self._fields:
-                    self._beside[name].append(self._field(path, group, fields, name))
+                    self._beside[name].append(self._field(path, group, values, name))
+                if isinstance(label, int) and values.get("y", label) != label and "y" in self._vector:
+                    self._other_y.append(f"{stem(path)}/{group.key}: {values['y']}, {label}")
                 yield f"{stem(path)}/{group.key}", label
             beside += [f"{stem(path)}/{files[i].name}" for i in found.beside]
             lone = [i for group in found.bare for i in group.texts.values()]  # for no sample, as `_check` saw
@@ -128,6 +138,9 @@ class WebDataset(Layout):
             *notes_of("empty-tars", "tar files without a member", empty),
             *notes_of("ignored-images", "images ignored: a sample's own lies beside them", beside),
             *notes_of("ignored-files", "files in the tars ignored: they belong to no sample", ignored),
+            *notes_of(
+                "other-y", "samples with another number as y in their .npy than as label", self._other_y
+            ),
         )
 
     def also_in_fingerprint(self) -> dict[str, Any]:
@@ -137,7 +150,8 @@ class WebDataset(Layout):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        key = fingerprint([content, self._kind, *self._fields])
+        vector = [[*self._vector, self._lacking]] if self._vector else []
+        key = fingerprint([content, self._kind, *self._fields, *vector])
         path = cache_root() / "splits" / f"{key}.parquet"
         kept = read_checked(path, _KIND)
         if kept is None:
@@ -178,17 +192,38 @@ class WebDataset(Layout):
     def beside(self, key: str, name: str) -> list[str]:
         return self._beside[name]
 
-    def _field(self, path: Path, group: Group, fields: Mapping[int, Any], name: str) -> str:
-        """What a field of a sample's JSON says, a text or a whole number."""
-        there = fields.get(group.texts.get(".json", -1))
-        there = there if isinstance(there, dict) else {}
-        found = plain_text(there.get(name))
+    def _values(self, path: Path, group: Group, texts: Mapping[int, Any]) -> dict[str, Any]:
+        """The values in a sample's `.npy` by the names that the card gives them; nothing where there is none."""
+        if not self._vector or ".npy" not in group.texts:
+            return {}
+        values, most = texts[group.texts[".npy"]], len(self._vector)
+        least = most - self._lacking
+        if isinstance(values, list) and least <= len(values) <= most and not any(map(_several, values)):
+            return dict(zip(self._vector, values, strict=False))
+        shape = np.shape(values) if isinstance(values, list) else ()
+        due = f"{most}" if least == most else f"{least} to {most}"
+        raise DataError(
+            f"{path}: {group.key}.npy holds {f'{len(values)} values' if len(shape) == 1 else f'an array {shape}'}, "
+            f"columns.values on the task card names {due} ({', '.join(self._vector)})",
+            hint="correct columns.values: the names of the values in their order; one that may be lacking at the end "
+            "has a ? behind it",
+        )
+
+    def _field(self, path: Path, group: Group, values: Mapping[str, Any], name: str) -> str:
+        """What a sample's values or JSON say, a text or a whole number."""
+        found = plain_text(values.get(name), self._fields[name])
         if found is None:
-            said = f"it says {str(there[name])[:60]!r}" if name in there else "there is none"
+            said = f"it says {str(values[name])[:60]!r}" if name in values else "there is none"
+            end = ".npy" if name in self._vector and ".json" not in group.texts else ".json"
+            hint = f'pack {group.key}.json with {{"{name}": …}} for every sample, or name another field'
+            if end == ".npy":
+                hint = f"pack {group.key}.npy with all that columns.values names, for every sample"
+            elif ".npy" in group.texts and not self._vector:
+                hint += "; or name the values of its .npy, in their order, as columns.values"
             raise DataError(
-                f"{path}: sample {group.key} has no text or whole number as {name!r} in its .json ({said}), which "
+                f"{path}: sample {group.key} has no text or whole number as {name!r} in its {end} ({said}), which "
                 f"columns.{self._fields[name]} on the task card names",
-                hint=f'pack {group.key}.json with {{"{name}": …}} for every sample, or name another field',
+                hint=hint,
             )
         return found
 
@@ -242,7 +277,9 @@ class WebDataset(Layout):
             yield f"{', '.join(end for end, same in self._ends.items() if same == what)} ({what})"
 
     def _label(self, path: Path, group: Group, files: Sequence[Member], texts: Mapping[int, Any]) -> Any:
-        """The raw label of a sample."""
+        """The raw label of a sample; None in a set of attributes."""
+        if self._kind == "attributes":
+            return None
         there = {end: texts[number] for end in self._ends if (number := group.texts.get(end)) is not None}
         empty = (None,) if ".txt" in there else (None, "")
         said = {end: text for end, text in there.items() if text not in empty}
@@ -275,6 +312,10 @@ def _content(path: Path, file: IO[bytes], member: Member) -> bytes:
     if len(data) < member.size:
         raise EOFError("unexpected end of data")
     return data
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _in_json(data: bytes) -> Any:

@@ -1,0 +1,362 @@
+"""Zero-shot classification by groups of samples: the worst group, each by itself, and the macro F1.
+
+A group is what a column of the data says of a sample (the region, the income), or several together (gender × race). As
+in WILDS (arXiv 2012.07421) and DataComp, a group that no sample is of does not count, and the accuracy over all samples
+is no mean over groups. Groups that are skipped count in that accuracy, and never as the worst one.
+
+Sets of attributes, as faces with age, gender and race, have no single label: an objective of the card is asked of
+each image, and is right as a column says, or is none that may be right, whose share is measured (toxic names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Discriminator, Tag
+
+from clipbench.cards.base import Tuple
+from clipbench.cards.columns import Objective
+from clipbench.cards.task import TaskCard
+from clipbench.data.split import Split
+from clipbench.errors import DataError, unknown
+from clipbench.metrics import classification, clustered, f1, intervals
+from clipbench.metrics.intervals import Score
+from clipbench.protocols import _outcomes as outcomes
+from clipbench.protocols import zero_shot
+from clipbench.protocols._samples import clusters_of, decoded
+from clipbench.protocols.base import Columns, Inputs, MetricSpec, Needs, Outcome, Protocol, Recorded
+from clipbench.protocols.base import Params as ParamsBase
+
+Names = NDArray[np.object_]
+Doubles = NDArray[np.float64]
+Blocks = Iterable[tuple[slice, NDArray[np.float32]]]
+#: what stands between the names of groups that are of several columns
+TIMES: Final = " × "
+_COUNTED: Final = ("share", "lowest_group_share", "highest_group_share")
+_TOP5: Final = ("acc5", "worst_group_acc5")
+_OneOrSeveral = Annotated[
+    Annotated[str, Tag("function-str")] | Annotated[Tuple[str], Tag("tuple[str]")],
+    Discriminator(lambda value: "function-str" if isinstance(value, str) else "tuple[str]"),
+]
+
+
+class Params(ParamsBase):
+    """What a task card may set under `protocols: {groups: …}`.
+
+    Attributes:
+        primary: the metric that stands for the task.
+        group: the column of groups by which they are told, or several, whose combinations are the groups; None: the
+            first of the card.
+        skip: names of groups that are never the worst one.
+        objective: which of the card's objectives, in sets of kind attributes.
+        templates: which of the card's template sets.
+        split: which of the card's splits.
+    """
+
+    primary: Literal[
+        "acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "worst_group_acc5", "f1_macro",
+        "share", "lowest_group_share", "highest_group_share",
+    ] = "worst_group_acc1"  # fmt: skip
+    group: _OneOrSeveral | None = None
+    skip: Tuple[str] = ()
+    objective: str | None = None
+    templates: str = "default"
+    split: str = "test"
+
+    def columns(self, card: TaskCard) -> tuple[str, ...]:
+        """The names of the columns that tell groups."""
+        if self.group is None:
+            return tuple(card.columns.groups)[:1]
+        return (self.group,) if isinstance(self.group, str) else self.group
+
+
+def check(card: TaskCard, params: Params) -> str | None:
+    """What is wrong with `params` for `card`, or None."""
+    columns, known = params.columns(card), card.columns.groups
+    lost = next((name for name in columns if name not in known), None)
+    if lost is not None:
+        return unknown("column of columns.group", lost, known) if known else "group needs columns.group"
+    if not columns and (params.primary.endswith(("group_acc1", "group_acc5")) or params.skip):
+        return f"{'skip' if params.skip else params.primary} needs columns.group on the task card"
+    named = _named(card, columns)
+    odd = next((name for name in params.skip if named is not None and name not in named), None)
+    if odd is not None:
+        return unknown(f"group of {TIMES.join(columns)} in skip", odd, named or ())
+    if card.kind == "attributes":
+        return _check_objective(card, params)
+    if params.objective is not None:
+        return "objective belongs to sets of kind attributes"
+    if params.templates not in card.templates:
+        return unknown("template set", params.templates, card.templates)
+    if params.primary in _COUNTED:
+        return f"primary {params.primary} belongs to objectives that count"
+    return _check_top5(params.primary, len(card.classes))
+
+
+def _check_objective(card: TaskCard, params: Params) -> str | None:
+    if params.objective not in card.objectives:
+        word = "none" if params.objective is None else params.objective
+        return unknown("objective", word, card.objectives)
+    objective = card.objectives[params.objective]
+    if bool(objective.counts) != (params.primary in _COUNTED):
+        kind = f"counts {objective.counts[0]}, …" if objective.counts else "has a label"
+        return f"primary {params.primary} is nothing for the objective {params.objective}, which {kind}"
+    return _check_top5(params.primary, len(set(objective.meanings)), folded=bool(objective.means))
+
+
+def _check_top5(primary: str, classes: int, *, folded: bool = False) -> str | None:
+    if primary in _TOP5 and (classes < 5 or folded):
+        return f"{primary} needs at least 5 classes{', each with a meaning of its own' if folded else ''}"
+    return None
+
+
+def _named(card: TaskCard, columns: tuple[str, ...]) -> list[str] | None:
+    """The names of all groups that the card knows of; None where a column's codes have no names there."""
+    every = [card.columns.groups[name].by_code for name in columns]
+    found = [""]
+    for names in every:
+        if names is None:
+            return None
+        found = [
+            f"{one}{TIMES}{name}" if one else name for one in found for name in dict.fromkeys(names.values())
+        ]
+    return found if columns else []
+
+
+def needs(params: Params, compared: str) -> Needs:
+    """Image features that the protocol reads: (split role, feature space)."""
+    return Needs(((params.split, compared),))
+
+
+def _asked(card: TaskCard, params: Params) -> tuple[TaskCard, Objective | None]:
+    """The card whose classes and templates are asked, and the objective that they are of, if any."""
+    if params.objective is None:
+        return card, None
+    objective = card.objectives[params.objective]
+    changes = {"classes": objective.classes, "templates": {"default": objective.templates}}
+    return card.model_copy(update=changes), objective
+
+
+def texts(card: TaskCard, splits: dict[str, Split], params: Params) -> list[str]:
+    """Every finished prompt, once."""
+    asked, objective = _asked(card, params)
+    named = "default" if objective else params.templates
+    return zero_shot.texts(asked, splits, zero_shot.Params(templates=named))
+
+
+def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Params, seed: int) -> Outcome:
+    """Score every image against every class as `zero_shot.run` does, and tell the scores by groups.
+
+    Raises:
+        DataError: all samples are of groups that are skipped.
+    """
+    split = splits[params.split]
+    asked, objective = _asked(card, params)
+    images = encoder.images(split, encoder.compared)
+    named = "default" if objective else params.templates
+    weights = zero_shot.classifier(asked, named, encoder)
+    rows = decoded(split, images)
+    wider = max(len(weights), images.shape[1])
+    logits = zero_shot.scored(images, rows, weights * np.float32(encoder.logit_scale), wider)
+    ids, clusters = np.array(split.ids, dtype=object)[rows], clusters_of(split, rows)
+    if objective is None:
+        labels = split.labels[rows].astype(np.int64)
+        found = _labelled(logits, labels, ids, len(weights), seed, clusters)
+    elif objective.counts:
+        found = _counted(logits, objective, ids, clusters)
+    else:
+        found = _attributed(logits, objective, split, rows, ids, seed, clusters)
+    found = _by_groups(found, card, split, rows, clusters, params)
+    same = zero_shot.named_alike(asked, named)
+    return replace(found, evidence=found.evidence | ({"same_prompts": same} if same else {}))
+
+
+def _labelled(
+    logits: Blocks, target: NDArray[np.int64], ids: Names, classes: int, seed: int, clusters: Names | None
+) -> Outcome:
+    """What zero-shot classification measures, without the calibration; and the macro F1."""
+    found = outcomes.single_label(logits, target, ids, classes, seed, clusters)
+    prediction: NDArray[np.int64] = np.asarray(found.samples["prediction"])
+    of = None if clusters is None else clustered.codes(clusters)
+    scores = {name: score for name, score in found.scores.items() if name != "ece"}
+    scores["f1_macro"] = f1.f1_score(target, prediction, classes, of)
+    samples = found.samples | {"f1_share": f1.f1_shares(target, prediction, classes)}
+    per_class = found.per_class | {"f1": f1.f1_per_class(target, prediction, classes)}
+    return Outcome(scores, per_class, samples)
+
+
+def _attributed(
+    logits: Blocks,
+    objective: Objective,
+    split: Split,
+    rows: NDArray[np.int64],
+    ids: Names,
+    seed: int,
+    clusters: Names | None,
+) -> Outcome:
+    """An objective whose right answer a column says; classes of one meaning are one, once the best class is known."""
+    meanings = list(dict.fromkeys(objective.meanings))
+    said = split.groupings[str(objective.label)][rows]
+    place = {name: number for number, name in enumerate(meanings)}
+    lost = next((name for name in said if name not in place), None)
+    if lost is not None:
+        raise DataError(
+            f"{split.dataset}: {int((said == lost).sum()):,} samples are {lost!r} in the column {objective.label}, "
+            f"which no class of the objective means (they mean {', '.join(meanings)})",
+            hint="add the class, or its meaning, to the objective on the task card",
+        )
+    target = np.array([place[name] for name in said], dtype=np.int64)
+    if not objective.means:
+        return replace(_labelled(logits, target, ids, len(meanings), seed, clusters), per_class={})
+    of_class = np.array([place[name] for name in objective.meanings])
+    chosen = np.eye(len(meanings), dtype=np.float32)
+    folded = ((block, chosen[of_class[classification.predict(scores)]]) for block, scores in logits)
+    found = _labelled(folded, target, ids, len(meanings), seed, clusters)
+    scores = {name: score for name, score in found.scores.items() if name not in _TOP5}
+    return replace(found, scores=scores, per_class={})
+
+
+def _counted(logits: Blocks, objective: Objective, ids: Names, clusters: Names | None) -> Outcome:
+    """An objective of which the share of answers is measured that it counts."""
+    prediction = np.empty(len(ids), dtype=np.int64)
+    for block, scores in logits:
+        prediction[block] = classification.predict(scores)
+    counts = np.array([name in objective.counts for name in objective.classes])
+    hits, chance = counts[prediction], float(counts.mean())
+    if clusters is None:
+        score = intervals.accuracy_score(hits, chance)
+    else:
+        score = clustered.mean_score(hits.astype(np.float64), clustered.codes(clusters), chance)
+    samples = {"id": ids, "prediction": prediction, "counted": hits.astype(np.float64)}
+    return Outcome({"share": score}, {}, samples | outcomes.column_of(clusters))
+
+
+def _by_groups(
+    found: Outcome,
+    card: TaskCard,
+    split: Split,
+    rows: NDArray[np.int64],
+    clusters: Names | None,
+    params: Params,
+) -> Outcome:
+    """The outcome with its scores by group: the worst one's in the scores, each one's in the evidence."""
+    columns = params.columns(card)
+    if not columns:
+        return found
+    every = _joined([split.groupings[name] for name in columns])
+    groups = every[rows]
+    kept = ~np.isin(groups, params.skip)
+    if not kept.any():
+        raise DataError(
+            f"{split.dataset}: all {len(rows):,} samples are of groups that are skipped ({', '.join(params.skip)})",
+            hint="take more samples (raise --limit), or take names out of skip on the task card",
+        )
+    scores, told = dict(found.scores), dict[str, list[dict[str, Any]]]()
+    for metric, hits in _measured(found):
+        of_kept = None if clusters is None else clusters[kept]
+        top = scores[metric]
+        worst, evidence = outcomes.by_group(hits[None, kept], groups[kept], of_kept, top.chance, metric)
+        if metric == "share":
+            lowest = worst["worst_group_share"]
+            highest = outcomes.by_group(1 - hits[None, kept], groups[kept], of_kept, None, metric)[0]
+            worst = {
+                "lowest_group_share": lowest,
+                "highest_group_share": _turned(highest["worst_group_share"], top),
+            }
+            evidence["groups"].reverse()
+        scores |= worst
+        told[metric] = evidence["groups"]
+    metric = "acc5" if params.primary in _TOP5 else next(iter(told))
+    known = dict.fromkeys([*(_named(card, columns) or ()), *np.unique(every).tolist()])
+    skipped = [
+        {"group": name, metric: float(hits[groups == name].mean()), "n": int((groups == name).sum())}
+        for each, hits in _measured(found)
+        for name in params.skip
+        if each == metric and (groups == name).any()
+    ]
+    evidence = {
+        "groups": _together(told, metric),
+        "grouped": {
+            "column": TIMES.join(columns),
+            "metric": metric,
+            "skipped": skipped,
+            "without_samples": [name for name in known if not (groups == name).any()],
+        },
+    }
+    column = groups.copy()
+    column[~kept] = None  # of no group that counts
+    return Outcome(scores, found.per_class, found.samples | {"group": column}, found.evidence | evidence)
+
+
+def _measured(found: Outcome) -> Iterator[tuple[str, Doubles]]:
+    """What is told by group: metric, and what each sample adds to it, float64 [n]."""
+    if "counted" in found.samples:
+        yield "share", np.asarray(found.samples["counted"])
+        return
+    rank = np.asarray(found.samples["rank"])
+    for metric, within in (("acc1", 1), ("acc5", 5)):
+        if metric in found.scores:
+            yield metric, (rank < within).astype(np.float64)
+
+
+def _joined(columns: list[Names]) -> Names:
+    """The groups of samples that are told by several columns."""
+    found = columns[0]
+    for more in columns[1:]:
+        found = np.array(
+            [f"{one}{TIMES}{other}" for one, other in zip(found, more, strict=True)], dtype=object
+        )
+    return found
+
+
+def _turned(lacking: Score, share: Score) -> Score:
+    """The highest share, of the lowest of what shares lack to 1."""
+    low, high = lacking.ci95
+    return Score(1 - lacking.value, (1 - high, 1 - low), lacking.n, share.chance)
+
+
+def _together(told: dict[str, list[dict[str, Any]]], metric: str) -> list[dict[str, Any]]:
+    """Each group with all that is told of it, in the order of `metric`, whose interval it is."""
+    others = {
+        one["group"]: {name: one[name]} for name, groups in told.items() if name != metric for one in groups
+    }
+    return [one | others.get(one["group"], {}) for one in told[metric]]
+
+
+def _pulled(metric: str, table: Columns, params: Recorded) -> Doubles | None:
+    """What each sample adds to the macro F1."""
+    return np.array(table["f1_share"], dtype=np.float64) if "f1_share" in table else None
+
+
+def _share(metric: str, table: Columns, params: Recorded) -> Doubles | None:
+    """Which answers are counted."""
+    return np.array(table["counted"], dtype=np.float64) if "counted" in table else None
+
+
+_SHARE: Final = "counted classes / classes"
+PROTOCOL: Final = Protocol(
+    id="groups",
+    version=1,
+    kinds=("single-label", "attributes"),
+    params=Params,
+    metrics=(
+        *(spec for spec in outcomes.SINGLE_LABEL if spec.name != "ece"),
+        outcomes.TOP5_OF_GROUPS,
+        MetricSpec(
+            "f1_macro", "answers drawn evenly", shares=_pulled, elsewhere={"DataComp": "F1-macro_all"}
+        ),
+        MetricSpec("share", _SHARE, less_is_better=True, shares=_share),
+        MetricSpec("lowest_group_share", _SHARE, less_is_better=True, shares=_share, lowest_of="group"),
+        MetricSpec(
+            "highest_group_share", _SHARE, less_is_better=True, shares=_share, lowest_of="group", highest=True
+        ),
+    ),
+    check=check,
+    needs=needs,
+    run=run,
+    texts=texts,
+)
