@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipbench.cards.base import Strict
-from clipbench.cards.entry import Card, Entry
+from clipbench.cards.entry import Entry
 from clipbench.cards.model import ModelCard
 from clipbench.cards.overrides import changed, parse_assignments
-from clipbench.cards.prompts import Prompts, spelled_out
+from clipbench.cards.reader import KINDS, Classes, Reader, base_of, kind_by_keys
 from clipbench.cards.strict_yaml import Document, parse
-from clipbench.cards.task import ALL_CLASSES, DIFFICULT_MARKS, Suite, Suites, TaskCard
+from clipbench.cards.task import ALL_CLASSES, CLASSES, DIFFICULT_MARKS, Suite, Suites, TaskCard
+from clipbench.data.split import Split, of_classes
 from clipbench.errors import CardError, unknown
 from clipbench.models import factories, families, remembered
 from clipbench.models.adapter import ModelEntry
@@ -42,12 +42,33 @@ CHECKPOINTS = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors")
 
 @dataclass(frozen=True)
 class Task:
-    """One data set measured by one protocol: `<dataset>-<protocol>[@<variant>]`."""
+    """One data set measured by one protocol: `<dataset>-<protocol>[@<variant>]`.
+
+    Attributes:
+        dataset: the card that is measured; where the task picks a class set, the one that the set makes.
+        whole, members: where it does, the card whose splits are opened, and the places among its classes of those that
+            are each class.
+    """
 
     id: str
     dataset: Entry[TaskCard]
     protocol: Protocol[Any]
     params: Params
+    whole: Entry[TaskCard] | None = None
+    members: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def opened(self) -> Entry[TaskCard]:
+        """The data set whose splits are opened; `of` then has their samples."""
+        return self.whole or self.dataset
+
+    def of(self, split: Split) -> Split:
+        """The samples of an opened split that the task is about.
+
+        Raises:
+            DataError: there are none.
+        """
+        return split if self.whole is None else of_classes(split, self.members, self.dataset.card.classes)
 
     @property
     def roles(self) -> list[str]:
@@ -72,13 +93,18 @@ class Catalog:
     extra: Sequence[Path] = ()
     problems: dict[Path, CardError] = field(default_factory=dict, init=False, repr=False)
     _datasets: dict[str, Entry[TaskCard]] = field(default_factory=dict, init=False, repr=False)
-    _documents: dict[Path, Document] = field(default_factory=dict, init=False, repr=False)
 
     # -- what there is
 
     @cached_property
     def dataset_files(self) -> dict[str, Path]:
         return {k: v for k, v in self._files("tasks").items() if k != "suites"}
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads the cards; shared prompts lie in `prompts/` beside task cards."""
+        folders = [folder / "prompts" for folder in reversed(self._folders("tasks"))]
+        return Reader(lambda: {p.stem: p for folder in folders for p in sorted(folder.glob("*.yaml"))})
 
     @cached_property
     def model_files(self) -> dict[str, Path]:
@@ -106,12 +132,6 @@ class Catalog:
     @cached_property
     def recipe_files(self) -> dict[str, Path]:
         return self._files("recipes")
-
-    @cached_property
-    def prompt_files(self) -> dict[str, Path]:
-        """Shared prompts, by name: `prompts/` in each folder of task cards, the user's first."""
-        folders = reversed(self._folders("tasks"))
-        return {path.stem: path for folder in folders for path in sorted((folder / "prompts").glob("*.yaml"))}
 
     @cached_property
     def suites(self) -> dict[str, Suite]:
@@ -154,12 +174,11 @@ class Catalog:
         if dataset_id in self._datasets:
             return self._datasets[dataset_id]
         path = self._known("data set", dataset_id, self.dataset_files, "clipbench list tasks")
-        entry = Entry(dataset_id, self._parse(TaskCard, path, self.dataset_files), path)
+        entry = Entry(dataset_id, self.reader.card(TaskCard, path, self.dataset_files), path)
         for protocol, settings in entry.card.protocols.items():
             _check_variants(entry, protocol, settings)
-            self._params(entry, protocol, settings, None)
-            for variant in settings.get("variants", {}):
-                self._params(entry, protocol, settings, variant)
+            for variant in (None, *settings.get("variants", {})):
+                self._task("", entry, protocol, variant)
         self._datasets[dataset_id] = entry
         return entry
 
@@ -179,8 +198,7 @@ class Catalog:
         settings = entry.card.protocols.get(protocol)
         if settings is None or (at and variant not in self._variants(dataset_id, protocol, settings)):
             raise self._unknown("task", task_id, self.task_ids(), "clipbench list tasks")
-        module = find(protocol)
-        return Task(task_id, entry, module, self._params(entry, protocol, settings, variant or None))
+        return self._task(task_id, entry, protocol, variant or None)
 
     def tasks(self, names: Sequence[str]) -> list[Task]:
         """The tasks of a list of task and suite ids, each once, in order."""
@@ -235,7 +253,7 @@ class Catalog:
             if name not in known:
                 raise self._unknown("model", name, [*known, *self.own_models], "clipbench list models")
             path = known[name]
-        card = self._parse(ModelCard, path, known)
+        card = self.reader.card(ModelCard, path, known)
         document = Document(path)
         if card.family not in families.families():
             raise CardError(
@@ -356,21 +374,28 @@ class Catalog:
                     files[path.stem] = path
         return dict(sorted(files.items()))
 
-    def _kind(self, path: Path) -> str | None:
-        """Which kind of card a file is that lies in a folder of mixed cards; None for other YAML files."""
+    def _kind(self, path: Path, below: tuple[Path, ...] = ()) -> str | None:
+        """Which kind of card a file is that lies in a folder of mixed cards; None for other YAML files.
+
+        Args:
+            below: the cards of which it is the base, or the base of a base.
+        """
         if path.stem == "suites":
             return "tasks"
-        document = self._document(path)
-        kind = _kind_by_keys(document)
-        if kind or not isinstance(document.value, dict) or "base" not in document.value:
+        document = self.reader.document(path)
+        kind, base = kind_by_keys(document), base_of(document)
+        if kind or base is None:
             return kind
-        base = f"{_base_named(document)[0]}.yaml"  # which has what this card leaves out
-        for kind in _MARKS:
+        if isinstance(base, Classes):
+            return "tasks"
+        for kind in KINDS:  # the base has what this card leaves out
             for folder in self._folders(kind):
-                file = folder / base
-                if file.is_file() and (folder.name == kind or _kind_by_keys(self._document(file)) == kind):
+                file = folder / f"{base}.yaml"
+                if not file.is_file() or file in (*below, path):
+                    continue
+                if folder.name == kind or self._kind(file, (*below, path)) == kind:
                     return kind
-        raise CardError(f'{path}:{document.line(("base",))}: unknown base card "{_base_named(document)[0]}"')
+        raise CardError(f'{path}:{document.line(("base",))}: unknown base card "{base}"')
 
     def _known(self, what: str, name: str, known: dict[str, Path], listing: str) -> Path:
         self._passed_over(name)
@@ -389,90 +414,38 @@ class Catalog:
         also = f"; passed over, being wrong: {', '.join(visible(str(path)) for path in self.problems)}"
         return CardError(unknown(what, name, known, listing=listing) + (also if self.problems else ""))
 
-    def _parse(self, model: type[Card], path: Path, known: dict[str, Path]) -> Card:
-        """The card at `path`; keys that it leaves out come from the card that its `base:` names.
-
-        So do those of `config`, unless the card is of another family.
-        """
-        document = self._document(path)
-        value = document.value
-        if model is TaskCard and isinstance(value, dict):
-            value = self._spelled_out(document)
-        if isinstance(value, dict) and "base" in value:
-            base, classes = _base_named(document)
-            where = f"{path}:{document.line(('base',))}"
-            if base not in known:
-                raise CardError(f"{where}: {unknown('base card', base, known)}")
-            inherited = self._document(known[base]).value
-            if not isinstance(inherited, dict):
-                raise CardError(f"{where}: the base card {known[base]} is no mapping of keys to values")
-            if "base" in inherited:
-                raise CardError(f"{where}: the base card {base} has a base of its own; name that one")
-            other = ("images_of", "class_sets")  # other data, other images, and perhaps other classes
-            inherited = {k: v for k, v in inherited.items() if k not in other}
-            if model is TaskCard:
-                chosen = self._classes_of(base, classes, where)
-                inherited = {k: v for k, v in inherited.items() if k not in chosen} | {
-                    k: v for k, v in chosen.items() if v
-                }
-            own = {k: v for k, v in value.items() if k != "base"}
-            config, same = own.get("config"), own.get("family") in (None, inherited.get("family"))
-            if isinstance(config, dict) and isinstance(inherited.get("config"), dict) and same:
-                own["config"] = inherited["config"] | config
-            value = inherited | own
-        return parse(model, document, value)
-
-    def _spelled_out(self, document: Document) -> dict[str, Any]:
-        """A task card's keys and values, the lists of shared prompts in the place of their names."""
-
-        def named(name: str, what: str, place: tuple[str, ...]) -> list[str]:
-            where = f"{document.path}:{document.line(place)}: {'.'.join(place)}"
-            if name not in self.prompt_files:
-                raise CardError(f"{where}: {unknown('file of shared prompts', name, self.prompt_files)}")
-            shared = parse(Prompts, self._document(self.prompt_files[name]))
-            found: tuple[str, ...] | None = getattr(shared, what)
-            if not found:
-                raise CardError(f"{where}: {self.prompt_files[name]} has no {what}")
-            return list(found)
-
-        return spelled_out(document.value, named)
-
-    def _classes_of(self, base: str, classes: str | None, where: str) -> dict[str, Any]:
-        """What a card has of its base card's classes and prompts, of one class set or all; empty: it has none."""
-        card = self.dataset(base).card
-        if classes is not None and classes not in card.class_sets:
-            raise CardError(f"{where}: {unknown(f'class set of {base}', classes, card.class_sets)}")
-        chosen = card.of_classes(classes or ALL_CLASSES)
-        return chosen.model_dump(mode="json", include={"classes", "label_names", "templates", "objectives"})
-
-    def _document(self, path: Path) -> Document:
-        if path not in self._documents:
-            self._documents[path] = Document(path)
-        return self._documents[path]
-
-    def _params(
-        self, entry: Entry[TaskCard], protocol: str, settings: dict[str, Any], variant: str | None
-    ) -> Params:
-        document = self._document(entry.path)
+    def _task(self, task_id: str, entry: Entry[TaskCard], protocol: str, variant: str | None) -> Task:
+        """The task of a card's protocol and variant, checked."""
+        document = self.reader.document(entry.path)
         where: tuple[str, ...] = ("protocols", protocol)
         if protocol not in protocol_ids():
             line = document.line(where)
             raise CardError(f"{entry.path}:{line}: {unknown('protocol', protocol, protocol_ids())}")
+        settings, module = entry.card.protocols[protocol], find(protocol)
         merged = {k: v for k, v in settings.items() if k != "variants"}
-        module = find(protocol)
         if variant in settings.get("variants", {}):
             merged |= settings["variants"][variant]
             where = (*where, "variants", str(variant))
         elif variant is not None:
-            merged |= module.variants[variant]
+            merged |= module.variants.get(variant, {CLASSES: variant})
         params: Params = parse(module.params, document, merged, prefix=where)
-        problem = module.misfit(entry.card, params)
+        task, place = (
+            Task(task_id, entry, module, params),
+            f"{entry.path}:{document.line(where)}: {'.'.join(where)}",
+        )
+        name = getattr(params, CLASSES, ALL_CLASSES)
+        if name != ALL_CLASSES:
+            chosen = self.reader.class_set(entry, name, place)
+            card = entry.card.of_classes(chosen)
+            members = chosen.members(len(entry.card.classes))
+            task = replace(task, dataset=replace(entry, card=card), whole=entry, members=members)
+        problem = module.misfit(task.dataset.card, params)
         if problem:
-            raise CardError(f"{entry.path}:{document.line(where)}: {'.'.join(where)}: {problem}")
-        return params
+            raise CardError(f"{place}: {problem}")
+        return task
 
     def _variants(self, dataset: str, protocol: str, settings: dict[str, Any]) -> list[str]:
-        """Names of a protocol's variants on a data set: the card's own, then the protocol's that suit the card."""
+        """Names of a protocol's variants on a data set: the card's own, the protocol's that suit it, its class sets."""
         own = settings.get("variants", {})
         module = find(protocol)
         base = {k: v for k, v in settings.items() if k != "variants"}
@@ -483,7 +456,8 @@ class Catalog:
             and module.misfit(self.dataset(dataset).card, module.params.model_validate(base | changes))
             is None
         ]
-        return [*own, *standard]
+        sets = self.dataset(dataset).card.class_sets if CLASSES in module.params.model_fields else ()
+        return [*own, *standard, *(name for name in sets if name not in (*own, *standard))]
 
     def _expand(self, name: str, above: tuple[str, ...]) -> list[str]:
         suites = self.suites
@@ -506,36 +480,6 @@ def _saved(folder: Path) -> bool:
         and exists(folder / "config.json")
         and not os.path.lexists(folder / "card.yaml")
     )
-
-
-class _Base(Strict):
-    """`base:` of a card that takes one class set of another's."""
-
-    card: str
-    classes: str | None = None
-
-
-#: keys that only cards of this kind have
-_MARKS = {
-    "tasks": {"classes", "protocols", "splits", "source", "templates"},
-    "model_cards": {"family", "weights", "preprocess"},
-    "recipes": {"objective", "optim", "schedule"},
-}
-
-
-def _kind_by_keys(document: Document) -> str | None:
-    value = document.value
-    keys = set(value) if isinstance(value, dict) else set()
-    return next((kind for kind, marks in _MARKS.items() if keys & marks), None)
-
-
-def _base_named(document: Document) -> tuple[str, str | None]:
-    """The card that `base:` names, and the class set of it, if it says one."""
-    base = document.value["base"]
-    if not isinstance(base, dict):
-        return str(base), None
-    given = parse(_Base, document, base, prefix=("base",))
-    return given.card, given.classes
 
 
 def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, Any]) -> None:

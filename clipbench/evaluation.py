@@ -269,9 +269,8 @@ def _splits(
         name = (task.dataset.id, role)
         if name not in opened:
             with stage("open"):
-                whole = open_split(task.dataset, role, options.data)
-            opened[name] = limited(whole, options.limit, options.seed)
-        splits[role] = opened[name]
+                opened[name] = open_split(task.opened, role, options.data)
+        splits[role] = limited(task.of(opened[name]), options.limit, options.seed)
     return splits
 
 
@@ -365,9 +364,7 @@ def _outcome(
         protocol=protocol,
         primary=task.params.primary,
         scores=outcome.scores,
-        per_class={
-            m: by_class(outcome.classes or card.classes, values) for m, values in outcome.per_class.items()
-        },
+        per_class={m: by_class(card.classes, values) for m, values in outcome.per_class.items()},
         seed=options.seed,
         limit=options.limit if any(isinstance(s, Subset) and s.limited for s in splits.values()) else None,
         skipped=tuple(Skipped(id=i, reason=r) for i, r in skipped.items()),

@@ -50,7 +50,7 @@ SURFACE = {
     "clipbench.data.layouts._matlab": "read",
     "clipbench.data.layouts._caption_tables": "Table read tells_splits",
     "clipbench.data.text": "decoded json_of lines",
-    "clipbench.data.split": "Captions Expressions Note Objects Sample Split Subset notes_of",
+    "clipbench.data.split": "Captions Expressions Note Objects Sample Split Subset notes_of of_classes",
     "clipbench.records.record": (
         "Env Noted ProtocolUsed Record ResolvedCards Seen Skipped Timing by_class environment same seal_of sealed "
         "to_json utc_now"

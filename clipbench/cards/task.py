@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clipbench.cards.base import Misplaced, Strict, Tuple
 from clipbench.cards.columns import Columns as Columns
 from clipbench.cards.columns import Objective, check_label
 from clipbench.cards.model import Images
-from clipbench.errors import did_you_mean
+from clipbench.cards.prompts import ClassSet, Templates
+from clipbench.errors import did_you_mean, unknown
 
 
 class Archive(Strict):
@@ -26,6 +27,9 @@ class Archive(Strict):
 
 #: what a source may lack beside splits
 DIFFICULT_MARKS = "difficult"
+#: the parameter of a protocol that picks one of a card's class sets, and what it is where it picks none
+CLASSES: Final = "classes"
+ALL_CLASSES: Final = "default"
 
 
 class Source(Strict):
@@ -106,65 +110,6 @@ class SplitSpec(Strict):
     part: Part | None = None
 
 
-# The tags are written like types because messages leave such steps of a location out.
-Templates = Annotated[
-    Annotated[Tuple[str], Tag("tuple[str]")] | Annotated[dict[str, Tuple[str]], Tag("dict[str]")],
-    Discriminator(lambda value: "dict[str]" if isinstance(value, dict) else "tuple[str]"),
-]
-Index = Annotated[
-    Annotated[int, Field(ge=0), Tag("int")] | Annotated[Tuple[int], Tag("tuple[int]")],
-    Discriminator(lambda value: "tuple[int]" if isinstance(value, list | tuple) else "int"),
-]
-
-
-class ClassSet(Strict):
-    """A choice of a card's classes: those at `indices`, in this order; all of them where there is none.
-
-    Several indices in one entry are folded into one class. `classes` are the names where they are other than the
-    card's own, and needed where classes are folded. `templates` are the default ones of this choice, where they are
-    other than the card's (names in another language); it has no other template sets then.
-    """
-
-    indices: Tuple[Index] | None = None
-    classes: Tuple[str] | None = None
-    templates: Tuple[str] | None = None
-
-    @property
-    def groups(self) -> list[tuple[int, ...]] | None:
-        """The indices of each class, folded ones together; None: all classes, one by one."""
-        if self.indices is None:
-            return None
-        return [one if isinstance(one, tuple) else (one,) for one in self.indices]
-
-    @model_validator(mode="after")
-    def _whole(self) -> ClassSet:
-        groups = self.groups
-        if groups is None:
-            if self.classes is None and self.templates is None:
-                raise ValueError("a class set needs indices, classes or templates")
-            return self
-        if len(groups) < 2:
-            raise Misplaced(f"a class set needs at least 2 classes (found {len(groups)})", "indices")
-        empty = next((place for place, group in enumerate(groups) if not group), None)
-        if empty is not None:
-            raise Misplaced(f"indices[{empty}] names no class", "indices", empty)
-        seen: set[int] = set()
-        for place, group in enumerate(groups):
-            for index in group:
-                if index in seen:
-                    raise Misplaced(f"indices[{place}]: {index} is there twice", "indices", place)
-                seen.add(index)
-        if self.classes is not None and len(self.classes) != len(groups):
-            text = f"classes has {len(self.classes)} entries, indices {len(groups)}"
-            raise Misplaced(text, "classes")
-        folded = next((place for place, group in enumerate(groups) if len(group) > 1), None)
-        if folded is not None and self.classes is None:
-            raise Misplaced(f"indices[{folded}] folds classes: give the names, as classes", "indices", folded)
-        return self
-
-
-#: the name of all classes of a card, as they stand there
-ALL_CLASSES = "default"
 #: kinds of sets whose samples have labels
 LABELLED = ("single-label", "multi-label")
 
@@ -186,29 +131,19 @@ class TaskCard(Strict):
     columns of groups, and `objectives` are what is asked of each image. `also` is what else goes with it, where a set
     has more than one; `objects` are what an image shows beside what its label says.
 
+    `class_sets` are named choices of the classes, by which the same images may be measured (see `of_classes`). What a
+    set does to a card is in the fingerprint of the card that it makes.
+
     `boxes` says in which frame the boxes of expressions are, where images have an EXIF tag that turns them: the pixels
     `as-stored`, or those after the turn (`exif`), as viewers show them. Only sets with such images need it.
 
     `expressions: classes` makes the expressions of COCO's instances: the class name of each object that is the only one
     of its class in its image. Otherwise people's expressions come with the data.
 
-    `class_sets` are choices of the classes, by name: a protocol that takes `classes: NAME` measures on the samples of
-    those alone, and a card with `base: {card: …, classes: NAME}` has those. `classes`, `templates` and the names of a
-    class set may name a file of shared prompts instead of listing them (see `clipbench.cards.prompts`); such names are
-    replaced by the lists before a card is made.
-
     `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
     """
 
-    later: ClassVar = (
-        "other_labels",
-        "boxes",
-        "expressions",
-        "also",
-        "images_of",
-        "class_sets",
-        "objectives",
-    )
+    later: ClassVar = ("other_labels", "boxes", "expressions", "also", "images_of", "objectives")
 
     title: str
     description: str | None = None
@@ -227,11 +162,11 @@ class TaskCard(Strict):
     expressions: Literal["classes"] | None = None
     classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
-    class_sets: dict[str, ClassSet] = Field({})
     other_labels: Literal["error", "ignore"] = "error"
     templates: dict[str, Templates] = Field({})
     prompts_source: str | None = None
     objectives: dict[str, Objective] = Field({})
+    class_sets: dict[str, ClassSet] = Field({}, exclude=True)
     protocols: dict[str, dict[str, Any]]
     notes: str | None = None
 
@@ -245,6 +180,42 @@ class TaskCard(Strict):
         named = self.splits[role].name
         whole = (other for other, spec in self.splits.items() if spec.name == named and spec.part is None)
         return next(whole) if self.splits[role].part else role
+
+    def of_classes(self, chosen: ClassSet) -> TaskCard:
+        """The card of those samples alone whose class is in a set of this card's classes, by that set's names.
+
+        Prompts that were written for single classes stay where the classes keep their names.
+
+        Args:
+            chosen: one of `class_sets`, with lists in the place of names of shared prompts.
+        """
+        members = chosen.members(len(self.classes))
+        first = [group[0] for group in members]
+        names = tuple(self.classes[place] for place in first)
+        known = self.label_names or (self.classes if chosen.classes else None)
+        labels = (
+            () if known is None or any(len(group) > 1 for group in members) else [known[p] for p in first]
+        )
+        templates = {
+            key: {c: found[c] for c in names} if isinstance(found, dict) else found
+            for key, found in self.templates.items()
+            if chosen.classes is None or not isinstance(found, dict)
+        }
+        whole = True if chosen.indices is None else None
+        splits = {
+            role: spec.model_copy(update={"rows": chosen.rows.get(role, whole and spec.rows)})
+            for role, spec in self.splits.items()
+        }
+        return self.model_copy(
+            update={
+                "classes": chosen.classes or names,
+                "label_names": tuple(labels) if labels and len(set(labels)) == len(labels) else None,
+                "templates": {"default": chosen.templates} if chosen.templates else templates,
+                "prompts_source": chosen.prompts_source or self.prompts_source,
+                "class_sets": {},
+                "splits": splits,
+            }
+        )
 
     @model_validator(mode="after")
     def _known_splits(self) -> TaskCard:
@@ -261,46 +232,6 @@ class TaskCard(Strict):
             if what not in (*self.splits, DIFFICULT_MARKS):
                 raise Misplaced(f'lacks: "{what}" {known}, nor "{DIFFICULT_MARKS}"', "source", "lacks", what)
         return self
-
-    def of_classes(self, name: str) -> TaskCard:
-        """The card as it would be with the classes of a class set only; itself for `default`.
-
-        Names of labels stay where no classes are folded, templates of single classes where their names stay.
-        """
-        if name == ALL_CLASSES:
-            return self
-        chosen = self.class_sets[name]
-        groups = chosen.groups or [(index,) for index in range(len(self.classes))]
-        classes = chosen.classes or tuple(self.classes[index] for (index,) in groups)
-        labels = None
-        if self.label_names is not None and all(len(group) == 1 for group in groups):
-            labels = tuple(self.label_names[index] for (index,) in groups)
-        templates = {
-            key: {c: found[c] for c in classes if c in found} if isinstance(found, dict) else found
-            for key, found in self.templates.items()
-        }
-        whole = {k: v for k, v in templates.items() if not isinstance(v, dict) or len(v) == len(set(classes))}
-        if chosen.templates is not None:
-            whole = {"default": chosen.templates}
-        changes = {"classes": classes, "label_names": labels, "templates": whole, "class_sets": {}}
-        return self.model_copy(update=changes)
-
-    def numbers_in(self, name: str) -> list[int]:
-        """The number that each class of the card has in a class set; -1: it is not in it.
-
-        >>> from types import SimpleNamespace
-        >>> sets = {"odd": ClassSet(indices=(3, 1))}
-        >>> TaskCard.numbers_in(SimpleNamespace(classes="abcd", class_sets=sets), "odd")
-        [-1, 1, -1, 0]
-        """
-        groups = None if name == ALL_CLASSES else self.class_sets[name].groups
-        if groups is None:
-            return list(range(len(self.classes)))
-        numbers = [-1] * len(self.classes)
-        for number, group in enumerate(groups):
-            for index in group:
-                numbers[index] = number
-        return numbers
 
     @property
     def terms_of_use(self) -> dict[str, str | None]:
@@ -337,7 +268,6 @@ class TaskCard(Strict):
                 raise Misplaced(text, "label_names")
             if len(set(self.label_names)) != len(self.label_names):
                 raise Misplaced("label_names holds the same name twice", "label_names")
-        self._check_class_sets()
         if len({self.kind, *self.also}) <= len(self.also):
             raise Misplaced(f"also names {self.kind} or one kind twice", "also")
         if self.boxes is not None and "expressions" not in (self.kind, *self.also):
@@ -352,11 +282,9 @@ class TaskCard(Strict):
         if self.kind in LABELLED and "default" not in self.templates:
             text = f'templates needs a list named "default" (found {", ".join(self.templates) or "none"})'
             raise Misplaced(text, "templates")
-        for name, templates in self.templates.items():
-            if isinstance(templates, dict):
-                _check_class_prompts(name, templates, self.classes)
-            else:
-                _check_templates(f'templates "{name}"', templates, "templates", name)
+        _check_templates(self.templates, self.classes)
+        for name, chosen in self.class_sets.items():
+            self.check_class_set(name, chosen)
         if self.columns.image_id is not None and self.kind != "captions":
             raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
         if self.columns.group is not None and self.kind not in ("single-label", "attributes"):
@@ -365,50 +293,60 @@ class TaskCard(Strict):
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self
 
-    def _check_class_sets(self) -> None:
-        """Raise Misplaced for a class set that is none of this card's classes."""
-        if self.class_sets and self.kind != "single-label":
-            raise Misplaced("class_sets goes with kind: single-label", "class_sets")
-        for name, chosen in self.class_sets.items():
-            place = ("class_sets", name)
-            if name == ALL_CLASSES:
-                raise Misplaced(f'"{ALL_CLASSES}" is the name of all classes', *place)
-            most = max((index for group in chosen.groups or () for index in group), default=0)
-            if most >= len(self.classes):
-                text = (
-                    f"class set {name} names class {most}; the card has classes 0 to {len(self.classes) - 1}"
-                )
-                raise Misplaced(text, *place, "indices")
-            if chosen.templates is not None:
-                _check_templates(f"class set {name}: templates", chosen.templates, *place, "templates")
-            if (
-                chosen.indices is None
-                and chosen.classes is not None
-                and len(chosen.classes) != len(self.classes)
-            ):
-                text = (
-                    f"class set {name} has {len(chosen.classes)} names, the card {len(self.classes)} classes"
-                )
-                raise Misplaced(text, *place, "classes")
+    def check_class_set(self, name: str, chosen: ClassSet) -> None:
+        """Raise Misplaced where a class set is none of this card's classes; what it only names is not looked at."""
+        where = ("class_sets", name)
+        if self.kind != "single-label":
+            raise Misplaced("class_sets go with kind: single-label", *where)
+        if name == ALL_CLASSES:
+            raise Misplaced(
+                f'class_sets: "{name}" is the name of all classes of the card; take another', *where
+            )
+        if problem := chosen.problem(self.classes):
+            raise Misplaced(f'class set "{name}": {problem[0]}', *where, *problem[1])
+        if strange := next((role for role in chosen.rows if role not in self.splits), None):
+            text = f'class set "{name}": {unknown("split", strange, self.splits)}'
+            raise Misplaced(text, *where, "rows", strange)
+        if isinstance(chosen.templates, tuple):
+            _check_templates({"default": chosen.templates}, (), *where)
+        if (
+            chosen.classes is not None
+            and chosen.templates is None
+            and isinstance(self.templates["default"], dict)
+        ):
+            text = f'class set "{name}" renames classes, whose names are in the default templates: give it templates'
+            raise Misplaced(text, *where, "classes")
 
 
-def _check_templates(what: str, templates: tuple[str, ...], *place: str) -> None:
-    if not templates:
-        raise Misplaced(f"{what} is empty", *place)
-    bare = next((i for i, template in enumerate(templates) if "{c}" not in template), None)
-    if bare is not None:
-        raise Misplaced(f'{what}: "{templates[bare]}" has no {{c}} for the class name', *place, bare)
+def _check_templates(templates: dict[str, Templates], classes: tuple[str, ...], *where: str) -> None:
+    """Raise Misplaced where a list of prompts is empty, or of no use for these classes.
+
+    Args:
+        where: the place of `templates`, below which messages point.
+    """
+    for name, found in templates.items():
+        if isinstance(found, dict):
+            _check_class_prompts(name, found, classes, *where)
+        elif not found:
+            raise Misplaced(f'templates "{name}" is empty', *where, "templates", name)
+        else:
+            bare = next((i for i, template in enumerate(found) if "{c}" not in template), None)
+            if bare is not None:
+                text = f'templates "{name}": "{found[bare]}" has no {{c}} for the class name'
+                raise Misplaced(text, *where, "templates", name, bare)
 
 
-def _check_class_prompts(name: str, prompts: dict[str, tuple[str, ...]], classes: tuple[str, ...]) -> None:
+def _check_class_prompts(
+    name: str, prompts: dict[str, tuple[str, ...]], classes: tuple[str, ...], *where: str
+) -> None:
     lost = [c for c in classes if not prompts.get(c)]
     if lost:
         text = f'templates "{name}" has no prompt for class "{lost[0]}" ({len(lost)} missing)'
-        raise Misplaced(text, "templates", name, lost[0])
+        raise Misplaced(text, *where, "templates", name, lost[0])
     extra = [c for c in prompts if c not in set(classes)]
     if extra:
         text = f'templates "{name}" names the unknown class "{extra[0]}"{did_you_mean(extra[0], classes)}'
-        raise Misplaced(text, "templates", name, extra[0])
+        raise Misplaced(text, *where, "templates", name, extra[0])
 
 
 class Suite(Strict):

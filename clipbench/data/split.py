@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from clipbench.cards.base import fingerprint
 from clipbench.data.choices import Choice, kept
+from clipbench.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -219,3 +221,34 @@ class Subset(Split):
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         return self.whole.samples(self.rows[rows])
+
+
+def of_classes(whole: Split, members: Sequence[Sequence[int]], classes: tuple[str, ...]) -> Split:
+    """The samples of a single-label split whose class is in a set of its classes; a note counts the others.
+
+    Args:
+        members: for each class of the set, the places among `whole.classes` that it is made of.
+        classes: the names of the set's classes.
+
+    Raises:
+        DataError: no sample is left.
+    """
+    place = np.full(len(whole.classes), -1)
+    for new, group in enumerate(members):
+        place[list(group)] = new
+    labels = place[whole.labels]
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise DataError(
+            f"{whole.dataset}: none of the {len(whole):,} samples of the {whole.role} split is of the "
+            f"{len(members):,} classes of the set"
+        )
+    found = copy(whole) if len(rows) == len(whole) else Subset(whole, rows, whole.role)
+    found.labels, found.classes = labels[rows], classes
+    lost = np.unique(whole.labels[labels < 0]).tolist()
+    text = f"samples left out, of {len(lost):,} classes that the task's set has not; the examples are classes"
+    others = Note(
+        "other-classes", text, len(whole) - len(rows), tuple(whole.classes[c][:60] for c in lost[:3])
+    )
+    found.notes += (others,) if lost else ()
+    return found

@@ -148,14 +148,12 @@ class Outcome:
         per_class: metric → value a class, in the card's order (NaN where a class has no sample).
         samples: column → one value a sample, in the split's order.
         evidence: what a person wants to see of how the numbers came about (plain JSON), for example a curve.
-        classes: the names that go with `per_class`, where they are not the card's.
     """
 
     scores: dict[str, Score]
     per_class: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
-    classes: tuple[str, ...] | None = None
 
 
 class Inputs(Structure):

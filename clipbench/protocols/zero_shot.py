@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipbench.cards.task import ALL_CLASSES, LABELLED, TaskCard
+from clipbench.cards.task import ALL_CLASSES, CLASSES, LABELLED, TaskCard
 from clipbench.data.labels import require_difficult
 from clipbench.data.split import Split
 from clipbench.encoding.feature_store import Features
-from clipbench.errors import DataError, unknown
+from clipbench.errors import unknown
 from clipbench.metrics.similarity import similarity
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import clusters_of, decoded, groups_of
@@ -32,10 +32,10 @@ class Params(ParamsBase):
         split: which of the card's splits.
         difficult: for labels that mark objects as difficult (VOC): leave them out of their class, or count
             them as positive or negative. Labels that mark none are refused, except with `positive`.
-        classes: which of the card's class sets: samples of other classes are left out and counted.
+        classes: which of the card's class sets; each is a variant of its own name, too.
     """
 
-    later: ClassVar = ("classes",)
+    later: ClassVar = (CLASSES,)
 
     primary: Literal["acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "map_area", "map_11pt"] = (
         "acc1"
@@ -48,9 +48,6 @@ class Params(ParamsBase):
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
-    if params.classes not in (ALL_CLASSES, *card.class_sets):
-        return unknown("class set", params.classes, [ALL_CLASSES, *card.class_sets])
-    card = card.of_classes(params.classes)
     if params.templates not in card.templates:
         return unknown("template set", params.templates, card.templates)
     return outcomes.misfit_of_labels(card, params.primary, params.difficult)
@@ -71,20 +68,9 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     """
     split = splits[params.split]
     images = encoder.images(split, encoder.compared)
-    whole, card = card, card.of_classes(params.classes)
     weights = classifier(card, params.templates, encoder)
     rows = decoded(split, images)
-    labels, others = split.labels[rows], 0
-    if params.classes != ALL_CLASSES:
-        labels = np.array(whole.numbers_in(params.classes), dtype=np.int64)[labels]
-        others = int((labels < 0).sum())
-        rows, labels = rows[labels >= 0], labels[labels >= 0]
-        if not len(rows):
-            raise DataError(
-                f"{split.dataset}: no {split.role} image is of a class of the class set {params.classes}",
-                hint="a copy of all classes is needed; --limit may have left none of them",
-            )
-    ids = np.array(split.ids, dtype=object)[rows]
+    ids, labels = np.array(split.ids, dtype=object)[rows], split.labels[rows]
     clusters = clusters_of(split, rows)
     if card.kind == "multi-label":
         difficult = require_difficult(split, params.difficult)
@@ -98,11 +84,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
             logits, labels.astype(np.int64), ids, len(weights), seed, clusters, groups_of(split, rows)
         )
     named = named_alike(card, params.templates)
-    told: dict[str, Any] = {"same_prompts": named} if named else {}
-    if params.classes != ALL_CLASSES:
-        told |= {"left_out": others}
-        outcome = replace(outcome, classes=card.classes)
-    return replace(outcome, evidence=outcome.evidence | told)
+    return replace(outcome, evidence=outcome.evidence | ({"same_prompts": named} if named else {}))
 
 
 def prompts(card: TaskCard, templates: str) -> list[list[str]]:
@@ -115,7 +97,7 @@ def prompts(card: TaskCard, templates: str) -> list[list[str]]:
 
 def texts(card: TaskCard, splits: dict[str, Split], params: Params) -> list[str]:
     """Every finished prompt, once."""
-    return _unique(prompts(card.of_classes(params.classes), params.templates))
+    return _unique(prompts(card, params.templates))
 
 
 def _unique(groups: list[list[str]]) -> list[str]:

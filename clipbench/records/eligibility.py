@@ -15,7 +15,6 @@ from typing import Final, Literal, NamedTuple
 
 from clipbench.cards.base import fingerprint
 from clipbench.cards.model import UNSTATED
-from clipbench.cards.task import ALL_CLASSES
 from clipbench.catalog import Catalog, Task
 from clipbench.errors import CardError
 from clipbench.models.adapter import ModelEntry
@@ -125,12 +124,7 @@ class Eligibility:
             now = f"{task.protocol.id} version {task.protocol.version}"
             found.append(f"protocol {used.name} version {used.version} → {now}")
         if record.fingerprints.get("task_card") != self._card("task", record.task):
-            of = (
-                _OF_TASK
-                if used.params.get("classes", ALL_CLASSES) == ALL_CLASSES
-                else (*_OF_TASK, "class_sets")
-            )
-            found += _differing("task card", record.cards.task, task.dataset.card.canonical(), of)
+            found += _differing("task card", record.cards.task, task.dataset.card.canonical(), _OF_TASK)
         # A parameter that came later is no change: its default is what was done before.
         found += _differing("protocol parameters", used.params, self._params(record.task), tuple(used.params))
         return found

@@ -191,6 +191,9 @@ def _resolved(card: TaskCard) -> dict[str, Any]:
     """A task card with what is no part of its fingerprint: terms of use, and where data can be had."""
     value = card.canonical()
     title = {key: value.pop(key) for key in ("title", "description", "homepage")}
+    if card.class_sets:
+        of = {name: len(chosen.members(len(card.classes))) for name, chosen in card.class_sets.items()}
+        value["class_sets"] = {name: f"{count:,} classes" for name, count in of.items()}
     archive = card.source.archive
     value["source"] |= {"archive": archive.canonical() if archive else None, "lacks": card.source.lacks}
     return title | card.terms_of_use | value

@@ -42,7 +42,7 @@ def asked(tasks: Sequence[Task], paths: DataPaths) -> Asked:
     Raises:
         DataError: data that is missing or wrong.
     """
-    found, texts = Asked(), dict[str, None]()
+    found, texts, wanted = Asked(), dict[str, None](), dict[str, set[str]]()
     opened: dict[str, Split] = {}
     for task in tasks:
         needs = task.protocol.needs(task.params, "joint")
@@ -53,10 +53,11 @@ def asked(tasks: Sequence[Task], paths: DataPaths) -> Asked:
         for role in needs.roles:
             name = f"{task.dataset.id}/{role}"
             if name not in opened:
-                opened[name] = open_split(task.dataset, role, paths)
-            splits[role] = opened[name]
-            found.ids[name] = list(splits[role].ids)
+                opened[name] = open_split(task.opened, role, paths)
+            splits[role] = task.of(opened[name])
+            wanted.setdefault(name, set()).update(splits[role].ids)
         if task.protocol.texts is not None:
             texts |= dict.fromkeys(task.protocol.texts(task.dataset.card, splits, task.params))
+    found.ids = {name: [i for i in opened[name].ids if i in ids] for name, ids in wanted.items()}
     found.texts = list(texts)
     return found

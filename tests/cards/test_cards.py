@@ -523,7 +523,12 @@ def test_a_card_takes_what_it_leaves_out_from_its_base(tmp_path: Path) -> None:
     [
         ("title: A\nbase: pet\n", ':2: unknown base card "pet"; did you mean "pets"?'),
         ("base: [pets]\ntitle: A\n", ":1: unknown base card"),
-        ("base: second\ntitle: A\n", ":1: the base card second has a base of its own; name that one"),
+        ("title: A\nbase: mine\n", ":2: the card is its own base: mine → mine"),
+        ("base: {crad: pets}\ntitle: A\n", ':1: unknown key "base.crad"; did you mean "card"?'),
+        (
+            "base: {card: pets, classes: two}\ntitle: A\n",
+            ':1: unknown class set "two": pets has no class_sets',
+        ),
         ("base: broken\ntitle: A\n", ":1: the base card "),
         ("base: pets\ntitel: A\n", ':2: unknown key "titel"; did you mean "title"?'),
         ("base: pets\nclasses:\n  - cow\n  - on\n", ":4: classes[1]: expected text, found the boolean true"),
