@@ -1,8 +1,10 @@
 """Zero-shot classification by groups of samples: the worst group, each by itself, and the macro F1.
 
 A group is what a column of the data says of a sample (the region, the income), or several together (gender × race). As
-in WILDS (arXiv 2012.07421) and DataComp, a group that no sample is of does not count, and the accuracy over all samples
-is no mean over groups. Groups that are skipped count in that accuracy, and never as the worst one.
+in WILDS (arXiv 2012.07421) and DataComp, a group that no sample is of does not count, and the accuracy over all
+samples is no mean over groups. Groups that are skipped count in that accuracy, and never as the worst one. Where groups
+are clusters of samples themselves (the worst slide), their intervals are over samples: these groups are looked at, and
+no others.
 
 Sets of attributes, as faces with age, gender and race, have no single label: an objective of the card is asked of
 each image, and is right as a column says, or is none that may be right, whose share is measured (toxic names).
@@ -256,13 +258,15 @@ def _by_groups(
             hint="take more samples (raise --limit), or take names out of skip on the task card",
         )
     scores, told = dict(found.scores), dict[str, list[dict[str, Any]]]()
+    within = None if clusters is None else clusters[kept]
+    if within is not None and _are_clusters(groups[kept], within):
+        within = None
     for metric, hits in _measured(found):
-        of_kept = None if clusters is None else clusters[kept]
         top = scores[metric]
-        worst, evidence = outcomes.by_group(hits[None, kept], groups[kept], of_kept, top.chance, metric)
+        worst, evidence = outcomes.by_group(hits[None, kept], groups[kept], within, top.chance, metric)
         if metric == "share":
             lowest = worst["worst_group_share"]
-            highest = outcomes.by_group(1 - hits[None, kept], groups[kept], of_kept, None, metric)[0]
+            highest = outcomes.by_group(1 - hits[None, kept], groups[kept], within, None, metric)[0]
             worst = {
                 "lowest_group_share": lowest,
                 "highest_group_share": _turned(highest["worst_group_share"], top),
@@ -289,7 +293,16 @@ def _by_groups(
     }
     column = groups.copy()
     column[~kept] = None  # of no group that counts
-    return Outcome(scores, found.per_class, found.samples | {"group": column}, found.evidence | evidence)
+    samples = found.samples | {"group": column}
+    if within is None and "_group_" in params.primary:  # two models are then compared over samples, too
+        samples.pop("cluster", None)
+    return replace(found, scores=scores, samples=samples, evidence=found.evidence | evidence)
+
+
+def _are_clusters(groups: Names, clusters: Names) -> bool:
+    """Whether each group is of one cluster, such as the worst slide: it is that cluster's samples then that vary."""
+    pairs = len({*zip(groups.tolist(), clusters.tolist(), strict=True)})
+    return pairs == len({*groups.tolist()})
 
 
 def _measured(found: Outcome) -> Iterator[tuple[str, Doubles]]:

@@ -241,6 +241,22 @@ def test_clusters_widen_what_groups_say() -> None:
     assert together.samples["cluster"].tolist() == clusters
 
 
+def test_groups_that_are_clusters_vary_over_their_samples() -> None:
+    similar, labels, _ = random(120, 5)
+    slides = [f"s{k % 6}" for k in range(120)]
+    of = card(columns={"cluster": "slide", "group": {"slide": {}}})
+    hits = (predict(similar) == labels).astype(np.float64)
+    expected = worst_group(hits[None], np.arange(120) % 6, None, 1 / C)[0]
+    found = measured(of, similar, NAMES, labels, {"slide": slides}, slides)
+    assert found.scores["worst_group_acc1"] == expected
+    assert "cluster" not in found.samples  # as two models are compared
+    over = measured(of, similar, NAMES, labels, {"slide": slides}, slides, primary="acc1")
+    assert over.samples["cluster"].tolist() == slides
+    assert over.scores == found.scores
+    alone = measured(card(columns={}), similar, NAMES, labels, {}, None, primary="acc1").scores["acc1"]
+    assert over.scores["acc1"].ci95 != alone.ci95  # over slides
+
+
 def test_without_columns_there_is_the_macro_f1_alone() -> None:
     similar, labels, _ = random(30, 4)
     found = measured(card(columns={}), similar, NAMES, labels, {}, primary="f1_macro")
