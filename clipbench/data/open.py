@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from clipbench.cards.base import fingerprint
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import LABELLED, TaskCard
-from clipbench.data import captions, expressions, labels, layouts, repeats
+from clipbench.data import attributes, captions, expressions, labels, layouts, repeats
 from clipbench.data.builtin import BUILTINS
 from clipbench.data.digests import digests
 from clipbench.data.layouts.base import Layout, LayoutSpec, called, no_columns
@@ -184,6 +184,8 @@ class TableSplit(Split):
                 self.fingerprint = fingerprint({"content": content, "white space": "kept"})
         elif dataset.card.kind == "expressions":
             self.expressions = expressions.of(dataset, source, self.ids, raw)
+        elif dataset.card.kind == "attributes":
+            attributes.check_names(dataset, source)
         if dataset.card.kind in LABELLED:
             self.labels, notes = labels.of(dataset, raw, source, self.ids)
         else:

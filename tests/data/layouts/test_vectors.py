@@ -220,6 +220,31 @@ def test_sets_of_attributes_have_no_label(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["gender:man", "gender:woman", "toxic:thief"], None),
+        (["man", "woman"], None),
+        (["gender:woman", "gender:man"], "for the objective gender 'woman' as number 0, the card 'man'"),
+        (["gender:man", "gender:woman", "gender:other"], "for the objective gender 3 names, the card 2"),
+    ],
+)
+def test_names_of_a_copy_are_those_that_are_asked(tmp_path: Path, lines: list[str], says: str | None) -> None:
+    fields: dict[str, Any] = {
+        "kind": "attributes",
+        "columns": {"values": ["age", "gender"], "group": {"gender": {"names": ["man", "woman"]}}},
+        "classes": None,
+        "templates": None,
+        "objectives": {"gender": {"label": "gender", "classes": ["man", "woman"], "templates": ["a {c}"]}},
+        "protocols": {"groups": {"objective": "gender"}},
+    }
+    hosted_groups.write(tmp_path, None, [[3, 0], [4, 1]], lines)
+    if says is None:
+        assert opened(tmp_path, **fields).groupings["gender"].tolist() == ["man", "woman"]
+    else:
+        assert says in message(tmp_path, **fields)
+
+
+@pytest.mark.parametrize(
     ("objective", "says"),
     [
         ({"label": "sex"}, "unknown column of columns.group"),
