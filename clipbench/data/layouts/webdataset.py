@@ -91,7 +91,7 @@ class WebDataset(Layout):
                 f"{twice[0]} and {twice[1]} have the same name, so their samples would have the same ids",
                 hint="if one is the other, compressed or packed anew, move it away; else rename one",
             )
-        self.names = class_names(root, files[0].parent)
+        self.names = class_names(card.classes, root, files[0].parent)
         self._file = self._place = self._size = np.zeros(0, np.int64)
         self._found: tuple[Note, ...] = ()
 
@@ -325,8 +325,10 @@ def _in_json(data: bytes) -> Any:
     return None
 
 
-def class_names(*folders: Path) -> list[str] | None:
+def class_names(classes: tuple[str, ...], *folders: Path) -> list[str] | None:
     """The names in the first of `folders` that holds CLIP_benchmark's classnames.txt, one a line; None without one.
+
+    A name is blank only where that of the card's `classes` is (CLEVR's distances).
 
     Raises:
         DataError: two of them that differ, one that is no text or empty, or that has a blank line between names.
@@ -337,10 +339,11 @@ def class_names(*folders: Path) -> list[str] | None:
         names = [line.strip() for line in lines(decoded(file).rstrip())]
         if not any(names):
             raise DataError(f"{file} holds no class names", hint="write one a line, or delete the file")
-        if not all(names):
-            raise DataError(
-                f"{file}:{names.index('') + 1}: a blank line, where the class number {names.index('')} stands"
-            )
+        blank = [
+            place for place, name in enumerate(names) if not name and classes[place : place + 1] != ("",)
+        ]
+        if blank:
+            raise DataError(f"{file}:{blank[0] + 1}: a blank line, where the class number {blank[0]} stands")
         found.append(names)
     if any(names != found[0] for names in found):
         raise DataError(f"{files[0]} and {files[1]} differ", hint="keep the one that is right")
