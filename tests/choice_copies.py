@@ -531,20 +531,20 @@ class Form:
 
 #: id of the card → its form
 FORMS = {
-    "sugarcrepe": Form(write_sugarcrepe, sugarcrepe_items),
-    "sugarcrepe-pp": Form(write_sugarcrepe_pp, sugarcrepe_pp_items),
-    "valse": Form(write_valse, valse_items),
+    "sugarcrepe": Form(write_sugarcrepe, sugarcrepe_items, "sugarcrepe"),
+    "sugarcrepe-pp": Form(write_sugarcrepe_pp, sugarcrepe_pp_items, "sugarcrepe-pp"),
+    "valse": Form(write_valse, valse_items, "valse"),
     "aro-vg-relation": Form(write_aro, aro_items, "visual_genome_relation"),
     "aro-vg-attribution": Form(write_aro, lambda: aro_items(True), "visual_genome_attribution"),
-    "mmvp-vlm": Form(write_mmvp, mmvp_items),
-    "cola": Form(write_cola, cola_items),
+    "mmvp-vlm": Form(write_mmvp, mmvp_items, "mmvp-vlm"),
+    "cola": Form(write_cola, cola_items, "cola"),
     "eqben": Form(write_eqben, eqben_items, "eqben_subset_10percent_final"),
-    "svo-probes": Form(write_svo_probes, svo_items),
-    "whatsup": Form(write_whatsup, whatsup_items),
-    "crepe": Form(write_crepe, crepe_items),
-    "vl-checklist": Form(write_vl_checklist, vl_checklist_items),
-    "pug-spar": Form(write_pug_spar, pug_spar_items),
-    "sdci": Form(write_sdci, sdci_items),
+    "svo-probes": Form(write_svo_probes, svo_items, "svo-probes"),
+    "whatsup": Form(write_whatsup, whatsup_items, "whatsup"),
+    "crepe": Form(write_crepe, crepe_items, "crepe"),
+    "vl-checklist": Form(write_vl_checklist, vl_checklist_items, "vl-checklist"),
+    "pug-spar": Form(write_pug_spar, pug_spar_items, "pug-spar"),
+    "sdci": Form(write_sdci, sdci_items, "sdci-test"),
 }
 
 

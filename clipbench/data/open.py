@@ -43,7 +43,7 @@ def open_split(dataset: Entry[TaskCard], role: str, paths: DataPaths, *, pairs: 
         raise CardError(unknown(f"split of {dataset.id}", role, dataset.card.splits))
     split = _opened(dataset, role, paths, pairs)
     rows = dataset.card.splits[role].rows
-    counted, what = (len(split), "samples") if split.choices is None else (len(split.choices), "items")
+    counted, what = split.counted
     if rows is not None and counted < rows and isinstance(split, TableSplit) and split.in_part:
         text = f"{what} of the split are not in this copy: it has {counted:,}, the card says {rows:,}"
         split.notes += (Note("missing-samples", text, rows - counted),)
@@ -223,7 +223,11 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
     """The split in the one layout that holds it."""
     card, name = dataset.card, dataset.card.splits[role].name
     kind = "objects" if "objects" in card.also else card.kind
-    asked = {each: spec for each, spec in _layouts() if kind in spec.kinds}
+    asked = {
+        each: spec
+        for each, spec in _layouts()
+        if kind in spec.kinds and (not spec.forms or name in spec.forms)
+    }
     found: dict[str, Layout] = {}
     for only_other in (False, True):
         for each, spec in asked.items():

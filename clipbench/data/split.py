@@ -172,6 +172,11 @@ class Split(ABC):
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def counted(self) -> tuple[int, str]:
+        """How many samples it has, or items to choose among where it has those; and what they are called."""
+        return (len(self), "samples") if self.choices is None else (len(self.choices), "items")
+
     def beside_notes(self) -> tuple[Note, ...]:
         """How many clusters and groups samples belong to, where the card names them; classes of one cluster."""
         notes: tuple[Note, ...] = ()

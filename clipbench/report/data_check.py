@@ -30,7 +30,7 @@ class Checked:
 
     Attributes:
         data, role: for example "dtd", "train".
-        samples: how many there are; None where the split could not be opened.
+        samples: how many there are, or items of sets of choices; None where the split could not be opened.
         due: how many the card says.
         classes: how many of the card's classes have a sample; None of sets without classes.
         decoded: images that were tried.
@@ -109,16 +109,17 @@ def survey(tasks: Sequence[Task], paths: DataPaths, *, every: bool = False) -> S
 
 def _checked(dataset: Entry[TaskCard], split: Split, every: bool) -> Checked:
     due = dataset.card.splits[split.role].rows
-    count = len(split)
+    count, what = split.counted
     problems = []
     if due is not None and count != due:
-        problems.append(f"{count:,} samples, the card says {due:,}")
+        problems.append(f"{count:,} {what}, the card says {due:,}")
     classes = None
     if dataset.card.kind in LABELLED:
         lost = sum(note.count for note in without_samples(split))
         classes = len(split.classes) - lost
         problems += [str(note) for note in without_samples(split)]
-    rows = np.arange(count) if every else np.unique(np.linspace(0, count - 1, SAMPLE).astype(np.int64))
+    last = len(split) - 1
+    rows = np.arange(last + 1) if every else np.unique(np.linspace(0, last, SAMPLE).astype(np.int64))
     bad = [(sample.id, why) for sample in split.samples(rows) if (why := problem(sample.image)) is not None]
     if bad:
         named = "; ".join(f"{name}: {why}" for name, why in bad[:_NAMED])

@@ -247,6 +247,22 @@ def test_a_copy_with_another_number_of_items_is_an_error(run: Run, tmp_path: Pat
     mended(done, "14 items, the card says 7,511")
 
 
+def test_a_check_of_a_copy_counts_items(run: Run, tmp_path: Path) -> None:
+    FORMS["sugarcrepe"].write(tmp_path / "copy")
+    cards = cards_of("sugarcrepe", tmp_path / "cards")
+    card = cards / "sugarcrepe.yaml"
+    for rows, code in ((14, 0), (15, 2)):
+        card.write_text(
+            re.sub(r'name: "sugarcrepe"[^}]*', f'name: "sugarcrepe", rows: {rows}', card.read_text())
+        )
+        done = run(
+            "data", "check", "sugarcrepe", "--cards", cards, "--data", f"sugarcrepe={tmp_path / 'copy'}"
+        )
+        assert done.code == code, done
+        assert ("14    14        –        8  well" in done.out) is (code == 0)
+        assert ("14 items, the card says 15" in done.out) is (code == 2)
+
+
 def test_without_a_copy_the_error_says_what_to_give(run: Run, tmp_path: Path) -> None:
     done = run(
         "eval", "--model", small.write_run(tmp_path / "run"), "--task", "valse-pick", "--results", tmp_path

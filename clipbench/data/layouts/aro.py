@@ -24,7 +24,6 @@ from clipbench.data.layouts._choice_files import (
     one_image,
 )
 from clipbench.data.layouts.base import LayoutSpec
-from clipbench.data.paths import split_names
 
 _FILES: Final = ("visual_genome_relation", "visual_genome_attribution")
 
@@ -35,16 +34,18 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     Raises:
         DataError: a file that is none, a box that is none, or a missing image.
     """
-    names = [name for name in split_names(dataset.card.splits[role], role) if name in _FILES]
-    file = next((root / f"{name}.json" for name in names if (root / f"{name}.json").is_file()), None)
-    if file is None:
+    file = root / f"{dataset.card.splits[role].name}.json"
+    if not file.is_file():
         return None
     items = [_item(file, number, entry) for number, entry in enumerate(list_of(file, "ARO"))]
     return ChoiceFiles(root, [file], items, ("images", *VISUAL_GENOME), form="ARO")
 
 
 LAYOUT: Final = LayoutSpec(
-    ("choices",), "ARO's visual_genome_relation.json or visual_genome_attribution.json, and images/", probe
+    ("choices",),
+    "ARO's visual_genome_relation.json or visual_genome_attribution.json, and images/",
+    probe,
+    forms=_FILES,
 )
 
 

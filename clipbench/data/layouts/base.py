@@ -93,12 +93,14 @@ class LayoutSpec:
         probe: asked with a data set, a role and the folder of a copy; the split, or None where it is not there in this
             layout. It raises DataError where the folder is of this layout and something is wrong with it.
         only_other: whether it is asked only where no other layout holds the split.
+        forms: names of splits on cards for which alone it is asked, where a set has a form of its own; none: for all.
     """
 
     kinds: tuple[str, ...]
     expected: str
     probe: Callable[[Entry[TaskCard], str, Path], Layout | None]
     only_other: bool = False
+    forms: tuple[str, ...] = ()
 
 
 class FileLayout(Layout):

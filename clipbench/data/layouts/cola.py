@@ -14,7 +14,14 @@ from urllib.parse import unquote, urlsplit
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
-from clipbench.data.layouts._choice_files import VISUAL_GENOME, ChoiceFiles, Fields, Item, list_of, two_pairs
+from clipbench.data.layouts._choice_files import (
+    VISUAL_GENOME,
+    ChoiceFiles,
+    Fields,
+    Item,
+    list_of,
+    two_pairs,
+)
 from clipbench.data.layouts.base import LayoutSpec
 from clipbench.utils.parsing import exists
 
@@ -35,7 +42,7 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return ChoiceFiles(root, [file], items, VISUAL_GENOME, form="Cola")
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"Cola's data/{_FILE}, and images/", probe)
+LAYOUT: Final = LayoutSpec(("choices",), f"Cola's data/{_FILE}, and images/", probe, forms=("cola",))
 
 
 def _item(file: Path, number: int, entry: Any) -> Item:

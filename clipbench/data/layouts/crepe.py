@@ -62,7 +62,9 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return ChoiceFiles(root, list(files.values()), items, VISUAL_GENOME, form="CREPE")
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"CREPE's {_FOLDER}/, and VG_100K/ and VG_100K_2/", probe)
+LAYOUT: Final = LayoutSpec(
+    ("choices",), f"CREPE's {_FOLDER}/, and VG_100K/ and VG_100K_2/", probe, forms=("crepe",)
+)
 
 
 def _items(part: str, file: Path) -> Iterator[Item]:

@@ -31,15 +31,14 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     Raises:
         DataError: a file that is none, or a missing image.
     """
-    name = dataset.card.splits[role].name
-    file = root / f"{name}.json"
-    if name not in _NAMES or not file.is_file():
+    file = root / f"{dataset.card.splits[role].name}.json"
+    if not file.is_file():
         return None
     items = [_item(file, number, entry) for number, entry in enumerate(list_of(file, "EqBen"))]
     return _Frames(root, [file], items, ("image_subset", "images", "."), form="EqBen")
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"EqBen's {_NAMES[0]}.json and image_subset/", probe)
+LAYOUT: Final = LayoutSpec(("choices",), f"EqBen's {_NAMES[0]}.json and image_subset/", probe, forms=_NAMES)
 
 
 class _Frames(ChoiceFiles):

@@ -35,7 +35,9 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return ChoiceFiles(root, [file], list(_pairs(file)), (_IMAGES,), form="MMVP")
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"MMVP-VLM's {_QUESTIONS} and '{_IMAGES}/'", probe)
+LAYOUT: Final = LayoutSpec(
+    ("choices",), f"MMVP-VLM's {_QUESTIONS} and '{_IMAGES}/'", probe, forms=("mmvp-vlm",)
+)
 
 
 def _pairs(file: Path) -> Iterator[Item]:

@@ -14,7 +14,14 @@ from typing import Final
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
-from clipbench.data.layouts._choice_files import ChoiceFiles, Fields, Item, Shown, one_image, records_of
+from clipbench.data.layouts._choice_files import (
+    ChoiceFiles,
+    Fields,
+    Item,
+    Shown,
+    one_image,
+    records_of,
+)
 from clipbench.data.layouts.base import LayoutSpec
 from clipbench.data.split import notes_of
 from clipbench.errors import DataError
@@ -59,7 +66,9 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return ChoiceFiles(root, [file], items, (".",), form="PUG: SPAR", notes=notes)
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"PUG: SPAR's {_FILE} and the images that it names", probe)
+LAYOUT: Final = LayoutSpec(
+    ("choices",), f"PUG: SPAR's {_FILE} and the images that it names", probe, forms=("pug-spar",)
+)
 
 
 def _item(fields: Fields, number: int) -> Item | None:

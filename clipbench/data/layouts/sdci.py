@@ -24,6 +24,8 @@ from clipbench.data.text import json_of
 from clipbench.errors import DataError, unknown
 
 PARTS: Final = ("swaps", "hardest")
+#: how the card calls a split: as the authors do, after this
+_BEGINS: Final = "sdci-"
 _FOLDER: Final = "densely_captioned_images"
 _SPLITS: Final = "splits.json"
 _LEAST: Final = 224  # px
@@ -41,7 +43,7 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     if not (base / _SPLITS).is_file() or not (base / "complete").is_dir():
         return None
     splits = Fields(base / _SPLITS, "it", json_of(base / _SPLITS, once=True))
-    name = dataset.card.splits[role].name
+    name = dataset.card.splits[role].name.removeprefix(_BEGINS)
     if name not in splits.entry:
         raise DataError(f"{dataset.id}: {base / _SPLITS}: {unknown('split', name, splits.entry)}")
     items: list[Item] = []
@@ -68,7 +70,12 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return _Clipped(base, files, items, ("photos",), form="sDCI", notes=notes)
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"{_FOLDER}/ with {_SPLITS}, complete/ and photos/ (sDCI)", probe)
+LAYOUT: Final = LayoutSpec(
+    ("choices",),
+    f"{_FOLDER}/ with {_SPLITS}, complete/ and photos/ (sDCI)",
+    probe,
+    forms=tuple(_BEGINS + name for name in ("train", "valid", "test")),
+)
 
 
 class _Clipped(ChoiceFiles):

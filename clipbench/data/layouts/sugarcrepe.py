@@ -15,7 +15,14 @@ from typing import Any, Final
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
-from clipbench.data.layouts._choice_files import COCO_2017, ChoiceFiles, Fields, Item, Shown, one_image
+from clipbench.data.layouts._choice_files import (
+    COCO_2017,
+    ChoiceFiles,
+    Fields,
+    Item,
+    Shown,
+    one_image,
+)
 from clipbench.data.layouts.base import LayoutSpec
 from clipbench.data.text import json_of
 from clipbench.errors import DataError
@@ -52,6 +59,12 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
             f"{dataset.id}: {folders[0]} mixes SugarCrepe++ ({one}) and SugarCrepe ({other})",
             hint="keep each set in a folder of its own",
         )
+    form = "sugarcrepe-pp" if plus else "sugarcrepe"
+    if dataset.card.splits[role].name != form:
+        raise DataError(
+            f"{dataset.id}: {folders[0]} holds {form}, the card asks for {dataset.card.splits[role].name}",
+            hint="the two have files of the same names: give the other set's folder",
+        )
     wanted = [part for part in PARTS if not plus or not part.startswith("add-")]
     lacking = [_file(folders[0], part).name for part in wanted if part not in found.values()]
     if lacking:
@@ -60,12 +73,14 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
         )
     of = _plus if plus else _plain
     items = [item for file, content in read.items() for item in of(file, found[file], content)]
-    form = "SugarCrepe++" if plus else "SugarCrepe"
     return ChoiceFiles(root, list(read), items, COCO_2017, form=form)
 
 
 LAYOUT: Final = LayoutSpec(
-    ("choices",), "data/<part>.json of SugarCrepe or SugarCrepe++, and COCO's images in val2017/", probe
+    ("choices",),
+    "data/<part>.json of SugarCrepe or SugarCrepe++, and COCO's images in val2017/",
+    probe,
+    forms=("sugarcrepe", "sugarcrepe-pp"),
 )
 
 

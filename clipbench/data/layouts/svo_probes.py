@@ -49,7 +49,9 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return ChoiceFiles(root, [file], items, (_IMAGES,), form="SVO-Probes", notes=notes)
 
 
-LAYOUT: Final = LayoutSpec(("choices",), f"SVO-Probes' {_FILE} and {_IMAGES}/<image id>.jpg", probe)
+LAYOUT: Final = LayoutSpec(
+    ("choices",), f"SVO-Probes' {_FILE} and {_IMAGES}/<image id>.jpg", probe, forms=("svo-probes",)
+)
 
 
 def _item(fields: Fields, number: int) -> Item:

@@ -68,7 +68,10 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
 
 
 LAYOUT: Final = LayoutSpec(
-    ("choices",), "VALSE's data/<part>.json, and the images of SWiG, VisDial, Visual7W and COCO", probe
+    ("choices",),
+    "VALSE's data/<part>.json, and the images of SWiG, VisDial, Visual7W and COCO",
+    probe,
+    forms=("valse",),
 )
 
 

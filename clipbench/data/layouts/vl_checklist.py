@@ -14,7 +14,14 @@ from typing import Final
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
-from clipbench.data.layouts._choice_files import ChoiceFiles, Fields, Item, Shown, list_of, one_image
+from clipbench.data.layouts._choice_files import (
+    ChoiceFiles,
+    Fields,
+    Item,
+    Shown,
+    list_of,
+    one_image,
+)
 from clipbench.data.layouts.base import LayoutSpec
 from clipbench.errors import DataError
 
@@ -43,7 +50,12 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
     return ChoiceFiles(root, every, items, ("vg", "swig", "hake", "images", "."), form="VL-CheckList")
 
 
-LAYOUT: Final = LayoutSpec(("choices",), "VL-CheckList's data/ and the images in vg/, swig/ and hake/", probe)
+LAYOUT: Final = LayoutSpec(
+    ("choices",),
+    "VL-CheckList's data/ and the images in vg/, swig/ and hake/",
+    probe,
+    forms=("vl-checklist",),
+)
 
 
 def _items(file: Path, data: Path) -> Iterator[Item]:

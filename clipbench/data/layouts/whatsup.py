@@ -20,7 +20,14 @@ from typing import Final
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
-from clipbench.data.layouts._choice_files import ChoiceFiles, Fields, Item, Shown, list_of, one_image
+from clipbench.data.layouts._choice_files import (
+    ChoiceFiles,
+    Fields,
+    Item,
+    Shown,
+    list_of,
+    one_image,
+)
 from clipbench.data.layouts.base import LayoutSpec
 from clipbench.errors import DataError
 
@@ -56,7 +63,10 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> ChoiceFiles | None
 
 
 LAYOUT: Final = LayoutSpec(
-    ("choices",), "What's Up's controlled_images_dataset.json and its five others, with their images", probe
+    ("choices",),
+    "What's Up's controlled_images_dataset.json and its five others, with their images",
+    probe,
+    forms=("whatsup",),
 )
 
 

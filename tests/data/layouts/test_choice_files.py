@@ -289,7 +289,6 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("sugarcrepe", written(_SWAP, '{"0": {}, "0": {}}'), r"cannot be read as JSON: the key '0' is there twice"),
     ("sugarcrepe", written(_SWAP, "{"), r"swap_obj\.json cannot be read as JSON"),
     ("sugarcrepe", written("swap_obj.json", "{}"), r"and its data/ both hold files of parts"),
-    ("sugarcrepe", written("data/existence.json", "{}"), r"VALSE|data has no plurals\.json"),
     ("sugarcrepe-pp", rewritten(_SWAP, lambda c: [c[0], c[0]]), r"swap-obj/0 is there twice"),
     ("sugarcrepe-pp", rewritten(_SWAP, first("caption2", None)), r"item 0 has no caption2"),
     ("sugarcrepe-pp", rewritten(_SWAP, first("id", [1])), r"has the id \[1\], expected a whole number or a text"),
@@ -366,10 +365,27 @@ def test_the_unrefined_items_are_never_taken_for_the_set(tmp_path: Path) -> None
         open_copy("sugarcrepe", root)
 
 
-def test_two_sets_in_one_folder_are_an_error(tmp_path: Path) -> None:
-    root = write_sugarcrepe(FORMS["cola"].write(tmp_path))
-    with pytest.raises(DataError, match=r"holds the test split in 2 layouts: cola .* and sugarcrepe"):
-        open_copy("cola", root)
+def test_the_card_says_which_of_several_sets_in_a_folder_is_meant(tmp_path: Path) -> None:
+    root = write_sugarcrepe(FORMS["cola"].write(FORMS["valse"].write(tmp_path)))
+    for form in ("cola", "valse", "sugarcrepe"):
+        assert len(open_copy(form, root).choices or ()) == len(FORMS[form].items())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_folder_of_another_set_is_an_error_that_says_what_is_expected(form: str, tmp_path: Path) -> None:
+    other = "cola" if form != "cola" else "valse"
+    root = FORMS[other].write(tmp_path)
+    with pytest.raises(DataError, match=r"no test data in \S+ \(it holds .*\)\n *expected [^\n]{10,140}$"):
+        open_copy(form, root)
+
+
+def test_sugarcrepe_and_its_successor_are_never_taken_for_each_other(tmp_path: Path) -> None:
+    for form, other in (("sugarcrepe", "sugarcrepe-pp"), ("sugarcrepe-pp", "sugarcrepe")):
+        root = FORMS[other].write(tmp_path / form)
+        with pytest.raises(
+            DataError, match=f"data holds {other}, the card asks for {form}\n.*the other set's"
+        ):
+            open_copy(form, root)
 
 
 def test_nothing_is_fetched_from_addresses(tmp_path: Path) -> None:
