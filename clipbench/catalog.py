@@ -59,8 +59,12 @@ class Task:
 
     @property
     def opened(self) -> Entry[TaskCard]:
-        """The data set whose splits are opened; `of` then has their samples."""
-        return self.whole or self.dataset
+        """The data set whose splits are opened, in those of its languages that are read; `of` has their samples."""
+        whole = self.whole or self.dataset
+        languages = self.protocol.languages(whole.card, self.params)
+        if languages == whole.card.languages:
+            return whole
+        return replace(whole, card=whole.card.model_copy(update={"languages": languages}))
 
     def of(self, split: Split) -> Split:
         """The samples of an opened split that the task is about.
@@ -427,7 +431,8 @@ class Catalog:
             merged |= settings["variants"][variant]
             where = (*where, "variants", str(variant))
         elif variant is not None:
-            merged |= module.variants.get(variant, {CLASSES: variant})
+            of_card = {**module.variants, **module.of_card(entry.card)}
+            merged |= of_card.get(variant, {CLASSES: variant})
         params: Params = parse(module.params, document, merged, prefix=where)
         task, place = (
             Task(task_id, entry, module, params),
@@ -447,17 +452,16 @@ class Catalog:
     def _variants(self, dataset: str, protocol: str, settings: dict[str, Any]) -> list[str]:
         """Names of a protocol's variants on a data set: the card's own, the protocol's that suit it, its class sets."""
         own = settings.get("variants", {})
-        module = find(protocol)
+        module, card = find(protocol), self.dataset(dataset).card
         base = {k: v for k, v in settings.items() if k != "variants"}
         standard = [
             name
             for name, changes in module.variants.items()
-            if name not in own
-            and module.misfit(self.dataset(dataset).card, module.params.model_validate(base | changes))
-            is None
+            if name not in own and module.misfit(card, module.params.model_validate(base | changes)) is None
         ]
-        sets = self.dataset(dataset).card.class_sets if CLASSES in module.params.model_fields else ()
-        return [*own, *standard, *(name for name in sets if name not in (*own, *standard))]
+        sets = card.class_sets if CLASSES in module.params.model_fields else ()
+        of_card = [name for name in (*module.of_card(card), *sets) if name not in (*own, *standard)]
+        return [*own, *standard, *of_card]
 
     def _expand(self, name: str, above: tuple[str, ...]) -> list[str]:
         suites = self.suites

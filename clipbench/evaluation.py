@@ -123,7 +123,7 @@ def _encoder(model: ModelEntry, options: Options, until_the_end: contextlib.Exit
 def _by_task(
     encoders: Sequence[ModelEncoder], tasks: Sequence[Task], options: Options, catalog: Catalog
 ) -> Iterator[Result]:
-    opened: dict[tuple[str, str], Split] = {}
+    opened: dict[tuple[str, ...], Split] = {}
     for task in tasks:
         try:
             plans = [_plan(encoder, task) for encoder in encoders]
@@ -258,18 +258,19 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
 
 
 def _splits(
-    plans: Sequence[_Plan], task: Task, options: Options, opened: dict[tuple[str, str], Split]
+    plans: Sequence[_Plan], task: Task, options: Options, opened: dict[tuple[str, ...], Split]
 ) -> dict[str, Split]:
     """The splits that models which can do the task need, by role; `opened` keeps them for the tasks that follow."""
     splits = {}
+    dataset = task.opened
     roles = sorted({role for plan in plans for role in plan.needs.roles})
     for what in (*roles, *task.marks) if roles else ():  # before one of them is fetched
         refuse_lacking(task.dataset, what, options.data)
     for role in roles:
-        name = (task.dataset.id, role)
+        name = (task.dataset.id, role, *dataset.card.languages)
         if name not in opened:
             with stage("open"):
-                opened[name] = open_split(task.opened, role, options.data)
+                opened[name] = open_split(dataset, role, options.data)
         splits[role] = limited(task.of(opened[name]), options.limit, options.seed)
     return splits
 

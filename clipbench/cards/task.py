@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -140,10 +141,13 @@ class TaskCard(Strict):
     `expressions: classes` makes the expressions of COCO's instances: the class name of each object that is the only one
     of its class in its image. Otherwise people's expressions come with the data.
 
+    `languages` are those that the captions of a set are in, as its source calls them, each image having some in most. A
+    source with a split or a table a language has `{language}` in its split's name.
+
     `licence` and `terms` say under what the data may be used, where that is known. They are no part of fingerprints.
     """
 
-    later: ClassVar = ("other_labels", "boxes", "expressions", "also", "images_of", "objectives")
+    later: ClassVar = ("other_labels", "boxes", "expressions", "also", "images_of", "objectives", "languages")
 
     title: str
     description: str | None = None
@@ -159,6 +163,7 @@ class TaskCard(Strict):
     )
     also: Tuple[Literal["captions", "expressions", "objects"]] = ()
     boxes: Literal["as-stored", "exif"] | None = None
+    languages: Tuple[str] = ()
     expressions: Literal["classes"] | None = None
     classes: Tuple[str] = ()
     label_names: Tuple[str] | None = None
@@ -285,6 +290,14 @@ class TaskCard(Strict):
         _check_templates(self.templates, self.classes)
         for name, chosen in self.class_sets.items():
             self.check_class_set(name, chosen)
+        if self.languages and self.kind != "captions":
+            raise Misplaced("languages goes with kind: captions", "languages")
+        if len(set(self.languages)) < len(self.languages):
+            twice = next(name for name in self.languages if self.languages.count(name) > 1)
+            raise Misplaced(f'languages holds "{twice}" twice', "languages")
+        odd = next((name for name in self.languages if not re.fullmatch(r"[A-Za-z0-9_]+", name)), None)
+        if odd is not None:
+            raise Misplaced(f'languages: "{odd}" is no code of letters, digits and _', "languages")
         if self.columns.image_id is not None and self.kind != "captions":
             raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
         if self.columns.group is not None and self.kind not in ("single-label", "attributes"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -81,6 +81,64 @@ def gather(dataset: str, ids: list[str], raw: list[Any], where: str) -> tuple[Ca
             "repeated-captions", "captions repeat another one of their image, and count as it does", twice
         ),
         *notes_of("white-space", "captions had white space that was made single spaces", spaced),
+    )
+
+
+def gather_languages(
+    dataset: str,
+    languages: Sequence[str],
+    there: Sequence[str],
+    ids: list[str],
+    raw: list[Mapping[str, Any]],
+    where: str,
+) -> tuple[Captions, tuple[Note, ...]]:
+    """The captions of a split in several languages, of each as `gather`. An image may lack captions in some of them.
+
+    Args:
+        languages: that are wanted.
+        there: that the copy has.
+        raw: what each image has: language → as of `gather`; nothing where it has no caption in it.
+
+    Raises:
+        DataError: the copy has no captions in a language, or as of `gather`.
+    """
+    found: list[Captions] = []
+    notes: dict[str, list[Note]] = {}
+    lacking = [language for language in languages if not any(of.get(language) for of in raw)]
+    if lacking:
+        raise _no_captions(dataset, languages, lacking, there, where)
+    for name in languages:
+        rows = [row for row, of in enumerate(raw) if of.get(name)]
+        some = [raw[row][name] for row in rows]
+        captions, said = gather(dataset, [ids[row] for row in rows], some, f"{where} ({name})")
+        found.append(Captions(captions.texts, np.array(rows, dtype=np.int64)[captions.image]))
+        for note in said:
+            notes.setdefault(note.kind, []).append(note)
+    image = np.concatenate([captions.image for captions in found])
+    language = np.repeat(np.arange(len(found)), [len(captions.texts) for captions in found])
+    order = np.lexsort((language, image))
+    texts = [text for captions in found for text in captions.texts]
+    joined = Captions(
+        tuple(texts[i] for i in order.tolist()), image[order], tuple(languages), language[order]
+    )
+    return joined, tuple(
+        Note(kind, of[0].text, sum(note.count for note in of), of[0].examples) for kind, of in notes.items()
+    )
+
+
+def _no_captions(
+    dataset: str, languages: Sequence[str], lacking: Sequence[str], there: Sequence[str], where: str
+) -> DataError:
+    """The error for languages in which a copy has no captions."""
+    some = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+    of = f" ({len(lacking)} of {len(languages)} languages)" if len(languages) > 1 else ""
+    has = ", ".join(there[:40]) + (", …" if len(there) > 40 else "")
+    known = [language for language in there if language not in lacking]
+    return DataError(
+        f"{dataset}: {where} has no captions in {some}{of}; it has {has or 'none in any language of the card'}",
+        hint=f"measure one that is there (--task {dataset}-ret@{known[0]}), or fetch the others"
+        if known
+        else "fetch them, or correct the languages on the task card",
     )
 
 

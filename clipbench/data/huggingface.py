@@ -13,6 +13,7 @@ from clipbench.cards.task import TaskCard
 from clipbench.data.digests import sha256_file
 from clipbench.data.layouts.base import Layout
 from clipbench.data.layouts.parquet import Parquet
+from clipbench.data.layouts.parquet_languages import LANGUAGE, ParquetLanguages
 from clipbench.data.layouts.refer_parquet import Rows
 from clipbench.data.layouts.webdataset import CLASS_NAMES, WebDataset
 from clipbench.data.paths import DataPaths, natural
@@ -41,7 +42,10 @@ def fetch(
     name = f"{hub}@{source.revision}" if source.revision else hub
     try:
         commit = _commit(hub, source.revision, name)
-        folder, files = _files(hub, source.config, spec.name, commit)
+        # Where each language has a split of its own, those of the languages that are asked for.
+        splits = [spec.name.replace(LANGUAGE, of) for of in dataset.card.languages] or [spec.name]
+        parts = {split: _files(hub, source.config, split, commit) for split in dict.fromkeys(splits)}
+        folder, files = next(iter(parts.values()))[0], [file for _, of in parts.values() for file in of]
     except ClipbenchError:
         raise
     except Exception as error:  # the hub client raises many kinds, all meaning: not to be had
@@ -57,7 +61,10 @@ def fetch(
     where = f"{hub}@{commit[:8]}, split {spec.name}"
     kinds = {path.suffix for path in files}
     opened: Layout
-    if kinds == {".parquet"}:
+    if kinds == {".parquet"} and dataset.card.languages:
+        tables = {of: parts[spec.name.replace(LANGUAGE, of)][1] for of in dataset.card.languages}
+        opened = ParquetLanguages(tables, dataset.card, folder, dataset.card.languages, where)
+    elif kinds == {".parquet"}:
         reader = Rows if dataset.card.kind == "expressions" else Parquet
         opened = reader(files, dataset.card, folder, where)
     elif kinds == {".tar"} and dataset.card.kind != "expressions":

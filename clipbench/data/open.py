@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,6 +162,7 @@ class TableSplit(Split):
         *,
         pairs: bool = False,
         in_part: bool = False,
+        images_content: str | None = None,
     ) -> None:
         self.dataset, self.role = dataset.id, role
         self.classes = dataset.card.classes
@@ -168,18 +170,24 @@ class TableSplit(Split):
         #: whether it may hold a part of the split, as a copy may that has no list of what belongs to it
         self.in_part = in_part
         self.ids, raw = source.table(content)
-        if not self.ids:
+        if not self.ids and not dataset.card.languages:  # else it is said which languages there are
             raise DataError(f"{dataset.id}: the {role} split at {source.where} is empty")
         named = dataset.card.columns.image_id
         listed = source.scattered  # in a list of files an image has one entry
-        if dataset.card.kind == "captions" and not listed and not (pairs and named is None):
+        whole_images = listed or bool(dataset.card.languages)  # whose layouts go by the image
+        if dataset.card.kind == "captions" and not whole_images and not (pairs and named is None):
             folded = repeats.fold(source, content, named, self.ids, raw)
             if folded != content:
                 content, (self.ids, raw) = folded, source.table(folded)
         self.fingerprint = content
         notes: tuple[Note, ...] = ()
         if dataset.card.kind == "captions":
-            self.captions, notes = captions.gather(dataset.id, self.ids, raw, source.where)
+            asked = dataset.card.languages
+            self.captions, notes = (
+                captions.gather_languages(dataset.id, asked, source.languages, self.ids, raw, source.where)
+                if asked
+                else captions.gather(dataset.id, self.ids, raw, source.where)
+            )
             if captions.keeps_spaces(self.captions.texts):
                 self.fingerprint = fingerprint({"content": content, "white space": "kept"})
         elif dataset.card.kind == "expressions":
@@ -204,6 +212,11 @@ class TableSplit(Split):
         self.objects = source.objects
         self.choices = getattr(source, "choices", None)
         self.scattered = source.scattered
+        self._images_content = images_content
+
+    @property
+    def images_fingerprint(self) -> str:
+        return self._images_content or self.fingerprint
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         wanted = iter(rows.tolist())
@@ -248,8 +261,10 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
             hint="keep the one that is meant, and move the other away",
         )
     (source,) = found.values()
-    content = _content(dataset, source, paths)
-    return TableSplit(dataset, role, source, content, pairs=pairs, in_part=source.in_part)
+    content, images = _content(dataset, source, paths)
+    return TableSplit(
+        dataset, role, source, content, pairs=pairs, in_part=source.in_part, images_content=images
+    )
 
 
 def _layouts() -> Iterator[tuple[str, LayoutSpec]]:
@@ -264,8 +279,9 @@ def _layouts() -> Iterator[tuple[str, LayoutSpec]]:
         yield name, spec
 
 
-def _content(dataset: Entry[TaskCard], source: Layout, paths: DataPaths) -> str:
-    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them, and class names.
+def _content(dataset: Entry[TaskCard], source: Layout, paths: DataPaths) -> tuple[str, str | None]:
+    """The fingerprint of a local copy: of the bytes of all files that decide it, images among them, and class names;
+    and that of its images, where the layout says which files decide these alone.
 
     DataError where the name of a file cannot be written.
     """
@@ -278,10 +294,16 @@ def _content(dataset: Entry[TaskCard], source: Layout, paths: DataPaths) -> str:
                 hint="rename it; convmv renames whole folders",
             ) from None
     hashed = _hashed(source, source.files, paths)
-    return fingerprint(
+    content = fingerprint(
         {"layout": source.name_in_fingerprint, "files": hashed}
         | _columns(dataset.card)
         | source.also_in_fingerprint()
+    )
+    if not source.images_alone:
+        return content, None
+    of_file = dict(zip(source.files, hashed, strict=True))
+    return content, fingerprint(
+        {"layout": source.name_in_fingerprint, "images": [of_file[file] for file in source.images_alone]}
     )
 
 
@@ -292,7 +314,9 @@ def _hashed(source: Layout, files: list[Path], paths: DataPaths) -> list[tuple[s
     return found.files
 
 
-def _columns(card: TaskCard) -> dict[str, str]:
-    """The columns that decide a tabular split: its images, and captions where it has them."""
-    columns = {"column": card.columns.image}
+def _columns(card: TaskCard) -> dict[str, Any]:
+    """The columns that decide a tabular split: its images, and captions where it has them, in which languages."""
+    columns: dict[str, Any] = {"column": card.columns.image}
+    if card.languages:
+        columns |= {"languages": list(card.languages)}
     return columns | {"captions": card.columns.caption} if card.kind == "captions" else columns

@@ -68,15 +68,28 @@ class Captions:
     Attributes:
         texts: one caption each, grouped by image.
         image: int64 [M], the sample that each belongs to, ascending.
+        languages: those that they are in, where a set has them in several; an image may lack captions in some then.
+        language: int64 [M], the place in `languages` of each.
     """
 
     texts: tuple[str, ...]
     image: NDArray[np.int64]
+    languages: tuple[str, ...] = ()
+    language: NDArray[np.int64] | None = None
 
     def part(self, rows: NDArray[np.int64]) -> Captions:
         """Those of the samples at `rows` (ascending), renumbered."""
         kept, image = _renumbered(self.image, rows)
-        return Captions(tuple(self.texts[i] for i in kept.tolist()), image)
+        return self._at(kept, image)
+
+    def of(self, language: str) -> Captions:
+        """Those in one of `languages`."""
+        kept = np.flatnonzero(self.language == self.languages.index(language))
+        return Captions(tuple(self.texts[i] for i in kept.tolist()), self.image[kept])
+
+    def _at(self, kept: NDArray[np.int64], image: NDArray[np.int64]) -> Captions:
+        language = None if self.language is None else self.language[kept]
+        return Captions(tuple(self.texts[i] for i in kept.tolist()), image, self.languages, language)
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,7 @@ class Split(ABC):
     Attributes:
         dataset, role: for example "cifar10", "test".
         fingerprint: sha256 (hex) of everything that decides the samples, their order and their labels.
+        images_fingerprint: of what decides the images and their order alone, where a split says that apart.
         ids: one stable name a sample, in order.
         labels: int64 [n] class indices into the card's `classes`, or uint8 [n, C] for multi-label sets
             (0 absent, 1 present, 255 difficult); all 0 where samples have captions or expressions instead.
@@ -176,6 +190,10 @@ class Split(ABC):
     def counted(self) -> tuple[int, str]:
         """How many samples it has, or items to choose among where it has those; and what they are called."""
         return (len(self), "samples") if self.choices is None else (len(self.choices), "items")
+
+    @property
+    def images_fingerprint(self) -> str:
+        return self.fingerprint
 
     def beside_notes(self) -> tuple[Note, ...]:
         """How many clusters and groups samples belong to, where the card names them; classes of one cluster."""
@@ -223,6 +241,11 @@ class Subset(Split):
         self.objects = None if whole.objects is None else whole.objects.part(rows)
         self.choices = None if whole.choices is None else kept(whole.choices, rows)
         self.notes = whole.notes
+
+    @property
+    def images_fingerprint(self) -> str:
+        apart = self.whole.images_fingerprint != self.whole.fingerprint
+        return fingerprint([self.whole.images_fingerprint, self.rows.tolist()]) if apart else self.fingerprint
 
     def samples(self, rows: NDArray[np.int64]) -> Iterator[Sample]:
         return self.whole.samples(self.rows[rows])

@@ -144,7 +144,7 @@ class ModelFeatures:
         """Where the image features of `split` are kept."""
         rows = self.given(split, space)
         key = (
-            self.key(space, split.fingerprint)
+            self.key(space, split.images_fingerprint)
             if rows is None
             else self.given_key(rows, space, split.fingerprint)
         )

@@ -191,9 +191,9 @@ def mean_score(values: Doubles, cluster: Ints, chance: float | None, stratum: In
     return Score(value, interval(found), values.size, chance)
 
 
-def rank_score(values: Doubles, cluster: Ints, chance: float | None) -> Score:
+def rank_score(values: Doubles, cluster: Ints, chance: float | None, stratum: Ints | None = None) -> Score:
     """Mean of ranks, which count from 1; args as of `spread`."""
-    found = spread(values, cluster)
+    found = spread(values, cluster, stratum)
     ends = (max(1.0, found.value - found.half), found.value + found.half)
     return Score(found.value, (min(ends[0], found.value), ends[1]), values.size, chance)
 

@@ -94,6 +94,8 @@ class Protocol(Generic[P]):
         run: measures: (card, splits by role, inputs, params, seed).
         texts: the texts whose features it reads, in any order: (card, splits by role, params); None: it reads none.
         variants: name → what it changes in `params`; on every card that allows it.
+        of_card: further variants, which follow from what a card says of its data.
+        languages: those of the card in which it reads captions, where a card has several: (card, params).
         pictures: file name → PNG of as many samples as are asked for, where there is something to see.
         elsewhere: program → what it is called there.
     """
@@ -108,6 +110,8 @@ class Protocol(Generic[P]):
     run: Callable[[TaskCard, dict[str, Split], Any, P, int], Outcome]
     texts: Callable[[TaskCard, dict[str, Split], P], list[str]] | None = None
     variants: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    of_card: Callable[[TaskCard], Mapping[str, dict[str, Any]]] = lambda card: {}
+    languages: Callable[[TaskCard, P], tuple[str, ...]] = lambda card, params: card.languages
     pictures: Callable[[TaskCard, dict[str, Split], Any, P, int, int], dict[str, bytes]] | None = None
     elsewhere: Mapping[str, Elsewhere] = field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from clipbench.cards.base import Tuple
 from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
-from clipbench.errors import DataError, unknown
+from clipbench.errors import unknown
 from clipbench.metrics import clustered, intervals
 from clipbench.metrics.intervals import Score
-from clipbench.metrics.ranks import expected_average_precision, expected_hit, expected_ndcg, expected_rank
+from clipbench.protocols import _languages, _ranked
 from clipbench.protocols._outcomes import column_of
+from clipbench.protocols._ranked import NDCG, OF_IMAGES, OF_TEXTS
 from clipbench.protocols._samples import clusters_of, decoded
 from clipbench.protocols.base import (
     Columns,
@@ -29,14 +30,7 @@ from clipbench.protocols.base import (
     Recorded,
 )
 from clipbench.protocols.base import Params as ParamsBase
-from clipbench.solvers import ranking
 from clipbench.solvers.ranking import Ranks
-
-#: captions are what is retrieved for an image: CLIP_benchmark's names of the two directions
-_OF_IMAGES: Final = "text_retrieval"
-_OF_TEXTS: Final = "image_retrieval"
-#: the depth of nDCG, whatever those of the recalls are: mteb's main metric
-_NDCG: Final = 10
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -49,24 +43,30 @@ class Params(ParamsBase):
         primary: the metric that stands for the task.
         ks: the depths of recall@k; their mean over both directions is `mean_recall`, that of one depth `mean_recall@k`.
         split: which of the card's splits.
+        language: of a card with several, the one that is measured; None: each, and the mean over them.
     """
+
+    later: ClassVar = ("language",)
 
     primary: str = "mean_recall"
     ks: Tuple[int] = (1, 5, 10)
     split: str = "test"
+    language: str | None = None
 
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
     if not params.ks or params.ks[0] < 1 or any(a >= b for a, b in pairwise(params.ks)):
         return "ks must ascend from 1 or more, and there must be one at least"
-    recalls = [f"{way}_recall@{k}" for way in (_OF_IMAGES, _OF_TEXTS) for k in params.ks]
+    if params.language is not None and params.language not in card.languages:
+        return unknown("language", params.language, card.languages)
+    recalls = [f"{way}_recall@{k}" for way in (OF_IMAGES, OF_TEXTS) for k in params.ks]
     means = ["mean_recall", *(f"mean_recall@{k}" for k in params.ks)]
     allowed = [
         *means,
         *recalls,
-        f"{_OF_IMAGES}_map@R",
-        *(f"{way}_ndcg@{_NDCG}" for way in (_OF_IMAGES, _OF_TEXTS)),
+        f"{OF_IMAGES}_map@R",
+        *(f"{way}_ndcg@{NDCG}" for way in (OF_IMAGES, OF_TEXTS)),
     ]
     return None if params.primary in allowed else unknown("primary metric", params.primary, allowed)
 
@@ -97,42 +97,29 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     split = splits[params.split]
     assert split.captions is not None
     features = encoder.images(split, encoder.compared)
-    rows = decoded(split, features)
-    captions = split.captions.part(rows)
-    sizes = len(rows), len(captions.texts)
-    if params.ks[-1] > min(sizes):
-        raise DataError(
-            f"{split.dataset}: recall@{params.ks[-1]} needs as many (there are {sizes[0]:,} images and "
-            f"{sizes[1]:,} captions)",
-            hint="measure on more images: raise --limit, or leave it out; or set smaller ks on the task card",
-        )
-    images = features if len(rows) == len(features) else features[rows]
-    texts = encoder.texts(list(captions.texts), encoder.compared)
-    width = encoder.token_width if encoder.compared == "tokens" else None
-    total = ranking.blocks(*sizes, token_width=width, device=encoder.device)
-    with encoder.tracked("ranks", total) as advance:
-        of_images, of_texts = ranking.rank(
-            images,
-            texts,
-            captions.image,
-            top=max(params.ks[-1], _NDCG, int(np.bincount(captions.image).max())),
-            token_width=width,
-            device=encoder.device,
-            advance=advance,
-        )
+    rows, captions = decoded(split, features), split.captions
+    if card.languages and params.language is None:
+        return _languages.run(split, captions, encoder, features, rows, params.ks)
+    if params.language is not None:
+        captions, rows = _languages.only(captions, params.language, rows)
+    own = captions.part(rows)
+    of_images, of_texts = _ranked.compared(split.dataset, encoder, features, rows, own, params.ks)
     clusters = clusters_of(split, rows)
     cluster = None if clusters is None else clustered.codes(clusters)
+    evidence: dict[str, Any] = {
+        "images": len(rows),
+        "captions": len(own.texts),
+        "captions_left_out": len(captions.texts) - len(own.texts),
+    }
+    if params.language is not None:
+        evidence["images_without_captions"] = len(decoded(split, features)) - len(rows)
     return Outcome(
-        scores(of_images, of_texts, captions.image, params.ks, seed, cluster),
+        scores(of_images, of_texts, own.image, params.ks, seed, cluster),
         samples=_samples(
-            np.array(split.ids, dtype=object)[rows], of_images, of_texts, captions.image, params.ks[-1]
+            np.array(split.ids, dtype=object)[rows], of_images, of_texts, own.image, params.ks[-1]
         )
         | column_of(clusters),
-        evidence={
-            "images": sizes[0],
-            "captions": sizes[1],
-            "captions_left_out": len(split.captions.texts) - sizes[1],
-        },
+        evidence=evidence,
     )
 
 
@@ -163,20 +150,20 @@ def scores(
     """
     count = len(of_images.better)
     each = np.arange(count)
-    guess_images, guess_texts = _guess(of_images, len(owner)), _guess(of_texts, count)
+    guess_images, guess_texts = _ranked.guess(of_images, len(owner)), _ranked.guess(of_texts, count)
     by_image, by_text = (each, owner) if cluster is None else (cluster, cluster[owner])
-    ways = {_OF_IMAGES: (of_images, guess_images, by_image), _OF_TEXTS: (of_texts, guess_texts, by_text)}
+    ways = {OF_IMAGES: (of_images, guess_images, by_image), OF_TEXTS: (of_texts, guess_texts, by_text)}
     found: dict[str, Score] = {}
-    hits = {way: [_hit(ranks, k) for k in ks] for way, (ranks, _, _) in ways.items()}
+    hits = {way: [_ranked.hit(ranks, k) for k in ks] for way, (ranks, _, _) in ways.items()}
     for way, (_, guess, group) in ways.items():
         for k, hit in zip(ks, hits[way], strict=True):
-            chance = float(_hit(guess, k).mean())
+            chance = float(_ranked.hit(guess, k).mean())
             score = intervals.grouped_share_score if cluster is None else clustered.mean_score
             found[f"{way}_recall@{k}"] = score(hit, group, chance)
     chances = [score.chance or 0.0 for score in found.values()]
     found["mean_recall"] = _mean_recall(
-        np.mean(hits[_OF_IMAGES], axis=0),
-        np.mean(hits[_OF_TEXTS], axis=0),
+        np.mean(hits[OF_IMAGES], axis=0),
+        np.mean(hits[OF_TEXTS], axis=0),
         owner,
         float(np.mean(chances)),
         seed,
@@ -185,56 +172,28 @@ def scores(
     for depth, k in enumerate(ks):
         pair = [found[f"{way}_recall@{k}"].chance or 0.0 for way in ways]
         found[f"mean_recall@{k}"] = _mean_recall(
-            hits[_OF_IMAGES][depth], hits[_OF_TEXTS][depth], owner, float(np.mean(pair)), seed, cluster
+            hits[OF_IMAGES][depth], hits[OF_TEXTS][depth], owner, float(np.mean(pair)), seed, cluster
         )
     for way, (ranks, guess, group) in ways.items():
-        of, chance_of = _rank(ranks), _rank(guess)
+        of, chance_of = _ranked.rank(ranks), _ranked.rank(guess)
         found[f"{way}_mean_rank"] = (
             _mean(of, group, float(chance_of.mean()), seed)
             if cluster is None
             else clustered.rank_score(of, group, float(chance_of.mean()))
         )
         found[f"{way}_median_rank"] = _median(of, group, float(np.median(chance_of)), seed)
-    precision, by_chance = (
-        expected_average_precision(r.own, r.scores, r.more) for r in (of_images, guess_images)
-    )
-    found[f"{_OF_IMAGES}_map@R"] = (
+    precision, by_chance = (_ranked.precision(ranks) for ranks in (of_images, guess_images))
+    found[f"{OF_IMAGES}_map@R"] = (
         _mean(precision, each, float(by_chance.mean()), seed)
         if cluster is None
         else clustered.mean_score(precision, cluster, float(by_chance.mean()))
     )
     for way, (ranks, guess, group) in ways.items():
-        gain, chance = _ndcg(ranks), float(_ndcg(guess).mean())
-        found[f"{way}_ndcg@{_NDCG}"] = (
+        gain, chance = _ranked.ndcg(ranks), float(_ranked.ndcg(guess).mean())
+        found[f"{way}_ndcg@{NDCG}"] = (
             _mean(gain, group, chance, seed) if cluster is None else clustered.mean_score(gain, group, chance)
         )
     return found
-
-
-def _guess(ranks: Ranks, keys: int) -> Ranks:
-    """What equal scores for all `keys` would give the same queries."""
-    targets = (~np.isnan(ranks.own)).sum(axis=1)
-    return Ranks(
-        better=np.zeros_like(ranks.better),
-        tied=keys - targets,
-        best=targets,
-        own=ranks.own * 0,
-        top=ranks.top,
-        scores=ranks.scores * 0,
-        more=np.full_like(ranks.more, keys - ranks.top.shape[1]),
-    )
-
-
-def _hit(ranks: Ranks, k: int) -> Doubles:
-    return expected_hit(ranks.better, ranks.tied, ranks.best, k)
-
-
-def _ndcg(ranks: Ranks) -> Doubles:
-    return expected_ndcg(ranks.own, ranks.scores, ranks.more, _NDCG)
-
-
-def _rank(ranks: Ranks) -> Doubles:
-    return expected_rank(ranks.better, ranks.tied, ranks.best)
 
 
 def _mean(values: Doubles, group: Ints, chance: float, seed: int) -> Score:
@@ -279,45 +238,31 @@ def _mean_recall(
 def _samples(
     ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: Ints, top: int
 ) -> dict[str, Any]:
-    """One row an image: the rank of its best caption, whose captions are its best, and its nDCG; for each of its
-    captions the rank of the image, and the best image. The texts themselves stay in the data."""
-    ends = np.cumsum(np.bincount(owner))[:-1]
-    return {
-        "id": ids,
-        "text_rank": _rank(of_images),
-        "top_texts_of": list(ids[owner[of_images.top[:, :top]]]),
-        "image_rank": np.split(_rank(of_texts), ends),
-        "top_image": np.split(ids[of_texts.top[:, 0]], ends),
-        "text_ndcg": _ndcg(of_images),
-        "image_ndcg": np.split(_ndcg(of_texts), ends),
-    }
+    """See `_ranked.samples`."""
+    return {"id": ids} | _ranked.samples(ids, of_images, of_texts, owner, top)
 
 
 def _recalls(metric: str, table: Columns, params: Recorded) -> Doubles | None:
-    """What each image and its captions add to a recall."""
-    if "text_rank" not in table:
-        return None
+    """What each image and its captions add to a mean over both, of recalls or of nDCG."""
     kind, _, k = metric.partition("@")
     if kind.endswith("_ndcg"):
-        return _gains(kind, table)
-    ks = [int(k)] if k else params["ks"]
-    of_texts = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
-    hits = [[sum(rank <= k for k in ks) / len(ks) for rank in ranks] for ranks in table["image_rank"]]
-    captions = sum(map(len, hits))
-    of_images = np.array([sum(own) for own in hits]) * len(hits) / captions
+        if "text_ndcg" not in table:  # an older file
+            return None
+        of_image = np.array(table["text_ndcg"], np.float64)
+        of_caption = [sum(own) for own in table["image_ndcg"]]
+    else:
+        if "text_rank" not in table:
+            return None
+        ks = [int(k)] if k else params["ks"]
+        of_image = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
+        of_caption = [
+            sum(sum(rank <= k for k in ks) / len(ks) for rank in own) for own in table["image_rank"]
+        ]
+    images, captions = _languages.weights(table)
+    of_images, of_texts = of_image * images, np.array(of_caption) * captions
     if kind == "mean_recall":
-        return (of_texts + of_images) / 2
-    return of_texts if kind == f"{_OF_IMAGES}_recall" else of_images
-
-
-def _gains(kind: str, table: Columns) -> Doubles | None:
-    """What each image and its captions add to a mean nDCG."""
-    if "text_ndcg" not in table:  # an older file
-        return None
-    if kind == f"{_OF_IMAGES}_ndcg":
-        return np.array(table["text_ndcg"], np.float64)
-    captions = sum(map(len, table["image_ndcg"]))
-    return np.array([sum(own) for own in table["image_ndcg"]]) * len(table["image_ndcg"]) / captions
+        return (of_images + of_texts) / 2
+    return of_images if kind.startswith(OF_IMAGES) else of_texts
 
 
 _METRICS: Final = (
@@ -335,17 +280,17 @@ _METRICS: Final = (
             shares=_recalls,
             elsewhere={"CLIP_benchmark": f"{way}_recall@*"},
         )
-        for way in (_OF_IMAGES, _OF_TEXTS)
+        for way in (OF_IMAGES, OF_TEXTS)
     ),
     *(
         MetricSpec(f"{way}_{kind}_rank", "that of equal scores", unit="rank", less_is_better=True)
-        for way in (_OF_IMAGES, _OF_TEXTS)
+        for way in (OF_IMAGES, OF_TEXTS)
         for kind in ("mean", "median")
     ),
-    MetricSpec(f"{_OF_IMAGES}_map@R", "that of equal scores"),
+    MetricSpec(f"{OF_IMAGES}_map@R", "that of equal scores"),
     *(
         MetricSpec(f"{way}_ndcg@*", "that of equal scores", shares=_recalls, elsewhere={"mteb": "ndcg_at_*"})
-        for way in (_OF_IMAGES, _OF_TEXTS)
+        for way in (OF_IMAGES, OF_TEXTS)
     ),
 )
 PROTOCOL: Final = Protocol(
@@ -358,6 +303,8 @@ PROTOCOL: Final = Protocol(
     needs=needs,
     run=run,
     texts=texts,
+    of_card=lambda card: {language: {"language": language} for language in card.languages},
+    languages=lambda card, params: card.languages if params.language is None else (params.language,),
     elsewhere={
         "CLIP_benchmark": Elsewhere("zeroshot_retrieval"),
         "huggingface": Elsewhere("image-text-retrieval"),

@@ -628,4 +628,10 @@ def test_layouts_keep_their_names_in_fingerprints() -> None:
         "ChoiceFiles": "ChoiceFiles",
         "_Frames": "ChoiceFiles",
         "_Clipped": "ChoiceFiles",
+        "CaptionFiles": "CaptionFiles",
+        "CaptionLines": "CaptionLines",
+        "DCI": "DCI",
+        "JsonLines": "JsonLines",
+        "ParquetLanguages": "ParquetLanguages",
+        "XM3600": "XM3600",
     }

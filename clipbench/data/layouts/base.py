@@ -31,7 +31,8 @@ class Layout(ABC):
     """One split in one layout: an index pass (ids and raw labels) and an image pass.
 
     A raw label is a class's number or name, an array of 0, 1 or 255 for each class (see `Split.labels`), captions (see
-    `clipbench.data.captions.gather`), or a list of `clipbench.data.expressions.Expression`.
+    `clipbench.data.captions.gather`; of a card with languages a mapping of language to captions), or a list of
+    `clipbench.data.expressions.Expression`.
     """
 
     #: what messages call it
@@ -56,6 +57,10 @@ class Layout(ABC):
     scattered: bool = False
     #: a file with a detector's boxes, where one belongs to the images
     detections: Path | None = None
+    #: of captions in several languages: those that the copy has, also such as nobody asks for
+    languages: Sequence[str] = ()
+    #: those of `files` that decide the images and their order, where captions in other languages leave both as they are
+    images_alone: Sequence[Path] = ()
 
     @abstractmethod
     def index(self) -> Iterator[tuple[str, Any]]:

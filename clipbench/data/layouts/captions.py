@@ -35,7 +35,7 @@ _WHOLE = (
     "results_20130124.token",
 )
 #: what the published archives call the folder of images
-_FOLDERS = (
+IMAGE_FOLDERS = (
     "images",
     "Images",
     "flickr30k-images",
@@ -51,13 +51,16 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
     - `dataset_<set>.json` (Karpathy's), in `root` or `annotations/`: the images whose `split` is the card's name for
       it; `restval` belongs to `train`. Images lie in the folder that their entry names, in `root` or `images/`.
     - `annotations/captions_<split>.json` (COCO's), or `captions.json` for a card with one split.
-    - `captions_<split>.txt`, `.csv` or `.tsv`, or `<set>_<split>_karpathy.txt`, or, for a card with one split or where
-      a column says which split a row belongs to, `captions.txt`, `.csv` or `.tsv`, `results.csv`,
-      `Flickr8k.token.txt` or `results_20130124.token`: a table as `clipbench.data.layouts._caption_tables` reads it.
+    - `captions_<split>.txt`, `.csv` or `.tsv`, `<set>_<split>_karpathy.txt`, `<set>_<split>.txt` where the split's name
+      is not its role (`test_zh`), or, for a card with one split or where a column says which split a row belongs to,
+      `captions.txt`, `.csv` or `.tsv`, `results.csv`, `Flickr8k.token.txt` or `results_20130124.token`: a table as
+      `clipbench.data.layouts._caption_tables` reads it.
 
     Raises:
         DataError: no such split, a file that is none of these, or an image that is missing.
     """
+    if dataset.card.languages:
+        return None  # none of these files says of a caption which language it is in
     names = split_names(dataset.card.splits[role], role)
     alone = dataset.card.alone
     found = sorted([*root.glob("dataset_*.json"), *(root / "annotations").glob("dataset_*.json")])
@@ -73,14 +76,17 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> FileLayout | None:
         wanted = [f"captions_{name}.json" for name in names] + (["captions.json"] if alone else [])
         return _coco(chosen(dataset, role, found, wanted, "captions_"), root, names)
     ends = ("txt", "csv", "tsv")
-    patterns = [*(f"*captions*.{end}" for end in ends), "*_karpathy.txt"]
+    # A split's name such as test_zh is part of a file's name, where `test` alone says too little.
+    peculiar = [] if dataset.card.splits[role].name == role else [f"_{dataset.card.splits[role].name}.txt"]
+    patterns = [*(f"*captions*.{end}" for end in ends), "*_karpathy.txt", *(f"*{end}" for end in peculiar)]
     found = sorted({path for pattern in patterns for path in root.glob(pattern)})
     found += [root / name for name in _WHOLE[3:] if (root / name).is_file()]
     if found:
         columns = dataset.card.columns
         wanted = [f"captions_{name}.{end}" for name in names for end in ends]
         here = {path.name: path for path in found}
-        wanted += [file for name in names for file in here if file.endswith(f"_{name}_karpathy.txt")]
+        endings = [*(f"_{name}_karpathy.txt" for name in names), *peculiar]
+        wanted += [file for end in endings for file in here if file.endswith(end)]
         whole = [name for name in _WHOLE if name in here]
         none = here.keys().isdisjoint(wanted)
         if alone or (none and whole and tables.tells_splits(root / whole[0], columns)):
@@ -165,7 +171,7 @@ def _karpathy(dataset: Entry[TaskCard], role: str, file: Path, root: Path, names
     numbered(file, "filename", ids)
     captions = dict(zip(ids, (entry["sentences"] for entry in mine), strict=True))
     # Images of one split may lie in several folders (COCO's train2014 and val2014), so each has its own in its name.
-    folders = [root, *(root / name for name in _FOLDERS)]
+    folders = [root, *(root / name for name in IMAGE_FOLDERS)]
     return CaptionFile(root, file, captions, folders, [entry["filename"] for entry in found])
 
 
@@ -175,7 +181,7 @@ def _of_splits(names: list[str]) -> set[str]:
 
 
 def _table(file: Path, root: Path, names: list[str], columns: Columns) -> CaptionFile:
-    folders = [*(root / n for n in names), *(root / n for n in _FOLDERS), root]
+    folders = [*(root / n for n in names), *(root / n for n in IMAGE_FOLDERS), root]
     table = tables.read(
         file, columns, _of_splits(names), lambda name: any(exists(folder / name) for folder in folders)
     )

@@ -451,6 +451,8 @@ def _set(key: str) -> str:
 
 def probe(dataset: Entry[TaskCard], role: str, root: Path) -> Parquet | None:
     """The split that parquet files in `root` hold, whose names begin as the split's, or that lie in its folder."""
+    if dataset.card.languages:
+        return None  # see `parquet_languages`
     files = split_files(root, dataset.card.splits[role], role, ".parquet")
     return Parquet(files, dataset.card, root) if files else None
 

@@ -369,6 +369,8 @@ def check_shards(file: Path, tars: int) -> None:
 def probe(dataset: Entry[TaskCard], role: str, root: Path) -> WebDataset | None:
     """The split that tars in `root` hold, whose names begin as the split's, or that lie in its folder."""
     spec = dataset.card.splits[role]
+    if dataset.card.languages:
+        return None  # its captions do not say which language they are in
     files = split_files(root, spec, role, *TAR_SUFFIXES)
     if not files:
         return None
