@@ -192,6 +192,15 @@ def test_a_constant_model_is_right_on_its_first_class() -> None:
     assert found.scores["worst_group_acc5"].value == 1.0
 
 
+def test_the_names_of_datacomp() -> None:
+    theirs = {
+        "worst_group_acc1": "acc_wg",
+        "worst_group_acc5": "acc_top5_wg",
+        "f1_macro": "F1-macro_all",
+    }
+    assert {name: registry.metric(name).elsewhere["DataComp"] for name in theirs} == theirs
+
+
 # ------------------------------------------------------------------ neighbours
 
 
