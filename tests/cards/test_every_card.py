@@ -40,8 +40,6 @@ PENDING: Final = {
         "winoground",
         "aro-coco-order",
         "aro-flickr-order",
-        "cola",
-        "crepe",
         "colorswap",
         "imagecode",
     ),

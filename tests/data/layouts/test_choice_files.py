@@ -161,6 +161,15 @@ def test_frames_that_are_arrays_are_images_of_the_same_pixels(tmp_path: Path) ->
         assert rows["image_subset/eqbenyoucook2/v/4.npy"] == b""
 
 
+def test_nothing_of_an_array_is_run(tmp_path: Path) -> None:
+    root = write_eqben(tmp_path)
+    harm = np.array([small.Caller(tmp_path / "witness")], dtype=object)
+    (root / "image_subset/eqbenyoucook2/v/4.npy").write_bytes(array(harm))
+    split = open_copy("eqben", root)
+    assert [bool(s.image) for s in split.samples(np.arange(4))] == [True, True, True, False]
+    assert not (tmp_path / "witness").exists()
+
+
 def test_the_small_set_of_eqben_has_its_own_name(tmp_path: Path) -> None:
     root = write_eqben(tmp_path, "all_select", "images")
     assert seen(open_copy("eqben", root, splits={"test": {"name": "all_select"}}))[1][4] == "eqbenyoucook2"
@@ -208,6 +217,7 @@ def lacking(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     [
         {"summaries": {"base": "all of it"}},
         {"negatives": {"base": {"swaps": ["x"]}}},
+        {"negatives": {"base": {"swaps": ["x"]}}, "mask_data": {}},
         {"negatives": {"base": {"swaps": []}, "m-0-sc": {"swaps": ["x"]}}},
         {"clip_scores": {"base": {"swaps_0": 1}, "m-0-sc": {}}},
         {"clip_scores": None},
@@ -303,6 +313,7 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
     ("aro-vg-relation", rewritten(_GENOME, first("bbox_x", None)), r"item 0 has no bbox_x"),
     ("aro-vg-relation", rewritten(_GENOME, lambda c: {"0": c[0]}), r"is no list of items, so it is no file of ARO"),
     ("aro-vg-relation", rewritten(_GENOME, lambda c: []), r"is no list of items"),
+    ("aro-vg-relation", written(_GENOME, '[{"bbox_x": 1, "bbox_x": 2}]'), r"the key 'bbox_x' is there twice"),
     ("aro-vg-attribution",
      rewritten("visual_genome_attribution.json", first("attributes", ["one"])), r"a list of 2 or more texts"),
     ("mmvp-vlm", written("Questions.csv", "id,type,statement\n"), r"has no rows below its heading"),
