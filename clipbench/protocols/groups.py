@@ -275,7 +275,7 @@ def _by_groups(
         scores |= worst
         told[metric] = evidence["groups"]
     metric = "acc5" if params.primary in _TOP5 else next(iter(told))
-    known = dict.fromkeys([*(_named(card, columns) or ()), *np.unique(every).tolist()])
+    known = dict.fromkeys([*(_named(card, columns) or ()), *np.unique(every).tolist(), *params.skip])
     skipped = [
         {"group": name, metric: float(hits[groups == name].mean()), "n": int((groups == name).sum())}
         for each, hits in _measured(found)

@@ -228,6 +228,14 @@ def test_images_that_are_left_out_are_of_no_group() -> None:
     assert len(found.samples["group"]) == 48
 
 
+def test_a_skipped_name_that_no_sample_has_is_told() -> None:
+    similar, labels, groupings = random(50, 2)
+    of = card(columns={"group": "region"})  # its names are the data's alone
+    found = measured(of, similar, NAMES, labels, groupings, skip=["Othr"])
+    assert found.evidence["grouped"]["skipped"] == []
+    assert "Othr" in found.evidence["grouped"]["without_samples"]
+
+
 def test_all_of_skipped_groups_is_an_error() -> None:
     similar, labels, _ = random(5, 3)
     with pytest.raises(DataError, match="all 5 samples are of groups that are skipped"):

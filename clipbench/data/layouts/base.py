@@ -195,15 +195,16 @@ def called(
     if lost is None:
         return list(codes) if names is None else [names[code] for code in codes]
     count = sum(code == codes[lost] for code in codes)
+    such = f"{count:,} such sample{'s' if count > 1 else ''} in all"
     if codes[lost] == NOT_A_NUMBER:
         raise DataError(
-            f"{where}: sample {ids[lost]} has no number (NaN) in the column of columns.{key}; {count:,} such samples",
+            f"{where}: sample {ids[lost]} has no number (NaN) in the column of columns.{key}; {such}",
             hint=f'name it, for example columns.{key}: {{names: {{"nan": unknown}}}} on the task card; a group can be '
             "skipped by its name",
         )
     told = ", ".join(f"{code} {name}" for code, name in list((names or {}).items())[:8])
     raise DataError(
         f"{where}: sample {ids[lost]} has the code {codes[lost]!r}, which columns.{key}.names does not name (it names "
-        f"{told}); {count:,} such samples",
+        f"{told}); {such}",
         hint="add the code and its name on the task card, or correct the data",
     )

@@ -128,7 +128,7 @@ class WebDataset(Layout):
                 for name in self._fields:
                     self._beside[name].append(self._field(path, group, values, name))
                 if isinstance(label, int) and values.get("y", label) != label and "y" in self._vector:
-                    self._other_y.append(f"{stem(path)}/{group.key}: {values['y']}, {label}")
+                    self._other_y.append(f"{stem(path)}/{group.key}: y {values['y']}, label {label}")
                 yield f"{stem(path)}/{group.key}", label
             beside += [f"{stem(path)}/{files[i].name}" for i in found.beside]
             lone = [i for group in found.bare for i in group.texts.values()]  # for no sample, as `_check` saw

@@ -75,7 +75,7 @@ def test_a_vector_is_no_label_where_there_is_no_class_number(tmp_path: Path) -> 
         ([*VECTORS[:5], [0.5, 14, 0]], "sample s0000005 has no text or whole number as 'region' in its .npy (it says"),
         ([*VECTORS[:5], [3, 14, 0]], "has the code '3', which columns.group.region.names does not name (it names 0 A"),
         ([*VECTORS[:5], [-1, 14, 0]], "has the code '-1'"),
-        ([*VECTORS[:5], [np.nan, 14, 0]], "has no number (NaN) in the column of columns.group.region; 1 such"),
+        ([*VECTORS[:5], [np.nan, 14, 0]], "(NaN) in the column of columns.group.region; 1 such sample in all"),
         ([*VECTORS[:5], b"no array"], "s0000005.npy cannot be read"),
         ([*VECTORS[:5], npy(np.array([0, None, 2], dtype=object))[:1] + b"x" * 200], "cannot be read"),
     ],
@@ -111,7 +111,7 @@ def test_another_y_than_the_label_is_noted(tmp_path: Path) -> None:
     for _ in range(2):
         (note,) = opened(tmp_path, columns=COLUMNS).notes
         assert (note.kind, note.count) == ("other-y", 2)
-        assert note.examples == ("1/s0000004: 3, 4", "1/s0000005: 9, 0")
+        assert note.examples == ("1/s0000004: y 3, label 4", "1/s0000005: y 9, label 0")
 
 
 def test_a_number_that_is_none_can_be_named(tmp_path: Path) -> None:
@@ -120,7 +120,9 @@ def test_a_number_that_is_none_can_be_named(tmp_path: Path) -> None:
     split = opened(tmp_path, columns=COLUMNS | {"group": {"region": named}})
     assert split.groupings["region"].tolist() == [*REGIONS[:5], "unknown"]
     said = message(tmp_path, columns=COLUMNS | {"group": "region"})
-    assert "sample 1/s0000005 has no number (NaN) in the column of columns.group; 1 such sample" in said
+    assert (
+        "sample 1/s0000005 has no number (NaN) in the column of columns.group; 1 such sample in all" in said
+    )
     assert "names" in said
     assert "no text or whole number as 'region'" in message(tmp_path, columns=COLUMNS | {"cluster": "region"})
 
