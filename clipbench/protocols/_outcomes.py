@@ -120,6 +120,44 @@ def single_label(
     return Outcome(scores | of_groups, per_class, samples, evidence)
 
 
+def any_label(
+    blocks: Iterable[tuple[slice, NDArray[np.float32]]],
+    labels: NDArray[np.uint8],
+    ids: Sequence[str] | NDArray[np.object_],
+    clusters: Names | None = None,
+) -> Outcome:
+    """acc1 and acc5 where each sample has all the labels that are right: its best class, or of its best five, is one.
+
+    Chance is what a class drawn evenly gets.
+
+    Args:
+        blocks: row slices and their logits, float32 [b, classes], that cover all samples.
+        labels: uint8 [n, classes], 1 where a class is right; each sample has one.
+    """
+    classes, many = labels.shape[1], labels.sum(axis=1, dtype=np.int64)
+    rank, prediction = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    for rows, logits in blocks:
+        right = np.where(labels[rows] == 1, logits, -np.inf)
+        rank[rows] = classification.rank_of_target(logits, right.argmax(axis=1))
+        prediction[rows] = classification.predict(logits)
+    one = many / classes
+    kept = np.arange(5)[:, None]
+    misses = np.maximum(classes - many - kept, 0) / (classes - kept)
+    chances = {"acc1": float(one.mean())} | (
+        {"acc5": float(1 - misses.prod(axis=0).mean())} if classes >= 5 else {}
+    )
+    scores = {}
+    for name, chance in chances.items():
+        hits = rank < (5 if name == "acc5" else 1)
+        if clusters is None:
+            scores[name] = intervals.accuracy_score(hits, chance)
+        else:
+            scores[name] = clustered.mean_score(hits.astype(np.float64), clustered.codes(clusters), chance)
+    samples: SampleColumns = {"id": np.asarray(ids), "prediction": prediction, "rank": rank}
+    samples |= {"labels": list(map(np.flatnonzero, labels == 1))} | column_of(clusters)
+    return Outcome(scores, {}, samples)
+
+
 def by_group(
     hits: Doubles, groups: Names | None, clusters: Names | None, chance: float | None, metric: str = "acc1"
 ) -> tuple[dict[str, intervals.Score], dict[str, Any]]:

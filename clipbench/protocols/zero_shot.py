@@ -33,9 +33,10 @@ class Params(ParamsBase):
         difficult: for labels that mark objects as difficult (VOC): leave them out of their class, or count
             them as positive or negative. Labels that mark none are refused, except with `positive`.
         classes: which of the card's class sets; each is a variant of its own name, too.
+        any_label: of a multi-label set: an image is right where its best class is any of its labels (ImageNet ReaL).
     """
 
-    later: ClassVar = (CLASSES,)
+    later: ClassVar = (CLASSES, "any_label")
 
     primary: Literal["acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "map_area", "map_11pt"] = (
         "acc1"
@@ -44,13 +45,20 @@ class Params(ParamsBase):
     split: str = "test"
     difficult: Literal["ignore", "positive", "negative"] | None = None
     classes: str = ALL_CLASSES
+    any_label: bool = False
 
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
     if params.templates not in card.templates:
         return unknown("template set", params.templates, card.templates)
-    return outcomes.misfit_of_labels(card, params.primary, params.difficult)
+    if not params.any_label:
+        return outcomes.misfit_of_labels(card, params.primary, params.difficult)
+    if card.kind != "multi-label" or params.difficult:
+        return "any_label belongs to multi-label sets, and takes no difficult"
+    return (
+        None if params.primary in ("acc1", "acc5") else f"any_label has acc1 and acc5, not {params.primary}"
+    )
 
 
 def needs(params: Params, compared: str) -> Needs:
@@ -72,13 +80,16 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     rows = decoded(split, images)
     ids, labels = np.array(split.ids, dtype=object)[rows], split.labels[rows]
     clusters = clusters_of(split, rows)
-    if card.kind == "multi-label":
+    scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
+    if params.any_label:
+        logits = scored(images, rows, weights * scale, wider)
+        outcome = outcomes.any_label(logits, labels.astype(np.uint8), ids, clusters)
+    elif card.kind == "multi-label":
         difficult = require_difficult(split, params.difficult)
         scores = np.concatenate([part for _, part in scored(images, rows, weights, images.shape[1])])
         labels = labels.astype(np.uint8)
         outcome = outcomes.multi_label(scores, labels, ids, difficult, seed, clusters=clusters)
     else:
-        scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
         logits = scored(images, rows, weights * scale, wider)
         outcome = outcomes.single_label(
             logits, labels.astype(np.int64), ids, len(weights), seed, clusters, groups_of(split, rows)

@@ -356,7 +356,7 @@ def test_a_suites_file_that_is_wrong(folder: Path, text: str, expected: str) -> 
             "short: {templates: short}",
             "short: {templats: short}",
             '13: unknown key "protocols.zs.variants.short.templats"; did you mean "templates"? '
-            "(allowed: primary, templates, split, difficult, classes)",
+            "(allowed: primary, templates, split, difficult, classes, any_label)",
         ),
         (
             "short: {templates: short}",

@@ -71,3 +71,69 @@ def test_imagenet_in_other_languages(language: str, templates: int, distinct: in
     theirs = json.loads((PROMPTS / "imagenet_languages.json").read_text(encoding="utf-8"))[language]
     assert list(of.classes) == theirs["classes"]
     assert list(of.templates["default"]) == theirs["templates"]
+
+
+# ------------------------------------------------------- what the reference page says
+
+#: data set → classes, images of the test split, primary metric, the copy on the hub
+PAGE = {
+    "imagenetv2": (1000, 10_000, "acc1", "clip-benchmark/wds_imagenetv2"),
+    "imagenet-sketch": (1000, 50_889, "acc1", "clip-benchmark/wds_imagenet_sketch"),
+    "imagenet-a": (200, 7_500, "acc1", "clip-benchmark/wds_imagenet-a"),
+    "imagenet-r": (200, 30_000, "acc1", "clip-benchmark/wds_imagenet-r"),
+    "imagenet-o": (200, 2_000, "acc1", "clip-benchmark/wds_imagenet-o"),
+    "objectnet": (113, 18_574, "acc1", "clip-benchmark/wds_objectnet"),
+    "imagenet-real": (1000, None, "acc1", None),
+    "imagenet-c": (1000, 75 * 50_000, "mean_acc1", None),
+    "imagenet-9": (9, None, "gap", None),
+    "imagenet-e": (1000, None, "drop", None),
+}
+
+
+@pytest.mark.parametrize("dataset", PAGE)
+def test_cards_are_as_the_reference_page_has_them(dataset: str) -> None:
+    classes, rows, primary, hub = PAGE[dataset]
+    found = card(dataset)
+    assert len(found.classes) == classes
+    assert found.splits["test"].rows == rows
+    assert found.source.hub == hub
+    assert len(found.templates["default"]) == 80
+    assert found.templates["default"] == card("imagenet").templates["default"]
+    (protocol,) = found.protocols
+    assert catalog().task(f"{dataset}-{protocol}").params.primary == primary
+    assert len(found.label_names or found.classes) == classes
+
+
+def test_the_reference_page_has_these_sizes() -> None:
+    """Its section 5, row by row: id, n / classes."""
+    page = Path(__file__).parents[2] / "../shared/reference/suites.md"
+    if not page.is_file():
+        pytest.skip("needs ../shared/reference")
+    section = page.read_text(encoding="utf-8").partition("## 5.")[2].partition("## 6.")[0]
+    rows = [
+        line.split("|")
+        for line in section.splitlines()
+        if line.startswith("| `imagenet") or "`objectnet`" in line
+    ]
+    for cells in rows:
+        name, size = cells[1].strip().strip("`"), cells[2].replace(",", "")
+        if name in PAGE and PAGE[name][3] is not None:
+            assert size.split()[0] == str(PAGE[name][1])
+            assert size.split()[2] == str(PAGE[name][0])
+    assert {cells[1].strip().strip("`") for cells in rows} - set(PAGE) == {"imagenet-w"}
+
+
+def test_a_set_of_other_images_does_not_say_that_it_shows_imagenets() -> None:
+    assert all(
+        not card(name).images_of for name in ("imagenetv2", "imagenet-sketch", "imagenet-a", "objectnet")
+    )
+    for name in ("imagenet-real", "imagenet-c", "imagenet-e"):
+        (one,) = card(name).images_of["test"]
+        assert (one.dataset, one.split) == ("imagenet", "test")
+
+
+def test_alexnets_errors_are_those_of_the_15_corruptions() -> None:
+    """Those of hendrycks/robustness, whose mean is 78.9 %."""
+    reference = card("imagenet-c").protocols["conditions"]["reference"]
+    assert len(reference) == 15
+    assert sum(reference.values()) / 15 == pytest.approx(0.788993, abs=1e-6)

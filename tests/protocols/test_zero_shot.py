@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +312,48 @@ def test_what_a_multi_label_card_needs(tmp_path: Path) -> None:
 def test_the_split_that_params_name_is_the_one_read() -> None:
     assert needs(Params(split="val"), "joint") == Needs((("val", "joint"),))
     assert needs(Params(), "tokens") == Needs((("test", "tokens"),))
+
+
+# ------------------------------------------------------------------ any of the labels
+
+
+def test_any_label_is_right(tmp_path: Path) -> None:
+    """As brute force says, ties to the lower index; chance as counted over all choices of five classes."""
+    rng = np.random.default_rng(3)
+    images, weights = features(200, 6, 0), features(7, 6, 1)
+    weights[4] = weights[1]  # ties
+    labels = (rng.random((200, 7)) < 0.2).astype(np.uint8)
+    labels[np.arange(200), rng.integers(0, 7, 200)] = 1
+    names = tuple(f"c{i}" for i in range(7))
+    of = card(tmp_path, 7, kind="multi-label", protocols={"zs": {"any_label": True}})
+    params = Params(any_label=True)
+    outcome = run(of, {"test": FakeSplit(labels, names)}, fake(images, weights), params, seed=0)
+    order = np.argsort(-(images @ weights.T), axis=1, kind="stable")
+    found = np.take_along_axis(labels, order, axis=1) == 1
+    assert outcome.scores["acc1"].value == pytest.approx(found[:, 0].mean())
+    assert outcome.scores["acc5"].value == pytest.approx(found[:, :5].any(axis=1).mean())
+    np.testing.assert_array_equal(outcome.samples["prediction"], order[:, 0])
+    np.testing.assert_array_equal(outcome.samples["rank"], found.argmax(axis=1))
+    assert outcome.scores["acc1"].chance == pytest.approx(labels.sum(axis=1).mean() / 7)
+    every = [list(c) for c in itertools.combinations(range(7), 5)]
+    assert outcome.scores["acc5"].chance == pytest.approx(
+        np.mean([labels[:, c].any(axis=1).mean() for c in every])
+    )
+    assert set(outcome.scores) == {"acc1", "acc5"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "message"),
+    [
+        ("single-label", {"any_label": True}, "any_label belongs to multi-label sets"),
+        (
+            "multi-label",
+            {"any_label": True, "primary": "map_area"},
+            "any_label has acc1 and acc5, not map_area",
+        ),
+        ("multi-label", {"any_label": True, "difficult": "ignore"}, "takes no difficult"),
+        ("multi-label", {}, "primary acc1 is no metric of a multi-label set"),
+    ],
+)
+def test_where_any_label_may_stand(tmp_path: Path, kind: str, params: dict[str, Any], message: str) -> None:
+    assert message in str(zero_shot.check(card(tmp_path, kind=kind), Params(**params)))

@@ -28,6 +28,7 @@ from clipbench.data.layouts._archived import (
     there,
 )
 from clipbench.data.layouts._imagenet import imagenet
+from clipbench.data.layouts._imagenet_shifts import imagenetv2, objectnet
 from clipbench.data.layouts.base import FileLayout, LayoutSpec
 from clipbench.data.layouts.folder import ImageFolder
 from clipbench.data.split import Note
@@ -309,4 +310,6 @@ _READERS: Final[Mapping[str, Reader]] = {
     "Caltech-101": _caltech,
     "CIFAR": _cifar,
     "ImageNet": imagenet,
+    "ImageNet-V2": imagenetv2,
+    "ObjectNet": objectnet,
 }
