@@ -363,10 +363,17 @@ def _check_class_prompts(
 
 
 class Suite(Strict):
-    """A named list of tasks. A suite may name other suites."""
+    """A named list of tasks. A suite may name other suites.
+
+    `mean: whole` refuses a mean over some of the tasks: other people's tables give it over all of them alone.
+    `mean: none` has no mean at all, where the tasks' numbers are of different kinds. `section: whole`: reports show it
+    only where a model has all of its tasks, or it is asked for; otherwise wherever two of its tasks are scored.
+    """
 
     title: str
     tasks: Tuple[str]
+    mean: Literal["any", "whole", "none"] = "any"
+    section: Literal["any", "whole"] = "any"
 
 
 class Suites(Strict):

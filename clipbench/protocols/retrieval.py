@@ -305,6 +305,7 @@ PROTOCOL: Final = Protocol(
     texts=texts,
     of_card=lambda card: {language: {"language": language} for language in card.languages},
     languages=lambda card, params: card.languages if params.language is None else (params.language,),
+    variants={"r1": {"primary": "mean_recall@1"}},
     elsewhere={
         "CLIP_benchmark": Elsewhere("zeroshot_retrieval"),
         "huggingface": Elsewhere("image-text-retrieval"),

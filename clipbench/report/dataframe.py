@@ -12,6 +12,7 @@ from clipbench.catalog import Catalog
 from clipbench.metrics.intervals import Score
 from clipbench.records import alignment, store
 from clipbench.records.eligibility import Eligibility, Reason, lacking
+from clipbench.records.published import of as published_of
 from clipbench.records.record import Record
 from clipbench.records.store import Stored
 
@@ -174,7 +175,8 @@ def _rows(stored: Stored, against: Sequence[Reason], primary: bool) -> list[Row]
     record = stored.record
     model = record.cards.model
     family, pairs = model.get("family"), model.get("training_pairs_m")
-    published = record.cards.reported if model.get("reported") else ()
+    stated = record.cards.reported if model.get("reported") else ()
+    published = (*stated, *published_of(model))  # of equal trust the card's own come first
     metrics = [record.primary] if primary else metrics_of(record)
     whole: dict[str, Any] = {
         "model": record.model,

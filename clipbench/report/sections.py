@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import NormalDist
-from typing import Final
+from typing import Final, Literal
 
 from clipbench.catalog import Catalog
 from clipbench.errors import DataError
@@ -53,6 +53,7 @@ class Section:
         tasks: in the suite's order.
         rows: of primary scores, some for each task.
         dashes: whether a task that a model has no score of shows in lists.
+        means: whether means over some of the tasks are given, over all of them only, or none.
     """
 
     suite: str | None
@@ -60,6 +61,7 @@ class Section:
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
     dashes: bool = True
+    means: Literal["any", "whole", "none"] = "any"
 
     @cached_property
     def cells(self) -> dict[str, dict[str, Row]]:
@@ -88,11 +90,19 @@ class Section:
                 values.append(row.value)
                 by_images.setdefault(row.images or row.task, []).append(row)
         of = len([task for task in self.tasks if task not in self._no_share])
-        if self.suite is None or not values or of < 2:
-            return None
         k = len(values)
+        if self.suite is None or not values or of < 2 or self.means == "none":
+            return None
+        if self.means == "whole" and k < of:
+            return None
         value, half = math.fsum(values) / k, math.hypot(*map(_half_of_sum, by_images.values())) / k
         return Mean(value, max(0.0, value - half), min(1.0, value + half), k, of)
+
+    def lacking(self, model: str) -> list[str]:
+        """Tasks without a score of a model, where for that reason it has no mean."""
+        if self.means != "whole":
+            return []
+        return [task for task in self.tasks if task not in self.cells[model] and task not in self._no_share]
 
     @cached_property
     def ranked(self) -> list[tuple[str, Mean | None]]:
@@ -154,7 +164,8 @@ def _half_of_sum(rows: Sequence[Row]) -> float:
 
 
 def sections(every: Iterable[Row], catalog: Catalog, suite: str | None = None) -> list[Section]:
-    """A section for each suite that lists tasks of its own and has two of them scored; last what is in none.
+    """A section for each suite that lists tasks of its own and has two of them scored, or all for one model where the
+    suite asks for that; last what is in none.
 
     Args:
         suite: this suite only, however little of it is scored.
@@ -164,21 +175,33 @@ def sections(every: Iterable[Row], catalog: Catalog, suite: str | None = None) -
     """
     primary = [row for row in every if row.primary]
     if suite is not None:
-        title = catalog.suite(suite).title
-        return [_section(suite, title, [task.id for task in catalog.tasks([suite])], primary)]
+        listed = catalog.suite(suite)
+        tasks = [task.id for task in catalog.tasks([suite])]
+        return [replace(_section(suite, listed.title, tasks, primary), means=listed.mean)]
     scored = {row.task for row in primary}
     found, left = [], set(scored)
     for name, listed in catalog.suites.items():
         if not set(listed.tasks) - set(catalog.suites):
             continue  # only suites of suites
         tasks = [task.id for task in catalog.tasks([name])]
+        if listed.section == "whole" and not _whole(primary, tasks):
+            continue
         if len(scored.intersection(tasks)) >= 2:
-            found.append(_section(name, listed.title, tasks, primary))
+            found.append(replace(_section(name, listed.title, tasks, primary), means=listed.mean))
             left -= set(tasks)
     if left:
         title = "Other tasks" if found else "Tasks"
         found.append(replace(_section(None, title, sorted(left), primary), dashes=False))
     return found
+
+
+def _whole(primary: Sequence[Row], tasks: Sequence[str]) -> bool:
+    """Whether a model has a score on each of `tasks`."""
+    of: dict[str, set[str]] = {}
+    for row in primary:
+        if row.value is not None:
+            of.setdefault(row.model, set()).add(row.task)
+    return any(own.issuperset(tasks) for own in of.values())
 
 
 def ranks_of(every: Iterable[Row], catalog: Catalog, suite: str | None = None) -> dict[str, Ranks]:

@@ -140,7 +140,20 @@ def _legend(sections: Sequence[Section], *, signs: bool = False) -> list[str]:
         ),
         *([_MEANS] if means else []),
         *([_RANKS] if ranks else []),
+        *_refused(sections),
     ]
+
+
+def _refused(sections: Sequence[Section]) -> list[str]:
+    """Whose mean is refused, and for which tasks."""
+    told = []
+    for section in sections:
+        for model in section.cells:
+            if missing := section.lacking(model):
+                shown = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
+                count = f"{len(missing)} of {len(section.tasks)} tasks"
+                told.append(f"no mean of {model}: {section.suite} lacks {count} ({shown})")
+    return told
 
 
 def rank_notes(ranks: Mapping[str, Ranks]) -> list[str]:

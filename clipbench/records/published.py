@@ -1,0 +1,94 @@
+"""What other people's tables say of models that open_clip has: `model_cards/published.csv`, one number a line.
+
+A line is keyed by open_clip's architecture and tag. `differs` says why a number there is none of the task's own: other
+prompts, another copy of the data. Such numbers are shown, and nothing is judged by them.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+from clipbench.cards.model import Reported
+from clipbench.utils.package import PACKAGE
+
+#: source in the file → what it is, where it stands, at which commit, and when the file there last changed
+SOURCES: Final = {
+    "openclip": "open_clip, docs/openclip_results.csv (DataComp's evaluation; 89fb801, 2023-11-22)",
+    "openclip-retrieval": "open_clip, docs/openclip_retrieval_results.csv (89fb801, 2023-11-22)",
+    "clip_benchmark": "LAION CLIP_benchmark, benchmark.csv (half precision; 48de38c, 2022-12-21)",
+}
+_QUICK: Final = "-quickgelu"
+
+
+class Published(NamedTuple):
+    """One number of somebody's table, in per cent; `differs` says why it is none of the task's own, or is empty."""
+
+    source: str
+    architecture: str
+    tag: str
+    task: str
+    metric: str
+    percent: float
+    differs: str
+
+
+@cache
+def every() -> tuple[Published, ...]:
+    """All published numbers, in the file's order."""
+    path = PACKAGE.parent / "model_cards" / "published.csv"
+    if not path.is_file():
+        path = PACKAGE / "_cards" / "model_cards" / "published.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        next(rows)
+        return tuple(
+            Published(source, architecture, tag, task, metric, float(percent), differs)
+            for source, architecture, tag, task, metric, percent, differs in rows
+        )
+
+
+@cache
+def _by_model() -> Mapping[tuple[str, str], tuple[Published, ...]]:
+    found: dict[tuple[str, str], list[Published]] = {}
+    for one in every():
+        found.setdefault((one.architecture, one.tag), []).append(one)
+    return {key: tuple(rows) for key, rows in found.items()}
+
+
+def named(model: Mapping[str, Any]) -> tuple[str, str] | None:
+    """open_clip's architecture and tag of a model, from its card as records have it; None for others."""
+    config, weights = model.get("config"), model.get("weights")
+    if not isinstance(config, dict) or not isinstance(weights, dict):
+        return None
+    architecture, tag = config.get("arch"), weights.get("open_clip")
+    if not isinstance(architecture, str) or not isinstance(tag, str):
+        return None
+    bare = architecture.removesuffix(_QUICK)
+    quick = config.get("quick_gelu") is True or architecture.endswith(_QUICK)
+    known = _by_model()
+    # OpenAI's weights are built with QuickGELU under either name
+    names = (f"{bare}{_QUICK}", bare) if quick else (bare,)
+    return next(((name, tag) for name in names if (name, tag) in known), None)
+
+
+def of(model: Mapping[str, Any]) -> tuple[Reported, ...]:
+    """The published numbers by which a model's scores are judged: those that differ in nothing that is known.
+
+    Args:
+        model: its card, as records have it.
+    """
+    key = named(model)
+    return tuple(
+        Reported(
+            task=one.task,
+            metric=one.metric,
+            percent=one.percent,
+            source=SOURCES[one.source],
+            confidence="primary",
+        )
+        for one in (_by_model()[key] if key else ())
+        if not one.differs
+    )
