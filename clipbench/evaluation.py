@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from clipbench.cards.base import fingerprint
 from clipbench.cards.task import LABELLED
 from clipbench.catalog import Catalog, Task
+from clipbench.data.choices import rows_of_some
 from clipbench.data.decode import MAX_PIXELS, max_pixels
 from clipbench.data.decode_stream import OnBadImage
 from clipbench.data.labels import without_samples
@@ -237,11 +238,22 @@ def limited(split: Split, limit: int | None, seed: int) -> Split:
     """`split`, or a seeded sample of `limit` of its samples: class-balanced where each has one class.
 
     Classes take turns, in a seeded order, each giving its samples in a seeded order: classes differ by at most
-    one sample while they last.
+    one sample while they last. Of items to choose among, all images of as many as fit, parts taking turns.
+
+    Raises:
+        DataError: no item has so few images.
     """
     if limit is None or limit >= len(split):
         return split
     rng = np.random.default_rng(seed)
+    if split.choices is not None:
+        rows = rows_of_some(split.choices, limit, rng)
+        if not rows.size:
+            raise DataError(
+                f"{split.dataset}: every item has more than {limit:,} images",
+                hint="raise --limit, or leave it out: an item is measured where all of its images are there",
+            )
+        return Subset(split, rows)
     order = rng.permutation(len(split))
     if split.labels.ndim == 1:
         labels = split.labels[order].astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -36,3 +37,22 @@ def kept(choices: Sequence[Choice], rows: NDArray[np.int64]) -> tuple[Choice, ..
         for item in choices
         if all(row in place for row in item.images)
     )
+
+
+def rows_of_some(choices: Sequence[Choice], limit: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most `limit` rows, ascending, that are all images of some items: parts take turns, in a seeded order.
+
+    An item whose images are too many beside those before it is passed over.
+    """
+    order = rng.permutation(len(choices)).tolist()
+    turn: Counter[str] = Counter()
+    turns = []
+    for place in order:
+        turns.append(turn[choices[place].part])
+        turn[choices[place].part] += 1
+    rows: set[int] = set()
+    for _, place in sorted(zip(turns, order, strict=True), key=lambda pair: pair[0]):  # stable
+        more = set(choices[place].images) - rows
+        if len(rows) + len(more) <= limit:
+            rows |= more
+    return np.array(sorted(rows), dtype=np.int64)

@@ -238,6 +238,20 @@ def test_valse_averages_pieces_first(run: Run, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------- mistakes
 
 
+def test_a_limit_takes_whole_items_and_says_where_none_fits(run: Run, tmp_path: Path) -> None:
+    FORMS["cola"].write(tmp_path / "copy")
+    common = [
+        *("eval", "--model", small.write_run(tmp_path / "run"), "--task", "cola-pick", "--precision", "fp32"),
+        *("--cards", cards_of("cola", tmp_path / "cards"), "--data", f"cola={tmp_path / 'copy'}"),
+    ]
+    done = run(*common, "--results", tmp_path / "two", "--limit", 2)
+    assert done.code == 0, done.err
+    (stored,) = store.read_all(tmp_path / "two")
+    assert stored.record.evidence["items"] == 1
+    done = run(*common, "--results", tmp_path / "one", "--limit", 1)
+    mended(done, "cola: every item has more than 1 images", "raise --limit, or leave it out")
+
+
 def test_a_copy_with_another_number_of_items_is_an_error(run: Run, tmp_path: Path) -> None:
     FORMS["sugarcrepe"].write(tmp_path / "copy")
     done = run(
