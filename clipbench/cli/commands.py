@@ -63,6 +63,7 @@ COMMANDS: Final[Mapping[str, Command | Group]] = {
             "check": Command("data", "Check copies of data sets against their cards."),
             "inputs": Command("data", "Write the ids and texts that tasks ask a model for."),
             "convert-coco-gender": Command("data", "Copy COCO-gender's pickled annotations to JSON."),
+            "babel-imagenet": Command("data", "Make a card of Babel-ImageNet from your copy."),
         },
     ),
 }

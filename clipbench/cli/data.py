@@ -12,6 +12,7 @@ import typer
 from clipbench.cli.inputs import data_paths, names, open_catalog
 from clipbench.cli.options import Cards, Data, Force, Json, Plugins, argument, option
 from clipbench.cli.output import note
+from clipbench.data import babel
 from clipbench.data.layouts.coco_gender import convert
 from clipbench.errors import ClipbenchError
 from clipbench.report.data_check import survey, text
@@ -87,3 +88,31 @@ def convert_coco_gender_command(
     """
     for path, images in convert(source, out, force=force):
         print(f"{visible(str(path))}: {images:,} images")
+
+
+def babel_imagenet_command(
+    labels: Annotated[Path, argument("Babel-ImageNet's JSON of labels.", "LABELS")],
+    prompts: Annotated[Path, option("--prompts", "Its JSON of prompts.", "FILE")],
+    out: Annotated[Path, option("--out -o", "Folder of cards to write the card into.", "DIR")],
+    force: Force = False,
+) -> None:
+    """Make a card of Babel-ImageNet from your copy.
+
+    Its labels are under a non-commercial licence, and do not come with clipbench. LABELS holds, for each language, a
+    list of classes of ImageNet and one of their names; the prompts are a list of templates for each. Each language
+    is a variant of the card's task, on those of ImageNet's validation images that are of its classes.
+    """
+    made = babel.card_of(labels, prompts)
+    for name, content in made.files.items():
+        write_own(out / name, content.encode(), None, force=force)
+    for one in made.left_out:
+        note(f"left out: {one}")
+    counts = made.languages.values()
+    print(
+        f"{visible(str(out / babel.ID))}.yaml: {len(counts)} languages of {min(counts):,} to {max(counts):,} classes"
+    )
+    first = next(iter(made.languages))
+    print(
+        f"clipbench eval --model MODEL --task {babel.ID}-zs@{first} --cards {visible(str(out))} "
+        f"--data {babel.ID}=IMAGENET"
+    )
