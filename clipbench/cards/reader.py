@@ -65,6 +65,12 @@ def _inherit(own: dict[str, Any], raw: dict[str, Any], base: dict[str, Any]) -> 
     base = {key: value for key, value in base.items() if key != "images_of"}  # other data, other images
     if "classes" in own:
         base.pop("class_sets", None)
+    sets = base.get("class_sets")
+    if "splits" in own and isinstance(sets, dict):  # whose images are others
+        base["class_sets"] = {
+            name: {k: v for k, v in one.items() if k != "rows"} if isinstance(one, dict) else one
+            for name, one in sets.items()
+        }
     config, same = own.get("config"), own.get("family") in (None, base.get("family"))
     if isinstance(config, dict) and isinstance(base.get("config"), dict) and same:
         own["config"] = base["config"] | config

@@ -274,7 +274,7 @@ def of_classes(whole: Split, members: Sequence[Sequence[int]], classes: tuple[st
     found = copy(whole) if len(rows) == len(whole) else Subset(whole, rows, whole.role)
     found.labels, found.classes = labels[rows], classes
     lost = np.unique(whole.labels[labels < 0]).tolist()
-    text = f"samples left out, of {len(lost):,} classes that the task's set has not; the examples are classes"
+    text = f"samples left out, of {len(lost):,} classes that are not in the task's class set"
     others = Note(
         "other-classes", text, len(whole) - len(rows), tuple(whole.classes[c][:60] for c in lost[:3])
     )

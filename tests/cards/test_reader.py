@@ -183,6 +183,16 @@ def test_bases_may_have_bases(tmp_path: Path) -> None:
     assert (card.classes, card.label_names) == (("dog", "cat"), ("b", "a"))
 
 
+def test_other_splits_leave_the_sizes_of_class_sets_behind(tmp_path: Path) -> None:
+    """They are of the base's own images, so that a small copy would never be whole."""
+    mine = "base: pets\nsplits: {test: {name: test}}\n"
+    found = catalog(tmp_path, mine=mine, same="base: pets\n")
+    assert found.task("mine-zs@furry").dataset.card.splits["test"].rows is None
+    assert found.task("same-zs@furry").dataset.card.splits["test"].rows == 4
+    assert Catalog().task("imagenet-1k-sample-zs@a-classes").dataset.card.splits["test"].rows is None
+    assert Catalog().task("imagenet-zs@a-classes").dataset.card.splits["test"].rows == 10_000
+
+
 def test_other_classes_leave_the_class_sets_of_the_base_behind(tmp_path: Path) -> None:
     mine = "base: pets\nclasses: [x, y]\nlabel_names: [a, b]\n"
     assert catalog(tmp_path, mine=mine).dataset("mine").card.class_sets == {}
