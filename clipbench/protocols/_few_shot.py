@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from clipbench.errors import DataError
 from clipbench.metrics import clustered, intervals
+from clipbench.protocols import _grouping as grouping
 from clipbench.protocols import _logistic as logistic
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._samples import Samples
@@ -27,6 +29,7 @@ def few_shot(
     shots: int,
     draws: int,
     seed: int,
+    skip: Sequence[str] = (),
 ) -> Outcome:
     """`draws` probes on few samples a class; scores are means over the draws, their intervals about which shots are
     drawn and which test samples there are (`stats.of_draws`).
@@ -62,7 +65,7 @@ def few_shot(
             advance(1)
     source = f"up to {min(shots, 4)} further samples a class"
     source += "" if train.clusters is None else ", of clusters without a shot"
-    return _mean_of(found, evidence, test, source, settings, seed)
+    return _mean_of(found, evidence, test, source, settings, seed, skip)
 
 
 def _draw(
@@ -106,6 +109,7 @@ def _mean_of(
     source: str,
     settings: logistic.Logistic,
     seed: int,
+    skip: Sequence[str] = (),
 ) -> Outcome:
     scores: dict[str, intervals.Score] = {}
     per_draw: dict[str, list[float]] = {}
@@ -133,12 +137,12 @@ def _mean_of(
         scores[name] = intervals.Score(value, (low, high), first.n, first.chance)
     recall = np.mean([outcome.per_class["recall"] for outcome in found], axis=0)
     samples: dict[str, Any] = {"id": test.ids, "target": test.labels} | outcomes.column_of(test.clusters)
-    samples |= outcomes.column_of(test.groups, "group")
+    samples |= {} if test.groups is None else {"group": grouping.column(test.groups, skip)}
     samples |= {f"rank_{i}": rank for i, rank in enumerate(ranks)}
     right = (ranks == 0).astype(np.float64)
-    of_groups, told = outcomes.by_group(right, test.groups, test.clusters, scores["acc1"].chance)
+    of_groups, told = outcomes.by_group(right, test.groups, test.clusters, scores["acc1"].chance, skip=skip)
     if test.groups is not None:  # the lowest of each draw, whose mean is below the lowest mean
-        rows = [test.groups == name for name in np.unique(test.groups)]
+        rows = [test.groups == name for name in np.unique(test.groups) if name not in skip]
         per_draw["worst_group_acc1"] = np.min([right[:, own].mean(axis=1) for own in rows], axis=0).tolist()
     evidence = told | {
         "draws": draws,

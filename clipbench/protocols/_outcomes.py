@@ -12,6 +12,7 @@ from clipbench.cards.task import TaskCard
 from clipbench.metrics import average_precision, classification, clustered, intervals, worst_group
 from clipbench.metrics.average_precision import DIFFICULT, APKind, Difficult
 from clipbench.metrics.average_precision_intervals import mean_average_precision_scores
+from clipbench.protocols import _grouping as grouping
 from clipbench.protocols.base import Columns, MetricSpec, Outcome, Recorded
 
 Doubles = NDArray[np.float64]
@@ -82,6 +83,8 @@ def single_label(
     seed: int,
     clusters: Names | None = None,
     groups: Names | None = None,
+    *,
+    skip: Sequence[str] = (),
 ) -> Outcome:
     """acc1, acc5 (from 5 classes on), mean per-class recall and ece, the lowest index winning a tie; and of groups acc1
     on the worst one.
@@ -92,6 +95,7 @@ def single_label(
         blocks: row slices and their logits, float32 [b, classes], that cover all samples.
         target: int64 [n], class indices below `classes`.
         clusters, groups: text [n], the cluster and the group of each sample.
+        skip: groups that are not to be the worst.
     """
     rank, prediction = np.empty_like(target), np.empty_like(target)
     confidence = np.empty(len(target), dtype=np.float64)
@@ -114,8 +118,10 @@ def single_label(
         scores["mean_per_class_recall"] = clustered.recall_score(target, prediction, classes, of)
         scores["ece"] = clustered.ece_score(confidence, correct, of, seed)
     samples: SampleColumns = {"id": np.asarray(ids), "target": target, "prediction": prediction}
-    samples |= {"rank": rank, "confidence": confidence} | column_of(clusters) | column_of(groups, "group")
-    of_groups, evidence = by_group(correct[None].astype(np.float64), groups, clusters, 1 / classes)
+    samples |= {"rank": rank, "confidence": confidence} | column_of(clusters)
+    samples |= {} if groups is None else {"group": grouping.column(groups, skip)}
+    right = correct[None].astype(np.float64)
+    of_groups, evidence = by_group(right, groups, clusters, 1 / classes, skip=skip)
     per_class = {"recall": classification.per_class_recall(target, prediction, classes)}
     return Outcome(scores | of_groups, per_class, samples, evidence)
 
@@ -159,16 +165,26 @@ def any_label(
 
 
 def by_group(
-    hits: Doubles, groups: Names | None, clusters: Names | None, chance: float | None, metric: str = "acc1"
+    hits: Doubles,
+    groups: Names | None,
+    clusters: Names | None,
+    chance: float | None,
+    metric: str = "acc1",
+    skip: Sequence[str] = (),
 ) -> tuple[dict[str, intervals.Score], dict[str, Any]]:
     """`metric` on the worst group, and as evidence each group's, the worst first; nothing where there are no groups.
 
     Args:
         hits: float64 [R, n], which samples each draw of shots has right.
         groups, clusters: text [n], of each sample.
+        skip: groups that are not to be the worst.
     """
     if groups is None:
         return {}, {}
+    if skip:
+        kept = grouping.counted(groups, skip)
+        hits, groups = hits[:, kept], groups[kept]
+        clusters = None if clusters is None else clusters[kept]
     of = None if clusters is None else clustered.codes(clusters)
     worst, every = worst_group.worst_group(hits, worst_group.codes(groups), of, chance)
     named = zip(np.unique(groups).tolist(), every, strict=True)

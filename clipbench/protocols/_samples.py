@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from clipbench.data.split import Split
 from clipbench.encoding.feature_store import Features, Matrix
 from clipbench.errors import DataError
+from clipbench.protocols._grouping import groups_by
 from clipbench.protocols.base import Inputs
 from clipbench.solvers.selection import Selection
 
@@ -61,8 +63,11 @@ class Samples:
     groups: NDArray[np.object_] | None = None
 
     @classmethod
-    def of(cls, split: Split, encoder: Inputs, space: str, *, unit: bool = False) -> Samples:
-        """All of `split` that could be decoded, with features in `space`; with `unit`, rows of unit length.
+    def of(
+        cls, split: Split, encoder: Inputs, space: str, *, unit: bool = False, by: Sequence[str] = ()
+    ) -> Samples:
+        """All of `split` that could be decoded, with features in `space`; with `unit`, rows of unit length; in the
+        groups that the columns `by` tell, by default those of the split.
 
         Raises:
             DataError: there are none.
@@ -70,7 +75,8 @@ class Samples:
         matrix = encoder.images(split, space)
         rows = decoded(split, matrix)
         ids = np.array(split.ids, dtype=object)[rows]
-        beside = clusters_of(split, rows), groups_of(split, rows)
+        groups = groups_by(split, by, rows) if by else groups_of(split, rows)
+        beside = clusters_of(split, rows), groups
         return cls(Selection([(matrix, rows)], unit=unit), split.labels[rows], ids, rows, *beside)
 
     def part(self, rows: NDArray[np.int64]) -> Samples:

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Discriminator, Tag
 
 from clipbench.cards.base import Tuple
 from clipbench.cards.columns import Objective
@@ -27,6 +26,7 @@ from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
 from clipbench.metrics import classification, clustered, f1, intervals
 from clipbench.metrics.intervals import Score
+from clipbench.protocols import _grouping as grouping
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols import zero_shot
 from clipbench.protocols._samples import clusters_of, decoded
@@ -36,14 +36,8 @@ from clipbench.protocols.base import Params as ParamsBase
 Names = NDArray[np.object_]
 Doubles = NDArray[np.float64]
 Blocks = Iterable[tuple[slice, NDArray[np.float32]]]
-#: what stands between the names of groups that are of several columns
-TIMES: Final = " × "
 _COUNTED: Final = ("share", "lowest_group_share", "highest_group_share")
 _TOP5: Final = ("acc5", "worst_group_acc5")
-_OneOrSeveral = Annotated[
-    Annotated[str, Tag("function-str")] | Annotated[Tuple[str], Tag("tuple[str]")],
-    Discriminator(lambda value: "function-str" if isinstance(value, str) else "tuple[str]"),
-]
 
 
 class Params(ParamsBase):
@@ -63,31 +57,17 @@ class Params(ParamsBase):
         "acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "worst_group_acc5", "f1_macro",
         "share", "lowest_group_share", "highest_group_share",
     ] = "worst_group_acc1"  # fmt: skip
-    group: _OneOrSeveral | None = None
+    group: grouping.OneOrSeveral | None = None
     skip: Tuple[str] = ()
     objective: str | None = None
     templates: str = "default"
     split: str = "test"
 
-    def columns(self, card: TaskCard) -> tuple[str, ...]:
-        """The names of the columns that tell groups."""
-        if self.group is None:
-            return tuple(card.columns.groups)[:1]
-        return (self.group,) if isinstance(self.group, str) else self.group
-
 
 def check(card: TaskCard, params: Params) -> str | None:
     """What is wrong with `params` for `card`, or None."""
-    columns, known = params.columns(card), card.columns.groups
-    lost = next((name for name in columns if name not in known), None)
-    if lost is not None:
-        return unknown("column of columns.group", lost, known) if known else "group needs columns.group"
-    if not columns and (params.primary.endswith(("group_acc1", "group_acc5")) or params.skip):
-        return f"{'skip' if params.skip else params.primary} needs columns.group on the task card"
-    named = _named(card, columns)
-    odd = next((name for name in params.skip if named is not None and name not in named), None)
-    if odd is not None:
-        return unknown(f"group of {TIMES.join(columns)} in skip", odd, named or ())
+    if problem := grouping.misfit(card, params.group, params.skip, params.primary):
+        return problem
     if card.kind == "attributes":
         return _check_objective(card, params)
     if params.objective is not None:
@@ -114,19 +94,6 @@ def _check_top5(primary: str, classes: int, *, folded: bool = False) -> str | No
     if primary in _TOP5 and (classes < 5 or folded):
         return f"{primary} needs at least 5 classes{', each with a meaning of its own' if folded else ''}"
     return None
-
-
-def _named(card: TaskCard, columns: tuple[str, ...]) -> list[str] | None:
-    """The names of all groups that the card knows of; None where a column's codes have no names there."""
-    every = [card.columns.groups[name].by_code for name in columns]
-    found = [""]
-    for names in every:
-        if names is None:
-            return None
-        found = [
-            f"{one}{TIMES}{name}" if one else name for one in found for name in dict.fromkeys(names.values())
-        ]
-    return found if columns else []
 
 
 def needs(params: Params, compared: str) -> Needs:
@@ -246,17 +213,11 @@ def _by_groups(
     params: Params,
 ) -> Outcome:
     """The outcome with its scores by group: the worst one's in the scores, each one's in the evidence."""
-    columns = params.columns(card)
-    if not columns:
+    columns = grouping.columns_of(card, params.group)
+    groups = grouping.groups_by(split, columns, rows)
+    if groups is None:
         return found
-    every = _joined([split.groupings[name] for name in columns])
-    groups = every[rows]
-    kept = ~np.isin(groups, params.skip)
-    if not kept.any():
-        raise DataError(
-            f"{split.dataset}: all {len(rows):,} samples are of groups that are skipped ({', '.join(params.skip)})",
-            hint="take more samples (raise --limit), or take names out of skip on the task card",
-        )
+    kept = grouping.counted(groups, params.skip)
     scores, told = dict(found.scores), dict[str, list[dict[str, Any]]]()
     within = None if clusters is None else clusters[kept]
     if within is not None and _are_clusters(groups[kept], within):
@@ -275,25 +236,14 @@ def _by_groups(
         scores |= worst
         told[metric] = evidence["groups"]
     metric = "acc5" if params.primary in _TOP5 else next(iter(told))
-    known = dict.fromkeys([*(_named(card, columns) or ()), *np.unique(every).tolist(), *params.skip])
-    skipped = [
-        {"group": name, metric: float(hits[groups == name].mean()), "n": int((groups == name).sum())}
-        for each, hits in _measured(found)
-        for name in params.skip
-        if each == metric and (groups == name).any()
-    ]
+    every = np.unique(np.concatenate([groups, grouping.groups_by(split, columns, np.arange(len(split)))]))
+    known = [*(grouping.names(card, columns) or ()), *every.tolist()]
+    (hits,) = (hits for each, hits in _measured(found) if each == metric)
     evidence = {
         "groups": _together(told, metric),
-        "grouped": {
-            "column": TIMES.join(columns),
-            "metric": metric,
-            "skipped": skipped,
-            "without_samples": [name for name in known if not (groups == name).any()],
-        },
+        "grouped": grouping.told(columns, metric, hits, groups, params.skip, known),
     }
-    column = groups.copy()
-    column[~kept] = None  # of no group that counts
-    samples = found.samples | {"group": column}
+    samples = found.samples | {"group": grouping.column(groups, params.skip)}
     if within is None and "_group_" in params.primary:  # two models are then compared over samples, too
         samples.pop("cluster", None)
     return replace(found, scores=scores, samples=samples, evidence=found.evidence | evidence)
@@ -314,16 +264,6 @@ def _measured(found: Outcome) -> Iterator[tuple[str, Doubles]]:
     for metric, within in (("acc1", 1), ("acc5", 5)):
         if metric in found.scores:
             yield metric, (rank < within).astype(np.float64)
-
-
-def _joined(columns: list[Names]) -> Names:
-    """The groups of samples that are told by several columns."""
-    found = columns[0]
-    for more in columns[1:]:
-        found = np.array(
-            [f"{one}{TIMES}{other}" for one, other in zip(found, more, strict=True)], dtype=object
-        )
-    return found
 
 
 def _turned(lacking: Score, share: Score) -> Score:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from clipbench.cards.base import Strict
+from clipbench.cards.base import Strict, Tuple
 from clipbench.cards.task import LABELLED, TaskCard
 from clipbench.data.labels import require_difficult
 from clipbench.data.split import Split
 from clipbench.errors import DataError
 from clipbench.metrics import average_precision, classification, clustered
 from clipbench.metrics.average_precision import APKind
+from clipbench.protocols import _grouping as grouping
 from clipbench.protocols import _logistic as logistic
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols._few_shot import few_shot
@@ -74,7 +75,11 @@ class Params(ParamsBase):
         classifier: what is fitted.
         difficult: multi-label sets that mark difficult objects: what they are in the test. In training they
             are negatives, unless they are positive in the test.
+        group, skip: as of `groups`: the column of groups, or several, and the groups that are not to be the worst,
+            neither in the test nor where λ is chosen.
     """
+
+    later: ClassVar = ("group", "skip")
 
     primary: Literal["acc1", "acc5", "mean_per_class_recall", "worst_group_acc1", "map_area", "map_11pt"] = (
         "acc1"
@@ -88,6 +93,13 @@ class Params(ParamsBase):
     draws: int = Field(5, ge=1)
     classifier: Annotated[Logistic | AdamW | SgdVirtex | Knn, Field(discriminator="kind")] = Logistic()
     difficult: Literal["ignore", "positive", "negative"] | None = None
+    group: grouping.OneOrSeveral | None = None
+    skip: Tuple[str] = ()
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The columns of groups that it names; none: the card's first."""
+        return (self.group,) if isinstance(self.group, str) else self.group or ()
 
 
 def check(card: TaskCard, params: Params) -> str | None:
@@ -95,6 +107,8 @@ def check(card: TaskCard, params: Params) -> str | None:
     if params.train in (params.validation, params.test) or params.validation == params.test:
         return "train, validation and test must be different splits"
     if problem := outcomes.misfit_of_labels(card, params.primary, params.difficult):
+        return problem
+    if problem := grouping.misfit(card, params.group, params.skip, params.primary):
         return problem
     path = params.classifier if isinstance(params.classifier, Logistic) else None
     if card.kind == "multi-label" and (path is None or params.shots is not None):
@@ -116,15 +130,25 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     Images that could not be decoded (rows of NaN) are left out. What is drawn depends on the seed and the split
     alone, never on whether its features were cached.
     """
-    train = Samples.of(splits[params.train], encoder, params.space)
-    test = Samples.of(splits[params.test], encoder, params.space)
+    train = Samples.of(splits[params.train], encoder, params.space, by=params.by)
+    test = Samples.of(splits[params.test], encoder, params.space, by=params.by)
     if card.kind == "multi-label":
         return _multi_label(card, splits, train, test, encoder, params, seed)
     if params.shots is not None and isinstance(params.classifier, Logistic):
         name = splits[params.train].dataset
-        return few_shot(
-            name, len(card.classes), train, test, encoder, params.classifier, params.shots, params.draws, seed
+        found = few_shot(
+            name,
+            len(card.classes),
+            train,
+            test,
+            encoder,
+            params.classifier,
+            params.shots,
+            params.draws,
+            seed,
+            params.skip,
         )
+        return replace(found, evidence=found.evidence | _grouped(card, test, found, params))
     classes = len(card.classes)
     match params.classifier:
         case Logistic():
@@ -136,8 +160,22 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
 
             blocks = vote(train.features, train.labels, classes, test.features, k, encoder.device)
             evidence = {}
-    outcome = outcomes.single_label(blocks, test.labels, test.ids, classes, seed, test.clusters, test.groups)
+    outcome = outcomes.single_label(
+        blocks, test.labels, test.ids, classes, seed, test.clusters, test.groups, skip=params.skip
+    )
+    evidence |= _grouped(card, test, outcome, params)
     return replace(outcome, scores=logistic.without_ece(outcome), evidence=outcome.evidence | evidence)
+
+
+def _grouped(card: TaskCard, test: Samples, found: Outcome, params: Params) -> dict[str, Any]:
+    """Where a task says by which groups, or skips some: the columns, and which groups do not count."""
+    if test.groups is None or not (params.by or params.skip):
+        return {}
+    columns = grouping.columns_of(card, params.group)
+    known = [*(grouping.names(card, columns) or ()), *np.unique(test.groups).tolist()]
+    ranks = [np.asarray(found.samples[name]) for name in found.samples if name.startswith("rank")]
+    hits = np.mean([rank == 0 for rank in ranks], axis=0)
+    return {"grouped": grouping.told(columns, "acc1", hits, test.groups, params.skip, known)}
 
 
 # ------------------------------------------------------------ logistic regression
@@ -170,7 +208,8 @@ def _logistic(
     elif params.primary == "worst_group_acc1":
         assert held.groups is not None  # of the groups that are there
         hits = np.stack([p == held.labels for p in path.predict(held.features)])
-        curve = np.min([hits[:, held.groups == name].mean(axis=1) for name in np.unique(held.groups)], axis=0)
+        names = np.unique(held.groups[grouping.counted(held.groups, params.skip)])
+        curve = np.min([hits[:, held.groups == name].mean(axis=1) for name in names], axis=0)
     else:
         curve = path.correct(held.features, held.labels) / len(held.labels)
     best = best_of(curve)
@@ -195,7 +234,7 @@ def _divided(
 ) -> tuple[Samples, Samples, Samples]:
     """Samples to fit on, to choose λ on (the card's own validation split, or some of training), and both together."""
     if params.validation:
-        validation = Samples.of(splits[params.validation], encoder, params.space)
+        validation = Samples.of(splits[params.validation], encoder, params.space, by=params.by)
         return train, validation, train.joined(validation)
     if train.clusters is None:
         what = "training samples"

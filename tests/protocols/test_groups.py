@@ -256,3 +256,37 @@ def test_from_the_command_line(tmp_path: Path, run: Run, layout: str) -> None:
     done = run("gate", *both, *common[:2])
     assert done.code == 0, done
     assert done.said.count("worst_group_acc1") == 8
+
+
+def test_a_probe_skips_groups(tmp_path: Path, run: Run) -> None:
+    groups, card = _digits(tmp_path / "data", "parquet")
+    columns = {"group": {"other": {"column": "label"}, "stroke": {}}}
+    classifier = {"kind": "logistic", "lambdas": 3}
+    probe = {"primary": "worst_group_acc1", "group": "stroke", "skip": ["thin"], "classifier": classifier}
+    card |= {"columns": columns, "protocols": {"lp": probe}}
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "strokes.yaml").write_text(json.dumps(card))
+    common = ("--cards", tmp_path / "cards", "--data", f"strokes={tmp_path / 'data'}")
+    tasks = [part for task in ("strokes-lp", "strokes-lp@2-shot") for part in ("--task", task)]
+    done = run("eval", "--model", "digits-clip-lite", *tasks, *common, "--results", tmp_path / "results")
+    assert done.code == 0, done
+    assert done.said.count("never the worst, since the task skips them: thin") == 2
+    kept = np.array(groups) != "thin"
+    for stored in store.read_all(tmp_path / "results"):
+        record, table = stored.record, alignment._table(stored)
+        assert table["group"] == [group if group != "thin" else None for group in groups]
+        hits = np.stack([np.array(table[name]) == 0 for name in table if name.startswith("rank")]).astype(
+            float
+        )
+        names, of = np.unique(np.array(groups)[kept], return_inverse=True)
+        assert names.tolist() == ["bold", "plain"]
+        assert record.scores["worst_group_acc1"] == worst_group(hits[:, kept], of, None, 0.1)[0]
+        assert record.scores["acc1"].n == len(groups)
+        told: Any = record.evidence
+        assert [one["group"] for one in told["grouped"]["skipped"]] == ["thin"]
+        assert told["grouped"]["skipped"][0]["acc1"] == pytest.approx(hits[:, ~kept].mean())
+        assert alignment.recomputed(stored) == pytest.approx(record.scores["worst_group_acc1"].value)
+    card["protocols"]["lp"]["group"] = "stork"
+    (tmp_path / "cards" / "strokes.yaml").write_text(json.dumps(card))
+    done = run("eval", "--model", "digits-clip-lite", *tasks, *common, "--results", tmp_path / "results")
+    commandline.mended(done, 'unknown column of columns.group "stork"')
