@@ -47,6 +47,34 @@ _Group = Annotated[
 ]
 
 
+class ItemColumns(Strict):
+    """Columns of a table of which each row is an item to choose among.
+
+    `images` and `texts` name columns in the order of the item's images and texts; a cell may hold a list of them.
+    `right` are the places of an image and of a text that belong together: `[[0, 0], [1, 1]]`. `part` names the column
+    of the part that an item is of. `box` names that of the part of an image that is shown, {x, y, w, h} in pixels.
+    """
+
+    images: Tuple[str]
+    texts: Tuple[str]
+    right: Tuple[Tuple[int]]
+    part: str | None = None
+    box: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ItemColumns:
+        for key in ("images", "texts"):
+            if not getattr(self, key) or len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise Misplaced(f"{key} needs the names of columns, each once", key)
+        bad = next((n for n, pair in enumerate(self.right) if len(pair) != 2 or min(pair) < 0), None)
+        if bad is not None or not self.right:
+            text = "right needs pairs of the place of an image and that of a text, from 0 on: [[0, 0]]"
+            raise Misplaced(text, "right", *(() if bad is None else (bad,)))
+        if len(set(self.right)) < len(self.right):
+            raise Misplaced("right holds a pair twice", "right")
+        return self
+
+
 class Columns(Strict):
     """Column names of a tabular source (parquet, hub). Image folders have none.
 
@@ -57,10 +85,10 @@ class Columns(Strict):
     column, or several by their names (see `GroupColumn`), of which the first is that of protocols that are not asked
     for another. In WebDataset tars both are fields of each sample's `.json`, or values of the vector in its `.npy`:
     `values` says what these are, in their order. A name there that ends in `?` may be lacking at the vector's end; the
-    value `y` is held against the label.
+    value `y` is held against the label. `items` are those of a set of items to choose among.
     """
 
-    later: ClassVar = ("caption", "image_id", "cluster", "group", "values")
+    later: ClassVar = ("caption", "image_id", "cluster", "group", "values", "items")
 
     image: str = "image"
     label: str = "label"
@@ -69,6 +97,7 @@ class Columns(Strict):
     cluster: str | None = None
     group: _Group | None = None
     values: Tuple[str] = ()
+    items: ItemColumns | None = None
 
     @property
     def groups(self) -> dict[str, GroupColumn]:

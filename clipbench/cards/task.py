@@ -302,6 +302,8 @@ class TaskCard(Strict):
             raise Misplaced("image_id goes with kind: captions", "columns", "image_id")
         if self.columns.group is not None and self.kind not in ("single-label", "attributes"):
             raise Misplaced("group goes with kind: single-label or attributes", "columns", "group")
+        if self.columns.items is not None and self.kind != "choices":
+            raise Misplaced("items goes with kind: choices", "columns", "items")
         if not self.protocols:
             raise Misplaced("protocols is empty: name at least one, for example zs: {}", "protocols")
         return self

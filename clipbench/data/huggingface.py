@@ -12,6 +12,7 @@ from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
 from clipbench.data.digests import sha256_file
 from clipbench.data.layouts.base import Layout
+from clipbench.data.layouts.item_rows import ItemRows
 from clipbench.data.layouts.parquet import Parquet
 from clipbench.data.layouts.parquet_languages import LANGUAGE, ParquetLanguages
 from clipbench.data.layouts.refer_parquet import Rows
@@ -65,9 +66,9 @@ def fetch(
         tables = {of: parts[spec.name.replace(LANGUAGE, of)][1] for of in dataset.card.languages}
         opened = ParquetLanguages(tables, dataset.card, folder, dataset.card.languages, where)
     elif kinds == {".parquet"}:
-        reader = Rows if dataset.card.kind == "expressions" else Parquet
+        reader = {"expressions": Rows, "choices": ItemRows}.get(dataset.card.kind, Parquet)
         opened = reader(files, dataset.card, folder, where)
-    elif kinds == {".tar"} and dataset.card.kind != "expressions":
+    elif kinds == {".tar"} and dataset.card.kind not in ("expressions", "choices"):
         opened = WebDataset(files, folder, where, dataset.card)
     else:
         raise DataError(

@@ -315,8 +315,10 @@ def _hashed(source: Layout, files: list[Path], paths: DataPaths) -> list[tuple[s
 
 
 def _columns(card: TaskCard) -> dict[str, Any]:
-    """The columns that decide a tabular split: its images, and captions where it has them, in which languages."""
+    """The columns that decide a tabular split: its images, and captions (in which languages) or items."""
     columns: dict[str, Any] = {"column": card.columns.image}
     if card.languages:
         columns |= {"languages": list(card.languages)}
+    if card.columns.items is not None:
+        columns |= {"items": card.columns.items.canonical()}
     return columns | {"captions": card.columns.caption} if card.kind == "captions" else columns

@@ -35,14 +35,6 @@ PENDING: Final = {
         "pug-imagenet",
         "hateful-memes",
     ),
-    *(
-        "winogavil",
-        "winoground",
-        "aro-coco-order",
-        "aro-flickr-order",
-        "colorswap",
-        "imagecode",
-    ),
     *("xm3600", "xtd10", "xtd200", "flickr30k-200", "flickr30k-cn", "flickr8k-cn", "urban1k", "docci", "dci"),
 }
 

@@ -634,4 +634,12 @@ def test_layouts_keep_their_names_in_fingerprints() -> None:
         "JsonLines": "JsonLines",
         "ParquetLanguages": "ParquetLanguages",
         "XM3600": "XM3600",
+        "ItemTables": "ItemTables",
+        "ItemRows": "ItemRows",
+        "ImageCode": "ImageCode",
+        "Table": "WinoGAViL",
+        "Conditions": "Conditions",
+        "NumberedFolders": "NumberedFolders",
+        "ObjectNetFolders": "ObjectNet",
+        "Reassessed": "Reassessed",
     }

@@ -147,7 +147,7 @@ class ChoiceFiles(FileLayout):
             except BAD_IMAGE:
                 yield row, b""  # no image, as the whole is none
                 continue
-            yield row, _cropped(image, self._seen(box, image), path)
+            yield row, cropped(image, self._seen(box, image), path)
 
     def _seen(self, box: Box, image: Image.Image) -> Box:
         if not self.clipped:
@@ -177,8 +177,12 @@ def _row_id(path: Path, root: Path, box: Box | None) -> str:
     return name if box is None else f"{name}#{','.join(map(str, box))}"
 
 
-def _cropped(image: Image.Image, box: Box, path: Path) -> bytes:
-    """The part of `image` in `box`, as PNG."""
+def cropped(image: Image.Image, box: Box, path: Path) -> bytes:
+    """The part of `image`, the one at `path`, in `box`, as PNG.
+
+    Raises:
+        DataError: the box is no part of it.
+    """
     area = (box[2] - box[0]) * (box[3] - box[1])
     outside = box[0] >= min(box[2], image.width) or box[1] >= min(box[3], image.height) or min(box[2:]) <= 0
     if outside or area > min(_MOST_CROPPED * image.width * image.height, max_pixels()):
@@ -318,10 +322,21 @@ class Fields:
     def box(self, left: str, top: str, width: str, height: str) -> Box:
         """Left, top, right and bottom of a box that four fields give, rounded as Pillow rounds them."""
         sides = [self.number(key) for key in (left, top, width, height)]
-        if max(map(abs, sides)) > 1e9 or min(sides[2:]) <= 0:
+        found = box_of(sides)
+        if found is None:
             self.refuse(f"has the box {_short(sides)}, expected left, top, width and height in pixels")
-        x, y, w, h = sides
-        return round(x), round(y), round(x + w), round(y + h)
+        return found
+
+
+def box_of(sides: Sequence[Any]) -> Box | None:
+    """A box of left, top, width and height, rounded as Pillow rounds them; None where these make none."""
+    numbers = [_number(side) for side in sides]
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        return None
+    x, y, w, h = numbers
+    if max(map(abs, numbers)) > 1e9 or min(w, h) <= 0:
+        return None
+    return round(x), round(y), round(x + w), round(y + h)
 
 
 def _number(value: Any) -> float:

@@ -69,7 +69,14 @@ class Parquet(Layout):
         self, files: list[Path], card: TaskCard, root: Path, where: str | None, columns: dict[str, str]
     ) -> None:
         """Check `columns` (field of the card → name) in all files, and find the images that are files."""
-        self._files, self.root, self._image = files, root, card.columns.image
+        self._open(files, root, where)
+        self._image = card.columns.image
+        self._check(columns)
+        self._find_images([self._image])
+
+    def _open(self, files: list[Path], root: Path, where: str | None) -> None:
+        """Read the schemas of all files."""
+        self._files, self.root = files, root
         self.where = str(root) if where is None else where
         self.groups: list[list[int]] | None = None
         self._own: dict[Path, list[str]] = {}
@@ -77,11 +84,14 @@ class Parquet(Layout):
         for path in files:
             with opened(path) as file:
                 self._schemas[path] = file.schema_arrow
-        self._check(columns)
+
+    def _find_images(self, columns: Sequence[str]) -> None:
+        """Find the image files that the tables name in `columns`; with these, `files` are all that decide the split."""
         self._linked: dict[tuple[Path, str], Path] = {}
-        for path in files:
-            self._link(path)
-        self.files = [*files, *dict.fromkeys(self._linked.values())]
+        for path in self._files:
+            for column in columns:
+                self._link(path, column)
+        self.files = [*self._files, *dict.fromkeys(self._linked.values())]
 
     def index(self) -> Iterator[tuple[str, Any]]:
         if self.groups is None:
@@ -196,13 +206,14 @@ class Parquet(Layout):
                 if names.count(column) > 1:
                     raise DataError(f"{path} has the column {column!r} more than once", hint=_set(key))
                 kind, wanted = (_kind(of.field(column).type) for of in (schema, self._schemas[first]))
-                if key == "image" and not _holds_images(kind):
+                lists = key == "items.images" and isinstance(kind, list)
+                if key in ("image", "items.images") and not _holds_images(kind[0] if lists else kind):
                     raise DataError(
                         f"{path}: the column {column!r} holds {_said(kind)}, expected encoded images (bytes), paths of "
                         "image files (texts), or structs of bytes and path",
                         hint=_set(key),
                     )
-                if key != "image" and not _agree(kind, wanted):
+                if key not in ("image", "items.images") and not _agree(kind, wanted):
                     raise DataError(
                         f"{path}: the column {column!r} holds {_said(kind)}; in {first.name} it holds {_said(wanted)}",
                         hint="write the files of a split with the same types",
@@ -292,14 +303,18 @@ class Parquet(Layout):
         except OSError as error:
             raise DataError(f"{image} cannot be read: {error.strerror}") from None
 
-    def _link(self, path: Path) -> None:
-        """Find the image files that the table `path` names."""
-        kind = _kind(self._schemas[path].field(self._image).type)
-        if kind in ("bytes", "nothing") or (isinstance(kind, dict) and self._all_inside(path)):
+    def _link(self, path: Path, column: str) -> None:
+        """Find the image files that a column of the table `path` names."""
+        kind = _kind(self._schemas[path].field(column).type)
+        kind = kind[0] if isinstance(kind, list) else kind
+        if kind in ("bytes", "nothing") or (isinstance(kind, dict) and _all_inside(path, column)):
             return
-        texts = dict.fromkeys(text for cell in self._of(path, self._image) if (text := _path_of(cell)))
+        cells = (
+            each for cell in self._of(path, column) for each in (cell if isinstance(cell, list) else [cell])
+        )
+        texts = dict.fromkeys(text for cell in cells if (text := _path_of(cell)))
         folders = list(dict.fromkeys((path.parent, self.root)))
-        found = {text: self._absolute(path, text, folders) for text in texts}
+        found = {text: self._absolute(path, column, text, folders) for text in texts}
         relative = next((text for text, place in found.items() if place is None), None)
         # All lie in one folder: the first that holds the first of them.
         holding = [folder for folder in folders if relative and exists(folder / relative)]
@@ -307,14 +322,14 @@ class Parquet(Layout):
         lost = [text for text, place in places.items() if not exists(place)]
         if lost:
             raise DataError(
-                f"{path}: the column {self._image!r} names {len(texts):,} image files, of which {len(lost):,} are not "
+                f"{path}: the column {column!r} names {len(texts):,} image files, of which {len(lost):,} are not "
                 f"there, first {lost[0][:80]!r}; looked in {' and '.join(map(str, holding[:1] or folders))}",
                 hint="put the files there (paths start from the table's folder, or from the folder that --data gives), "
                 "or write the images into the table",
             )
         self._linked |= {(path, text): place for text, place in places.items()}
 
-    def _absolute(self, path: Path, text: str, folders: Sequence[Path]) -> Path | None:
+    def _absolute(self, path: Path, column: str, text: str, folders: Sequence[Path]) -> Path | None:
         """Where an absolute path leads, which must be below one of `folders`; None for a relative one."""
         given = PurePosixPath(text)
         if "://" not in text and ".." not in given.parts:
@@ -326,20 +341,9 @@ class Parquet(Layout):
                         return folder / given.relative_to(base)
         what = "is an address" if "://" in text else f"leads out of {self.root}"
         raise DataError(
-            f"{path}: {text[:80]!r} in the column {self._image!r} {what}",
+            f"{path}: {text[:80]!r} in the column {column!r} {what}",
             hint="images lie in the table, or as files in its folder or below, named by paths that start there",
         )
-
-    def _all_inside(self, path: Path) -> bool:
-        """Whether the file's own statistics say that no image's bytes are missing, so that nobody need read them."""
-        leaf = f"{self._image}.bytes"
-        with opened(path) as file:
-            for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
-                columns = map(group.column, range(group.num_columns))
-                known = next((column.statistics for column in columns if column.path_in_schema == leaf), None)
-                if known is None or not known.has_null_count or known.null_count:
-                    return False
-        return True
 
 
 @contextmanager
@@ -359,6 +363,26 @@ def opened(path: Path) -> Iterator[Any]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"{path} cannot be read as parquet: {first_line(error)}"
         raise DataError(reason, hint="fetch or write the file again") from error
+
+
+def _all_inside(path: Path, column: str) -> bool:
+    """Whether the file's own statistics say that no image's bytes are missing, so that nobody need read them."""
+    with opened(path) as file:
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            leaves = map(group.column, range(group.num_columns))
+            known = next((leaf.statistics for leaf in leaves if _of_bytes(leaf.path_in_schema, column)), None)
+            if known is None or not known.has_null_count or known.null_count:
+                return False
+    return True
+
+
+def _of_bytes(leaf: str, column: str) -> bool:
+    """Whether a leaf of the schema is the bytes of a column of structs, or of lists of them."""
+    return (
+        leaf.startswith(f"{column}.")
+        and leaf.endswith(".bytes")
+        and leaf.count(".") - column.count(".") in (1, 3)
+    )
 
 
 def _kind(of: Any) -> Any:
