@@ -28,6 +28,10 @@ COMMANDS: Final[Mapping[str, Command | Group]] = {
     "eval": Command("eval", "Measure models on tasks, and write one record for each pair."),
     "pretrain": Command("pretrain", "Train a model by a recipe."),
     "study": Command("pretrain", "Test the papers' claims: the same towers, several objectives."),
+    "init": Group(
+        "Write a card that runs as it is.",
+        {"task": Command("own_data", "Write the card of a folder of yours, with comments.")},
+    ),
     "list": Command("listing", "List the models, tasks, suites or recipes."),
     "show": Command("listing", "Show one card with all its defaults, or one record."),
     "report": Command("report", "Show records as model × task tables beside the papers' numbers."),

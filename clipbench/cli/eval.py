@@ -28,8 +28,10 @@ from clipbench.cli.options import (
     option,
 )
 from clipbench.cli.output import note, print_error, show
+from clipbench.cli.own_data import Classes, Templates, with_own_data
 from clipbench.data import decode_stream
 from clipbench.data.decode import allow_pixels
+from clipbench.data.drafts import Prompts
 from clipbench.evaluation import Options, Result, evaluate, keep, refuse
 from clipbench.records import store
 from clipbench.records.eligibility import Eligibility
@@ -59,6 +61,8 @@ def eval_command(
         ),
     ],
     data: Data = None,
+    classes: Classes = None,
+    templates: Templates = None,
     cards: Cards = None,
     plugins: Plugins = None,
     results: Results = Path("results"),
@@ -108,8 +112,10 @@ def eval_command(
     """Measure models on tasks, and write one record for each pair."""
     allow_pixels(max_pixels)
     bad = decode_stream.on_bad_image(on_bad_image)
-    catalog = open_catalog(cards, plugins)
-    tasks = catalog.tasks(names("--task", task))
+    wanted = names("--task", task)
+    prompts = Prompts(classes, tuple(templates or ()))
+    catalog = with_own_data(open_catalog(cards, plugins), cards, data, wanted, prompts)
+    tasks = catalog.tasks(wanted)
     paths = data_paths(data, catalog, verify=verify_data)
     models = [catalog.model(name) for name in names("--model", model)]
     options = Options(

@@ -234,6 +234,19 @@ class TableSplit(Split):
 
 def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pairs: bool) -> Split:
     """The split in the one layout that holds it."""
+    source = layout_of(dataset, role, root)
+    content, images = _content(dataset, source, paths)
+    return TableSplit(
+        dataset, role, source, content, pairs=pairs, in_part=source.in_part, images_content=images
+    )
+
+
+def layout_of(dataset: Entry[TaskCard], role: str, root: Path) -> Layout:
+    """The one layout in which the folder `root` holds a split.
+
+    Raises:
+        DataError: none does, or several do, or what is there is wrong.
+    """
     card, name = dataset.card, dataset.card.splits[role].name
     kind = "objects" if "objects" in card.also else card.kind
     asked = {
@@ -261,10 +274,7 @@ def _local(dataset: Entry[TaskCard], role: str, root: Path, paths: DataPaths, pa
             hint="keep the one that is meant, and move the other away",
         )
     (source,) = found.values()
-    content, images = _content(dataset, source, paths)
-    return TableSplit(
-        dataset, role, source, content, pairs=pairs, in_part=source.in_part, images_content=images
-    )
+    return source
 
 
 def _layouts() -> Iterator[tuple[str, LayoutSpec]]:
