@@ -109,11 +109,14 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     images = encoder.images(split, encoder.compared)
     rows = decoded(split, images)
     assert split.groups is not None
-    named = conditions_of(split.groups[rows])
-    counted = params.expected if params.only or params.reference else tuple(np.unique(named).tolist())
+    there, of = np.unique(split.groups[rows], return_inverse=True)
+    named = [_condition(name) for name in there]
+    counted = params.expected if params.only or params.reference else tuple(dict.fromkeys(named))
     _refuse_lacking(split, named, (*counted, *params.expected))
-    kept = np.isin(named, counted)
-    rows, named = rows[kept], named[kept]
+    number = {name: place for place, name in enumerate(counted)}
+    place = np.array([number.get(name, -1) for name in named])[of]
+    kept = place >= 0
+    rows, place = rows[kept], place[kept]
     weights = zero_shot.classifier(card, params.templates, encoder)
     scale, wider = np.float32(encoder.logit_scale), max(len(weights), images.shape[1])
     logits = zero_shot.scored(images, rows, weights * scale, wider)
@@ -121,15 +124,18 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     labels = split.labels[rows].astype(np.int64)
     found = outcomes.single_label(logits, labels, ids, len(weights), seed)
     hits = (np.asarray(found.samples["rank"]) == 0).astype(np.float64)
-    shares = {metric: shares_of(hits, named, *sums) for metric, sums in _sums(counted, params).items()}
-    of = clustered.codes(ids if clusters is None else clusters)
-    random = {metric: _by_chance(1 / len(weights), *sums) for metric, sums in _sums(counted, params).items()}
-    scores = {metric: _score(values, of, random[metric]) for metric, values in shares.items()}
-    samples = found.samples | {"condition": named} | outcomes.column_of(clusters)
-    samples |= {f"{metric}_share": values for metric, values in shares.items()}
+    cluster = clustered.codes(ids if clusters is None else clusters)
+    scores, samples = {}, found.samples | outcomes.column_of(clusters)
+    samples["condition"] = np.array(counted, dtype=object)[place]
+    for metric, (weight, added) in _sums(counted, params).items():
+        each = np.array([weight.get(name, 0.0) for name in counted])
+        values = shares_of(hits, place, each, added)
+        scores[metric] = _score(values, cluster, float(each.sum()) / len(weights) + added)
+        samples[f"{metric}_share"] = values
+    sizes = np.bincount(place)
     told = [
-        {"condition": name, "acc1": float(hits[named == name].mean()), "n": int((named == name).sum())}
-        for name in counted
+        {"condition": name, "acc1": float(right / n), "n": int(n)}
+        for name, right, n in zip(counted, clustered.sums(place, hits), sizes, strict=True)
     ]
     evidence: dict[str, Any] = {"conditions": told}
     if not kept.all():
@@ -139,25 +145,28 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     return replace(found, scores=scores, samples=samples, evidence=evidence)
 
 
-def conditions_of(groups: NDArray[np.object_]) -> NDArray[np.object_]:
-    """The condition of each sample: a corruption and its severity, whatever kind the corruption is filed under.
+def _condition(group: str) -> str:
+    """The condition that a group is: a corruption and its severity, whatever kind the corruption is filed under.
 
-    >>> conditions_of(np.array(["noise/shot_noise/5", "fog/1", "only_fg"], dtype=object)).tolist()
-    ['shot_noise/5', 'fog/1', 'only_fg']
+    >>> _condition("noise/shot_noise/5"), _condition("fog/1"), _condition("only_fg")
+    ('shot_noise/5', 'fog/1', 'only_fg')
     """
-    return np.array(["/".join(name.split("/")[-2:]) for name in groups], dtype=object)
+    return "/".join(group.split("/")[-2:])
 
 
-def shares_of(hits: Doubles, named: NDArray[np.object_], weight: dict[str, float], added: float) -> Doubles:
+def shares_of(hits: Doubles, place: NDArray[np.int64], weight: Doubles, added: float) -> Doubles:
     """What each sample adds to a weighted sum of accuracies, of which it is the mean: float64 [n].
 
-    >>> conditions = np.array(["a", "a", "b"], dtype=object)
-    >>> float(shares_of(np.array([1.0, 0.0, 1.0]), conditions, {"a": 0.5, "b": 0.5}, 0.0).mean())
+    Args:
+        hits: float64 [n], which samples are right.
+        place: int64 [n], the condition of each.
+        weight: float64 [conditions].
+
+    >>> float(shares_of(np.array([1.0, 0.0, 1.0]), np.array([0, 0, 1]), np.array([0.5, 0.5]), 0.0).mean())
     0.75
     """
-    every, place, count = np.unique(named, return_inverse=True, return_counts=True)
-    each: Doubles = np.array([weight.get(name, 0.0) for name in every]) / count
-    return len(hits) * hits * each[place] + added
+    found: Doubles = len(hits) * hits * (weight / np.bincount(place))[place] + added
+    return found
 
 
 def _sums(counted: tuple[str, ...], params: Params) -> Sums:
@@ -180,19 +189,15 @@ def _sums(counted: tuple[str, ...], params: Params) -> Sums:
     return found
 
 
-def _by_chance(acc1: float, weight: dict[str, float], added: float) -> float:
-    return acc1 * sum(weight.values()) + added
-
-
 def _score(values: Doubles, cluster: NDArray[np.int64], chance: float) -> Score:
     """The mean of shares, which may be of either sign, with its interval over clusters."""
     found = clustered.spread(values, cluster)
     return Score(found.value, (found.value - found.half, found.value + found.half), values.size, chance)
 
 
-def _refuse_lacking(split: Split, named: NDArray[np.object_], wanted: tuple[str, ...]) -> None:
+def _refuse_lacking(split: Split, named: list[str], wanted: tuple[str, ...]) -> None:
     """Raise DataError where a condition that the numbers are over has no image."""
-    there = set(named.tolist())
+    there = set(named)
     lost = [name for name in dict.fromkeys(wanted) if name not in there]
     if lost:
         some = ", ".join(sorted(there)[:5])

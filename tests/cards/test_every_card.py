@@ -22,21 +22,11 @@ PAGE: Final = Path(__file__).parents[2] / "../shared/reference/suites.md"
 NONE: Final = {
     "imagenet-w": "its watermark comes as a package of its own and is not to be had here",
     "sharegpt4v-1k": "its list of images is not to be found",
+    "pug-imagenet": "its list of classes is under a non-commercial licence",
     "babel-imagenet": "its names are under a non-commercial licence: a card is made from the user's own file",
 }
 #: those whose cards are still to come
-PENDING: Final = {
-    *(
-        "objectnet",
-        "imagenet-real",
-        "imagenet-c",
-        "imagenet-9",
-        "imagenet-e",
-        "pug-imagenet",
-        "hateful-memes",
-    ),
-    *("xm3600", "xtd10", "xtd200", "flickr30k-200", "flickr30k-cn", "flickr8k-cn", "urban1k", "docci", "dci"),
-}
+PENDING: Final = {"hateful-memes"}
 
 
 def rows(section: int) -> Iterator[list[str]]:

@@ -25,6 +25,7 @@ _COLUMNS: Final = (_CONDITION, "image")
 _DEEPEST: Final = 4
 #: what archives call the folder of classes below a condition
 _SPLITS: Final = ("val", "test")
+_IMAGES: Final = tuple(IMAGE_SUFFIXES)
 
 
 class Conditions(FileLayout):
@@ -45,12 +46,13 @@ class Conditions(FileLayout):
         labels: list[str] = []
         for folder, classes in sorted(found.items()):
             for name in classes:
-                for path in sorted((root / folder / name).iterdir()):
-                    if is_junk(path.name) or path.suffix.lower() not in IMAGE_SUFFIXES or path.is_dir():
-                        ignored.append(printable(path.relative_to(root).as_posix()))
+                for entry in _entries(root / folder / name):
+                    path = f"{folder}/{name}/{entry.name}"
+                    if is_junk(entry.name) or entry.is_dir() or not entry.name.lower().endswith(_IMAGES):
+                        ignored.append(printable(path))
                         continue
-                    images.append(path)
-                    ids.append(printable(path.relative_to(root).as_posix()))
+                    images.append(root / path)
+                    ids.append(printable(path))
                     labels.append(name)
                     self._conditions.append(_condition(folder))
         self._ids, self._labels = ids, labels
@@ -93,17 +95,21 @@ def probe(dataset: Entry[TaskCard], role: str, root: Path) -> Conditions | None:
 
 def _folders(card: TaskCard, base: Path, relative: str, depth: int) -> Iterator[tuple[str, list[str]]]:
     """The folders below `base` that hold folders of the card's classes, with these."""
-    try:
-        with os.scandir(base / relative) as entries:
-            names = sorted(e.name for e in entries if e.is_dir() and not is_junk(e.name))
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
+    names = [e.name for e in _entries(base / relative) if e.is_dir() and not is_junk(e.name)]
     match = match_card(card, names)
     if names and match.problem is None and len(match.lost) < len(names):
         yield relative, names
     elif depth < _DEEPEST:
         for name in names:
             yield from _folders(card, base, f"{relative}/{name}" if relative else name, depth + 1)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from None
 
 
 LAYOUT: Final = LayoutSpec(("single-label",), "<condition>/<class>/<image>", probe)
