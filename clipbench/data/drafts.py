@@ -51,9 +51,9 @@ def draft(name: str, root: Path, prompts: Prompts, kind: str | None = None) -> s
         )
     splits = _splits(root)
     if kind is None:
-        kind = (
-            "captions" if prompts == Prompts() and _labelled(name, root, splits) is None else "single-label"
-        )
+        found = _labelled(name, root, splits)
+        several = found is not None and (found.names is None or len(found.names) > 1)
+        kind = "single-label" if several or prompts != Prompts() else "captions"
     if kind == "captions":
         return _captioned(name, root, splits)
     layout = _labelled(name, root, splits)
