@@ -307,7 +307,8 @@ def test_every_language_of_a_card_is_a_variant(tmp_path: Path) -> None:
     write_card(tmp_path, protocols={"ret": {"variants": {"german": {"language": "de"}}}})
     catalog = Catalog([tmp_path])
     ids = [name for name in catalog.task_ids() if name.startswith("words-")]
-    assert ids == ["words-ret", "words-ret@german", *(f"words-ret@{language}" for language in SAID)]
+    languages = [f"words-ret@{language}" for language in SAID]
+    assert ids == ["words-ret", "words-ret@german", "words-ret@r1", *languages]
     assert catalog.task("words-ret@german").opened.card.languages == ("de",)
     with pytest.raises(CardError, match=r'unknown task "words-ret@frr"'):
         catalog.task("words-ret@frr")
