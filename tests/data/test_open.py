@@ -235,6 +235,6 @@ def test_an_error_says_what_copies_of_such_a_card_look_like(tmp_path: Path) -> N
         opened(tmp_path)
     assert error.value.hint == (
         "expected the authors' archive, unpacked, or COCO's annotations/instances_*.json (kind: multi-label), or "
-        "<condition>/<class>/<image>, or test/<class>/<image>, or test*.parquet, or a VOCdevkit (kind: multi-label), or test/*.tar (CLIP_benchmark's "
-        "WebDataset layout)"
+        "<condition>/<class>/<image>, or test/<class>/<image>, or test*.parquet, or a VOCdevkit (kind: multi-label), "
+        "or test/*.tar (CLIP_benchmark's WebDataset layout)"
     )
