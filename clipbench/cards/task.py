@@ -58,6 +58,7 @@ class Source(Strict):
         Literal["CIFAR10", "CIFAR100", "Caltech101", "DTD", "Flowers102", "Food101", "OxfordIIITPet"] | None
     ) = None
     archive: Archive | None = Field(None, exclude=True)
+    gigabytes: float | None = Field(None, gt=0, exclude=True)
     lacks: dict[str, str] = Field({}, exclude=True)
 
     @model_validator(mode="after")

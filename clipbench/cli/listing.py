@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from clipbench.cli import output
-from clipbench.cli.inputs import open_catalog
-from clipbench.cli.options import Cards, Force, Json, Plugins, argument, option
+from clipbench.cli.inputs import data_paths, open_catalog
+from clipbench.cli.options import Cards, Data, Force, Json, Plugins, argument, option
 from clipbench.errors import ClipbenchError, unknown
 from clipbench.records import store
 from clipbench.report import listing
@@ -24,6 +24,19 @@ def list_command(
             "--suite", "List the tasks of this suite only, and where the data of each comes from.", "SUITE"
         ),
     ] = None,
+    of_kind: Annotated[
+        str | None,
+        option(
+            "--kind", "List the tasks of sets of this kind only: single-label, captions, choices, …", "KIND"
+        ),
+    ] = None,
+    protocol: Annotated[
+        str | None, option("--protocol", "List the tasks of this protocol only: zs, lp, ret, …", "ID")
+    ] = None,
+    runnable: Annotated[
+        bool, option("--runnable", "List only tasks whose data is on this machine; nothing is fetched.")
+    ] = False,
+    data: Data = None,
     cards: Cards = None,
     plugins: Plugins = None,
     as_json: Json = False,
@@ -31,12 +44,23 @@ def list_command(
     """List the models, tasks, suites or recipes."""
     if kind not in listing.KINDS:
         raise ClipbenchError(unknown("kind", kind, listing.KINDS))
-    if suite is not None and kind != "tasks":
-        raise ClipbenchError("--suite goes with list tasks")
+    for flag, given in (("--suite", suite), ("--kind", of_kind), ("--protocol", protocol)):
+        if given is not None and kind != "tasks":
+            raise ClipbenchError(f"{flag} goes with list tasks")
+    if runnable and kind != "tasks":
+        raise ClipbenchError("--runnable goes with list tasks; list suites counts what is here")
     catalog = open_catalog(cards, plugins)
-    rows = listing.tasks(catalog, suite) if suite is not None else listing.KINDS[kind](catalog)
+    paths = data_paths(data, catalog)
+    if kind == "tasks":
+        rows = listing.tasks(catalog, suite, of_kind, protocol, paths if runnable else None)
+    elif kind == "suites":
+        rows = listing.suites(catalog, paths)
+    else:
+        rows = listing.KINDS[kind](catalog)
     if as_json:
         print(json_text(rows))
+    elif kind == "suites":
+        output.show(listing.suites_table(rows))
     elif suite is not None:
         output.show(listing.table([{key: row[key] for key in ("id", "metric", "data")} for row in rows]))
     else:

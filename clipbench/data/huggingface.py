@@ -114,6 +114,25 @@ def _commit(hub: str, revision: str | None, name: str) -> str:
     return str(HfApi().dataset_info(hub, revision=revision, timeout=_TIMEOUT_S).sha)
 
 
+def _kept(hub: str, config: str | None, split: str, commit: str) -> Path:
+    """Where the listing of a split's files is kept once they were downloaded."""
+    return cache_root() / "hub" / f"{fingerprint([hub, config, split, commit])}.json"
+
+
+def fetched(hub: str, config: str | None, split: str, commit: str) -> bool:
+    """Whether all files of a split are in the hub client's cache. Nothing is asked of the network."""
+    held = read_checked(_kept(hub, config, split, commit), _LISTING)
+    if held is None:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    names: list[str] = json.loads(held)
+    return all(
+        isinstance(try_to_load_from_cache(hub, name, repo_type="dataset", revision=commit), str)
+        for name in names
+    )
+
+
 def _files(hub: str, config: str | None, split: str, commit: str) -> tuple[Path, list[Path]]:
     """The folder of the data set's local copy, and in it a split's files, downloaded where they are missing.
 
@@ -121,7 +140,7 @@ def _files(hub: str, config: str | None, split: str, commit: str) -> tuple[Path,
     """
     from huggingface_hub import hf_hub_download
 
-    kept = cache_root() / "hub" / f"{fingerprint([hub, config, split, commit])}.json"
+    kept = _kept(hub, config, split, commit)
     held = read_checked(kept, _LISTING)
     names: list[str] = _listed(hub, config, split, commit) if held is None else json.loads(held)
     paths = [Path(hf_hub_download(hub, name, repo_type="dataset", revision=commit)) for name in names]

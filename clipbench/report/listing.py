@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 from rich import box
@@ -18,13 +18,17 @@ from rich.text import Text
 from clipbench.cards.model import OWN_FAMILY, ModelCard, Reported
 from clipbench.cards.task import TaskCard
 from clipbench.catalog import CHECKPOINTS, Catalog, Task
+from clipbench.data.at_hand import at_hand
+from clipbench.data.paths import DataPaths
 from clipbench.errors import CardError, unknown
 from clipbench.models.families import family
+from clipbench.protocols.registry import protocol_ids
 from clipbench.records import store
 from clipbench.report.table import as_printed, record_table, stages_table
 from clipbench.utils.escape import visible
 
 _LONG_LIST = 8
+NOWHERE: Final = DataPaths({}, ())
 
 
 def models(catalog: Catalog) -> list[dict[str, Any]]:
@@ -40,15 +44,39 @@ def models(catalog: Catalog) -> list[dict[str, Any]]:
     return rows
 
 
-def tasks(catalog: Catalog, suite: str | None = None) -> list[dict[str, Any]]:
-    """One row a task, variants included; of a suite, those in it.
+def tasks(
+    catalog: Catalog,
+    suite: str | None = None,
+    kind: str | None = None,
+    protocol: str | None = None,
+    here: DataPaths | None = None,
+) -> list[dict[str, Any]]:
+    """One row a task, variants included.
+
+    Args:
+        suite: those in it only.
+        kind: those of sets of this kind only.
+        protocol: those of this protocol only.
+        here: those whose data is on this machine only, given such copies.
 
     Raises:
-        CardError: there is no such suite.
+        CardError: there is no such suite, kind or protocol.
     """
     if suite is not None and suite not in catalog.suites:
         raise CardError(unknown("suite", suite, catalog.suites, listing="clipbench list suites"))
+    if protocol is not None and protocol not in protocol_ids():
+        raise CardError(unknown("protocol", protocol, protocol_ids()))
     of = catalog.tasks([suite]) if suite else [catalog.task(name) for name in catalog.task_ids()]
+    kinds = sorted({each for task in of for each in (task.dataset.card.kind, *task.dataset.card.also)})
+    if kind is not None and kind not in kinds:
+        raise CardError(unknown("kind", kind, kinds))
+    of = [
+        task
+        for task in of
+        if kind in (None, task.dataset.card.kind, *task.dataset.card.also)
+        and protocol in (None, task.protocol.id)
+        and (here is None or runnable(task, here))
+    ]
     rows = []
     for task in of:
         card = task.dataset.card
@@ -98,15 +126,70 @@ def with_variants(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def suites(catalog: Catalog) -> list[dict[str, Any]]:
-    """One row a suite."""
+#: images a second that the estimate of time assumes: one GPU, ViT-B/32, images decoded as fast
+RATE: Final = 1_000
+
+
+def suites(catalog: Catalog, paths: DataPaths = NOWHERE) -> list[dict[str, Any]]:
+    """One row a suite: what it covers, what it takes, and how many of its tasks have their data here.
+
+    `images` counts each split once, however many tasks read it; None where a card states no number. `gb` is what the
+    sources state that say it. `gpu_minutes` is an estimate: all images once, at `RATE`.
+    """
     rows = []
     for name, suite in sorted(catalog.suites.items()):
         try:
-            rows.append({"id": name, "tasks": len(catalog.tasks([name])), "title": suite.title})
+            of = catalog.tasks([name])
         except CardError as error:
             catalog.problems[Path(f"suite {name}")] = error
+            continue
+        splits = {(task.opened.id, role): task for task in of for role in task.roles}
+        counts = [task.opened.card.splits[role].rows for (_, role), task in splits.items()]
+        known = sum(count for count in counts if count)
+        sources = {task.opened.id: task.opened.card.source for task in of}
+        sizes = [source.gigabytes for source in sources.values() if source.gigabytes]
+        rows.append(
+            {
+                "id": name,
+                "tasks": len(of),
+                "sets": len(sources),
+                "images": known,
+                "unknown_splits": sum(count is None for count in counts),
+                "gb": sum(sizes) or None,
+                "unknown_gb": len(sources) - len(sizes),
+                "gpu_minutes": known / RATE / 60,
+                "here": sum(runnable(task, paths) for task in of),
+                "title": suite.title,
+            }
+        )
     return rows
+
+
+def runnable(task: Task, paths: DataPaths = NOWHERE) -> bool:
+    """Whether the data of a task is on this machine (see `at_hand`)."""
+    return at_hand(task.opened, task.roles, paths)
+
+
+def suites_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """Suites with what they take; `+` where a part of it is not known."""
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    drawn.add_column("suite", ratio=1)
+    for name in ("tasks", "images", "GB", "GPU min", "here"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        more = "+" if row["unknown_splits"] else ""
+        size = "?" if row["gb"] is None else f"{row['gb']:g}" + ("+" if row["unknown_gb"] else "")
+        title = Padding(Text(visible(row["title"]), style="dim"), (0, 0, 0, 2))
+        told = Group(Text(row["id"], style="bold"), title)
+        minutes = f"{row['gpu_minutes']:,.0f}" if row["gpu_minutes"] >= 1 else "<1"
+        drawn.add_row(
+            told, str(row["tasks"]), f"{row['images']:,}{more}", size, minutes + more, str(row["here"])
+        )
+    note = (
+        f"images: each split once; for sets of items to choose among, items. GPU min: an estimate, all images once at "
+        f"{RATE:,} a second. here: tasks whose data is on this machine. + and ?: the cards do not say all."
+    )
+    return Group(drawn, Text(), Padding(Text(note, style="dim"), (0, 0, 0, 2)))
 
 
 def recipes(catalog: Catalog) -> list[dict[str, Any]]:

@@ -175,3 +175,44 @@ def test_every_command_refuses_a_stray_copy_of_a_record(command: str, run: Run, 
     said = " ".join(done.err.split())
     assert f"{copy} is a record of small on digits-zs, whose own place is {path}, where there is one" in said
     assert f"delete it and digits-zs.samples.parquet, or move both out of {root}" in said
+
+
+# ------------------------------------------------------------------ filters, and what suites take
+
+
+def ids(done: commandline.Done) -> set[str]:
+    return {row["id"] for row in json.loads(done.out)}
+
+
+def test_tasks_by_kind_by_protocol_and_by_what_is_here(run: Run) -> None:
+    every = ids(run("list", "tasks", "--json"))
+    choices = ids(run("list", "tasks", "--kind", "choices", "--json"))
+    assert choices
+    assert all(name.partition("@")[0].endswith("-pick") for name in choices)
+    probes = ids(run("list", "tasks", "--protocol", "lp", "--json"))
+    assert probes == {name for name in every if name.partition("@")[0].endswith("-lp")}
+    here = ids(run("list", "tasks", "--runnable", "--json"))
+    assert "digits-zs" in here
+    assert "pets-zs" not in here
+    both = ids(run("list", "tasks", "--suite", "quickstart", "--protocol", "zs", "--json"))
+    assert both == {"digits-zs", "digits-scenes-zs"}
+
+
+def test_a_data_folder_makes_tasks_runnable(run: Run, tmp_path: Path) -> None:
+    assert "pets-zs" in ids(run("list", "tasks", "--runnable", "--data", f"pets={tmp_path}", "--json"))
+
+
+@pytest.mark.parametrize("flag", ["--kind", "--protocol", "--suite"])
+def test_a_filter_that_names_nothing_is_an_error(run: Run, flag: str) -> None:
+    commandline.mended(run("list", "tasks", flag, "choise"), "choise")
+    commandline.mended(run("list", "models", flag, "zs"), f"{flag} goes with list tasks")
+
+
+def test_suites_count_each_split_once(run: Run) -> None:
+    rows = {row["id"]: row for row in json.loads(run("list", "suites", "--json").out)}
+    quick = rows["quickstart"]
+    assert (quick["tasks"], quick["here"]) == (6, 6)
+    assert rows["imagenet-prompts"]["images"] == 50_000  # three tasks on one split
+    assert rows["imagenet-prompts"]["gpu_minutes"] == pytest.approx(50_000 / 1_000 / 60)
+    zero_shot, probe = rows["declip-11-zs"]["images"], rows["declip-11-lp"]["images"]
+    assert rows["declip-11"]["images"] == probe > zero_shot
