@@ -24,6 +24,7 @@ from clipbench.data.labels import without_samples
 from clipbench.data.open import open_split, refuse_lacking
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
+from clipbench.encoding.cuts import added
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features
 from clipbench.encoding.images import Encoded, encode
@@ -314,6 +315,7 @@ class _Inputs:
         self.logit_scale, self.device = encoder.logit_scale, encoder.device
         self.compared, self.token_width = encoder.compared, encoder.token_width
         self.texts, self.crops, self.tracked = encoder.texts, encoder.crops, encoder.tracked
+        self.cuts = encoder.cuts
         if plan.needs.heat is not None:
             self.heat = encoder.saliency.heat
 
@@ -354,6 +356,7 @@ def _outcome(
     """Run the protocol; the record and its per-sample outcomes."""
     encoder, task = plan.encoder, plan.task
     encoder.text_plans.clear()
+    encoder.cuts.clear()
     with stage("score"):
         outcome = task.protocol.run(task.dataset.card, splits, _Inputs(plan), task.params, options.seed)
     before = plan.before
@@ -394,6 +397,7 @@ def _outcome(
                     n for (own, _), found in plan.encoded.items() if own == role for n in found.notes
                 ),
                 *(notes.assumed(encoder, outcome.scores) if role == protocol.split else ()),
+                *(notes.cut_texts(encoder, task.protocol.kinds) if role == protocol.split else ()),
                 *repeats.get(role, ()),
             )
         ),
@@ -438,6 +442,8 @@ def _how(plan: _Plan) -> Json:
     }
     devices = {device for found in plan.encoded.values() for device in found.devices}
     found: Json = {"plans": images | texts, "devices": list[JsonValue](sorted(devices))}
+    if encoder.cuts:
+        found["texts"] = {f"text:{space}": added(cuts).told for space, cuts in sorted(encoder.cuts.items())}
     if encoder.own is not None:
         found["own"] = {
             "code": encoder.own.code,

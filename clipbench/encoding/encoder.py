@@ -20,6 +20,7 @@ from clipbench.cards.base import fingerprint
 from clipbench.data.decode import Crops
 from clipbench.data.split import Split
 from clipbench.encoding.batches import not_finite, unit
+from clipbench.encoding.cuts import Cut, lengths, of
 from clipbench.encoding.feature_store import FeatureFile, Features
 from clipbench.encoding.given import keep
 from clipbench.encoding.images import encode, encode_shards
@@ -46,6 +47,8 @@ class ModelEncoder(ModelFeatures):
 
     #: feature space → plans of the texts' features that were read; whoever wants to know clears it before
     text_plans: dict[str, set[str]] = field(default_factory=dict)
+    #: feature space → what the model left out of the texts that were read, in turn; cleared likewise
+    cuts: dict[str, list[Cut]] = field(default_factory=dict)
     _end_of_crops: Callable[[], object] | None = field(default=None, init=False, repr=False)
 
     def images(self, split: Split, space: str = "joint") -> Features:
@@ -79,6 +82,9 @@ class ModelEncoder(ModelFeatures):
         number = {text: i for i, text in enumerate(unique)}
         rows = file.read()
         self.text_plans.setdefault(space, set()).add(str(file.plan()))
+        self.cuts.setdefault(space, []).append(
+            of(lengths(self.adapter, unique, file.folder), [number[text] for text in texts])
+        )
         return rows if len(unique) == len(texts) else rows[[number[t] for t in texts]]
 
     @stage("encode images")

@@ -39,6 +39,24 @@ class ModelEntry:
     adapter: Adapter | None = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens texts have, special tokens included.
+
+    Attributes:
+        whole: as they are, one number a text.
+        read: as the model reads them: fewer where it cuts them.
+    """
+
+    whole: list[int]
+    read: list[int]
+
+    @classmethod
+    def within(cls, whole: list[int], longest: int) -> Lengths:
+        """Of texts that are cut at `longest`."""
+        return cls(whole, [min(length, longest) for length in whole])
+
+
 class Adapter(ABC):
     """Everything that belongs to the model: images or token ids in, float32 rows out.
 
@@ -108,6 +126,10 @@ class Adapter(ABC):
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
+
+    def lengths(self, texts: Sequence[str]) -> Lengths | None:
+        """How long the texts are before and after they are cut; None where nobody says it."""
+        return None
 
     def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
         """How image features of `space` follow from a tower that is a model of its own, its file lying elsewhere.

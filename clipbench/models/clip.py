@@ -13,7 +13,7 @@ from clipbench.cards.base import Strict, fingerprint
 from clipbench.cards.model import ModelCard, Preprocess, Texts, Weights
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, ClipbenchError, WeightsError, first_line
-from clipbench.models.adapter import Adapter, Family, ModelEntry
+from clipbench.models.adapter import Adapter, Family, Lengths, ModelEntry
 from clipbench.models.towers.open_clip import backbone, bring, build, described_backbone, text_tower
 from clipbench.models.weights.key_maps import clip_text
 from clipbench.models.weights.library import FOLDER_PREFIX, HUB_PREFIX, SETTINGS, architecture, library
@@ -333,6 +333,20 @@ class ClipAdapter(Adapter):
             # Padding has the id of "!", so the end token (the highest id) tells where a text ends.
             return ids, ids.argmax(dim=1) + 1
         return ids, torch.full((len(ids),), ids.shape[1])
+
+    def lengths(self, texts: Sequence[str]) -> Lengths | None:
+        open_clip, tokenizer = library(), self._tokenizer
+        longest = int(getattr(tokenizer, "context_length", None) or self.context_length)
+        if isinstance(tokenizer, open_clip.SimpleTokenizer):
+            return Lengths.within([len(tokenizer.encode(text)) + 2 for text in texts], longest)
+        if not isinstance(tokenizer, open_clip.HFTokenizer):
+            return None
+        special = tokenizer.tokenizer_mode != "clips"  # which puts three of its own around a text
+        cleaned = [tokenizer.clean_fn(text) for text in texts]
+        ids = tokenizer.tokenizer(cleaned, truncation=False, add_special_tokens=special, verbose=False)[
+            "input_ids"
+        ]
+        return Lengths.within([len(own) + (0 if special else 3) for own in ids], longest)
 
     @property
     def text_fingerprint(self) -> str:

@@ -28,7 +28,7 @@ from clipbench.cards.model import ModelCard
 from clipbench.data.digests import digests
 from clipbench.errors import ClipbenchError, DataError, StorageError
 from clipbench.models import families
-from clipbench.models.adapter import Adapter, Compared, ModelEntry
+from clipbench.models.adapter import Adapter, Compared, Lengths, ModelEntry
 from clipbench.utils.cache import cache_root, overheard, read_checked, say, write_checked
 from clipbench.utils.package import version_of
 from clipbench.utils.parsing import expanded
@@ -229,6 +229,9 @@ class _Remembered(Adapter):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return self._loaded.tokenize(texts)
+
+    def lengths(self, texts: Sequence[str]) -> Lengths | None:
+        return self._loaded.lengths(texts)
 
     def headed(self, space: str) -> tuple[Adapter, nn.Module] | None:
         return self._loaded.headed(space)

@@ -21,7 +21,7 @@ from clipbench.cards.base import Strict
 from clipbench.cards.model import ModelCard
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
-from clipbench.models.adapter import Adapter, Family, ModelEntry
+from clipbench.models.adapter import Adapter, Family, Lengths, ModelEntry
 from clipbench.models.weights.architectures import Images, Joint, architecture_of, backbone_is
 from clipbench.models.weights.processors import IMAGE_PROCESSOR, PROCESSOR, preprocess_of
 from clipbench.models.weights.repository import SETTINGS, Repository, read_parts
@@ -246,6 +246,10 @@ class JointAdapter(_TransformersAdapter):
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         found: tuple[torch.Tensor, torch.Tensor] = self._tokenizer(texts)
+        return found
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        found: Lengths = self._tokenizer.lengths(texts)
         return found
 
 

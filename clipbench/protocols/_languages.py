@@ -23,7 +23,7 @@ from clipbench.protocols import _ranked
 from clipbench.protocols._outcomes import column_of
 from clipbench.protocols._ranked import OF_IMAGES, OF_TEXTS
 from clipbench.protocols._samples import clusters_of
-from clipbench.protocols.base import Columns, Inputs, Outcome
+from clipbench.protocols.base import Columns, CutInputs, Outcome
 from clipbench.solvers.ranking import Ranks
 
 Doubles = NDArray[np.float64]
@@ -48,7 +48,7 @@ class _Part:
 
 
 def run(
-    split: Split, captions: Captions, encoder: Inputs, features: Features, rows: Ints, ks: tuple[int, ...]
+    split: Split, captions: Captions, encoder: CutInputs, features: Features, rows: Ints, ks: tuple[int, ...]
 ) -> Outcome:
     """Rank in every language, and take the mean.
 
@@ -69,10 +69,12 @@ def run(
             raise DataError(f"{name}: none of the images that have captions could be decoded")
         sides = _ranked.compared(name, encoder, features, mine, kept, ks)
         parts[language] = _part(*sides, kept.image, ks, codes[mine])
+        cut = encoder.cuts[encoder.compared][-1].cut
         evidence[language] = _told(parts[language], ks) | {
             "images": len(mine),
             "images_without_captions": len(rows) - len(mine),
             "captions": len(kept.texts),
+            "captions_cut": "not stated" if cut is None else cut,
         }
         columns.append(
             {

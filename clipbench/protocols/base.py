@@ -21,6 +21,7 @@ from clipbench.errors import unknown
 
 if TYPE_CHECKING:
     from clipbench.data.split import Split
+    from clipbench.encoding.cuts import Cut
     from clipbench.encoding.feature_store import Features
     from clipbench.metrics.average_precision import APKind
     from clipbench.metrics.intervals import Score
@@ -194,6 +195,14 @@ class Inputs(Structure):
 
     def texts(self, texts: list[str], space: str = "joint") -> Features:
         """Features [len(texts), D] in the order given, as of images (duplicates are encoded once)."""
+
+
+class CutInputs(Inputs, Structure):
+    """Inputs that can also say how much of the texts the model reads."""
+
+    @property
+    def cuts(self) -> Mapping[str, Sequence[Cut]]:
+        """Space → what the model left out of the texts of each call of `texts`, in turn."""
 
 
 class HeatInputs(Inputs, Structure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from clipbench.protocols._ranked import NDCG, OF_IMAGES, OF_TEXTS
 from clipbench.protocols._samples import clusters_of, decoded
 from clipbench.protocols.base import (
     Columns,
+    CutInputs,
     Elsewhere,
     Inputs,
     MetricSpec,
@@ -99,7 +100,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     features = encoder.images(split, encoder.compared)
     rows, captions = decoded(split, features), split.captions
     if card.languages and params.language is None:
-        return _languages.run(split, captions, encoder, features, rows, params.ks)
+        return _languages.run(split, captions, cast(CutInputs, encoder), features, rows, params.ks)
     if params.language is not None:
         captions, rows = _languages.only(captions, params.language, rows)
     own = captions.part(rows)

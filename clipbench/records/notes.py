@@ -8,6 +8,8 @@ import numpy as np
 
 from clipbench.data.decode import REMARKS
 from clipbench.data.split import Note, Split
+from clipbench.encoding.cuts import added
+from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.image_digests import among, repeated
 from clipbench.encoding.images import Encoded
 from clipbench.encoding.model_features import ModelFeatures
@@ -26,6 +28,23 @@ def assumed(encoder: ModelFeatures, scores: Collection[str]) -> list[Note]:
         return []
     text = f"logit scale is not given: {encoder.logit_scale:g} was assumed, on which ece and confidences hang"
     return [Note("logit-scale-assumed", text, 1)]
+
+
+def cut_texts(encoder: ModelEncoder, kinds: Collection[str]) -> list[Note]:
+    """How many texts the model cuts at its context; of captions also that nobody knows."""
+    notes = []
+    for cut in map(added, encoder.cuts.values()):
+        if cut.cut:
+            text = f"of {cut.texts:,} texts are longer than what the model reads, and are cut: "
+            notes.append(
+                Note(
+                    "cut-texts", text + f"{100 * cut.lost / cut.tokens:.1f} % of all tokens are lost", cut.cut
+                )
+            )
+        elif cut.cut is None and "captions" in kinds:
+            text = "texts of which is not known whether the model cuts them: it does not say how long a text may be"
+            notes.append(Note("cut-texts-unknown", text, cut.texts))
+    return notes
 
 
 def remarks(encoded: dict[tuple[str, str], Encoded], role: str) -> list[Note]:

@@ -15,7 +15,7 @@ from torch import nn
 from clipbench.cards.base import fingerprint
 from clipbench.cards.model import ModelCard, Preprocess, Weights
 from clipbench.errors import WeightsError
-from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.adapter import Adapter, Lengths, ModelEntry
 from clipbench.models.towers.base import ImageTower, LibraryTower, TextTower
 from clipbench.models.towers.configs import parse_config, sources
 from clipbench.models.towers.dual import DualTowers, image_tower
@@ -87,6 +87,9 @@ class DualAdapter(Adapter):
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return self._towers.text.tokenize(texts)
 
+    def lengths(self, texts: Sequence[str]) -> Lengths | None:
+        return self._towers.text.lengths(texts)
+
 
 def alone(
     side: str, towers: DualTowers, config: dict[str, Any], preprocess: Preprocess, source: Weights
@@ -132,6 +135,9 @@ class TowerAdapter(Adapter):
         self.require_text("backbone")
         assert self._text is not None
         return self._text.tokenize(texts)
+
+    def lengths(self, texts: Sequence[str]) -> Lengths | None:
+        return None if self._text is None else self._text.lengths(texts)
 
 
 def load(model: ModelEntry) -> Adapter:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipbench.models.adapter import Lengths
 from clipbench.utils.row_rng import Draws
 
 
@@ -69,6 +70,10 @@ class TextTower(nn.Module, ABC):
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (int64 [N, context_length], padded) and each row's count of real tokens (int64 [N])."""
+
+    def lengths(self, texts: Sequence[str]) -> Lengths | None:
+        """How long the texts are before and after they are cut; None where nobody says it."""
+        return None
 
 
 @dataclass(frozen=True)

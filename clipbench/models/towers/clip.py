@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clipbench.cards.model import Preprocess
 from clipbench.errors import CardError
+from clipbench.models.adapter import Lengths
 from clipbench.models.towers.base import Masking, PatchTower, TokenTower
 from clipbench.models.towers.configs import ClipResNetConfig, ClipTextConfig, ClipVitConfig
 
@@ -122,6 +123,9 @@ class ClipText(TokenTower):
         """See `TextTower`, zero-padded. A text that is too long loses its last tokens, never the end token."""
         tokens: Tensor = _tokenizer()(list(texts), self.context_length)
         return tokens, _ends(tokens) + 1
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        return Lengths.within([len(_tokenizer().encode(text)) + 2 for text in texts], self.context_length)
 
     def masking(self) -> Masking:
         return Masking(token=_MASKED, first=0, count=_PAIRS, special=(_START, _END))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipbench.errors import WeightsError, first_line
+from clipbench.models.adapter import Lengths
 from clipbench.models.towers.tokenizer import PADDING
 from clipbench.models.weights.repository import Repository
 
@@ -77,6 +78,11 @@ class SavedTokenizer:
                     torch.tensor(encoded["attention_mask"][row]) == 0, PADDING
                 )
         return tokens, lengths
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        """How long the texts are before and after they are cut."""
+        encoded = self._loaded(list(texts), truncation=False, verbose=False)
+        return Lengths.within([len(ids) for ids in encoded["input_ids"]], self._longest)
 
 
 def _loaded(repository: Repository) -> Any:

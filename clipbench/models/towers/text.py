@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipbench.data.caption_cleaning import clean_caption
+from clipbench.models.adapter import Lengths
 from clipbench.models.towers.base import LibraryTower, Masking, TextTower, TokenTower
 from clipbench.models.towers.configs import BertConfig, BytesConfig, NgramsConfig
 from clipbench.models.towers.tokenizer import PADDING, Tokenizer
@@ -47,6 +48,9 @@ class ByteTransformer(TokenTower):
         """See `TextTower`, zero-padded. A text that is too long loses its last bytes, never the end token."""
         data = [text.encode("utf-8")[: self.context_length - 2] for text in texts]
         return _padded([[_START, *(b + _FIRST_BYTE for b in own), _END] for own in data], self.context_length)
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        return Lengths.within([len(text.encode()) + 2 for text in texts], self.context_length)
 
     def masking(self) -> Masking:
         return Masking(token=_MASKED, first=_FIRST_BYTE, count=256, special=(_PAD, _START, _END))
@@ -84,6 +88,9 @@ class NgramBag(TextTower):
         Words are lower-cased, and punctuation marks are words; a text without any has one, empty, n-gram.
         """
         return _padded([self._ids(text)[: self.context_length] for text in texts], self.context_length)
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        return Lengths.within([len(self._ids(text)) for text in texts], self.context_length)
 
     def _ids(self, text: str) -> list[int]:
         words = re.findall(r"\w+|[^\w\s]", text.lower()) or [""]
@@ -191,6 +198,13 @@ class Bert(TokenTower, LibraryTower):
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See `TextTower`, padded with -1. A text that is too long loses its last tokens, never the end token."""
         return self._tokenizer([clean_caption(text) for text in texts] if self._clean else texts)
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        """See `TextTower`; the cleaner of captions cuts them too, at a number of words."""
+        if not self._clean:
+            return self._tokenizer.lengths(texts)
+        whole = self._tokenizer.lengths([clean_caption(text, max_words=len(text)) for text in texts])
+        return Lengths(whole.whole, self._tokenizer.lengths([clean_caption(text) for text in texts]).read)
 
     def masking(self) -> Masking:
         token, special = self._tokenizer.mask, self._tokenizer.special

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from clipbench.errors import CardError, WeightsError, first_line
+from clipbench.models.adapter import Lengths
 from clipbench.utils.parsing import expanded
 
 if TYPE_CHECKING:
@@ -70,6 +71,16 @@ class Tokenizer:
             tokens[row, : len(encoded.ids)] = torch.tensor(encoded.ids)
             lengths[row] = len(encoded.ids)
         return tokens, lengths
+
+    def lengths(self, texts: Sequence[str]) -> Lengths:
+        """How long the texts are before and after they are cut. Raises as a call does."""
+        backend = self._backend
+        backend.no_truncation()
+        try:
+            whole = [len(encoded.ids) for encoded in backend.encode_batch(list(texts))]
+        finally:
+            backend.enable_truncation(self._context_length)
+        return Lengths.within(whole, self._context_length)
 
     @property
     def mask(self) -> int:
