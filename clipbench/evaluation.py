@@ -397,7 +397,7 @@ def _outcome(
                     n for (own, _), found in plan.encoded.items() if own == role for n in found.notes
                 ),
                 *(notes.assumed(encoder, outcome.scores) if role == protocol.split else ()),
-                *(notes.cut_texts(encoder, task.protocol.kinds) if role == protocol.split else ()),
+                *(notes.cut_texts(encoder) if role == protocol.split else ()),
                 *repeats.get(role, ()),
             )
         ),

@@ -30,8 +30,8 @@ def assumed(encoder: ModelFeatures, scores: Collection[str]) -> list[Note]:
     return [Note("logit-scale-assumed", text, 1)]
 
 
-def cut_texts(encoder: ModelEncoder, kinds: Collection[str]) -> list[Note]:
-    """How many texts the model cuts at its context; of captions also that nobody knows."""
+def cut_texts(encoder: ModelEncoder) -> list[Note]:
+    """How many texts the model cuts at its context, where it says so."""
     notes = []
     for cut in map(added, encoder.cuts.values()):
         if cut.cut:
@@ -41,9 +41,6 @@ def cut_texts(encoder: ModelEncoder, kinds: Collection[str]) -> list[Note]:
                     "cut-texts", text + f"{100 * cut.lost / cut.tokens:.1f} % of all tokens are lost", cut.cut
                 )
             )
-        elif cut.cut is None and "captions" in kinds:
-            text = "texts of which is not known whether the model cuts them: it does not say how long a text may be"
-            notes.append(Note("cut-texts-unknown", text, cut.texts))
     return notes
 
 

@@ -14,6 +14,9 @@ def remarks(record: Record) -> list[str]:
     evidence: Any = record.evidence
     said = [f"trained on {one.text}" for one in record.seen]
     said += [_noted(note) for note in record.notes]
+    texts: Any = record.encoder.get("texts", {})
+    if record.protocol.name == "ret" and any(of["cut"] == "not stated" for of in texts.values()):
+        said.append("the model does not say how long a text may be: whether it cuts some is not known")
     if same := evidence.get("same_prompts"):
         named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
         count = f"{sum(map(len, same)):,} classes have the same prompts as another"
@@ -34,6 +37,8 @@ def remarks(record: Record) -> list[str]:
         said.append(f"mean of {draws} draws" + (f", standard deviation {100 * spread:.2f}" if spread else ""))
     if groups := evidence.get("groups"):
         said += _of_groups(groups, evidence.get("grouped", {}))
+    if languages := evidence.get("languages"):
+        said += _of_languages(languages, record.primary)
     if fits := evidence.get("not_converged"):
         said.append(f"not converged: {'; '.join(map(_fit, fits))}")
     return said
@@ -61,6 +66,30 @@ def _of_groups(groups: list[dict[str, Any]], grouped: dict[str, Any]) -> list[st
     if empty := grouped.get("without_samples"):
         named = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
         said.append(f"{len(empty):,} of the groups known have no sample, and do not count: {named}")
+    return said
+
+
+def _of_languages(languages: dict[str, Any], metric: str) -> list[str]:
+    """In which languages a score is highest and lowest, and which lack captions of some images.
+
+    >>> one = {"images_without_captions": 0}
+    >>> _of_languages({"de": one | {"m": 0.5}, "mi": {"m": 0.25, "images_without_captions": 2}}, "m")
+    ['m by language: de 50.00; mi 25.00', 'images without a caption in a language do not count there: mi 2']
+    """
+    best = sorted(
+        (name for name in languages if metric in languages[name]), key=lambda name: -languages[name][metric]
+    )
+    told = [f"{name} {100 * languages[name][metric]:.2f}" for name in best]
+    if len(told) > 8:
+        told = [*told[:4], "…", *told[-4:]]
+    said = [f"{metric} by language: {'; '.join(told)}"]
+    lacking = {
+        name: of["images_without_captions"] for name, of in languages.items() if of["images_without_captions"]
+    }
+    if lacking:
+        named = "; ".join(f"{name} {count:,}" for name, count in list(lacking.items())[:6])
+        more = "; …" if len(lacking) > 6 else ""
+        said.append(f"images without a caption in a language do not count there: {named}{more}")
     return said
 
 

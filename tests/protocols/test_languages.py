@@ -109,7 +109,8 @@ def test_the_task_runs_on_every_copy_from_the_command_line(form: str, tmp_path: 
     make(tmp_path / "data")
     write_card(tmp_path, **changes)
     printed = run(tmp_path)
-    assert "mean_recall@1" in printed
+    assert "mean_recall@1 by language: " in printed
+    assert "images without a caption in a language do not count there: mi 1" in " ".join(printed.split())
     whole = record(tmp_path).record
     evidence: Any = whole.evidence
     assert evidence["languages"].keys() == SAID.keys()
