@@ -92,8 +92,10 @@ def test_digits_end_to_end_gives_a_complete_record(tmp_path: Path) -> None:
         "split:test": split.fingerprint,
     }
     assert record.encoder == {
-        "plans": {"test:joint": "plain", "text:joint": "plain"}, "devices": [record.device]
-    }  # fmt: skip
+        "plans": {"test:joint": "plain", "text:joint": "plain"},
+        "devices": [record.device],
+        "texts": {"text:joint": {"texts": 10, "cut": 0, "tokens": 400, "tokens_lost": 0}},
+    }
     assert record.cards.model == card.canonical()
     assert record.cards.task["classes"] == [str(digit) for digit in range(10)]
 
