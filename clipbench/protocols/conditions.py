@@ -25,7 +25,7 @@ from clipbench.cards.base import Tuple
 from clipbench.cards.task import TaskCard
 from clipbench.data.split import Split
 from clipbench.errors import DataError, unknown
-from clipbench.metrics import clustered
+from clipbench.metrics import clustered, intervals
 from clipbench.metrics.intervals import Score
 from clipbench.protocols import _outcomes as outcomes
 from clipbench.protocols import zero_shot
@@ -130,7 +130,12 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     for metric, (weight, added) in _sums(counted, params).items():
         each = np.array([weight.get(name, 0.0) for name in counted])
         values = shares_of(hits, place, each, added)
-        scores[metric] = _score(values, cluster, float(each.sum()) / len(weights) + added)
+        chance = float(each.sum()) / len(weights) + added
+        if metric == "mean_acc1":
+            mean = clustered.spread(values, cluster)
+            scores[metric] = Score(min(mean.value, 1.0), clustered.interval(mean), len(rows), chance)
+        else:
+            scores[metric] = _score(values, cluster, each, chance)
         samples[f"{metric}_share"] = values
     sizes = np.bincount(place)
     told = [
@@ -189,10 +194,18 @@ def _sums(counted: tuple[str, ...], params: Params) -> Sums:
     return found
 
 
-def _score(values: Doubles, cluster: NDArray[np.int64], chance: float) -> Score:
-    """The mean of shares, which may be of either sign, with its interval over clusters."""
+def _score(values: Doubles, cluster: NDArray[np.int64], weight: Doubles, chance: float) -> Score:
+    """The mean of shares, which may be of either sign, with its interval over clusters.
+
+    Where all clusters agree, as where every image is wrong, each condition's accuracy may still lie as far from what
+    was seen as Wilson's interval of so many clusters says.
+    """
     found = clustered.spread(values, cluster)
-    return Score(found.value, (found.value - found.half, found.value + found.half), values.size, chance)
+    half = found.half
+    if half < 1e-12:
+        low, high = intervals.wilson(0, int(cluster.max()) + 1)
+        half = (high - low) * max(float(weight[weight > 0].sum()), -float(weight[weight < 0].sum()))
+    return Score(found.value, (found.value - half, found.value + half), values.size, chance)
 
 
 def _refuse_lacking(split: Split, named: list[str], wanted: tuple[str, ...]) -> None:

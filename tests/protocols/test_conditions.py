@@ -82,6 +82,22 @@ def test_a_gap_and_a_drop_are_differences(tmp_path: Path) -> None:
     assert outcome.scores["drop"].chance == pytest.approx(0)
 
 
+def test_where_every_image_is_wrong_the_interval_still_has_a_width(tmp_path: Path) -> None:
+    """30 images, all wrong: as of 0 of 30 the upper end is 11.4 %, and a gap may be as large either way."""
+    split = FakeSplit(np.zeros(60, np.int64), NAMES)
+    split.groups = np.array(["a"] * 30 + ["b"] * 30, dtype=object)
+    split.clusters = np.array([f"image{i % 30}" for i in range(60)], dtype=object)
+    weights = np.eye(4, dtype=np.float32)
+    images = np.tile(weights[1], (60, 1))
+    encoder = FakeEncoder(images, dict(zip(NAMES, weights, strict=True)))
+    outcome = run(card(tmp_path), {"test": split}, encoder, Params(gap=("a", "b")), seed=0)
+    wilson = 1.96**2 / (30 + 1.96**2)
+    assert outcome.scores["mean_acc1"].value == 0
+    assert outcome.scores["mean_acc1"].ci95[1] == pytest.approx(wilson, abs=1e-3)
+    assert outcome.scores["mean_acc1"].ci95[0] == 0
+    assert list(outcome.scores["gap"].ci95) == pytest.approx([-wilson, wilson], abs=1e-3)
+
+
 def test_only_the_conditions_that_are_named_count(tmp_path: Path) -> None:
     outcome, hits, of = measured(tmp_path, ["a", "b"] * 40, only=("b",))
     assert outcome.scores["mean_acc1"].value == pytest.approx(hits[of == "b"].mean())
