@@ -32,7 +32,7 @@ from clipbench.data.paths import DataPaths
 from clipbench.errors import ClipbenchError
 from clipbench.records import store
 from clipbench.utils.cache import cache_root, make_folder, write_atomic
-from parity import retrieval_and_map, zero_shot
+from parity import choices, retrieval_and_map, zero_shot
 from parity.peer import DATASET, PEER, Metric, Wall, prepare_peer, random_checkpoint, say
 from parity.retrieval_and_map import SetReport
 from parity.zero_shot import METRICS, Report, Setting
@@ -74,17 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reports.append(report)
     sets = []
     arch = archs[0]
+    checkpoint = random_checkpoint(arch, work / "checkpoints")
     for one in retrieval_and_map.comparisons(given.flickr8k, given.voc, given.captioned):
-        checkpoint = random_checkpoint(arch, work / "checkpoints")
-        found = retrieval_and_map.measure(peer, one, arch, checkpoint, given.rounds, work)
+        sets.append(retrieval_and_map.measure(peer, one, arch, checkpoint, given.rounds, work))
+    for pick in choices.comparisons(given.coco):
+        sets.append(choices.measure(peer, pick, given.coco, arch, checkpoint, given.rounds, work))
+    for found in sets:
         text = json.dumps(found.canonical(), indent=2, ensure_ascii=False) + "\n"
         name = f"{store.file_name(arch)}-fp32-{found.data['dataset']}-{found.data['n']}.json"
         write_atomic(out / name, text.encode())
-        sets.append(found)
-    _print(reports, sets, as_json=given.json)
-    differing = [name for one in reports for name in one.differing()] + [
-        n for one in sets for n in one.differing()
-    ]
+    ties = choices.tied(peer, given.coco, work) if given.coco.is_dir() else {}
+    _print(reports, sets, ties, as_json=given.json)
+    differing = [name for report in reports for name in report.differing()]
+    differing += [name for one in sets for name in one.differing()]
+    differing += [name for name, same in ties.items() if not same.equal]
     return 1 if differing else 0
 
 
@@ -119,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     for option, folder, what in (
         ("--flickr8k", "flickr8k-1000", "its images and captions.txt, for retrieval"),
         ("--voc", "voc2012-100", "its images and boxes, for mAP"),
+        ("--coco", "coco-363", "its images and captions, for items to choose among"),
     ):
         parser.add_argument(option, type=Path, default=_ROOT / "../shared/data" / folder, help=what)
     parser.add_argument("--captioned", type=_count, help="images for retrieval (all of them)")
@@ -138,11 +142,14 @@ def _counts(text: str) -> list[int]:
     return [_count(part) for part in text.split(",")]
 
 
-def _print(reports: Sequence[Report], sets: Sequence[SetReport], *, as_json: bool) -> None:
+def _print(
+    reports: Sequence[Report], sets: Sequence[SetReport], ties: Mapping[str, Metric], *, as_json: bool
+) -> None:
     if as_json:
         ratios = {name: ratio for report in reports for name, ratio in report.ratios().items()}
         ratios |= {f"{one.arch} {one.task}": one.wall_s.ratio for one in sets}
-        found = {"ratios": ratios, "reports": [report.canonical() for report in (*reports, *sets)]}
+        every = [report.canonical() for report in (*reports, *sets)]
+        found = {"ratios": ratios, "reports": every, "ties": {n: one.canonical() for n, one in ties.items()}}
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     console = Console()
@@ -163,6 +170,9 @@ def _print(reports: Sequence[Report], sets: Sequence[SetReport], *, as_json: boo
             console.print(f"[bold red]differs:[/] {report.arch}: {', '.join(lost)}", highlight=False)
     for one in sets:
         console.print(_set_table(one), highlight=False)
+    for name, same in ties.items():
+        told = f"equal scores, as the peer counts them: {name} {same.ours:.4f} / {same.peer:.4f}"
+        console.print(told + ("" if same.equal else " ≠"), style="dim", highlight=False)
 
 
 def _set_table(one: SetReport) -> Table:

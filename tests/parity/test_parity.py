@@ -75,7 +75,13 @@ def test_both_programs_give_the_same_numbers(shared_data: Path, tmp_path: Path) 
     )
     assert set(retrieval.metrics) == set(retrieval_and_map.RECALLS.values())
     assert set(voc.metrics) == {"map_area"}
-    for found in (retrieval, voc):
+    sugarcrepe, winoground = (
+        retrieval_and_map.SetReport.model_validate_json((out / f"ViT-B-32-fp32-{name}.json").read_text())
+        for name in ("sugarcrepe-840", "winoground-60")
+    )
+    assert set(sugarcrepe.metrics) == {"text_acc"}
+    assert set(winoground.metrics) == {"text_acc", "image_acc", "group_acc"}
+    for found in (retrieval, voc, sugarcrepe, winoground):
         for name, metric in found.metrics.items():
             assert metric.ours == pytest.approx(metric.peer, abs=0.5e-4), f"{found.task} {name}"
     assert retrieval.ranking is not None
@@ -292,6 +298,7 @@ def _main(tmp_path: Path, *more: str) -> tuple[int, zero_shot.Report]:
     data = _images(tmp_path / "data")
     arguments = ["--images", "9", "--archs", "RN50", "--data", str(data), "--precision", "fp32"]
     arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
+    arguments += ["--coco", str(tmp_path / "none")]
     code = program.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *more])
     (path,) = (tmp_path / "out").iterdir()
     return code, zero_shot.Report.model_validate_json(path.read_text())
@@ -321,6 +328,7 @@ def test_sizes_and_precisions_are_all_compared(tmp_path: Path, monkeypatch: pyte
         str(_images(tmp_path / "data")),
     ]
     arguments += ["--flickr8k", str(tmp_path / "none"), "--voc", str(tmp_path / "none")]
+    arguments += ["--coco", str(tmp_path / "none")]
     assert program.main([*arguments, "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]) == 0
     reports = [
         zero_shot.Report.model_validate_json(path.read_text()) for path in (tmp_path / "out").iterdir()
