@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, Command | Group]] = {
     "list": Command("listing", "List the models, tasks, suites or recipes."),
     "show": Command("listing", "Show one card with all its defaults, or one record."),
     "report": Command("report", "Show records as model × task tables beside the papers' numbers."),
+    "robustness": Command("report", "Show how far models lie above the line on ImageNet's shifts."),
     "site": Command("report", "Write all records as one HTML page that opens from a file."),
     "export": Command("export", "Write records in another program's format."),
     "log": Command("export", "Log records to Weights & Biases, MLflow or TensorBoard."),

@@ -27,11 +27,14 @@ def list_command(
     of_kind: Annotated[
         str | None,
         option(
-            "--kind", "List the tasks of sets of this kind only: single-label, captions, choices, …", "KIND"
+            "--kind",
+            "List the tasks of sets of this kind only: single-label, captions, choices, and so on.",
+            "KIND",
         ),
     ] = None,
     protocol: Annotated[
-        str | None, option("--protocol", "List the tasks of this protocol only: zs, lp, ret, …", "ID")
+        str | None,
+        option("--protocol", "List the tasks of this protocol only: zs, lp, ret, and so on.", "ID"),
     ] = None,
     runnable: Annotated[
         bool, option("--runnable", "List only tasks whose data is on this machine; nothing is fetched.")

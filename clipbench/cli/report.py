@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import wrap
 from typing import Annotated
@@ -11,10 +12,10 @@ from clipbench.cli.inputs import open_catalog
 from clipbench.cli.options import Cards, Force, Json, Plugins, Results, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
-from clipbench.report import dataframe, export, leaderboard, site, table
+from clipbench.report import dataframe, export, leaderboard, robustness, site, table
 from clipbench.report.sections import ranks_of, sections
-from clipbench.utils.escape import visible
-from clipbench.utils.outputs import write_own
+from clipbench.utils.escape import json_text, visible
+from clipbench.utils.outputs import PNG_MARK, write_own
 
 FORMATS = (*table.SECTION_FORMATS, *table.ROW_FORMATS)
 
@@ -71,6 +72,38 @@ def report_command(
         if suite is not None:
             rows = dataframe.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
         sys.stdout.write(table.ROW_FORMATS[format_](rows, ranks_of(rows, catalog, suite)))
+
+
+def robustness_command(
+    results: Results = Path("results"),
+    line: Annotated[
+        str,
+        option(
+            "--line",
+            "Hold models against those trained on ImageNet alone, or against a line through the models measured here.",
+            "standard|measured",
+        ),
+    ] = "standard",
+    plot: Annotated[Path | None, option("--plot", "Also draw it into this file.", "PNG")] = None,
+    force: Force = False,
+    cards: Cards = None,
+    plugins: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far models lie above the line on ImageNet's shifts."""
+    lines: tuple[robustness.Line, ...] = ("standard", "measured")
+    chosen = next((one for one in lines if one == line), None)
+    if chosen is None:
+        raise ClipbenchError(unknown("line", line, lines))
+    rows = dataframe.read(results, open_catalog(cards, plugins))
+    found = robustness.measured([row for row in rows if not row.kept_off or row.kept_off == "dirty"], chosen)
+    if plot is not None:
+        write_own(plot, robustness.plot(found, chosen), PNG_MARK, force=force)
+        note(f"wrote {plot}")
+    if as_json:
+        print(json_text([asdict(one) for one in found]))
+    else:
+        sys.stdout.write(robustness.text(found, chosen))
 
 
 def site_command(
