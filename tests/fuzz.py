@@ -387,6 +387,32 @@ def choices(root: Path) -> Target:
     return Target([name + b"\0" + whole for name, whole in content.items()], read)
 
 
+def item_tables(root: Path) -> Target:
+    """The hub's tables of items to choose among, and WinoGAViL's file, in every form."""
+    from item_copies import COPIES, open_copy
+
+    files: dict[bytes, tuple[str, Path]] = {}
+    for name, of in COPIES.items():
+        for file in sorted(of.write(root / name).rglob("*")):
+            if file.suffix in (".parquet", ".csv"):
+                files[f"{name}/{file.name}".encode()] = (name, file)
+    content = {name: file.read_bytes() for name, (_, file) in files.items()}
+
+    def read(data: bytes) -> None:
+        name, _, changed = data.partition(b"\0")
+        if name in content:
+            copy, file = files[name]
+            try:
+                file.write_bytes(changed)
+                split = open_copy(copy, root / copy)
+                for sample in split.samples(np.arange(len(split))):
+                    assert isinstance(sample.image, bytes)
+            finally:
+                file.write_bytes(content[name])
+
+    return Target([name + b"\0" + whole for name, whole in content.items()], read)
+
+
 def clip_benchmark(root: Path) -> Target:
     """Results of CLIP_benchmark."""
     from clipbench.catalog import Catalog
@@ -520,6 +546,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "parquet": parquet_metadata,
     "captions": caption_tables,
     "choices": choices,
+    "item_tables": item_tables,
     "clip_benchmark": clip_benchmark,
     "features": feature_folders,
     "embeddings": embeddings,

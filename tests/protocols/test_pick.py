@@ -229,6 +229,43 @@ def test_what_cannot_be_measured_on_the_items_is_an_error(tmp_path: Path) -> Non
         measured(tmp_path, [Choice("a", (0,), ("x",), ONE)], images, texts)
 
 
+class Tokens(FakeEncoder):
+    """Rows of unit tokens, compared in late interaction."""
+
+    compared = "tokens"
+    token_width = 4  # type: ignore[assignment]
+
+    def images(self, split: Any, space: str = "joint") -> Array:
+        assert (space, self._images is not None) == ("tokens", True)
+        return np.asarray(self._images)
+
+    def texts(self, texts: list[str], space: str = "joint") -> Array:
+        assert (space, self._texts is not None) == ("tokens", True)
+        return np.stack([(self._texts or {})[text] for text in texts])
+
+
+def test_a_model_of_tokens_scores_what_loops_do(tmp_path: Path) -> None:
+    """The score of a pair is the mean over the image's tokens of the best product with a token of the text."""
+    random = np.random.default_rng(3)
+    images = unit(random.normal(size=(12, 3, 4)).astype(np.float32))
+    texts = {f"t{n}": unit(random.normal(size=(5, 4)).astype(np.float32)) for n in range(12)}
+    texts["t3"][2:] = 0  # padding
+    items = [Choice(f"i{n}", (2 * n, 2 * n + 1), (f"t{2 * n}", f"t{2 * n + 1}"), TWO) for n in range(6)]
+    encoder = Tokens(images.reshape(12, -1), texts)
+    outcome = run(card(tmp_path), {"test": split(items, 12)}, encoder, Params(), 0)
+
+    def score(row: int, text: str) -> float:
+        told = [token for token in texts[text] if token.any()]
+        return float(np.mean([max(float(token @ word) for word in told) for token in images[row]]))
+
+    for number, item in enumerate(items):
+        s = [[score(row, text) for text in item.texts] for row in item.images]
+        by_text, by_image = (s[0][0] > s[0][1] and s[1][1] > s[1][0], s[0][0] > s[1][0] and s[1][1] > s[0][1])
+        assert outcome.samples["text_acc"][number] == by_text
+        assert outcome.samples["image_acc"][number] == by_image
+        assert outcome.samples["group_acc"][number] == (by_text and by_image)
+
+
 def test_it_is_found_and_is_for_choices(tmp_path: Path) -> None:
     assert protocol("pick") is PROTOCOL
     assert "is for sets of kind choices" in str(PROTOCOL.misfit(fakes.card(tmp_path), Params()))

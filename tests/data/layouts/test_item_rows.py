@@ -11,10 +11,12 @@ import item_copies
 import numpy as np
 import pyarrow as pa
 import pytest
+import servers
 import small
 from choice_copies import seen
 from item_copies import COPIES, IMAGE, image, open_copy, write
 from PIL import Image
+from servers import FIRST, Hub
 
 from clipbench.cards.columns import ItemColumns
 from clipbench.cards.entry import Entry
@@ -23,6 +25,8 @@ from clipbench.data.open import open_split
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split
 from clipbench.errors import DataError
+
+hub = servers.data_hub
 
 ITEMS = {"images": ["image"], "texts": ["right", "wrong"], "right": [[0, 0]]}
 
@@ -208,6 +212,23 @@ def test_items_belong_to_sets_of_choices() -> None:
                 "protocols": {"ret": {}},
             }
         )
+
+
+def test_items_of_the_hub_are_those_of_a_local_copy(hub: Hub, tmp_path: Path) -> None:
+    """The cards of sets that the hub has as tables; in a copy the images are the same, and the commit is recorded."""
+    names = ("winoground", "colorswap", "aro-coco-order")
+    cards = {name: item_copies.entry(name).card for name in names}
+    for name in names:
+        hub.repos[str(cards[name].source.hub)] = {FIRST: COPIES[name].write(tmp_path / name)}
+    wanted = [
+        (name, "test", card.model_dump(mode="json", exclude_unset=True)) for name, card in cards.items()
+    ]
+    for offline in (False, True):
+        found = servers.open_from_hub(hub, tmp_path / "home", wanted, offline=offline)
+        for name in names:
+            split = open_copy(name, tmp_path / name)
+            images = [hashlib.sha256(s.image).hexdigest() for s in split.samples(np.arange(len(split)))]
+            assert found[name].get("images") == images, found[name]
 
 
 # ------------------------------------------------------------------- ImageCoDe
