@@ -28,6 +28,7 @@ from clipbench.report.table import as_printed, record_table, stages_table
 from clipbench.utils.escape import visible
 
 _LONG_LIST = 8
+_MOST_VARIANTS, _SHOWN_VARIANTS = 24, 6
 NOWHERE: Final = DataPaths({}, ())
 
 
@@ -122,6 +123,8 @@ def with_variants(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             shots = [v.removesuffix("-shot") for v in own if v.endswith("-shot")]
             cells = [f"@{v}" for v in own if not v.endswith("-shot")]
             cells += [f"@{{{','.join(shots)}}}-shot"] if shots else []
+            if len(cells) > _MOST_VARIANTS:  # languages, of which there may be hundreds
+                cells = [*cells[:_SHOWN_VARIANTS], f"… {len(cells)} in all (list tasks --json)"]
             shown.append({"id": row["id"], "metric": row["metric"], "variants": " ".join(cells)})
     return shown
 
