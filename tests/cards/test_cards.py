@@ -152,7 +152,7 @@ def test_an_unknown_key_names_the_nearest_and_all_allowed(path: Path) -> None:
             "builtin: digits",
             "builtin: digits\n  revison: abc",
             'unknown key "source.revison"; did you mean "revision"? '
-            "(allowed: hub, config, revision, builtin, path, local, torchvision, archive, lacks)",
+            "(allowed: hub, config, revision, builtin, path, local, torchvision, archive, gigabytes, lacks)",
         ),
         (
             ModelCard,
