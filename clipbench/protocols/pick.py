@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from clipbench.errors import DataError, unknown
 from clipbench.metrics import choosing, clustered, intervals
 from clipbench.metrics.choosing import Ties
 from clipbench.metrics.intervals import Score
-from clipbench.metrics.similarity import similarity
+from clipbench.metrics.similarity import late_interactions
 from clipbench.protocols._samples import decoded
 from clipbench.protocols.base import (
     Columns,
@@ -123,8 +123,8 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
     text_acc: every image prefers each of its texts to each other; image_acc: every text prefers its images; group_acc:
     both; text_only_acc: the right texts are more alike to each other than to the wrong one; jaccard: of the K best
     images and the K right ones. A measure is reported where it has a meaning for all items. The score is the cosine in
-    float64, or late interaction where the model compares tokens. An item with an image that could not be decoded is
-    left out.
+    float64, or late interaction where the model compares tokens (images and texts each by their own mean). An item
+    with an image that could not be decoded is left out.
 
     Intervals are over items; items that show the same images are taken together.
     """
@@ -231,12 +231,12 @@ def _measured(items: Sequence[Choice], features: Features, encoder: Inputs, ties
         some = [items[place] for place in places]
         images = np.asarray(features[np.array([item.images for item in some]).ravel()])
         captions = np.asarray(rows[np.array([[number[t] for t in item.texts] for item in some]).ravel()])
-        scores = _cosines(images, captions, len(some), encoder)
+        scores = _scores(images, captions, len(some), encoder)
         right = np.stack([_right(item) for item in some])
-        tied[places] = _any_equal(scores, right)
+        tied[places] = _any_equal(scores.of_images, right) | _any_equal(scores.of_texts, right)
         products = None
         if "text_only_acc" in measures:
-            products = _cosines(captions, captions, len(some), encoder)
+            products = _scores(captions, captions, len(some), encoder).of_images
         for name in measures:
             values[name][places] = _measure(name, scores, right, products, ties)
     return _Found(values, tied)
@@ -253,20 +253,35 @@ def _of_one_shape(items: Sequence[Choice], width: int) -> Iterator[list[int]]:
             yield places[start : start + step]
 
 
-def _cosines(images: Floats, captions: Floats, items: int, encoder: Inputs) -> Doubles:
-    """Scores of each item's images with its texts: float64 [items, I, T].
+class _Scores(NamedTuple):
+    """Scores of each item's images with its texts, float64 [items, I, T]: as images say it, and as texts do.
 
-    Sums are taken in one order for every pair, so that equal features give equal scores.
+    Cosines are the same in both; in late interaction each that asks has its own mean over its tokens.
+    """
+
+    of_images: Doubles
+    of_texts: Doubles
+
+
+def _scores(images: Floats, captions: Floats, items: int, encoder: Inputs) -> _Scores:
+    """The scores of items of one shape.
+
+    Sums of cosines are taken in one order for every pair, so that equal features give equal scores.
     """
     if encoder.compared == "joint":
         left = images.reshape(items, -1, 1, images.shape[1]).astype(np.float64)
         right = captions.reshape(items, 1, -1, captions.shape[1]).astype(np.float64)
         found: Doubles = (left * right).sum(axis=-1)
-        return found
+        return _Scores(found, found)
+    import torch
+
     width = encoder.token_width or 0
-    parts = zip(np.split(images, items), np.split(captions, items), strict=True)
-    tokens = (similarity(image, text.reshape(len(text), -1, width)) for image, text in parts)
-    return np.stack([one.astype(np.float64) for one in tokens])
+    tokens = [
+        torch.from_numpy(rows.reshape(items, len(rows) // items, -1, width)) for rows in (images, captions)
+    ]
+    pairs = [late_interactions(*pair) for pair in zip(*tokens, strict=True)]
+    one, other = (torch.stack(scores).numpy().astype(np.float64) for scores in zip(*pairs, strict=True))
+    return _Scores(one, other)
 
 
 def _any_equal(scores: Doubles, right: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -279,21 +294,26 @@ def _any_equal(scores: Doubles, right: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _measure(
-    name: str, scores: Doubles, right: NDArray[np.bool_], products: Doubles | None, ties: Ties
+    name: str, scores: _Scores, right: NDArray[np.bool_], products: Doubles | None, ties: Ties
 ) -> Doubles:
+    turned = scores.of_texts.transpose(0, 2, 1), right.transpose(0, 2, 1)
     match name:
         case "text_acc":
-            return choosing.texts_win(*_with_a_choice(scores, right), ties)
+            return choosing.texts_win(*_with_a_choice(scores.of_images, right), ties)
         case "image_acc":
-            turned = scores.transpose(0, 2, 1), right.transpose(0, 2, 1)
             return choosing.texts_win(*_with_a_choice(*turned), ties)
-        case "group_acc":
-            return choosing.both_win(scores, right, ties)
+        case "group_acc" if scores.of_images is scores.of_texts:
+            return choosing.both_win(scores.of_images, right, ties)
+        case "group_acc":  # other scores decide, whose ties have nothing to do with each other
+            both: Doubles = choosing.texts_win(scores.of_images, right, ties) * choosing.texts_win(
+                *turned, ties
+            )
+            return both
         case "text_only_acc":
             assert products is not None
             return choosing.right_texts_alike(products, right[:, 0], ties)
         case _:
-            return choosing.jaccard(scores[:, :, 0], right[:, :, 0], ties)
+            return choosing.jaccard(scores.of_texts[:, :, 0], right[:, :, 0], ties)
 
 
 def _with_a_choice(scores: Doubles, right: NDArray[np.bool_]) -> tuple[Doubles, NDArray[np.bool_]]:
@@ -313,7 +333,8 @@ def _by_chance(items: Sequence[Choice], ties: Ties) -> dict[str, Doubles]:
         if key not in known:
             blank, square = np.zeros(right.shape)[None], np.zeros((1, right.shape[1], right.shape[1]))
             known[key] = {
-                name: float(_measure(name, blank, right[None], square, "random")[0]) for name in measures
+                name: float(_measure(name, _Scores(blank, blank), right[None], square, "random")[0])
+                for name in measures
             }
         chances.append(known[key])
     return {name: np.array([chance[name] for chance in chances]) for name in measures}

@@ -153,7 +153,7 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
         first=one.scores[one.primary].value,
         second=other.scores[one.primary].value,
         difference=difference.value,
-        ci95=difference.ci95,
+        ci95=_possible(one.primary, difference.ci95),
         p=difference.p,
         p_worse=difference.p_more if registry.metric(one.primary).less_is_better else difference.p_less,
         method=difference.method,
@@ -164,6 +164,13 @@ def of(first: Stored, second: Stored, *, top: int) -> Comparison:
         only_second=tuple(name for gain, name in reversed(gains) if gain > 0)[:top],
         contributions=pair.contributions,
     )
+
+
+def _possible(metric: str, interval: tuple[float, float]) -> tuple[float, float]:
+    """The part of an interval of a difference that can be: shares of 1 differ by 1 at most."""
+    if registry.metric(metric).unit != "share":
+        return interval
+    return max(-1.0, interval[0]), min(1.0, interval[1])
 
 
 def means(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -245,7 +245,7 @@ class Tokens(FakeEncoder):
 
 
 def test_a_model_of_tokens_scores_what_loops_do(tmp_path: Path) -> None:
-    """The score of a pair is the mean over the image's tokens of the best product with a token of the text."""
+    """Images and texts each ask by the mean over their own tokens of the best product with a token of the other."""
     random = np.random.default_rng(3)
     images = unit(random.normal(size=(12, 3, 4)).astype(np.float32))
     texts = {f"t{n}": unit(random.normal(size=(5, 4)).astype(np.float32)) for n in range(12)}
@@ -254,13 +254,14 @@ def test_a_model_of_tokens_scores_what_loops_do(tmp_path: Path) -> None:
     encoder = Tokens(images.reshape(12, -1), texts)
     outcome = run(card(tmp_path), {"test": split(items, 12)}, encoder, Params(), 0)
 
-    def score(row: int, text: str) -> float:
-        told = [token for token in texts[text] if token.any()]
-        return float(np.mean([max(float(token @ word) for word in told) for token in images[row]]))
+    def scores(row: int, text: str) -> tuple[float, float]:
+        told = np.array([token for token in texts[text] if token.any()])
+        products = images[row] @ told.T
+        return float(products.max(axis=1).mean()), float(products.max(axis=0).mean())
 
     for number, item in enumerate(items):
-        s = [[score(row, text) for text in item.texts] for row in item.images]
-        by_text, by_image = (s[0][0] > s[0][1] and s[1][1] > s[1][0], s[0][0] > s[1][0] and s[1][1] > s[0][1])
+        s, t = ([[scores(row, text)[way] for text in item.texts] for row in item.images] for way in (0, 1))
+        by_text, by_image = (s[0][0] > s[0][1] and s[1][1] > s[1][0], t[0][0] > t[1][0] and t[1][1] > t[0][1])
         assert outcome.samples["text_acc"][number] == by_text
         assert outcome.samples["image_acc"][number] == by_image
         assert outcome.samples["group_acc"][number] == (by_text and by_image)
