@@ -7,7 +7,8 @@ prompts, another copy of the data. Such numbers are shown, and nothing is judged
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -72,6 +73,37 @@ def named(model: Mapping[str, Any]) -> tuple[str, str] | None:
     # OpenAI's weights are built with QuickGELU under either name
     names = (f"{bare}{_QUICK}", bare) if quick else (bare,)
     return next(((name, tag) for name in names if (name, tag) in known), None)
+
+
+def ident(architecture: str, tag: str) -> tuple[str, str]:
+    """What a model is shown under: OpenAI's weights, which tables list under two names, under one.
+
+    >>> ident("ViT-B-32-quickgelu", "openai"), ident("ViT-B-32-quickgelu", "laion400m_e32")
+    (('ViT-B-32', 'openai'), ('ViT-B-32-quickgelu', 'laion400m_e32'))
+    """
+    return (architecture.removesuffix(_QUICK) if tag == "openai" else architecture), tag
+
+
+def shown(metrics: Mapping[str, str]) -> dict[tuple[str, str], dict[str, Published]]:
+    """Model (`ident`) → task → its number, in the file's order; of several the first that differs in nothing.
+
+    Args:
+        metrics: the metric by which each task is shown; others are left out.
+    """
+    found: dict[tuple[str, str], dict[str, Published]] = {}
+    for one in every():
+        if metrics.get(one.task) == one.metric:
+            own = found.setdefault(ident(one.architecture, one.tag), {})
+            if one.task not in own or (own[one.task].differs and not one.differs):
+                own[one.task] = one
+    return found
+
+
+def mean(numbers: Mapping[str, Published], tasks: Sequence[str]) -> float | None:
+    """The plain mean over all of `tasks`, in per cent; None where a number is missing, or there are not two tasks."""
+    if len(tasks) < 2 or not all(task in numbers for task in tasks):
+        return None
+    return math.fsum(numbers[task].percent for task in tasks) / len(tasks)
 
 
 def of(model: Mapping[str, Any]) -> tuple[Reported, ...]:

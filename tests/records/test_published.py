@@ -76,3 +76,34 @@ def test_numbers_made_with_other_prompts_judge_nothing() -> None:
         ("openclip", "clevr-distance-zs"),
         ("clip_benchmark", "caltech101-zs"),
     }
+
+
+def test_openais_weights_are_shown_once_and_as_both_tables_have_them() -> None:
+    """open_clip lists them under two names: every number of its table is the same under both, but for rounding."""
+    by_name: dict[str, dict[tuple[str, str], float]] = {}
+    for one in published.every():
+        if one.tag == "openai" and one.source == "openclip":
+            by_name.setdefault(one.architecture, {})[one.task, one.metric] = one.percent
+    for name in ("RN50", "RN101", "ViT-B-32"):
+        for key, percent in by_name[name].items():
+            assert by_name[f"{name}-quickgelu"][key] == pytest.approx(percent, abs=0.5), (name, key)
+    found = published.shown({"imagenet-zs": "acc1"})
+    assert ("ViT-B-32", "openai") in found
+    assert ("ViT-B-32-quickgelu", "openai") not in found
+    assert ("ViT-B-32-quickgelu", "laion400m_e32") in found
+
+
+def test_a_number_that_differs_in_nothing_goes_before_one_that_does() -> None:
+    found = published.shown({"svhn-zs": "acc1"})
+    openai = found["ViT-B-32", "openai"]["svhn-zs"]
+    assert (openai.source, openai.differs) == ("clip_benchmark", "")
+    dfn = found["ViT-H-14-378-quickgelu", "dfn5b"]["svhn-zs"]
+    assert dfn.differs == "other prompts"
+    assert published.shown({"svhn-zs": "acc7"}) == {}
+
+
+def test_a_mean_is_over_all_of_the_tasks_or_none() -> None:
+    numbers = published.shown({"imagenet-zs": "acc1", "mnist-zs": "acc1"})["ViT-H-14-378-quickgelu", "dfn5b"]
+    assert published.mean(numbers, ["imagenet-zs", "mnist-zs"]) == pytest.approx((84.37 + 83.64) / 2)
+    assert published.mean(numbers, ["imagenet-zs", "digits-zs"]) is None
+    assert published.mean(numbers, ["imagenet-zs"]) is None

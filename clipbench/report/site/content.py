@@ -2,13 +2,14 @@
 
     index          models, tasks, suites, primary scores, and what papers report, for the leaderboard and its chart
     model/<i>      card and provenance of a model, every score of its records
+    published      numbers of other people's tables, where they have some of these tasks (`published.py`)
     task/<j>       card, protocol text and parameters of a task
     curves/<i>     how a model's probes were chosen: penalty against validation score
     classes/<j>    per-class values of a task, all models
     picture/<k>    heat maps beside records, training curves of runs
 
-The last three are extras, which may be left out where the page would grow too large. Numbers are per cent with two
-decimals (ranks: one); per-class values are whole thousandths.
+Curves, classes and pictures are extras, which may be left out where the page would grow too large. Numbers are per
+cent with two decimals (ranks: one); per-class values are whole thousandths.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from clipbench.records.record import Record
 from clipbench.report import numbers, ranks
 from clipbench.report.dataframe import Row
 from clipbench.report.sections import sections
-from clipbench.report.site import pictures
+from clipbench.report.site import pictures, published
 from clipbench.report.site.blocks import packed
 from clipbench.report.site.leaderboard import SiteRecord, group_of
 from clipbench.report.table import rank_notes
@@ -76,10 +77,14 @@ def gather(records: Sequence[SiteRecord], catalog: Catalog) -> Content:
         if classes:
             extras[f"classes/{j}"] = packed(classes)
     standing = [one.primary for one in records if one.stands]
+    suites = _suites(catalog, number, standing)
+    told = published.told(records, catalog, number, place, suites)
+    if told is not None:
+        required["published"] = packed(told)
     index = {
         "models": [_headline(own[0].record) for own in of_model.values()],
         "tasks": [_task_headline(own) for own in of_task.values()],
-        "suites": _suites(catalog, number, standing),
+        "suites": suites,
         "scores": [[place[row.model], number[row.task], *_numbers(row)] for row in standing],
         "reported": _reported(catalog, records),
     }

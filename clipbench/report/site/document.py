@@ -72,6 +72,7 @@ def _page(content: Content, extras: dict[str, str], shown: dict[str, Any]) -> st
         data=in_script({"index": content.index, "blocks": content.required | extras, "left_out": left_out}),
         groups=sorted({line.group for line in shown["lines"]}),
         suites=content.index["suites"],
+        published="published" in content.required,
         version=__version__,
         left_out=_left_out(left_out),
         charts=versions,

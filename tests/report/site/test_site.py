@@ -331,3 +331,67 @@ def test_a_folder_without_records_is_an_error_that_says_what_to_type(tmp_path: P
 def test_the_demo_ends_with_the_page() -> None:
     lines = (ROOT / "Makefile").read_text().split("demo: setup\n")[1].split("\n\n")[0].splitlines()
     assert lines[-1].strip() == "$(BIN)/clipbench site --out site"
+
+
+# ------------------------------------------------------------ published numbers
+
+
+def _of(model: str, value: float, task: str, **card: Any) -> Record:
+    """A record of a shipped task as its card is today."""
+    (one,) = CATALOG.tasks([task])
+    return make_record(
+        model=model,
+        task=task,
+        scores={"acc1": Score(value, (value - 0.01, value + 0.01), 60_000, None)},
+        protocol={
+            "name": one.protocol.id,
+            "version": one.protocol.version,
+            "params": one.params.canonical(),
+        },
+        cards={"model": {"title": model, **card}, "task": one.dataset.card.canonical()},
+    )
+
+
+def test_published_numbers_are_a_block_of_their_own() -> None:
+    laion: dict[str, Any] = {"config": {"arch": "ViT-B-32"}, "weights": {"open_clip": "laion2b_s34b_b79k"}}
+    parsed = _Parsed(
+        _page(
+            _of("mine", 0.6, "imagenet-zs"),
+            _of("theirs", 0.65, "imagenet-zs", **laion),
+            _of("theirs", 0.4, "svhn-zs", **laion),
+        )
+    )
+    told = parsed.block("published")
+    tasks = [task["id"] for task in parsed.data["index"]["tasks"]]
+    cells = {
+        name: {tasks[one[k]]: (one[k + 1], told["sources"][one[k + 2]]) for k in range(0, len(one), 3)}
+        for name, one in told["models"]
+    }
+    assert len(cells) > 110
+    assert cells["ViT-H-14-378-quickgelu@dfn5b"]["imagenet-zs"][0] == 84.37
+    assert cells["ViT-H-14-378-quickgelu@dfn5b"]["svhn-zs"][1][1] == "other prompts"
+    assert "ViT-B-32@laion2b_s34b_b79k" not in cells  # it was measured: its numbers stand beside
+    beside = {(m, tasks[t]): (percent, told["sources"][k]) for m, t, percent, k in told["beside"]}
+    assert set(beside) == {(1, "imagenet-zs"), (1, "svhn-zs")}
+    assert abs(beside[1, "imagenet-zs"][0] - 66.5) < 0.2
+    whole = told["means"]["datacomp-38"]
+    place = [name for name, _ in told["models"]].index("ViT-H-14-378-quickgelu@dfn5b")
+    assert whole[str(place)][0] == pytest.approx(71.2, abs=0.5)
+    assert whole[str(place)][1] == 2  # SVHN and CLEVR's distance
+    assert "clip-benchmark-41" not in told["means"]  # no table has all of it
+    ranked = [suite["ranks"] for suite in parsed.data["index"]["suites"]]
+    assert not any(name in own for own in ranked for name in cells)
+    assert ("input", "published") in {(tag, a.get("id")) for tag, a in parsed.tags}
+
+
+def test_published_numbers_cost_little() -> None:
+    tasks = [task.id for task in CATALOG.tasks(["datacomp-38"]) if task.protocol.id == "zs"]
+    found = [_of("mine", 0.6, task) for task in tasks]
+    assert len(_Parsed(_page(*found)).data["blocks"]["published"]) < 150_000
+
+
+def test_a_page_without_published_tasks_has_no_switch_for_them() -> None:
+    parsed = _Parsed(_page(_record()))
+    assert "published" not in parsed.data["blocks"]
+    (label,) = [i for i, (tag, a) in enumerate(parsed.tags) if a.get("id") == "published"]
+    assert "hidden" in parsed.tags[label - 1][1]

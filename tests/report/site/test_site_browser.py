@@ -251,6 +251,80 @@ def test_the_mean_of_a_suite_is_for_models_that_have_all_of_it(browser: Browser,
     visit.close()
 
 
+def test_published_models_are_hollow_rows_when_asked_for(browser: Browser, tmp_path: Path) -> None:
+    catalog = Catalog()
+    laion: dict[str, Any] = {"config": {"arch": "ViT-B-32"}, "weights": {"open_clip": "laion2b_s34b_b79k"}}
+    found = []
+    for model, value, card in (("mine", 0.6, {}), ("theirs", 0.65, laion)):
+        for task in catalog.tasks(["imagenet-zs", "svhn-zs", "digits-zs"]):
+            record = make_record(
+                model=model,
+                task=task.id,
+                scores={"acc1": Score(value, (value - 0.01, value + 0.01), 60_000, None)},
+                protocol={
+                    "name": task.protocol.id,
+                    "version": task.protocol.version,
+                    "params": task.params.canonical(),
+                },
+                cards={"model": {"title": model, **card}, "task": task.dataset.card.canonical()},
+            )
+            found.append(Stored(store.path_of(model, task.id, Path("results")), record, "whole"))
+    path = site.write(site.page(found, catalog, Path("results")), tmp_path)
+    visit = Visit(browser, path, viewport={"width": 1400, "height": 900})
+    page = visit.page
+    assert visit.column(0) == ["mine", "theirs"]  # off at first
+    page.focus("#published")
+    page.keyboard.press("Space")
+    page.wait_for_selector("tr.hollow")
+    names = visit.column(0)
+    assert names[:2] == ["mine", "theirs"]  # by name, ours come first
+    assert len(names) > 110
+    assert all(name.startswith("○ ") for name in names[2:])
+    assert "○ ViT-B-32@laion2b_s34b_b79k" not in names
+    column = next(
+        n
+        for n in range(4, 8)
+        if "imagenet-zs" in (page.text_content(f"#leaderboard th:nth-child({n + 1})") or "")
+    )
+    beside = page.locator(f"#leaderboard tbody tr:nth-child(2) td:nth-child({column + 1}) .told")
+    assert (beside.text_content() or "").startswith("○ 66.")
+    assert "open_clip" in (beside.get_attribute("title") or "")
+    # By the number of a task they stand among ours; they are never the best in bold, and have no rank or interval.
+    page.click(f"#leaderboard thead th:nth-child({column + 1}) button")
+    values = [float(value) for value in visit.column(column) if value != "–"]
+    assert values == sorted(values, reverse=True)
+    assert visit.column(0)[0].startswith("○ ")
+    assert page.locator("tr.hollow .best, tr.hollow i").count() == 0
+    assert page.locator("tr:not(.hollow) .best").count() > 0
+    page.select_option("#suite-filter", label="datacomp-38")
+    assert page.is_visible("#mean")
+    page.click("#mean button")
+    means = [float(value.rstrip("*")) for value in visit.column(3) if value != "–"]
+    assert len(means) > 100
+    assert means == sorted(means, reverse=True)
+    assert visit.column(0)[-2:] == ["mine", "theirs"] or {"mine", "theirs"} <= set(visit.column(0))
+    # A name opens where its numbers are from, by keyboard too, and Escape closes it.
+    page.locator(".source").first.focus()
+    page.keyboard.press("Enter")
+    assert page.is_visible("#source")
+    assert "open_clip, docs/openclip_results.csv" in (page.text_content("#source") or "")
+    assert "other prompts" in (page.text_content("#source") or "")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#source")
+    page.uncheck("#published")
+    assert visit.column(0) == ["mine", "theirs"]
+    assert not page.is_visible("#mean")
+    visit.close()
+
+    phone = Visit(browser, path, viewport={"width": 390, "height": 844}, has_touch=True)
+    phone.page.check("#published")
+    phone.page.wait_for_selector("tr.hollow")
+    assert phone.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    phone.page.locator(".told").first.tap()
+    assert "theirs: 6" in (phone.page.text_content("#source") or "")
+    phone.close()
+
+
 # ------------------------------------------------------- 200 models × 60 tasks
 
 
