@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: all setup demo test lint house check torture fuzz parity mteb coverage mutants matrix zoo clean
+.PHONY: all setup demo test lint house check torture fuzz parity mteb coverage mutants matrix zoo sets clean
 all: setup
 
 setup: $(VENV)/.ready
@@ -56,6 +56,9 @@ matrix:
 # every architecture of open_clip, made small, through open_clip and through clipbench; writes docs/models.md; ten minutes.
 # ZOO="RN50 ViT-B-32" tries these alone
 ZOO ?=
+sets:
+	PYTHONPATH=. $(PYTHON) tests/sets.py
+
 zoo: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(BIN)/python -m zoo $(ZOO)
 

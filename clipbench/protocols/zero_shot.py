@@ -94,8 +94,23 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
         outcome = outcomes.single_label(
             logits, labels.astype(np.int64), ids, len(weights), seed, clusters, groups_of(split, rows)
         )
+        by_frequency = {"chance_by_frequency": chance_by_frequency(labels.astype(np.int64))}
+        outcome = replace(outcome, evidence=outcome.evidence | by_frequency)
     named = named_alike(card, params.templates)
     return replace(outcome, evidence=outcome.evidence | ({"same_prompts": named} if named else {}))
+
+
+def chance_by_frequency(labels: NDArray[np.int64]) -> float:
+    """acc1 of a guesser that knows how frequent classes are and draws by that: the sum of their squared shares.
+
+    DataComp states this as chance; a score's own `chance` is 1 / classes.
+
+    >>> mnist = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    >>> round(chance_by_frequency(np.repeat(np.arange(10), mnist)), 5)
+    0.10035
+    """
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float((shares**2).sum())
 
 
 def prompts(card: TaskCard, templates: str) -> list[list[str]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from clipbench.data.split import Note
 from clipbench.records.record import Noted, Record
 from clipbench.report import dataframe, numbers
+
+#: how much more than by chance a guesser by frequency must score to be named
+_FREQUENT: Final = 0.005
 
 
 def remarks(record: Record) -> list[str]:
@@ -21,6 +24,9 @@ def remarks(record: Record) -> list[str]:
         named = "; ".join(" = ".join(group) for group in same[:3]) + ("; …" if len(same) > 3 else "")
         count = f"{sum(map(len, same)):,} classes have the same prompts as another"
         said.append(f"{count}, so no model tells them apart: {named}")
+    frequency, acc1 = evidence.get("chance_by_frequency"), record.scores.get("acc1")
+    if frequency is not None and acc1 and frequency - (acc1.chance or 0.0) > _FREQUENT:
+        said.append(f"who guesses by the frequency of the classes has acc1 {100 * frequency:.2f}")
     if centre := dataframe.centre_baseline(record):
         said.append(_beside_centre(*centre))
     if "lambda" in evidence.get("chosen", {}):

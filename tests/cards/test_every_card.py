@@ -10,6 +10,7 @@ from typing import Final
 
 import commandline
 import pytest
+import sets
 import small
 from class_copies import add, write_wds
 
@@ -146,3 +147,7 @@ def test_a_hosted_set_runs_from_a_small_copy(
     assert record.scores[record.primary].n == 12 or card.kind == "multi-label"
     if card.kind == "single-label":
         assert record.scores["acc1"].chance == pytest.approx(1 / len(card.classes))
+
+
+def test_the_page_of_all_sets_is_current() -> None:
+    assert sets.PAGE.read_text(encoding="utf-8") == sets.page(), "make sets writes it"

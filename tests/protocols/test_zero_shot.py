@@ -357,3 +357,17 @@ def test_any_label_is_right(tmp_path: Path) -> None:
 )
 def test_where_any_label_may_stand(tmp_path: Path, kind: str, params: dict[str, Any], message: str) -> None:
     assert message in str(zero_shot.check(card(tmp_path, kind=kind), Params(**params)))
+
+
+def test_the_record_says_what_guessing_by_frequency_scores(tmp_path: Path) -> None:
+    """Against draws of a guesser that knows the frequencies: KITTI's kind of set, where 1 / classes says little."""
+    random = np.random.default_rng(0)
+    labels = random.choice(4, 400, p=[0.05, 0.15, 0.2, 0.6])
+    split = FakeSplit(labels, tuple(f"c{i}" for i in range(4)))
+    outcome = run(
+        card(tmp_path, 4), {"test": split}, fake(features(400, 3, 0), features(4, 3, 1)), Params(), 0
+    )
+    frequent = outcome.evidence["chance_by_frequency"]
+    guesses = random.choice(labels, (4_000, 400))
+    assert frequent == pytest.approx((guesses == labels).mean(), abs=2e-3)
+    assert outcome.scores["acc1"].chance == 0.25
