@@ -69,8 +69,8 @@ SURFACE = {
     "clipbench.report.sections": "Mean Section ranks_of sections",
     "clipbench.report.site": "build page write",
     "clipbench.report.table": (
-        "aligned as_printed csv_text json_text latex markdown markdown_table rank_notes record_table stages_table "
-        "terminal"
+        "aligned as_printed csv_text folded json_text latex markdown markdown_table rank_notes record_table "
+        "stages_table terminal"
     ),
     "clipbench.report.data_check": "Checked Survey survey text",
     "clipbench.records.eligibility": "Eligibility Gone Reason lacking",

@@ -8,11 +8,13 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Annotated
 
+from clipbench.catalog import Catalog
 from clipbench.cli.inputs import open_catalog
 from clipbench.cli.options import Cards, Force, Json, Plugins, Results, option
 from clipbench.cli.output import note
 from clipbench.errors import ClipbenchError, unknown
-from clipbench.report import dataframe, export, leaderboard, robustness, site, table
+from clipbench.records import store
+from clipbench.report import dataframe, export, hollow, leaderboard, robustness, site, table
 from clipbench.report.sections import ranks_of, sections
 from clipbench.utils.escape import json_text, visible
 from clipbench.utils.outputs import PNG_MARK, write_own
@@ -29,6 +31,12 @@ def report_command(
     format_: Annotated[str, option("--format -f", "Format of the output.", "|".join(FORMATS))] = "terminal",
     write: Annotated[bool, option("--write", "Write LEADERBOARD.md into the folder of the records.")] = False,
     check: Annotated[bool, option("--check", "Fail unless LEADERBOARD.md is current.")] = False,
+    published: Annotated[
+        bool,
+        option(
+            "--published", "Also list what others published of the suite for models not measured here (○)."
+        ),
+    ] = False,
     beside: Annotated[
         list[Path] | None,
         option(
@@ -51,6 +59,11 @@ def report_command(
             "LEADERBOARD.md has every suite and our records alone",
             hint="leave --suite and --beside out, or --write and --check",
         )
+    if published and (suite is None or format_ == "latex"):
+        raise ClipbenchError(
+            "--published lists a suite's numbers, in any format but latex",
+            hint="clipbench report --suite datacomp-38 --published",
+        )
     catalog = open_catalog(cards, plugins)
     if suite is not None:
         catalog.suite(suite)
@@ -68,10 +81,22 @@ def report_command(
         note(f"{results / leaderboard.LEADERBOARD} is current")
     elif format_ in table.SECTION_FORMATS:
         sys.stdout.write(table.SECTION_FORMATS[format_](sections(rows, catalog, suite)))
+        if published and suite is not None:
+            sys.stdout.write(hollow.FORMATS[format_](_published(results, catalog, suite)))
     else:
         if suite is not None:
             rows = dataframe.of_tasks(rows, [task.id for task in catalog.tasks([suite])])
-        sys.stdout.write(table.ROW_FORMATS[format_](rows, ranks_of(rows, catalog, suite)))
+        found = ranks_of(rows, catalog, suite)
+        if published and suite is not None:
+            rows += hollow.rows(_published(results, catalog, suite))
+        sys.stdout.write(table.ROW_FORMATS[format_](rows, found))
+
+
+def _published(results: Path, catalog: Catalog, suite: str) -> hollow.Table:
+    """What others published of a suite, without the models that have a record of it here."""
+    tasks = {task.id for task in catalog.tasks([suite])}
+    records = (one.record for one in store.read_all(results))
+    return hollow.table(catalog, suite, [one.cards.model for one in records if one.task in tasks])
 
 
 def robustness_command(

@@ -199,12 +199,12 @@ def terminal(sections: Sequence[Section]) -> str:
             text += ("\n" if text else "") + f"{visible(_heading(section))}\n\n"
         text += _listing(section)
         notes = rank_notes(section.ranks)
-        text += ("\n" if notes else "") + _folded(notes)
+        text += ("\n" if notes else "") + folded(notes)
     legend = _legend(sections, signs=True)
-    return text + ("\n" if legend else "") + _folded(legend)
+    return text + ("\n" if legend else "") + folded(legend)
 
 
-def _folded(lines: Sequence[str]) -> str:
+def folded(lines: Sequence[str]) -> str:
     """Lines of text that fit a terminal; names stay whole."""
     return "".join(
         f"{part}\n" for line in lines for part in wrap(visible(line), _WIDTH, break_on_hyphens=False)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipbench.catalog import Catalog
-from clipbench.protocols import registry
 from clipbench.records import published
+from clipbench.report.hollow import averaged
 from clipbench.report.site.leaderboard import SiteRecord
 
 Json = dict[str, Any]
@@ -35,8 +35,8 @@ def told(
         suites: of the index.
     """
     primary = {one.record.task: one.record.primary for one in records}
-    averaged = {suite["id"]: _averaged(catalog, suite["id"]) for suite in suites}
-    wanted = {task: metric for own in averaged.values() for task, metric in own.items()}
+    of_mean = {suite["id"]: averaged(catalog, suite["id"]) for suite in suites}
+    wanted = {task: metric for own in of_mean.values() for task, metric in own.items()}
     known = published.shown(wanted | primary)
     sources: dict[tuple[str, str], int] = {}
 
@@ -71,21 +71,13 @@ def told(
             if task in number
             for part in (number[task], one.percent, source(published.SOURCES[one.source], one.differs))
         ]
-        whole = {name: published.mean(own, list(tasks)) for name, tasks in averaged.items()}
+        whole = {name: published.mean(own, list(tasks)) for name, tasks in of_mean.items()}
         for name, value in whole.items():
             if value is not None:
-                differ = sum(bool(own[task].differs) for task in averaged[name])
+                differ = sum(bool(own[task].differs) for task in of_mean[name])
                 means.setdefault(name, {})[len(models)] = [round(value, 2), differ]
         if cells or any(value is not None for value in whole.values()):
             models.append(["@".join(key), cells])
     if not models and not beside:
         return None
     return {"sources": list(sources), "models": models, "means": means, "beside": beside}
-
-
-def _averaged(catalog: Catalog, suite: str) -> dict[str, str]:
-    """Task → main metric of a suite that has a mean, of shares of 1 that more of is better; empty for others."""
-    if catalog.suite(suite).mean == "none":
-        return {}
-    metrics = {task.id: str(getattr(task.params, "primary", "")) for task in catalog.tasks([suite])}
-    return {} if any(registry.metric(m).less_is_better for m in metrics.values()) else metrics
