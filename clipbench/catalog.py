@@ -18,7 +18,7 @@ from clipbench.cards.entry import Entry
 from clipbench.cards.model import ModelCard
 from clipbench.cards.overrides import changed, parse_assignments
 from clipbench.cards.reader import KINDS, Classes, Reader, base_of, kind_by_keys
-from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.strict_yaml import Document, Problems, parse
 from clipbench.cards.task import ALL_CLASSES, CLASSES, DIFFICULT_MARKS, Suite, Suites, TaskCard
 from clipbench.data.split import Split, of_classes
 from clipbench.errors import CardError, unknown
@@ -178,11 +178,24 @@ class Catalog:
         if dataset_id in self._datasets:
             return self._datasets[dataset_id]
         path = self._known("data set", dataset_id, self.dataset_files, "clipbench list tasks")
-        entry = Entry(dataset_id, self.reader.card(TaskCard, path, self.dataset_files), path)
-        for protocol, settings in entry.card.protocols.items():
-            _check_variants(entry, protocol, settings)
-            for variant in (None, *settings.get("variants", {})):
-                self._task("", entry, protocol, variant)
+        problems = Problems()
+        entry: Entry[TaskCard] | None = None
+        with problems.noted():
+            entry = Entry(dataset_id, self.reader.card(TaskCard, path, self.dataset_files), path)
+        if entry is None:
+            _check_protocols(self.reader.document(path), problems)
+        for protocol, settings in entry.card.protocols.items() if entry else ():
+            with problems.noted():
+                _check_variants(path, protocol, settings)
+                with problems.noted():
+                    self._task("", entry, protocol, None)
+                    for variant in settings.get("variants", {}):
+                        with problems.noted():
+                            self._task("", entry, protocol, variant)
+                    continue
+                _check_changes(self.reader.document(path), protocol, settings, problems)
+        problems.tell()
+        assert entry is not None
         self._datasets[dataset_id] = entry
         return entry
 
@@ -257,19 +270,34 @@ class Catalog:
             if name not in known:
                 raise self._unknown("model", name, [*known, *self.own_models], "clipbench list models")
             path = known[name]
-        card = self.reader.card(ModelCard, path, known)
-        document = Document(path)
-        if card.family not in families.families():
-            raise CardError(
-                f"{path}:{document.line(('family',))}: {unknown('model family', card.family, families.families())}"
-            )
-        parse(families.config_model(card.family), document, card.config, prefix=("config",))
-        if card.text is not None and families.family(card.family).texts is None:
-            raise CardError(
-                f"{path}:{document.line(('text',))}: the family {card.family} reads no text: on a card: its texts are "
-                "prepared as its config says"
-            )
-        return ModelEntry(name, card, path.parent)
+        return ModelEntry(name, self._model_card(path, known), path.parent)
+
+    def _model_card(self, path: Path, known: Mapping[str, Path]) -> ModelCard:
+        """The model card at `path`, its `config:` held against its family."""
+        problems, document = Problems(), self.reader.document(path)
+        card: ModelCard | None = None
+        with problems.noted():
+            card = self.reader.card(ModelCard, path, known)
+        raw = document.value if isinstance(document.value, dict) else {}
+        family = card.family if card else raw.get("family")
+        if isinstance(family, str) and family not in families.families():
+            with problems.noted():
+                line = document.line(("family",))
+                raise CardError(f"{path}:{line}: {unknown('model family', family, families.families())}")
+        elif isinstance(family, str):
+            config = card.config if card else raw.get("config")
+            if isinstance(config, dict) and (card or "base" not in raw):
+                with problems.noted():
+                    parse(families.config_model(family), document, config, prefix=("config",))
+            if card and card.text is not None and families.family(family).texts is None:
+                with problems.noted():
+                    raise CardError(
+                        f"{path}:{document.line(('text',))}: the family {family} reads no text: on a card: its texts "
+                        "are prepared as its config says"
+                    )
+        problems.tell()
+        assert card is not None
+        return card
 
     def recipe(self, name: str, *, quick: bool = False, assignments: Sequence[str] = ()) -> Entry[Recipe]:
         """The recipe `name`: an id, or the path of a YAML file.
@@ -486,7 +514,36 @@ def _saved(folder: Path) -> bool:
     )
 
 
-def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, Any]) -> None:
+def _check_protocols(document: Document, problems: Problems) -> None:
+    """Note what is wrong with the parameters of protocols on a task card that is itself wrong."""
+    protocols = document.value.get("protocols") if isinstance(document.value, dict) else None
+    for protocol, settings in protocols.items() if isinstance(protocols, dict) else ():
+        where = ("protocols", str(protocol))
+        with problems.noted():
+            if protocol not in protocol_ids():
+                line = document.line(where)
+                raise CardError(
+                    f"{document.path}:{line}: {unknown('protocol', str(protocol), protocol_ids())}"
+                )
+            if not isinstance(settings, dict):
+                continue  # the card's own error says so
+            _check_variants(document.path, protocol, settings)
+            own = {k: v for k, v in settings.items() if k != "variants"}
+            with problems.noted():
+                parse(find(protocol).params, document, own, prefix=where)
+            _check_changes(document, protocol, settings, problems)
+
+
+def _check_changes(document: Document, protocol: str, settings: dict[str, Any], problems: Problems) -> None:
+    """Note what is wrong with variants by themselves, where what they change is wrong already."""
+    if protocol in protocol_ids():
+        for name, changes in settings.get("variants", {}).items():
+            with problems.noted():
+                place = ("protocols", protocol, "variants", str(name))
+                parse(find(protocol).params, document, changes, prefix=place)
+
+
+def _check_variants(path: Path, protocol: str, settings: dict[str, Any]) -> None:
     """Raise CardError unless `variants` is a mapping of names to mappings."""
     where: tuple[str, ...] = ("protocols", protocol, "variants")
     variants = settings.get("variants", {})
@@ -495,5 +552,5 @@ def _check_variants(entry: Entry[TaskCard], protocol: str, settings: dict[str, A
         parts |= {(*where, name): variant for name, variant in variants.items()}
     for place, value in parts.items():
         if not isinstance(value, dict):
-            line = Document(entry.path).line(place)
-            raise CardError(f"{entry.path}:{line}: {'.'.join(place)}: expected a mapping of keys to values")
+            line = Document(path).line(place)
+            raise CardError(f"{path}:{line}: {'.'.join(place)}: expected a mapping of keys to values")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from clipbench.cards.base import Strict, Tuple
-from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.strict_yaml import Document, Problems, parse
 from clipbench.errors import CardError, unknown
 
 
@@ -95,6 +95,10 @@ class ClassSet(Strict):
         return None
 
 
+#: what stands for a list that could not be had, so that the rest of a card can be judged
+_NOTHING: Final = {"classes": ["one class", "another class"], "templates": ["{c}"]}
+
+
 class SharedPrompts:
     """The files of `prompts/` beside the task cards, read when one is asked for."""
 
@@ -103,7 +107,11 @@ class SharedPrompts:
         self._read: dict[str, Prompts] = {}
 
     def resolved(
-        self, value: Mapping[str, Any], document: Document, where: tuple[str, ...] = ()
+        self,
+        value: Mapping[str, Any],
+        document: Document,
+        where: tuple[str, ...] = (),
+        problems: Problems | None = None,
     ) -> dict[str, Any]:
         """The keys of a task card, or of one of its class sets, with the lists that its names of shared prompts mean.
 
@@ -112,16 +120,17 @@ class SharedPrompts:
         Args:
             document: the card's file.
             where: the place of a class set there; nothing for the card itself.
+            problems: keeps what is wrong instead of raising it; the key is then left as a list that says nothing.
 
         Raises:
             CardError: there are no such prompts, or they have not what is asked for.
         """
-        found, sources = self._lists(value, document, where)
+        found, sources = self._lists(value, document, where, problems)
         if sources and found.get("prompts_source") is None:
             found["prompts_source"] = "; ".join(sources)
         if isinstance(objectives := value.get("objectives"), dict):
             found["objectives"] = {
-                name: self._lists(one, document, (*where, "objectives", str(name)))[0]
+                name: self._lists(one, document, (*where, "objectives", str(name)), problems)[0]
                 if isinstance(one, dict)
                 else one
                 for name, one in objectives.items()
@@ -129,12 +138,23 @@ class SharedPrompts:
         return found
 
     def _lists(
-        self, value: Mapping[str, Any], document: Document, where: tuple[str, ...]
+        self, value: Mapping[str, Any], document: Document, where: tuple[str, ...], problems: Problems | None
     ) -> tuple[dict[str, Any], list[str]]:
         """`resolved` but for the `prompts_source`, and the sources of what was named."""
         found, sources = dict(value), dict[str, None]()
 
         def of(name: str, key: str, *below: str) -> Any:
+            if problems is None:
+                return asked(name, key, *below)
+            with problems.noted():
+                return asked(name, key, *below)
+            if key == "classes":  # nothing else that hangs on them can be judged
+                for other in ("label_names", "class_sets"):
+                    found.pop(other, None)
+            sources["not known"] = None
+            return _NOTHING[key]
+
+        def asked(name: str, key: str, *below: str) -> Any:
             place = (*where, key, *below)
             shared = self._of(name, document, place)
             if getattr(shared, key) is None:

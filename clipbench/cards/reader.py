@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from clipbench.cards.base import Misplaced, Strict, Tuple
 from clipbench.cards.entry import Card, Entry
 from clipbench.cards.prompts import ClassSet, Members, SharedPrompts
-from clipbench.cards.strict_yaml import Document, parse
+from clipbench.cards.strict_yaml import Document, Problems, parse
 from clipbench.cards.task import TaskCard
 from clipbench.errors import CardError, unknown
 
@@ -110,7 +110,14 @@ class Reader:
         Raises:
             CardError: it is wrong, or what it takes from another card or from shared prompts is not there.
         """
-        return parse(model, self.document(path), self._value(model, path, known, ()))
+        problems = Problems()
+        found: Card | None = None
+        with problems.noted():
+            value = self._value(model, path, known, (), problems)
+            found = parse(model, self.document(path), value)
+        problems.tell()
+        assert found is not None
+        return found
 
     def class_set(self, entry: Entry[TaskCard], name: str, where: str) -> ClassSet:
         """A class set of a card, with lists in the place of names of shared prompts.
@@ -135,18 +142,26 @@ class Reader:
         return chosen
 
     def _value(
-        self, model: type[Card], path: Path, known: Mapping[str, Path], below: tuple[Path, ...]
+        self,
+        model: type[Card],
+        path: Path,
+        known: Mapping[str, Path],
+        below: tuple[Path, ...],
+        problems: Problems | None = None,
     ) -> Any:
         """What a card says, with what comes from its base and from shared prompts.
 
         Args:
             below: the cards of which it is the base, or the base of a base.
+            problems: keeps what is wrong with names of shared prompts, instead of raising it.
         """
         document = self.document(path)
         value = document.value
         if not isinstance(value, dict):
             return value
-        own = self._shared.resolved(value, document) if issubclass(model, TaskCard) else value
+        own = value
+        if issubclass(model, TaskCard):
+            own = self._shared.resolved(value, document, problems=problems)
         base = base_of(document)
         if base is None:
             return own

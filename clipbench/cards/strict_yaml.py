@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -82,6 +85,35 @@ class Document:
             kept.append(step)
             node = below
         return line, tuple(kept)
+
+
+class Problems:
+    """Errors of one card that are found one by one, and told together."""
+
+    def __init__(self) -> None:
+        self._found: list[CardError] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Keep a CardError for later; what comes after it in the block is left out."""
+        try:
+            yield
+        except CardError as error:
+            self._found.append(error)
+
+    def tell(self) -> None:
+        """Raise one CardError with all of them, in the order of lines, each once; none where there are none."""
+        if not self._found:
+            return
+        lines = dict.fromkeys(line for error in self._found for line in error.message.splitlines())
+        hint = next((error.hint for error in self._found if error.hint), None)
+        raise CardError("\n".join(sorted(lines, key=_place)), hint=hint)
+
+
+def _place(line: str) -> int:
+    """The line number that a message begins with; those without one come first."""
+    found = re.match(r".*?:(\d+): ", line)
+    return int(found[1]) if found else 0
 
 
 Model = TypeVar("Model", bound=BaseModel)

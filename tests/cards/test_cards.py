@@ -581,3 +581,67 @@ def test_a_protocol_refuses_a_set_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(card + "also: [expressions]\n")
     with pytest.raises(CardError, match="this one is of kind captions and expressions"):
         Catalog((tmp_path,)).dataset("mine")
+
+
+# ---------------------------------------------------------------- all at once
+
+
+def test_everything_wrong_with_a_task_card_is_told_at_once(tmp_path: Path) -> None:
+    text = """\
+title: 3
+sorce: {local: true}
+source: {local: true}
+splits: {test: {name: "test", rows: -1}}
+classes: nowhere
+templates: {default: ["{c}"], other: nix}
+prompts_source: "x"
+protocols:
+  zs: {primari: acc1, variants: {r: {tem: 1}}}
+  lp: {spilt: test}
+  foo: {}
+"""
+    catalog = user_cards(tmp_path, mine=text)
+    with pytest.raises(CardError) as caught:
+        catalog.dataset("mine")
+    lines = caught.value.message.splitlines()
+    found = [line.removeprefix(f"{tmp_path}/tasks/mine.yaml:").partition(" (")[0] for line in lines]
+    assert [line.partition(";")[0] for line in found] == [
+        "1: title: expected text, found the number 3",
+        '2: unknown key "sorce"',
+        "4: splits.test.rows: input should be greater than 0, found -1",
+        '5: classes: unknown shared prompts "nowhere"',
+        '6: templates.other: unknown shared prompts "nix"',
+        '9: unknown key "protocols.zs.primari"',
+        '9: unknown key "protocols.zs.variants.r.tem"',
+        '10: unknown key "protocols.lp.spilt"',
+        '11: unknown protocol "foo"',
+    ]
+
+
+def test_everything_wrong_with_the_protocols_of_a_card_is_told_at_once(tmp_path: Path) -> None:
+    head = TASK.partition("protocols:")[0]
+    text = (
+        head
+        + """protocols:
+  zs: {primari: acc1, variants: {q: {templates: nope}, r: {tem: 1}}}
+  ret: {}
+  foo: {}
+"""
+    )
+    catalog = user_cards(tmp_path, mine=text)
+    with pytest.raises(CardError) as caught:
+        catalog.dataset("mine")
+    for part in ("primari", "variants.r.tem", "ret is for sets of kind captions", 'unknown protocol "foo"'):
+        assert caught.value.message.count(part) == 1, caught.value.message
+
+
+def test_everything_wrong_with_a_model_card_is_told_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "model_cards"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "title: x\nfamily: clip\nconfig: {arch: 3, nope: 1}\npreprocess: {size: big}\nwieghts: {}\n"
+    )
+    with pytest.raises(CardError) as caught:
+        Catalog((tmp_path,)).model("mine")
+    for part in ("config.arch", "config.nope", "preprocess.size", '"wieghts"', 'missing key "weights"'):
+        assert part in caught.value.message
