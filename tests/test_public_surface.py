@@ -40,7 +40,9 @@ SURFACE = {
     "clipbench.models.adapter": "Adapter Family Lengths ModelEntry",
     "clipbench.models.families": "Fetched config_model detected families family fetch load module naming",
     "clipbench.protocols.base": "CutInputs Elsewhere HeatInputs Inputs MetricSpec Needs Outcome Params Protocol",
-    "clipbench.protocols.zero_shot": "Params check classifier named_alike needs prompts run same_prompts scored texts",
+    "clipbench.protocols.zero_shot": (
+        "Params chance_by_frequency check classifier named_alike needs prompts run same_prompts scored texts"
+    ),
     "clipbench.metrics.concepts": "concept_direction remove_concept",
     "clipbench.data.layouts.archives": "probe",
     "clipbench.data.layouts._cifar": "Batches Form",
