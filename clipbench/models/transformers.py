@@ -91,6 +91,14 @@ def _repository(name: str) -> Repository:
     return Repository(name, hub=name)
 
 
+def named_files(spec: str) -> Sequence[Path] | None:
+    """See `Family`: a folder's own files. What the hub has is asked for each time."""
+    path = expanded(spec.removeprefix(PREFIX))
+    if not exists(path, folder=True):
+        return None
+    return sorted(file for file in path.iterdir() if file.is_file())
+
+
 def weights_file(model: ModelEntry) -> tuple[Path, str]:
     """The weights of a card, or the index of their parts, all downloaded where missing, and their sha256 (hex).
 
@@ -260,4 +268,5 @@ FAMILY: Final = Family(
     weights_file=weights_file,
     backbone_is=lambda card: backbone_is(str(card.config.get("architecture"))),
     named={PREFIX: on_the_hub_or_here},
+    named_files=named_files,
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,15 @@ from safetensors.torch import load_file, save_file
 from saved_models import changed
 
 import clipbench
+from clipbench.cards.model import ModelCard, Weights
 from clipbench.catalog import Catalog
+from clipbench.data import digests
 from clipbench.data.digests import sha256_file
 from clipbench.errors import CardError, NotApplicable, WeightsError
 from clipbench.models import families, remembered
+from clipbench.models import transformers as ours
 from clipbench.models.adapter import Adapter, ModelEntry
+from clipbench.models.weights import resolve
 from clipbench.models.weights.architectures import IMAGES as RULES
 from clipbench.models.weights.architectures import JOINT
 
@@ -545,3 +552,41 @@ def test_model_of_a_hub_repository(
     assert same == [found, found]
     assert by_card == f"org/clip/model.safetensors {expected}"
     assert " org/other: the weights are not in the local cache" in error
+
+
+def test_the_card_of_a_folder_is_made_once(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a file of it changes, what was made of it is remembered."""
+    made: list[str] = []
+    whole = ours.on_the_hub_or_here
+
+    def counted(spec: str) -> ModelCard:
+        made.append(spec)
+        return whole(spec)
+
+    monkeypatch.setattr(ours, "FAMILY", dataclasses.replace(ours.FAMILY, named={ours.PREFIX: counted}))
+    name = f"hf:{clip}"
+    first = Catalog().model(name).card
+    assert Catalog().model(name).card == first
+    assert made == [name]
+    (clip / "notes.txt").write_text("another file")
+    assert Catalog().model(name).card == first
+    assert made == [name, name]
+    (clip / "notes.txt").unlink()
+
+
+def test_the_weights_of_a_card_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.bin").write_bytes(b"weights")
+    os.utime(tmp_path / "a.bin", (time.time() - 3600,) * 2)  # a file of this moment may change unseen
+    hashed: list[Path] = []
+    whole = digests.sha256_file
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return whole(path)
+
+    monkeypatch.setattr(digests, "sha256_file", counted)
+    monkeypatch.setattr(resolve, "sha256_file", counted)
+    weights = Weights(file="a.bin")
+    found = {resolve.resolve_source(weights, owner="m", folder=tmp_path) for _ in range(2)}
+    assert len(found) == 1
+    assert len(hashed) == 1

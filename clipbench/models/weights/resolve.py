@@ -37,7 +37,7 @@ def resolve_source(weights: Weights, *, owner: str, folder: Path) -> tuple[Path,
                 f"{owner}: no checkpoint at {path}",
                 hint="put the file there, or correct weights.file on the card",
             )
-        return path, verify(path, weights.sha256)
+        return path, verify(path, weights.sha256, kept=True)
     if weights.open_clip is not None:
         raise CardError(
             f"{owner}: weights.open_clip names a pretrained tag, which only cards of the family clip can",
