@@ -151,3 +151,24 @@ def test_a_hosted_set_runs_from_a_small_copy(
 
 def test_the_page_of_all_sets_is_current() -> None:
     assert sets.PAGE.read_text(encoding="utf-8") == sets.page(), "make sets writes it"
+
+
+def test_the_page_was_read() -> None:
+    """Without it, the tests by its rows are none at all."""
+    if not PAGE.is_file():
+        pytest.skip("needs ../shared/reference")
+    assert len(WANTED) >= 90
+    assert len(HOSTED) == 41
+
+
+@pytest.mark.parametrize("name", [name for cells in rows(3) for name in ids(cells[0])])
+def test_a_set_of_datacomps_is_as_the_page_says(name: str) -> None:
+    """Its copy on the hub, where the card takes that one; and how many classes there are."""
+    cells = next(cells for cells in rows(3) if name in ids(cells[0]))
+    card = Catalog().dataset(name).card
+    hub = card.source.hub or ""
+    if hub.startswith("djghosh/"):
+        assert hub in cells[2]
+    counts = numbers(cells[3])
+    if card.classes and len(counts) > 1:
+        assert (card.splits["test"].rows, len(card.classes)) == tuple(counts[:2])
