@@ -339,7 +339,7 @@ class ClipAdapter(Adapter):
         longest = int(getattr(tokenizer, "context_length", None) or self.context_length)
         if isinstance(tokenizer, open_clip.SimpleTokenizer):
             return Lengths.within([len(tokenizer.encode(text)) + 2 for text in texts], longest)
-        if not isinstance(tokenizer, open_clip.HFTokenizer):
+        if not isinstance(tokenizer, open_clip.tokenizer.HFTokenizer):
             return None
         special = tokenizer.tokenizer_mode != "clips"  # which puts three of its own around a text
         cleaned = [tokenizer.clean_fn(text) for text in texts]
