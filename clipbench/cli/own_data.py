@@ -21,7 +21,7 @@ Classes = Annotated[
     Path | None,
     option(
         "--classes",
-        "Names of the classes of data without a card: one a line in the order of the sorted folders, or "
+        "Names of the classes of data without a card: one a line in the order of the sorted folders or numbers, or "
         "folder<TAB>name.",
         "FILE",
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,21 +112,35 @@ def _labelled(name: str, root: Path, splits: dict[str, str]) -> Layout | None:
         raise
 
 
-def _names(name: str, layout: Layout) -> list[str]:
-    """The data's own names of labels, in the order of their numbers."""
+def _names(name: str, layout: Layout) -> tuple[list[str], bool]:
+    """The data's own names of labels, in the order of their numbers; and whether they are these numbers.
+
+    Raises:
+        DataError: labels that are neither all texts nor all whole numbers from 0 on.
+    """
     if layout.names is not None:
-        return list(layout.names)
-    labels = Counter(label for _, label in layout.index())
-    if all(isinstance(label, str) for label in labels):
-        return sorted(labels)
-    raise DataError(
-        f"{name}: the labels at {layout.where} are numbers, and nothing says what they are called",
-        hint="write the names into classnames.txt there, one a line in the order of the numbers",
-    )
+        return list(layout.names), False
+    labels = list(layout.index())
+    if all(isinstance(label, str) for _, label in labels):
+        return sorted({label for _, label in labels}), False
+    odd = next((one for one in labels if not (isinstance(one[1], int) and one[1] >= 0)), None)
+    if odd is not None:
+        raise DataError(
+            f"{name}: sample {odd[0]} at {layout.where} has the label {str(odd[1])[:60]}; without a card all labels are "
+            "texts, or all are whole numbers from 0 on",
+            hint="correct the data, or write a card; where an image has several labels, with kind: multi-label",
+        )
+    return [str(number) for number in range(1 + max(int(label) for _, label in labels))], True
 
 
 def _classified(name: str, root: Path, splits: dict[str, str], layout: Layout, prompts: Prompts) -> str:
-    own = _names(name, layout)
+    own, numbers = _names(name, layout)
+    if numbers and prompts.classes is None:
+        raise DataError(
+            f"{name}: the labels at {layout.where} are numbers, and nothing says what they are called",
+            hint="give the names with --classes, or write them into classnames.txt there: one a line in the order of "
+            "the numbers",
+        )
     if len(own) < 2:
         raise DataError(
             f"{name}: {root} holds {len(own)} class ({', '.join(own)}); classification needs two",
@@ -136,7 +149,7 @@ def _classified(name: str, root: Path, splits: dict[str, str], layout: Layout, p
     classes = _classes(prompts.classes, own, root)
     templates = _templates(prompts.templates) or [TEMPLATE]
     assumed = [
-        f"one label an image, {len(own)} classes named by {_told(layout)}",
+        f"one label an image, {len(own)} classes {'numbered' if numbers else 'named'} by {_told(layout)}",
         "the names stand in prompts as they are"
         if prompts.classes is None
         else f"names from {prompts.classes}",
@@ -148,7 +161,7 @@ def _classified(name: str, root: Path, splits: dict[str, str], layout: Layout, p
     lines += ["protocols:", *(f"  {one}: {{}}" for one in protocols)]
     lines += ['prompts_source: "yours"', "templates:", "  default:", *(f"    - {_q(t)}" for t in templates)]
     lines += ["classes:  # as they stand in prompts", *(f"  - {_q(c)}" for c in classes)]
-    if classes != own:
+    if classes != own and not numbers:
         lines += ["label_names:  # as the data calls them, in the same order", *(f"  - {_q(c)}" for c in own)]
     return "\n".join(lines) + "\n"
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import class_copies
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small
 
+from clipbench.cards.entry import Entry
 from clipbench.cards.strict_yaml import Document, parse
 from clipbench.cards.task import TaskCard
 from clipbench.data.drafts import Prompts, draft
+from clipbench.data.open import open_split
+from clipbench.data.paths import DataPaths
 from clipbench.errors import ClipbenchError, DataError
 
 FOLDERS = ("cat", "cow", "dog", "hen", "pig")
@@ -65,6 +72,44 @@ def test_labels_that_are_numbers_without_names_are_refused(tmp_path: Path) -> No
     class_copies.write_wds(tmp_path, names=None)
     with pytest.raises(DataError, match="are numbers, and nothing says what they are called"):
         made(tmp_path)
+
+
+def numbered(root: Path, labels: Sequence[Any]) -> Path:
+    """A table of pictures with these labels, which nothing names."""
+    images = [small.picture(number) for number in range(len(labels))]
+    pq.write_table(pa.table({"image": images, "label": list(labels)}), root / "test.parquet")
+    return root
+
+
+@pytest.mark.parametrize(
+    "said", ["none\na cat\na hen\n", "2\ta hen\n0\tnone\n1\ta cat\n"], ids=["in order", "by number"]
+)
+def test_names_of_labels_that_are_numbers(tmp_path: Path, said: str) -> None:
+    (tmp_path / "names.txt").write_text(said)
+    root = tmp_path / "data"
+    root.mkdir()
+    numbered(root, [1, 2, 2])
+    card = made(root, Prompts(tmp_path / "names.txt"))
+    assert card.classes == ("none", "a cat", "a hen")
+    assert card.label_names is None
+    entry = Entry("my", card, tmp_path / "my.yaml")
+    assert open_split(entry, "test", DataPaths({"my": root}, ())).labels.tolist() == [1, 2, 2]
+    (tmp_path / "names.txt").write_text("a cat\na hen\n")
+    with pytest.raises(DataError, match=r"has 2 names, .* 3 classes \(0, 1, 2"):
+        made(root, Prompts(tmp_path / "names.txt"))
+
+
+@pytest.mark.parametrize("labels", [[-1, 0], [0.5, 1.0], [None, 1], [[0, 1], [1]]], ids=str)
+@pytest.mark.parametrize("named", [True, False])
+def test_labels_that_are_neither_texts_nor_numbers_of_classes(
+    tmp_path: Path, labels: list[Any], named: bool
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\n")
+    root = tmp_path / "data"
+    root.mkdir()
+    with pytest.raises(DataError, match="all are whole numbers from 0 on"):
+        made(numbered(root, labels), Prompts(names if named else None, ("{c}",)))
 
 
 def test_names_in_the_order_of_folders_or_by_folder(tmp_path: Path) -> None:

@@ -67,9 +67,9 @@ class ItemRows(ItemTables):
     def _texts(self, row: int, column: str, cell: Any) -> list[str]:
         found = cell if isinstance(cell, list) else [cell]
         if not found or not all(isinstance(text, str) and text.strip() for text in found):
+            said = "nothing" if cell is None else repr(str(cell)[:60])
             raise DataError(
-                f"{self.where}: row {row} has {str(cell)[:60]!r} in the column {column!r}, expected a text, or a list "
-                "of texts",
+                f"{self.where}: row {row} has {said} in the column {column!r}, expected a text, or a list of texts",
                 hint="take the row out, or set columns.items.texts on the task card",
             )
         return found

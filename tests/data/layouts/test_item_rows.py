@@ -142,7 +142,7 @@ def test_tables_of_another_name_are_taken_where_the_set_has_one_split(tmp_path: 
     ("columns", "types", "message"),
     [
         (rows(wrong=["", "d"]), {}, "row 0 has '' in the column 'wrong', expected a text"),
-        (rows(right=["a", None]), {}, "row 1 has 'None' in the column 'right', expected a text"),
+        (rows(right=["a", None]), {}, "row 1 has nothing in the column 'right', expected a text"),
         (rows(wrong=[1, 2]), {}, "row 0 has '1' in the column 'wrong', expected a text"),
         (rows(wrong=[[], ["d"]]), {}, r"row 0 has '\[\]' in the column 'wrong', expected a text"),
         ({k: v for k, v in rows().items() if k != "wrong"}, {}, "no column 'wrong'; it has 'image', 'right'"),
