@@ -126,8 +126,8 @@ def _names(name: str, layout: Layout) -> tuple[list[str], bool]:
     odd = next((one for one in labels if not (isinstance(one[1], int) and one[1] >= 0)), None)
     if odd is not None:
         raise DataError(
-            f"{name}: sample {odd[0]} at {layout.where} has the label {str(odd[1])[:60]}; without a card all labels are "
-            "texts, or all are whole numbers from 0 on",
+            f"{name}: sample {odd[0]} at {layout.where} has the label {str(odd[1])[:60]}; without a card all labels "
+            "are texts, or all are whole numbers from 0 on",
             hint="correct the data, or write a card; where an image has several labels, with kind: multi-label",
         )
     return [str(number) for number in range(1 + max(int(label) for _, label in labels))], True

@@ -81,7 +81,7 @@ def run(
                 "id": np.array([f"{language}/{one}" for one in ids[mine]], dtype=object),
                 "image": ids[mine],
                 "language": np.array([language] * len(mine), dtype=object),
-                **_ranked.samples(ids[mine], *sides, kept.image, ks[-1]),
+                **_ranked.samples(ids[mine], *sides, kept.image, ks),
                 **column_of(None if clusters is None else clusters[mine]),
             }
         )
@@ -91,7 +91,11 @@ def run(
         "captions_left_out": len(captions.texts) - sum(one["captions"] for one in evidence.values()),
         "languages": evidence,
     }
-    return Outcome(_scores(list(parts.values()), ks, len(rows)), samples=_joined(columns), evidence=whole)
+    return Outcome(
+        _scores(list(parts.values()), ks, len(rows)),
+        samples=_ranked.needed(_joined(columns), ks),
+        evidence=whole,
+    )
 
 
 def _part(of_images: Ranks, of_texts: Ranks, owner: Ints, ks: tuple[int, ...], codes: Ints) -> _Part:

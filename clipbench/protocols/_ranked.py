@@ -11,7 +11,7 @@ from clipbench.data.split import Captions
 from clipbench.encoding.feature_store import Features
 from clipbench.errors import DataError
 from clipbench.metrics.ranks import expected_average_precision, expected_hit, expected_ndcg, expected_rank
-from clipbench.protocols.base import Inputs
+from clipbench.protocols.base import Columns, Inputs
 from clipbench.solvers import ranking
 from clipbench.solvers.ranking import Ranks
 
@@ -64,19 +64,43 @@ def compared(
 
 
 def samples(
-    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: NDArray[np.int64], top: int
+    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: NDArray[np.int64], ks: tuple[int, ...]
 ) -> dict[str, Any]:
     """One row an image: the rank of its best caption, whose captions are its best, and its nDCG; for each of its
-    captions the rank of the image, and the best image. The texts themselves stay in the data."""
+    captions the rank of the image, and the best image; and of both their hits, see `needed`. The texts themselves stay
+    in the data."""
     ends = np.cumsum(np.bincount(owner))[:-1]
-    return {
+    hits: dict[str, Any] = {f"text_hit@{k}": hit(of_images, k) for k in ks}
+    hits |= {f"image_hit@{k}": np.split(hit(of_texts, k), ends) for k in ks}
+    return hits | {
         "text_rank": rank(of_images),
-        "top_texts_of": list(ids[owner[of_images.top[:, :top]]]),
+        "top_texts_of": list(ids[owner[of_images.top[:, : ks[-1]]]]),
         "image_rank": np.split(rank(of_texts), ends),
         "top_image": np.split(ids[of_texts.top[:, 0]], ends),
         "text_ndcg": ndcg(of_images),
         "image_ndcg": np.split(ndcg(of_texts), ends),
     }
+
+
+def needed(columns: dict[str, Any], ks: tuple[int, ...]) -> dict[str, Any]:
+    """The columns of `samples` without the hits that the ranks say, too: all but those among equal scores."""
+    found = dict(columns)
+    for k in ks:
+        pairs = [(columns[f"text_hit@{k}"], columns["text_rank"])]
+        pairs += zip(columns[f"image_hit@{k}"], columns["image_rank"], strict=True)
+        if all(np.array_equal(hits, ranks <= k) for hits, ranks in pairs):
+            del found[f"text_hit@{k}"], found[f"image_hit@{k}"]
+    return found
+
+
+def hits_of(table: Columns, k: int) -> tuple[Doubles, Doubles]:
+    """Hits at depth k from the columns that `needed` leaves: of each image, and of its captions their sum."""
+    if f"text_hit@{k}" in table:
+        of_image, of_captions = table[f"text_hit@{k}"], table[f"image_hit@{k}"]
+    else:
+        of_image = [rank <= k for rank in table["text_rank"]]
+        of_captions = [[rank <= k for rank in own] for own in table["image_rank"]]
+    return np.array(of_image, np.float64), np.array([sum(own) for own in of_captions], np.float64)
 
 
 def guess(ranks: Ranks, keys: int) -> Ranks:

@@ -116,9 +116,7 @@ def run(card: TaskCard, splits: dict[str, Split], encoder: Inputs, params: Param
         evidence["images_without_captions"] = len(decoded(split, features)) - len(rows)
     return Outcome(
         scores(of_images, of_texts, own.image, params.ks, seed, cluster),
-        samples=_samples(
-            np.array(split.ids, dtype=object)[rows], of_images, of_texts, own.image, params.ks[-1]
-        )
+        samples=_samples(np.array(split.ids, dtype=object)[rows], of_images, of_texts, own.image, params.ks)
         | column_of(clusters),
         evidence=evidence,
     )
@@ -237,10 +235,10 @@ def _mean_recall(
 
 
 def _samples(
-    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: Ints, top: int
+    ids: NDArray[np.object_], of_images: Ranks, of_texts: Ranks, owner: Ints, ks: tuple[int, ...]
 ) -> dict[str, Any]:
     """See `_ranked.samples`."""
-    return {"id": ids} | _ranked.samples(ids, of_images, of_texts, owner, top)
+    return _ranked.needed({"id": ids} | _ranked.samples(ids, of_images, of_texts, owner, ks), ks)
 
 
 def _recalls(metric: str, table: Columns, params: Recorded) -> Doubles | None:
@@ -250,17 +248,14 @@ def _recalls(metric: str, table: Columns, params: Recorded) -> Doubles | None:
         if "text_ndcg" not in table:  # an older file
             return None
         of_image = np.array(table["text_ndcg"], np.float64)
-        of_caption = [sum(own) for own in table["image_ndcg"]]
+        of_caption = np.array([sum(own) for own in table["image_ndcg"]])
     else:
         if "text_rank" not in table:
             return None
         ks = [int(k)] if k else params["ks"]
-        of_image = np.array([sum(rank <= k for k in ks) / len(ks) for rank in table["text_rank"]])
-        of_caption = [
-            sum(sum(rank <= k for k in ks) / len(ks) for rank in own) for own in table["image_rank"]
-        ]
+        of_image, of_caption = np.mean([_ranked.hits_of(table, depth) for depth in ks], axis=0)
     images, captions = _languages.weights(table)
-    of_images, of_texts = of_image * images, np.array(of_caption) * captions
+    of_images, of_texts = of_image * images, of_caption * captions
     if kind == "mean_recall":
         return (of_images + of_texts) / 2
     return of_images if kind.startswith(OF_IMAGES) else of_texts

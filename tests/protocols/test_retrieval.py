@@ -106,12 +106,19 @@ def test_scores_are_those_of_a_sorted_matrix() -> None:
         assert better, name
 
 
-def test_what_images_add_to_a_recall_is_its_mean() -> None:
+@pytest.mark.parametrize("alike", ["none", "some", "all"])
+def test_what_images_add_to_a_recall_is_its_mean(alike: str) -> None:
+    """Also where the place of a target among equal scores is open, so that its mean rank does not say its hits."""
     rng = np.random.default_rng(0)
     owner = np.repeat(np.arange(30), rng.integers(1, 6, 30))
     images, texts = (rng.standard_normal((n, 16)).astype(np.float32) for n in (30, len(owner)))
+    if alike == "some":
+        images, texts = np.sign(images[:, :4]), np.sign(texts[:, :4])
+    elif alike == "all":
+        images, texts = np.ones_like(images), np.ones_like(texts)
     sides = ranking.rank(images, texts, owner, top=10)
-    table = retrieval._samples(np.arange(30).astype(object), *sides, owner, 10)
+    table = retrieval._samples(np.arange(30).astype(object), *sides, owner, (1, 5, 10))
+    assert any("_hit@" in name for name in table) == (alike != "none")
     for name, score in retrieval.scores(*sides, owner, (1, 5, 10), seed=0).items():
         if "recall" in name or "ndcg" in name:
             shares = retrieval._recalls(name, table, {"ks": [1, 5, 10]})
