@@ -29,7 +29,7 @@ from clipbench.protocols.registry import protocol as find
 from clipbench.protocols.registry import protocol_ids
 from clipbench.utils import plugins
 from clipbench.utils.escape import hidden, visible
-from clipbench.utils.package import PACKAGE
+from clipbench.utils.package import PACKAGE, shipped
 from clipbench.utils.parsing import exists, expanded
 from clipbench.utils.plugins import Factory
 
@@ -383,8 +383,7 @@ class Catalog:
             folders.append(base / kind if (base / kind).is_dir() else base)
         if kind == "recipes":
             return [*folders, PACKAGE / "pretrain" / "recipes"]
-        checkout = PACKAGE.parent / kind
-        return [*folders, checkout if checkout.is_dir() else PACKAGE / "_cards" / kind]
+        return [*folders, shipped(kind)]
 
     def _files(self, kind: str) -> dict[str, Path]:
         files: dict[str, Path] = {}

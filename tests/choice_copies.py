@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import small
+from numpy.typing import NDArray
 
 from clipbench.cards.entry import Entry
 from clipbench.cards.task import TaskCard
@@ -570,3 +571,20 @@ def seen(split: Split) -> list[Expected]:
         (c.id, [split.ids[row] for row in c.images], list(c.texts), list(c.right), c.part)
         for c in split.choices or ()
     ]
+
+
+# ------------------------------------------------------------------ rows of features
+
+Rows = NDArray[np.float64]
+Vector = Callable[[str], Rows]
+
+
+def drawn(seed: int) -> Vector:
+    """A row for each name, as if drawn at random."""
+
+    def row(name: str) -> Rows:
+        digest = sum(ord(c) * (i + 1) for i, c in enumerate(name)) + 7919 * seed
+        found: Rows = np.random.default_rng(digest).normal(size=8)
+        return found / np.linalg.norm(found)
+
+    return row

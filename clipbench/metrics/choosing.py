@@ -33,7 +33,8 @@ _MOST_OPEN: Final = 20
 def texts_win(scores: NDArray[Any], right: Bools, ties: Ties) -> Doubles:
     """Whether for every image each of its texts beats each that is not its own: float64 [N], in 0 to 1.
 
-    Winoground's text score (arXiv 2204.03162, section 4.1), SugarCrepe's accuracy where there is one image.
+    Winoground's text score (arXiv 2204.03162, section 4.1), SugarCrepe's accuracy where there is one image. An image to
+    which no text belongs, or every one, has nothing to choose, and always wins.
 
     >>> hit = np.array([[[0.5, 0.5]], [[0.6, 0.5]], [[0.4, 0.5]]])
     >>> right = np.array([[[True, False]]] * 3)

@@ -296,17 +296,16 @@ def _any_equal(scores: Doubles, right: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _measure(
     name: str, scores: _Scores, right: NDArray[np.bool_], products: Doubles | None, ties: Ties
 ) -> Doubles:
-    turned = scores.of_texts.transpose(0, 2, 1), right.transpose(0, 2, 1)
     match name:
         case "text_acc":
-            return choosing.texts_win(*_with_a_choice(scores.of_images, right), ties)
+            return choosing.texts_win(scores.of_images, right, ties)
         case "image_acc":
-            return choosing.texts_win(*_with_a_choice(*turned), ties)
+            return choosing.images_win(scores.of_texts, right, ties)
         case "group_acc" if scores.of_images is scores.of_texts:
             return choosing.both_win(scores.of_images, right, ties)
         case "group_acc":  # other scores decide, whose ties have nothing to do with each other
-            both: Doubles = choosing.texts_win(scores.of_images, right, ties) * choosing.texts_win(
-                *turned, ties
+            both: Doubles = choosing.texts_win(scores.of_images, right, ties) * choosing.images_win(
+                scores.of_texts, right, ties
             )
             return both
         case "text_only_acc":
@@ -314,12 +313,6 @@ def _measure(
             return choosing.right_texts_alike(products, right[:, 0], ties)
         case _:
             return choosing.jaccard(scores.of_texts[:, :, 0], right[:, :, 0], ties)
-
-
-def _with_a_choice(scores: Doubles, right: NDArray[np.bool_]) -> tuple[Doubles, NDArray[np.bool_]]:
-    """An image to which nothing, or everything, belongs has nothing to choose: it always wins."""
-    idle = ~right.any(axis=2, keepdims=True)
-    return np.where(idle, 0.0, scores), right | idle
 
 
 def _by_chance(items: Sequence[Choice], ties: Ties) -> dict[str, Doubles]:

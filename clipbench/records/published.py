@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from clipbench.cards.model import Reported
-from clipbench.utils.package import PACKAGE
+from clipbench.utils.package import shipped as shipped_cards
 
 #: source in the file → what it is, where it stands, at which commit, and when the file there last changed
 SOURCES: Final = {
@@ -39,10 +39,7 @@ class Published(NamedTuple):
 @cache
 def every() -> tuple[Published, ...]:
     """All published numbers, in the file's order."""
-    path = PACKAGE.parent / "model_cards" / "published.csv"
-    if not path.is_file():
-        path = PACKAGE / "_cards" / "model_cards" / "published.csv"
-    with path.open(encoding="utf-8", newline="") as file:
+    with (shipped_cards("model_cards") / "published.csv").open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         next(rows)
         return tuple(

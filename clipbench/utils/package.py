@@ -13,6 +13,12 @@ from typing import Final
 PACKAGE: Final = Path(str(sys.modules[__name__.partition(".")[0]].__file__)).resolve().parent
 
 
+def shipped(kind: str) -> Path:
+    """The folder of shipped `tasks` or `model_cards`: beside the package in a checkout, in it in a wheel."""
+    checkout = PACKAGE.parent / kind
+    return checkout if checkout.is_dir() else PACKAGE / "_cards" / kind
+
+
 @cache
 def version_of(package: str) -> str | None:
     """The version of an installed package; None where it is not installed.

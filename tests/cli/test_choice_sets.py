@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import commandline
 import numpy as np
 import pytest
 import small
-from choice_copies import FORMS, Expected, open_copy, seen, write_eqben
+from choice_copies import FORMS, Expected, Rows, Vector, drawn, open_copy, seen, write_eqben
 from commandline import Run, mended
 from embedded import npy
-from numpy.typing import NDArray
 
 from clipbench.catalog import Catalog
 from clipbench.records import store
@@ -23,9 +21,6 @@ from clipbench.records.record import Record
 
 one_thread = small.one_thread
 run = commandline.run
-
-Rows = NDArray[np.float64]
-Vector = Callable[[str], Rows]
 
 
 def cards_of(form: str, folder: Path) -> Path:
@@ -76,17 +71,6 @@ def test_the_small_set_of_eqben_runs(run: Run, tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------- against a reference
-
-
-def drawn(seed: int) -> Vector:
-    """A row for each name, as it would be drawn at random."""
-
-    def row(name: str) -> Rows:
-        digest = sum(ord(c) * (i + 1) for i, c in enumerate(name)) + 7919 * seed
-        found: Rows = np.random.default_rng(digest).normal(size=8)
-        return found / np.linalg.norm(found)
-
-    return row
 
 
 def by_force(items: list[Expected], image: Vector, text: Vector) -> dict[str, list[float]]:

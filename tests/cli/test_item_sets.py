@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ import commandline
 import numpy as np
 import pytest
 import small
-from choice_copies import Expected, seen
+from choice_copies import Expected, Rows, Vector, drawn, seen
 from commandline import Done, Run, mended
 from embedded import npy
 from item_copies import COPIES, open_copy
-from numpy.typing import NDArray
 
 from clipbench.catalog import Catalog
 from clipbench.records import store
@@ -24,9 +23,6 @@ from clipbench.records.record import Record
 
 one_thread = small.one_thread
 run = commandline.run
-
-Rows = NDArray[np.float64]
-Vector = Callable[[str], Rows]
 
 
 def evaluated(run: Run, folder: Path, name: str, model: str | Path, *more: str, variant: str = "") -> Done:
@@ -64,17 +60,6 @@ def given(folder: Path, name: str, image: Vector, text: Vector) -> str:
     np.save(model / "texts.npy", np.stack([text(t) for t in texts]))
     (model / "texts.json").write_text(json.dumps(texts))
     return f"embeddings:{model}"
-
-
-def drawn(seed: int) -> Vector:
-    """A row for each name, as if drawn at random."""
-
-    def row(name: str) -> Rows:
-        digest = sum(ord(c) * (i + 1) for i, c in enumerate(name)) + 7919 * seed
-        found: Rows = np.random.default_rng(digest).normal(size=8)
-        return found / np.linalg.norm(found)
-
-    return row
 
 
 def by_force(items: list[Expected], image: Vector, text: Vector) -> dict[str, float]:
