@@ -92,6 +92,7 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "pretrain/engine/gradient_caching": ("test_engine", "test_objectives"),
     "pretrain/engine/optimisers": ("test_engine",),
     "pretrain/objectives/_helpers": ("test_loop", "test_objective_declip", "test_objective_filip"),
+    "pretrain/objectives/_tiled": ("test_tiled_losses",),
     "pretrain/objectives/clip": ("test_objectives", "test_loop"),
     "pretrain/objectives/clip_lite": ("test_objective_clip_lite", "test_objectives"),
     "pretrain/objectives/declip": ("test_objective_declip", "test_objectives"),

@@ -27,6 +27,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip-lite": {"kind": "clip-lite", "negatives": 5, "prior_weight": 0.1},
     "clip-lite-clusters": {"kind": "clip-lite", "clusters": 3},
     "siglip": {"kind": "siglip"},
+    "clip in tiles": {"kind": "clip", "tile": 5},
+    "siglip in tiles": {"kind": "siglip", "tile": 7},
     "slip": {"kind": "slip", "projector_width": 12, "projector_dim": 6},
     "declip": {"kind": "declip", "queue": 50, **SMALL},
     "declip-repo": {"kind": "declip", "preset": "repo", "queue": 40, **SMALL},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from clipbench.cards.recipe import Objective
 from clipbench.pretrain.objectives import base
 from clipbench.pretrain.objectives._helpers import unit
+from clipbench.pretrain.objectives._tiled import tiled_siglip_loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,11 +22,16 @@ class Settings(Objective):
     """The pairwise sigmoid loss over all pairs of the batch, with a learned scale and bias (Zhai et al. 2023).
 
     The initial values are the paper's (section 3.2).
+
+    `tile`: of the matrix of all pairs only so many rows and columns are held at once; the loss stays the same.
     """
+
+    later: ClassVar = ("tile",)
 
     kind: Literal["siglip"]
     initial_logit_scale: float = Field(10.0, gt=0)
     initial_logit_bias: float = -10.0
+    tile: int | None = Field(None, gt=0)
 
 
 class Learner(base.Learner):
@@ -38,9 +44,13 @@ class Learner(base.Learner):
         super().__init__()
         self.logit_bias = nn.Parameter(torch.tensor(settings.initial_logit_bias))
         nn.init.constant_(towers.log_scale, math.log(settings.initial_logit_scale))
+        self._tile = settings.tile
 
     def loss(self, features: base.Features, logit_scale: Tensor) -> base.Loss:
-        return siglip_loss(features["image"], features["text"], logit_scale, self.logit_bias)
+        image, text = features["image"], features["text"]
+        if self._tile is not None:
+            return tiled_siglip_loss(image, text, logit_scale, self.logit_bias, self._tile)
+        return siglip_loss(image, text, logit_scale, self.logit_bias)
 
     def chance(self, batch_size: int) -> float:
         """See `Learner`; at the bias that is best then."""
