@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from clipbench.bench import (
     cached,
+    embed,
     encode,
     inputs,
     plans,
@@ -57,6 +58,37 @@ def encode_command(
     runtime = choose_runtime(device, precision)
     found = encode.measure(arch, images, runtime, DataPaths.parse(data or ()), progress=not as_json)
     _print(found, encode.view, as_json)
+
+
+def embed_command(
+    model: Annotated[str, option("--model -m", "The model that embeds.", "MODEL")] = "digits-clip-lite",
+    images: Annotated[int, number("--images", "How many random images to embed.", min=1)] = 20_000,
+    per_part: Annotated[int, number("--per-part", "How many of them stand in one tar file.", min=1)] = 1_000,
+    side: Annotated[int, number("--side", "Their size in pixels.", min=1)] = 64,
+    memory: Annotated[
+        bool, option("--memory", "Also measure memory, with 2,000 and with 200,000 tiny images.")
+    ] = False,
+    cards: Cards = None,
+    plugins: Plugins = None,
+    precision: Precision = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Embedding a collection, against encoding its images.
+
+    Also: over Ray on this machine, where it is installed.
+    """
+    entry = open_catalog(cards, plugins).model(model)
+    found = embed.measure(
+        entry,
+        images,
+        choose_runtime(device, precision),
+        per_part=per_part,
+        side=side,
+        sizes=(2_000, 200_000) if memory else (),
+        progress=not as_json,
+    )
+    _print(found, embed.view, as_json)
 
 
 def plans_command(

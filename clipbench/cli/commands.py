@@ -26,6 +26,7 @@ class Group(NamedTuple):
 
 COMMANDS: Final[Mapping[str, Command | Group]] = {
     "eval": Command("eval", "Measure models on tasks, and write one record for each pair."),
+    "embed": Command("embed", "Embed a collection of images and captions, of any size."),
     "pretrain": Command("pretrain", "Train a model by a recipe."),
     "study": Command("pretrain", "Test the papers' claims: the same towers, several objectives."),
     "init": Group(
@@ -46,6 +47,7 @@ COMMANDS: Final[Mapping[str, Command | Group]] = {
         "Measure clipbench's own speed against a limit or a peer.",
         {
             "encode": Command("bench", "Encoding end to end, against the bare forward pass."),
+            "embed": Command("bench", "Embedding a collection, against encoding its images."),
             "plans": Command("bench", "What execution plans cost on this machine."),
             "startup": Command("bench", "The fixed cost of a run by stage, cold and warm."),
             "cached": Command("bench", "Checking cached features, against reading them."),

@@ -72,3 +72,14 @@ MaxPixels = Annotated[
 Models = Annotated[
     list[str] | None, option("--model -m", "Only these models; repeatable, or separated by commas.", "MODEL")
 ]
+Engine = Annotated[
+    str, option("--engine", "This process, or a Ray cluster (pip install 'clipbench[ray]').", "local|ray")
+]
+RayAddress = Annotated[
+    str | None,
+    option(
+        "--ray-address",
+        "Address of the cluster. [default: RAY_ADDRESS, or this machine alone]",
+        "ADDRESS",
+    ),
+]

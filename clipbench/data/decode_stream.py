@@ -93,16 +93,31 @@ def decode_stream(
     Raises:
         DataError: an image that cannot be decoded, and `on_bad_image` is "stop".
     """
+    largest = sizes if isinstance(sizes, int) else max(sizes, default=1)
+    groups: Iterator[list[Sample]]
+    if isinstance(sizes, int):
+        groups = iter(lambda: list(itertools.islice(samples, largest)), [])
+    else:
+        groups = (list(itertools.islice(samples, size)) for size in sizes)
+    yield from decode_groups(
+        groups, preprocess, largest=largest, workers=workers, overlap=overlap, on_bad_image=on_bad_image
+    )
+
+
+def decode_groups(
+    groups: Iterator[list[Sample]],
+    preprocess: Preprocess,
+    *,
+    largest: int,
+    workers: int,
+    overlap: bool,
+    on_bad_image: OnBadImage = "stop",
+) -> Generator[Batch, None, None]:
+    """As `decode_stream`, of groups of at most `largest` samples, a batch each; a group may be empty."""
     shape = (preprocess.channels, preprocess.side, preprocess.side)
     slots = 1 + (2 if overlap and workers else 0)
-    largest = sizes if isinstance(sizes, int) else max(sizes, default=1)
     with _Pool(workers, preprocess, slots, largest, shape) as pool:
         pending: list[_Pending] = []
-        groups: Iterator[list[Sample]]
-        if isinstance(sizes, int):
-            groups = iter(lambda: list(itertools.islice(samples, largest)), [])
-        else:
-            groups = (list(itertools.islice(samples, size)) for size in sizes)
         if overlap:
             groups = ahead(groups)
         free = list(range(slots))

@@ -4,6 +4,7 @@
     <data set>/<split>.npy               rows of images, and <split>.ids.txt or .ids.json beside it; or .parquet
     backbone/<data set>/<split>.npy      features to probe, likewise
     texts.npy                            rows of texts, and texts.txt or texts.json beside it; or .parquet
+    <data set>/<split>/, texts/          instead of these: folders that clipbench embed wrote (`data.embedded`)
 
 Strict about what is there: no order is guessed, nothing that a task asks for may be missing.
 """
@@ -11,10 +12,10 @@ Strict about what is there: no order is guessed, nothing that a task asks for ma
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from pydantic import Field
 from clipbench.cards.base import Strict, Tuple
 from clipbench.cards.model import Images
 from clipbench.cards.strict_yaml import Document, parse
+from clipbench.data.embedded import MANIFEST, EmbeddedRows, is_embedded, stated_scale
 from clipbench.data.named_rows import BLOCK, IMAGES, TEXTS, NamedRows, named_rows, quoted
 from clipbench.data.split import Note, Split, Subset, notes_of
 from clipbench.errors import DataError, did_you_mean
@@ -39,7 +41,8 @@ class About(Strict):
 
     Attributes:
         title: of the model, instead of the folder's name.
-        logit_scale: factor on cosines before a softmax; without it 100 is assumed, which confidences hang on.
+        logit_scale: factor on cosines before a softmax; without it, and where clipbench embed wrote the texts, that of
+            its manifest; else 100 is assumed, which confidences hang on.
         order: `split`: arrays without ids have the rows of the split in its order.
         licence, training_data, trained_on, paper, links, notes: as on model cards.
     """
@@ -136,14 +139,18 @@ class Embeddings:
         if other is not None:
             raise DataError(f"{other} is not read", hint=f"call it {ABOUT}, or take it out of the folder")
         self.about = parse(About, Document(about)) if os.path.lexists(about) else About.model_validate({})
+        if self.about.logit_scale is None:
+            self.about = self.about.model_copy(update={"logit_scale": stated_scale(path / "texts")})
         self._tables: dict[tuple[str, str], NamedRows | None] = {}
         self._found: dict[tuple[str, str, str, str], Rows] = {}
         self._widths: dict[str, tuple[str, int]] = {}
+        self._made: dict[str, tuple[str, Mapping[str, Any]]] = {}
 
     @property
     def has_texts(self) -> bool:
         """Whether there are rows of texts, or what looks as if there should be."""
-        return any(os.path.lexists(self.path / f"texts{end}") for end in (*_ROWS, *TEXTS.lists))
+        ends = (*_ROWS, *TEXTS.lists, f"/{MANIFEST}")
+        return any(os.path.lexists(f"{self.path / 'texts'}{end}") for end in ends)
 
     @property
     def has_backbone(self) -> bool:
@@ -242,7 +249,19 @@ class Embeddings:
         return order, notes_of("other-rows", text, others)
 
     def _agree(self, space: str, table: NamedRows) -> None:
-        """Raise DataError where rows that are compared with each other differ in width."""
+        """Raise DataError where rows that are compared with each other differ in width, or in their model."""
+        if isinstance(table, EmbeddedRows):
+            where, made_by = self._made.setdefault(space, (str(table.path), table.made_by))
+            other = {
+                k
+                for k in {*made_by, *table.made_by} - {"tokenizer"}
+                if made_by.get(k) != table.made_by.get(k)
+            }
+            if other:
+                raise DataError(
+                    f"{table.path} and {where} were not embedded alike: {', '.join(sorted(other))}",
+                    hint="embed images and texts with one model, at one precision",
+                )
         path, width = self._widths.setdefault(space, (str(table.path), table.width))
         if width != table.width:
             raise DataError(
@@ -255,7 +274,16 @@ class Embeddings:
     def _table(self, folder: Path, name: str) -> NamedRows | None:
         key = (str(folder), name)
         if key not in self._tables:
-            self._tables[key] = named_rows(folder, name, TEXTS if folder == self.path else IMAGES, self.path)
+            kind = TEXTS if folder == self.path else IMAGES
+            files = named_rows(folder, name, kind, self.path)
+            if is_embedded(folder / name):
+                if files is not None:
+                    raise DataError(
+                        f"{files.path} and {folder / name} could both hold the rows",
+                        hint="keep one of them, and move the other away",
+                    )
+                files = EmbeddedRows(folder / name, kind, self.path)
+            self._tables[key] = files
         return self._tables[key]
 
     def _lacking(self, split: Split, backbone: bool) -> DataError:
@@ -280,8 +308,12 @@ class Embeddings:
 
 def _splits_in(folder: Path) -> list[str]:
     """`<data set>/<split>` of the rows of images in a folder, those for probes left out."""
-    rows = (path for path in folder.glob("*/*") if path.suffix in _ROWS and path.parent.name != BACKBONE)
-    return sorted(f"{path.parent.name}/{path.stem}" for path in rows)
+    rows = [path for path in folder.glob("*/*") if path.suffix in _ROWS and path.parent.name != BACKBONE]
+    found = [f"{path.parent.name}/{path.stem}" for path in rows]
+    own = (path.parent for path in folder.glob(f"*/*/{MANIFEST}"))
+    return sorted(
+        [*found, *(f"{path.parent.name}/{path.name}" for path in own if path.parent.name != BACKBONE)]
+    )
 
 
 def _without_images(folder: Path) -> DataError:

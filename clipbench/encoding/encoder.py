@@ -24,7 +24,7 @@ from clipbench.encoding.cuts import Cut, lengths, of
 from clipbench.encoding.feature_store import FeatureFile, Features
 from clipbench.encoding.given import keep
 from clipbench.encoding.images import encode, encode_shards
-from clipbench.encoding.model_features import ModelFeatures
+from clipbench.encoding.model_features import Begun, ModelFeatures
 from clipbench.encoding.runtime import Tower
 from clipbench.errors import NotApplicable, StorageError
 from clipbench.models.own import PLAN, OwnAdapter
@@ -86,6 +86,15 @@ class ModelEncoder(ModelFeatures):
             of(lengths(self.adapter, unique, file.folder), [number[text] for text in texts])
         )
         return rows if len(unique) == len(texts) else rows[[number[t] for t in texts]]
+
+    def rows_of_texts(self, texts: list[str], where: Begun) -> NDArray[np.float32]:
+        """Features [len(texts), D] of unit length, encoded now and kept by the caller, under the plan of `where`.
+
+        Raises:
+            NotApplicable: the model has no text tower.
+        """
+        self.adapter.require_text("joint")
+        return self._encoding_texts(texts, "joint", where)(texts, lambda _: None)
 
     @stage("encode images")
     def crops(self, split: Split, space: str, seed: int, epoch: int) -> Features:
@@ -177,7 +186,7 @@ class ModelEncoder(ModelFeatures):
         """Where it stands which sets of texts were encoded: `<folder of their features>.json`, each a list of texts."""
         return self.root / "texts-1" / fingerprint(self.key(f"text:{space}", ""))
 
-    def _encoding_texts(self, texts: list[str], space: str, file: FeatureFile) -> _EncodeTexts:
+    def _encoding_texts(self, texts: list[str], space: str, file: Begun) -> _EncodeTexts:
         """What encodes these texts, some at a time, under the plan of `file`."""
         if self.own is not None:
             file.begin(PLAN)

@@ -255,7 +255,7 @@ def encode_shards(
                     if shard not in todo[i]:
                         continue
                     if isinstance(batch, Pictures):
-                        features = _own_rows(encoders[i], batch, space)
+                        features = own_rows(encoders[i], batch, space)
                     else:
                         features = rows_of(towers[i], images, encoders[i].unit_length(space))
                         if not np.isfinite(features[batch.good]).all():
@@ -296,7 +296,7 @@ def _stream(
     )
 
 
-def _own_rows(encoder: ModelFeatures, batch: Pictures, space: str) -> NDArray[np.float32]:
+def own_rows(encoder: ModelFeatures, batch: Pictures, space: str) -> NDArray[np.float32]:
     """Features of one batch by the user's own code; rows of NaN where an image could not be decoded."""
     import torch
 

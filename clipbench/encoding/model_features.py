@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from clipbench.cards.model import Preprocess
 from clipbench.data.decode import MAX_PIXELS, max_pixels
@@ -37,6 +37,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PROCESSES_WORTH = 512  # images below which starting decoding processes costs more than it saves
+
+
+class Begun(Protocol):
+    """Rows that are all made under one plan, which the first who writes them fixes."""
+
+    @property
+    def folder(self) -> object:
+        """Where they are, for messages."""
+
+    def plan(self) -> str | None:
+        """The plan; None where nobody has begun yet."""
+
+    def begin(self, plan: str) -> str:
+        """Fix `plan`, unless one is fixed already: the plan that is to be used."""
 
 
 @dataclass
@@ -165,7 +179,7 @@ class ModelFeatures:
         named = {"family": family, "version": families.family(family).version, "given": rows.described}
         return named | {"space": prepared(space)[0], "content": content}
 
-    def tower(self, space: str, rows: int, file: FeatureFile | None = None) -> Tower:
+    def tower(self, space: str, rows: int, file: Begun | None = None) -> Tower:
         """The image tower, laid out for `rows` images; or under the plan of `file`, which it fixes if it is new."""
         space = prepared(space)[0]
         preprocess = self.adapter.preprocess
@@ -178,9 +192,7 @@ class ModelFeatures:
             file,
         )
 
-    def text_tower(
-        self, texts: Sequence[str], space: str = "joint", file: FeatureFile | None = None
-    ) -> Tower:
+    def text_tower(self, texts: Sequence[str], space: str = "joint", file: Begun | None = None) -> Tower:
         """The text tower, laid out for `texts`; or under the plan of `file`, as `tower`."""
 
         def example(n: int) -> torch.Tensor:
@@ -197,7 +209,7 @@ class ModelFeatures:
         module: Callable[[], nn.Module],
         example: Callable[[int], torch.Tensor],
         rows: int,
-        file: FeatureFile | None,
+        file: Begun | None,
     ) -> Tower:
         """A tower under the plan of `file`; without one under the plan that `fastest` gave when it was first asked."""
         plan = None if file is None else file.plan()

@@ -47,9 +47,16 @@ def pictures(
     Raises:
         DataError: an image that cannot be decoded, and `on_bad_image` is "stop".
     """
+    groups = (list(itertools.islice(samples, size)) for size in sizes)
+    yield from pictures_of(groups, workers=workers, on_bad_image=on_bad_image)
+
+
+def pictures_of(
+    groups: Iterator[list[Sample]], *, workers: int, on_bad_image: OnBadImage
+) -> Generator[Pictures, None, None]:
+    """As `pictures`, of groups of samples, a batch each."""
     with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="decode") as pool:
-        for size in sizes:
-            group = list(itertools.islice(samples, size))
+        for group in groups:
             each = map(_opened, group) if workers == 0 else pool.map(_opened, group)
             told = list(zip(group, each, strict=True))
             bad = [Bad(sample.id, why) for sample, (image, why, _) in told if image is None]
