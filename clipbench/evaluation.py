@@ -24,6 +24,7 @@ from clipbench.data.labels import without_samples
 from clipbench.data.open import open_split, refuse_lacking
 from clipbench.data.paths import DataPaths
 from clipbench.data.split import Split, Subset
+from clipbench.encoding import images
 from clipbench.encoding.cuts import added
 from clipbench.encoding.encoder import ModelEncoder
 from clipbench.encoding.feature_store import Features
@@ -111,6 +112,74 @@ def _evaluated(
     with contextlib.ExitStack() as until_the_end:
         encoders = [_encoder(model, options, until_the_end) for model in model_cards]
         yield from _by_task(encoders, tasks, options, catalog)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a share of a task's images came to: images that were encoded for a model, or why there are none."""
+
+    model: str
+    task: str
+    images: int
+    reason: str | None = None
+    error: DataError | None = None
+
+
+def encode_share(
+    model_cards: Sequence[ModelEntry], tasks: Sequence[Task], options: Options, share: tuple[int, int]
+) -> Iterator[Share]:
+    """Encode a share (k, n) of the images that tasks need, of every model, into the cache, and score nothing.
+
+    Once all shares are there, `evaluate` encodes no image. Texts, heat maps and new crops of images are left to it.
+
+    Raises:
+        ClipbenchError: a limited sample is asked for, whose rows are not those of shares; or nothing is kept of a
+            model, because nobody says what its features follow from.
+    """
+    if options.limit is not None:
+        raise ClipbenchError("--shard encodes whole splits", hint="leave --limit out")
+    rest()
+    with options.runtime.reproducible():
+        encoders = [
+            ModelEncoder(model, options.runtime, options.on_bad_image, options.progress)
+            for model in model_cards
+        ]
+        for encoder in encoders:
+            if encoder.own is not None and encoder.own.identity is None:
+                raise ClipbenchError(
+                    f"{encoder.model.id} does not say what its features follow from, so that none are kept for others",
+                    hint="give the object an `identity` (docs/library.md)",
+                )
+        opened: dict[tuple[str, ...], Split] = {}
+        for task in tasks:
+            yield from _share_of(encoders, task, options, share, opened)
+
+
+def _share_of(
+    encoders: Sequence[ModelEncoder],
+    task: Task,
+    options: Options,
+    share: tuple[int, int],
+    opened: dict[tuple[str, ...], Split],
+) -> Iterator[Share]:
+    try:
+        plans = [_plan(encoder, task) for encoder in encoders]
+        able = [plan for plan in plans if plan.reason is None and plan.encoder.adapter.given is None]
+        splits = _splits(able, task, options, opened)
+        for key in dict.fromkeys(key for plan in able for key in plan.needs.images):
+            role, space = key
+            images.encode_share(
+                [plan.encoder for plan in able if key in plan.needs.images], splits[role], space, share
+            )
+    except DataError as error:
+        yield from (Share(e.model.id, task.id, 0, error=error) for e in encoders)
+        return
+    for plan in plans:
+        count = plan.encoder.counts.images_encoded - plan.before.images_encoded
+        reason = plan.reason or (
+            "its features were given" if plan.encoder.adapter.given is not None else None
+        )
+        yield Share(plan.encoder.model.id, task.id, count, reason)
 
 
 def _encoder(model: ModelEntry, options: Options, until_the_end: contextlib.ExitStack) -> ModelEncoder:

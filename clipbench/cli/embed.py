@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipbench.cli.inputs import auto, choose_runtime, open_catalog
+from clipbench.cli.inputs import auto, choose_runtime, open_catalog, share
 from clipbench.cli.options import (
     BatchSize,
     Cards,
@@ -115,9 +115,9 @@ def embed_command(
         if entry.detected:
             note(f"{entry.id}: {entry.card.notes}")
         output = job.opened(encoder, found, folder, wanted)
-        share = _share(shard)
+        of = share(shard)
         _say(found, quiet)
-        told = job.embed(encoder, found, output, wanted, share=share, ray=ray)
+        told = job.embed(encoder, found, output, wanted, share=of, ray=ray)
     _report(told, output, as_json, quiet)
 
 
@@ -139,18 +139,6 @@ def _runtime(ray: Any, device: str, precision: str, batch_size: int | None, work
         return choose_runtime(device, precision, batch_size, workers)
     of = Runtime.choose("cpu", "bf16" if precision == "auto" else precision, batch_size, workers)
     return replace(of, device="cuda")
-
-
-def _share(text: str | None) -> tuple[int, int]:
-    """k and n of `--shard`."""
-    if text is None:
-        return 0, 1
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-        raise ClipbenchError(
-            f"--shard {text}: expected k/n with 0 ≤ k < n", hint="for the first of eight: --shard 0/8"
-        )
-    return int(first), int(second)
 
 
 def _say(found: Collection, quiet: bool) -> None:

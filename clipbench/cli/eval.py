@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rich.text import Text
 
 from clipbench.catalog import Catalog, Task
-from clipbench.cli.inputs import auto, choose_runtime, data_paths, names, open_catalog
+from clipbench.cli.inputs import auto, choose_runtime, data_paths, names, open_catalog, share
 from clipbench.cli.options import (
     BatchSize,
     Cards,
@@ -32,7 +33,9 @@ from clipbench.cli.own_data import Classes, Templates, with_own_data
 from clipbench.data import decode_stream
 from clipbench.data.decode import allow_pixels
 from clipbench.data.drafts import Prompts
-from clipbench.evaluation import Options, Result, evaluate, keep, refuse
+from clipbench.errors import ClipbenchError
+from clipbench.evaluation import Options, Result, encode_share, evaluate, keep, refuse
+from clipbench.models.adapter import ModelEntry
 from clipbench.records import store
 from clipbench.records.eligibility import Eligibility
 from clipbench.report import dataframe, table
@@ -104,6 +107,15 @@ def eval_command(
             min=0,
         ),
     ] = 0,
+    shard: Annotated[
+        str | None,
+        option(
+            "--shard",
+            "Only encode every n-th shard of images, from number k on (from 0), into a cache that n processes share; "
+            "the same command without it then encodes no image, and scores.",
+            "k/n",
+        ),
+    ] = None,
     force: Force = False,
     verify_data: VerifyData = False,
     as_json: Json = False,
@@ -133,6 +145,9 @@ def eval_command(
         progress=not quiet,
         pictures=save_heatmaps,
     )
+    if shard is not None:
+        _encode_share(models, tasks, options, shard, as_json=as_json)
+        return
     refuse(models, tasks, options, results, force=force)
     for made in models:
         if made.detected:
@@ -153,6 +168,32 @@ def eval_command(
         _print_table(done, tasks, catalog, results)
     if any(r.error for r in done):
         raise typer.Exit(2)
+
+
+def _encode_share(
+    models: Sequence[ModelEntry], tasks: Sequence[Task], options: Options, shard: str, *, as_json: bool
+) -> None:
+    """Encode a share and tell what it came to.
+
+    Raises:
+        typer.Exit: the data of a task is wrong or missing, with code 2.
+    """
+    if as_json or options.pictures:
+        raise ClipbenchError(
+            "--shard encodes and scores nothing: there are no records to print, and no pictures",
+            hint="leave --json and --save-heatmaps to the command that scores",
+        )
+    done = list(encode_share(models, tasks, options, share(shard)))
+    for of in done:
+        if of.error is None:
+            note(f"{of.model} × {of.task}: " + (of.reason or f"{of.images:,} images encoded"))
+    errors = {id(of.error): of for of in done if of.error is not None}
+    for of in errors.values():
+        assert of.error is not None
+        print_error(of.error, f"{of.task}: ")
+    if errors:
+        raise typer.Exit(2)
+    note("when all shares are there, the same command without --shard scores them")
 
 
 def _keep(result: Result, results: Path, *, force: bool, scores: bool, quiet: bool) -> None:

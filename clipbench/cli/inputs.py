@@ -57,3 +57,15 @@ def auto(option: str, text: str) -> int | None:
     if not text.isdecimal():
         raise ClipbenchError(f"{option} takes auto or a whole number (found {text!r})")
     return int(text)
+
+
+def share(text: str | None) -> tuple[int, int]:
+    """k and n of --shard; without it the one share that is all."""
+    if text is None:
+        return 0, 1
+    first, _, second = text.partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise ClipbenchError(
+            f"--shard {text}: expected k/n with 0 ≤ k < n", hint="for the first of eight: --shard 0/8"
+        )
+    return int(first), int(second)

@@ -117,11 +117,29 @@ def _refuse(model: ModelFeatures, bad: dict[str, str], ids: Sequence[str]) -> No
         )
 
 
-@stage("encode images")
-def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -> None:
-    """Make sure that every encoder has its features of `split`; one decoding pass serves all that lack them.
+def encode_share(models: Sequence[ModelFeatures], split: Split, space: str, share: tuple[int, int]) -> None:
+    """Encode a share (k, n) of `split` for each model: the shards ≡ k mod n of its feature file, as far as they lack.
 
-    The encoders must prepare images alike.
+    Processes with other shares may write the same files at the same time. What a head makes of a tower's features is
+    left to whoever reads them.
+
+    Raises:
+        DataError, StorageError: as `encode`.
+    """
+    alike: dict[Preprocess, list[ModelFeatures]] = {}
+    for model in models:
+        alike.setdefault(model.model.card.preprocess, []).append(model)
+    for group in alike.values():
+        encode_images(group, split, space, share)
+
+
+@stage("encode images")
+def encode_images(
+    encoders: Sequence[ModelFeatures], split: Split, space: str, share: tuple[int, int] | None = None
+) -> None:
+    """Make sure that every encoder has its features of `split`, or a share of them (see `encode_share`).
+
+    One decoding pass serves all that lack them. The encoders must prepare images alike.
 
     Raises:
         DataError: an image that cannot be decoded (unless such images are skipped).
@@ -129,7 +147,7 @@ def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -
     """
     encoders = [encoder for encoder in encoders if not encoder.file(split, space).complete()]
     encoders = [encoder for encoder in encoders if not _given(encoder, split, space)]
-    encoders = [encoder for encoder in encoders if not _through_head(encoder, split, space)]
+    encoders = [encoder for encoder in encoders if not _through_head(encoder, split, space, share)]
     if not encoders:
         return
     # Two names of one checkpoint share a file: the first encodes for both. Locks are taken in one order by all.
@@ -138,15 +156,19 @@ def encode_images(encoders: Sequence[ModelFeatures], split: Split, space: str) -
     files = [e.file(split, space) for e in encoding]
     with contextlib.ExitStack() as locks:
         for file in files:
-            if not file.complete():
+            if share is None and not file.complete():
                 locks.enter_context(file.lock())
-        todo = {i: set(f.missing()) for i, f in enumerate(files)}
+        todo = {i: _of_share(f.missing(), share) for i, f in enumerate(files)}
         shards = sorted(set().union(*todo.values()))
         if shards:
             how = None if encoding[0].own else encoding[0].preprocess(space)
             encode_shards(encoding, files, todo, shards, split, space, how)
     for index, (encoder, file) in enumerate(zip(encoding, files, strict=True)):
         encoder.counts.images_encoded += sum(len(file.shard_rows(s)) for s in todo[index])
+
+
+def _of_share(shards: Sequence[int], share: tuple[int, int] | None) -> set[int]:
+    return {shard for shard in shards if share is None or shard % share[1] == share[0]}
 
 
 def _given(encoder: ModelFeatures, split: Split, space: str) -> bool:
@@ -157,10 +179,11 @@ def _given(encoder: ModelFeatures, split: Split, space: str) -> bool:
     return rows is not None
 
 
-def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:
+def _through_head(encoder: ModelFeatures, split: Split, space: str, share: tuple[int, int] | None) -> bool:
     """Make the features from those of a tower that is a model of its own, where the model has one; whether it has.
 
-    Those are kept like any features, so that many models with heads on one tower share them.
+    Those are kept like any features, so that many models with heads on one tower share them. Of a share, they alone are
+    made.
     """
     import torch
 
@@ -177,6 +200,10 @@ def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:
     )
     base.adapter = tower
     wanted = "".join(("backbone", *space.partition("@")[1:]))
+    if share is not None:
+        encode_images([base], split, wanted, share)
+        _add(encoder, base)
+        return True
     with file.lock():
         missing = file.missing()
         if missing:
@@ -197,9 +224,14 @@ def _through_head(encoder: ModelFeatures, split: Split, space: str) -> bool:
                     remarks=[remark for remark in of_tower.remarks if remark[0] in set(ids)],
                     digests=None if of_tower.digests is None else of_tower.digests[own],
                 )
+    _add(encoder, base)
+    return True
+
+
+def _add(encoder: ModelFeatures, base: ModelFeatures) -> None:
+    """Count what `base` encoded as done for `encoder`."""
     for name in ("images_encoded", "images_s", "decode_wait_s", "write_s"):
         setattr(encoder.counts, name, getattr(encoder.counts, name) + getattr(base.counts, name))
-    return True
 
 
 def encode_shards(
