@@ -33,7 +33,7 @@ SURFACE = {
         "first_line nearest unknown"
     ),
     "clipbench.catalog": "Catalog Task",
-    "clipbench.evaluation": "Kept Options Result evaluate evaluator keep limited refuse",
+    "clipbench.evaluation": "Kept Options Result Share encode_share evaluate evaluator keep limited refuse",
     "clipbench.api": "Model load_model",
     "clipbench.library": "EvaluationError Failure compare evaluate gate",
     "clipbench.mteb": "Encoder as_mteb",

@@ -85,6 +85,30 @@ def test_a_share_that_is_killed_is_run_again(many: commandline.Place, isolated_c
     assert {path: after[path] for path in before} == before
 
 
+def test_torchruns_processes_share_the_work_and_the_first_scores(
+    many: commandline.Place, run: commandline.Run, isolated_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "clipbench"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, *launch, *map(str, many.eval("--workers", "0", data="many"))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(shards(isolated_cache)) == 4 + 1  # and one of texts
+    scores = many.record().scores
+    assert many.record().timing.images_encoded == 0
+    monkeypatch.setenv("CLIPBENCH_CACHE", str(many.root / "alone"))
+    assert run(*many.eval("--force", data="many")).code == 0
+    assert many.record().scores == scores
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    mended(run(*many.eval("--shard", "0/2", data="many")), "leave --shard out")
+
+
 def test_what_a_share_cannot_do(place: commandline.Place, run: commandline.Run) -> None:
     for wrong in ("2/2", "0", "a/b", "0/0"):
         mended(run(*place.eval("--shard", wrong)), "expected k/n", "0/8")

@@ -41,6 +41,7 @@ from clipbench.records.eligibility import Eligibility
 from clipbench.report import dataframe, table
 from clipbench.report.sections import Section
 from clipbench.utils.escape import json_text
+from clipbench.utils.ranks import Rank, rank, wait_for_all
 
 
 def eval_command(
@@ -130,9 +131,12 @@ def eval_command(
     tasks = catalog.tasks(wanted)
     paths = data_paths(data, catalog, verify=verify_data)
     models = [catalog.model(name) for name in names("--model", model)]
+    ranked = rank()
+    if ranked is not None and shard is not None:
+        raise ClipbenchError("torchrun's processes take their shares from it", hint="leave --shard out")
     options = Options(
         runtime=choose_runtime(
-            device,
+            device if ranked is None else _own_gpu(device, ranked),
             precision,
             auto("--batch-size", batch_size),
             auto("--workers", workers),
@@ -148,7 +152,13 @@ def eval_command(
     if shard is not None:
         _encode_share(models, tasks, options, shard, as_json=as_json)
         return
-    refuse(models, tasks, options, results, force=force)
+    if ranked is None or ranked.number == 0:
+        refuse(models, tasks, options, results, force=force)
+    if ranked is not None:
+        list(encode_share(models, tasks, options, ranked[:2]))
+        wait_for_all()
+        if ranked.number > 0:
+            return
     for made in models:
         if made.detected:
             note(f"{made.id}: {made.card.notes}")
@@ -168,6 +178,13 @@ def eval_command(
         _print_table(done, tasks, catalog, results)
     if any(r.error for r in done):
         raise typer.Exit(2)
+
+
+def _own_gpu(device: str, ranked: Rank) -> str:
+    """The GPU of one of several processes on a machine, where it has some."""
+    import torch
+
+    return f"cuda:{ranked.local}" if device in ("auto", "cuda") and torch.cuda.is_available() else device
 
 
 def _encode_share(
