@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -107,7 +106,7 @@ def embed_command(
     found = collection(data, Columns(image_column, caption_column, key_column), rows)
     folder = Place.parse(out)
     entry = open_catalog(cards, plugins).model(model)
-    with _engine(engine, ray_address) as ray:
+    with cluster.engine(engine, ray_address) as ray:
         runtime = _runtime(
             ray, device, precision, auto("--batch-size", batch_size), auto("--workers", workers)
         )
@@ -119,17 +118,6 @@ def embed_command(
         _say(found, quiet)
         told = job.embed(encoder, found, output, wanted, share=of, ray=ray)
     _report(told, output, as_json, quiet)
-
-
-def _engine(engine: str, address: str | None) -> contextlib.AbstractContextManager[Any]:
-    """Ray, connected; or None for this process alone."""
-    if engine not in ("local", "ray"):
-        raise ClipbenchError(unknown("choice for --engine", engine, ("local", "ray")))
-    if engine == "ray":
-        return cluster.connected(address)
-    if address is not None:
-        raise ClipbenchError("--ray-address is for --engine ray", hint="add --engine ray, or leave it out")
-    return contextlib.nullcontext()
 
 
 def _runtime(ray: Any, device: str, precision: str, batch_size: int | None, workers: int | None) -> Runtime:

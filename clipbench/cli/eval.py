@@ -17,11 +17,13 @@ from clipbench.cli.options import (
     Cards,
     Data,
     Device,
+    Engine,
     Force,
     Json,
     MaxPixels,
     Plugins,
     Precision,
+    RayAddress,
     Results,
     VerifyData,
     Workers,
@@ -33,6 +35,7 @@ from clipbench.cli.own_data import Classes, Templates, with_own_data
 from clipbench.data import decode_stream
 from clipbench.data.decode import allow_pixels
 from clipbench.data.drafts import Prompts
+from clipbench.distributed import encode_over
 from clipbench.errors import ClipbenchError
 from clipbench.evaluation import Options, Result, encode_share, evaluate, keep, refuse
 from clipbench.models.adapter import ModelEntry
@@ -40,6 +43,7 @@ from clipbench.records import store
 from clipbench.records.eligibility import Eligibility
 from clipbench.report import dataframe, table
 from clipbench.report.sections import Section
+from clipbench.utils import cluster
 from clipbench.utils.escape import json_text
 from clipbench.utils.ranks import Rank, rank, wait_for_all
 
@@ -117,6 +121,8 @@ def eval_command(
             "k/n",
         ),
     ] = None,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     force: Force = False,
     verify_data: VerifyData = False,
     as_json: Json = False,
@@ -132,8 +138,7 @@ def eval_command(
     paths = data_paths(data, catalog, verify=verify_data)
     models = [catalog.model(name) for name in names("--model", model)]
     ranked = rank()
-    if ranked is not None and shard is not None:
-        raise ClipbenchError("torchrun's processes take their shares from it", hint="leave --shard out")
+    _refuse_two_ways(engine, shard, ranked, limit)
     options = Options(
         runtime=choose_runtime(
             device if ranked is None else _own_gpu(device, ranked),
@@ -159,6 +164,28 @@ def eval_command(
         wait_for_all()
         if ranked.number > 0:
             return
+    with cluster.engine(engine, ray_address) as ray:
+        if ray is not None:
+            encode_over(ray, models, tasks, options, plugins or ())
+    _measure(models, tasks, options, catalog, results, force=force, as_json=as_json, quiet=quiet)
+
+
+def _measure(
+    models: Sequence[ModelEntry],
+    tasks: Sequence[Task],
+    options: Options,
+    catalog: Catalog,
+    results: Path,
+    *,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure, keep and print.
+
+    Raises:
+        typer.Exit: the data of a task is wrong or missing, with code 2.
+    """
     for made in models:
         if made.detected:
             note(f"{made.id}: {made.card.notes}")
@@ -175,9 +202,19 @@ def eval_command(
         written = [store.read(store.path_of(r.model, r.task, results)).record for r in done if r.record]
         print(json_text([record.canonical() for record in written]))
     elif len(done) > 1 and not quiet:
-        _print_table(done, tasks, catalog, results)
+        _print_table(done, list(tasks), catalog, results)
     if any(r.error for r in done):
         raise typer.Exit(2)
+
+
+def _refuse_two_ways(engine: str, shard: str | None, ranked: Rank | None, limit: int | None) -> None:
+    """Raise ClipbenchError where the work would be shared out in two ways, or a sample of it."""
+    if ranked is not None and shard is not None:
+        raise ClipbenchError("torchrun's processes take their shares from it", hint="leave --shard out")
+    if engine == "ray" and (shard is not None or ranked is not None or limit is not None):
+        raise ClipbenchError(
+            "--engine ray shares whole splits out by itself", hint="leave --shard, --limit and torchrun out"
+        )
 
 
 def _own_gpu(device: str, ranked: Rank) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from clipbench.errors import ClipbenchError, first_line
+from clipbench.errors import ClipbenchError, first_line, unknown
 
 #: bytes of the object store of a cluster that is started here: results are small, rows go to files
 _OBJECTS: Final = 128 << 20
@@ -31,6 +31,21 @@ class Slots:
     count: int
     cpus: int
     gpus: int
+
+
+def engine(name: str, address: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Ray, connected, of `--engine` and `--ray-address`; or None for this process alone.
+
+    Raises:
+        ClipbenchError: there is no such engine, or as `connected`.
+    """
+    if name not in ("local", "ray"):
+        raise ClipbenchError(unknown("choice for --engine", name, ("local", "ray")))
+    if name == "ray":
+        return connected(address)
+    if address is not None:
+        raise ClipbenchError("--ray-address is for --engine ray", hint="add --engine ray, or leave it out")
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
